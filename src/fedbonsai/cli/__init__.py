@@ -1,0 +1,75 @@
+"""The command line: one file per verb, imported when it is called.
+
+Exit codes: 0 done; 1 a fault in this library; 2 wrong input (the text says what and how to mend it); 3 too few devices
+answered; 130 interrupted (what was finished is kept).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+VERBS = {
+    "run": "train: run a recipe, or resume a run",
+    "ls": "list recipes, methods, models, data or runs",
+    "show": "print a recipe with everything that it leaves to defaults",
+    "cp": "copy a recipe to a file of your own",
+    "validate": "check a recipe and its overrides, and name every fault",
+    "report": "table and plots of one run or several",
+    "doctor": "what is installed, what is missing, how fast this machine is",
+}
+
+EPILOG = """examples:
+  fedbonsai run fedavg
+  fedbonsai run fedavg --data.name mnist --data.clients 100 --method.cohort 10
+  fedbonsai report runs/fedavg-digits-0
+  fedbonsai ls recipes
+"""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        "fedbonsai",
+        description="Federated training of small models: prune, quantize, send only what matters, count what it cost.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    verbs = parser.add_subparsers(dest="verb", metavar="verb")
+    given = list(sys.argv[1:] if words is None else words)
+    wanted = next((word for word in given if not word.startswith("-")), None)
+    for verb, text in VERBS.items():
+        sub = verbs.add_parser(verb, help=text, add_help=verb != "run", description=text)
+        if verb == wanted:
+            import_module(f"fedbonsai.cli.{verb}").arguments(sub)
+    args, rest = parser.parse_known_args(given)
+    if args.version:
+        from fedbonsai import __version__
+
+        print(__version__)
+        return 0
+    if args.verb is None:
+        parser.print_help()
+        return 0
+    return _guarded(args.verb, args, rest)
+
+
+def _guarded(verb: str, args: argparse.Namespace, rest: list[str]) -> int:
+    from fedbonsai.errors import FedbonsaiError, Unanswered
+
+    try:
+        return int(import_module(f"fedbonsai.cli.{verb}").main(args, rest) or 0)
+    except Unanswered as error:
+        print(f"fedbonsai: too few devices answered: {error}", file=sys.stderr)
+        return 3
+    except FedbonsaiError as error:
+        print(f"fedbonsai: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,66 @@
+"""``fedbonsai doctor``: what is installed, what is missing, how fast this machine is."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+
+PARTS = {
+    "base": ("torch", "numpy", "cattrs", "rich", "safetensors", "zstandard", "tomli-w"),
+    "sim": ("datasets", "flwr-datasets", "matplotlib", "pillow", "pyarrow", "scikit-learn"),
+    "codecs": ("constriction",),
+}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb takes no arguments."""
+
+
+def main(args: argparse.Namespace, rest: list[str]) -> int:
+    """Look and measure."""
+    from fedbonsai import __version__
+
+    print(f"fedbonsai {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    missing: list[str] = []
+    for part, packages in PARTS.items():
+        for package in packages:
+            try:
+                print(f"  {part:<7} {package:<15} {version(package)}")
+            except PackageNotFoundError:
+                missing.append(part)
+                print(f"  {part:<7} {package:<15} MISSING")
+    for part in sorted(set(missing)):
+        what = "fedbonsai" if part == "base" else f"fedbonsai[{part}]"
+        print(f"to mend: pip install '{what}'")
+    if importlib.util.find_spec("torch") is None:
+        return 2
+    _speed()
+    return 2 if "base" in missing else 0
+
+
+def _speed() -> None:
+    import os
+
+    import torch
+
+    from fedbonsai.core import Client, Samples
+    from fedbonsai.local import SGD, train
+    from fedbonsai.model import Arch, Model
+
+    print(f"cores {os.cpu_count()}, torch threads {torch.get_num_threads()}, CUDA {torch.cuda.is_available()}")
+    torch.set_num_threads(1)
+    source = torch.ones(16_000_000)
+    target = source.clone()
+    start = time.perf_counter()
+    for _ in range(5):
+        target.copy_(source)
+    print(f"memory copy, one thread: {5 * 64 / 1000 / (time.perf_counter() - start):.1f} GB/s")
+    images = Samples(torch.zeros(320, 1, 28, 28), torch.zeros(320, dtype=torch.int64))
+    me, model = Client("doctor", 0, images, images[:0]), Model.init(Arch("lenet5"), 0)
+    train(model, me, SGD(batch=32))
+    start = time.perf_counter()
+    train(model, me, SGD(batch=32, epochs=3))
+    print(f"LeNet-5 training, batch 32, one thread: {960 / (time.perf_counter() - start):.0f} samples/s")

@@ -1,0 +1,69 @@
+"""``fedbonsai ls``: what there is to choose from."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+from pathlib import Path
+
+from fedbonsai.errors import ConfigError
+
+WHAT = ("recipes", "methods", "models", "data", "runs")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("what", nargs="?", default="recipes", help=" | ".join(WHAT))
+    parser.add_argument("--runs", default="runs", help="folder of runs")
+
+
+def main(args: argparse.Namespace, rest: list[str]) -> None:
+    """List."""
+    if rest or args.what not in WHAT:
+        raise ConfigError(f"ls {' '.join([args.what, *rest])}: expected one of {', '.join(WHAT)}")
+    for name, text in {"recipes": _recipes, "methods": _methods, "models": _models, "data": _data, "runs": _runs}[args.what](
+        args
+    ):
+        print(f"{name:<28} {text}".rstrip())
+
+
+def _recipes(args: argparse.Namespace) -> list[tuple[str, str]]:
+    from fedbonsai.runs.recipes import shipped, summary
+
+    return [(name, summary(text)) for name, text in shipped().items()]
+
+
+def _methods(args: argparse.Namespace) -> list[tuple[str, str]]:
+    from fedbonsai.methods.registry import methods
+
+    return [(name, (inspect.getdoc(cls) or "").splitlines()[0]) for name, cls in sorted(methods().items())]
+
+
+def _models(args: argparse.Namespace) -> list[tuple[str, str]]:
+    from fedbonsai.model import networks
+
+    return [
+        (name, f"({', '.join(inspect.signature(build).parameters)})  {(inspect.getdoc(build) or '').splitlines()[0]}")
+        for name, build in sorted(networks().items())
+    ]
+
+
+def _data(args: argparse.Namespace) -> list[tuple[str, str]]:
+    from fedbonsai.data.sources import SOURCES
+
+    return [
+        *((name, text) for name, text in SOURCES.items()),
+        ("owner/name", "any image-classification dataset of the Hugging Face hub"),
+        ("--data.path FOLDER", "train-*.parquet and test-*.parquet in Hugging Face layout"),
+    ]
+
+
+def _runs(args: argparse.Namespace) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for info in sorted(Path(args.runs).glob("*/run.json")):
+        facts = json.loads(info.read_text())
+        rows = [json.loads(line) for line in (info.parent / "metrics.jsonl").open()] if (info.parent / "metrics.jsonl").exists() else []
+        accuracy = next((f"{row['accuracy']:.4f}" for row in reversed(rows) if "accuracy" in row), "-")
+        found.append((str(info.parent), f"{facts.get('status', '?')}, {len(rows)} rounds, accuracy {accuracy}"))
+    return found

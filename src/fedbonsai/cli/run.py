@@ -1,0 +1,69 @@
+"""``fedbonsai run``: train."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from fedbonsai.errors import ConfigError
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb; all others are settings of the recipe."""
+    parser.add_argument("recipe", nargs="?", default="", help="name of a recipe, or a .toml file")
+    parser.add_argument("--preset", default="", help="a preset of the recipe, such as published (default: modern)")
+    parser.add_argument("--resume", type=Path, default=None, metavar="RUN", help="continue the run in this folder")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder under which the run's folder is made")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("-h", "--help", action="store_true", help="this help; after a recipe: all of its settings")
+
+
+def main(args: argparse.Namespace, rest: list[str]) -> int:
+    """Run."""
+    if args.help or not (args.recipe or args.resume):
+        _help(args.recipe, args.preset)
+        return 0 if args.help else 2
+    from fedbonsai.runs import recipes
+    from fedbonsai.runs.progress import progress
+    from fedbonsai.runs.run import execute, name_of, stored
+
+    if args.resume:
+        if args.recipe or rest:
+            raise ConfigError("--resume continues a run as it was begun; leave out the recipe and its settings")
+        config, folder = stored(args.resume), args.resume
+    else:
+        config = recipes.load(args.recipe, args.preset, recipes.overrides_of(rest))
+        folder = args.runs / name_of(args.recipe, config)
+    for module in config.imports:
+        __import__(module)
+    try:
+        run = execute(config, folder, bool(args.resume), [] if args.quiet else [progress()])
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; what was finished is kept. Continue with: fedbonsai run --resume {folder}", file=sys.stderr)
+        return 130
+    moved = {way: size / 1e6 for way, size in run.bytes.items()}
+    print(f"accuracy {run.accuracy:.4f} on the test set after {len(run.metrics)} rounds ({run.info['reason']})")
+    print(f"{moved['up']:.2f} MB up, {moved['down']:.2f} MB down; everything is in {folder}")
+    print(f"plots: fedbonsai report {folder}")
+    return 0
+
+
+def _help(recipe: str, preset: str) -> None:
+    print("usage: fedbonsai run RECIPE [--preset P] [--runs FOLDER] [--quiet] [--SETTING VALUE ...]")
+    print("       fedbonsai run --resume RUN\n")
+    if not recipe:
+        print("recipes: fedbonsai ls recipes\nsettings of a recipe: fedbonsai run RECIPE --help")
+        return
+    from fedbonsai.runs.config import RunConfig
+    from fedbonsai.runs.recipes import table
+    from fedbonsai.runs.structure import settings, type_name
+
+    merged = table(recipe, preset)
+    print(f"settings of {recipe} (value in this recipe):")
+    for setting in settings(RunConfig, merged["method"]["name"]):
+        here: object = merged
+        for part in setting.path.split("."):
+            here = here.get(part) if isinstance(here, dict) else None
+        value = setting.default if here is None else here
+        print(f"  --{setting.path} {type_name(setting.kind)} ({value!r})\n        {setting.help}")

@@ -1,0 +1,252 @@
+"""Two verbs and one port: what a method is, what a fleet is, and what passes between them.
+
+A `Method` is the server of a paper: ``begin`` and ``round`` ask a `Fleet`, and all that changes is in the state they
+return. A `Task` is what runs on a client: a named module-level function. The reasons are in ``docs/adr/0001``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from fedbonsai.errors import ConfigError, Unanswered
+from fedbonsai.model import Model
+from fedbonsai.wire import message
+
+M = TypeVar("M")
+R = TypeVar("R")
+S = TypeVar("S")
+M_contra = TypeVar("M_contra", contravariant=True)
+
+Memory = dict[str, Any]  # what a client keeps between rounds: anything that travels by the wire
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images and labels: ``x`` [samples, channels, height, width] float, ``y`` [samples] int64."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, part: slice | Tensor) -> Samples:
+        return Samples(self.x[part], self.y[part])
+
+    def to(self, device: str) -> Samples:
+        """The same samples on a torch device."""
+        return self if device == "cpu" else Samples(self.x.to(device), self.y.to(device))
+
+
+@message("device@1")
+class Device:
+    """A client as the server knows it."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class Client:
+    """What a task may see: ``seed`` is already that of this client, round and ask (`tree.seed_of`).
+
+    ``valid`` decides (early stops, losses that gate an upload); the common test set only reports.
+    """
+
+    id: str
+    seed: int
+    train: Samples
+    valid: Samples
+    device: str = "cpu"  # torch device
+    augment: bool = False  # random crop and flip of training images
+
+
+@message("kept@1")
+class Kept:
+    """A client's memory with the round and attempt in which it was accepted or is about to be."""
+
+    round: int
+    attempt: int
+    memory: Memory
+
+
+@message("scope@1")
+class Scope:
+    """Where a run stands: a round may be attempted several times, ``begin`` is round -1."""
+
+    run: str
+    seed: int
+    round: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Task(Generic[M, R]):
+    """A function that runs on a client, known to both ends by its name."""
+
+    name: str
+    run: Callable[[M, Client, Memory], tuple[R, Memory]]
+
+
+_tasks: dict[str, Task[Any, Any]] = {}
+
+
+def task(name: str) -> Callable[[Callable[[M, Client, Memory], tuple[R, Memory]]], Task[M, R]]:
+    """Register a module-level function ``(request, me, memory) -> (answer, memory)`` as a task.
+
+    Raises:
+        ValueError: the function is a closure, or the name is taken.
+    """
+
+    def register(run: Callable[[M, Client, Memory], tuple[R, Memory]]) -> Task[M, R]:
+        if "<locals>" in run.__qualname__:
+            raise ValueError(f"task {name!r} must be a module-level function: what runs on a client is never a closure")
+        held = _tasks.get(name)
+        if held is not None and held.run.__module__ != run.__module__:
+            raise ValueError(f"task name {name!r} is taken by {held.run.__module__}")
+        _tasks[name] = made = Task(name, run)
+        return made
+
+    return register
+
+
+def task_named(name: str) -> Task[Any, Any]:
+    """Look a task up.
+
+    Raises:
+        ConfigError: no method that is installed here has such a task.
+    """
+    if name not in _tasks:
+        raise ConfigError(f"task {name!r} is not known here; install the same methods on both ends")
+    return _tasks[name]
+
+
+@dataclass(frozen=True)
+class Answer(Generic[R]):
+    """One device's answer, with what it cost in bytes (0 where nothing was encoded)."""
+
+    device: Device
+    value: R
+    down: int = 0
+    up: int = 0
+
+
+@dataclass(frozen=True)
+class Silence:
+    """Why a device did not answer, and the bytes that were spent on it."""
+
+    device: Device
+    reason: str
+    down: int = 0
+    up: int = 0
+
+
+class Answers(Generic[R]):
+    """Answers in the order of the question, lazily and once; afterwards `silent` tells who is missing and why."""
+
+    def __init__(self, source: Iterable[Answer[R] | Silence], at_least: int = 1) -> None:
+        self.silent: dict[Device, Silence] = {}
+        self.finished = False
+        self._source = iter(source)
+        self._at_least = at_least
+        self._started = False
+
+    def __iter__(self) -> Iterator[Answer[R]]:
+        if self._started:
+            raise RuntimeError("answers come once; keep what you need of them")
+        self._started = True
+        count = 0
+        for item in self._source:
+            if isinstance(item, Silence):
+                self.silent[item.device] = item
+            else:
+                count += 1
+                yield item
+        self.finished = True
+        if count < self._at_least:
+            reasons = "; ".join(f"{device.id}: {silence.reason}" for device, silence in list(self.silent.items())[:5])
+            raise Unanswered(f"{count} answers, at least {self._at_least} needed ({reasons or 'nobody was asked'})")
+
+    def one(self) -> R:
+        """The only answer."""
+        (answer,) = self
+        return answer.value
+
+
+class Fleet(Protocol):
+    """The clients, wherever they run. A round is a scope: see `scope`."""
+
+    @property
+    def devices(self) -> Sequence[Device]:
+        """All devices, in a fixed order."""
+        ...
+
+    def ask(self, task: Task[M, R], send: Mapping[Device, M], at_least: int = 1) -> Answers[R]:
+        """Send each device its message and return the answers, in the mapping's order, lazily.
+
+        One ask is open at a time; its answers must be read to the end. Fewer than ``at_least`` raise `Unanswered`.
+        """
+        ...
+
+    def open(self, scope: Scope) -> None:
+        """Begin a round: working memories start from the accepted ones."""
+        ...
+
+    def reject(self, device: Device) -> None:
+        """Drop what a device kept in this round: its answer came too late or cannot be used."""
+        ...
+
+    def pending(self) -> Mapping[str, Kept]:
+        """Client memories that this round changed and a checkpoint must hold, by device id."""
+        ...
+
+    def commit(self) -> None:
+        """Accept the memories of this round. Called after the checkpoint is on disk."""
+        ...
+
+    def abort(self) -> None:
+        """Drop the memories of this round."""
+        ...
+
+    def restore(self, memories: Mapping[str, Kept]) -> None:
+        """Set accepted memories, as a checkpoint held them."""
+        ...
+
+    def close(self) -> None:
+        """Give back processes and files."""
+        ...
+
+
+@contextmanager
+def scope(fleet: Fleet, where: Scope) -> Iterator[Fleet]:
+    """Open a round; the caller commits inside it, and whatever was not committed is dropped."""
+    fleet.open(where)
+    try:
+        yield fleet
+    finally:
+        fleet.abort()
+
+
+class Method(Protocol[S]):
+    """A paper's server. Its fields are hyper-parameters; all that changes is in the state, itself a message."""
+
+    def begin(self, model: Model, fleet: Fleet, server: Client) -> S:
+        """State before the first round; may ask the fleet. ``server`` has the server's own data, if any, and seed."""
+        ...
+
+    def round(self, state: S, t: int, fleet: Fleet) -> S:
+        """One round."""
+        ...
+
+    def model(self, state: S) -> Model:
+        """The model that observers evaluate and export writes."""
+        ...
+
+    def metrics(self, state: S) -> Mapping[str, float]:
+        """Figures of the last round that only the method knows, for the log."""
+        ...
+

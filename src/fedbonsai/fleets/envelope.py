@@ -1,0 +1,72 @@
+"""What goes round a message on its way to a client and back, and how a client turns one into the other.
+
+A frame is an envelope and a payload, each a whole message of wire v1. The envelope names the last accepted memory of
+its device, so that a replayed round, a late answer or a lost reply never spends a residual twice (``docs/adr/0003``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from fedbonsai import tree
+from fedbonsai.core import Client, Memory, Scope, Task
+from fedbonsai.wire import message
+
+
+@message("envelope@1")
+class Envelope:
+    """Head of a request: where the run stands, who is asked what, and from which memory the client starts."""
+
+    run: str
+    round: int
+    attempt: int
+    ask: int
+    task: str
+    device: str
+    seed: int
+    base: tuple[int, int]  # (round, attempt) of the accepted memory; (-2, 0) when there is none
+
+
+@message("receipt@1")
+class Receipt:
+    """Head of a reply: which request it answers, and in ``silent`` why there is no answer."""
+
+    run: str
+    round: int
+    attempt: int
+    ask: int
+    device: str
+    silent: str = ""
+
+
+def envelope(scope: Scope, ask: int, task: str, device: str, base: tuple[int, int]) -> Envelope:
+    """Envelope of one request; its seed is that of this device, round and ask."""
+    seed = tree.seed_of(scope.seed, device, scope.round, ask)
+    return Envelope(scope.run, scope.round, scope.attempt, ask, task, device, seed, base)
+
+
+def receipt(head: Envelope, silent: str = "") -> Receipt:
+    """Receipt that answers an envelope."""
+    return Receipt(head.run, head.round, head.attempt, head.ask, head.device, silent)
+
+
+class Written(RuntimeError):
+    """A task wrote into the message that it received."""
+
+
+def perform(task: Task[Any, Any], request: object, client: Client, seed: int, memory: Memory) -> tuple[Any, Memory]:
+    """Run a task on a client.
+
+    Raises:
+        Forgotten: the client lost what it should hold.
+        Written: the task wrote into its request, which other clients share.
+    """
+    sent = list(tree.tensors(request))
+    before = [value._version for value in sent]
+    answer, kept = task.run(request, replace(client, seed=seed), dict(memory))
+    if before != [value._version for value in sent]:
+        raise Written(f"task {task.name!r} wrote into a tensor of its request; copy before you write")
+    return answer, kept
+
+

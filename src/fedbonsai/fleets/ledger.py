@@ -1,0 +1,53 @@
+"""The ledger: what every client sent and received, in bytes that were really encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Row:
+    """Bytes of one client, round, direction and message class; a retried round has rows for each attempt."""
+
+    round: int
+    attempt: int
+    client: str
+    direction: Literal["down", "up"]
+    kind: str
+    bytes: int
+
+
+class Ledger:
+    """Rows of the round in progress, and sums over the whole run."""
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[int, int, str, str, str], tuple[int, int]] = {}
+        self.total: dict[str, int] = {"down": 0, "up": 0}
+        self.kinds: dict[tuple[str, str], int] = {}
+
+    def add(self, row: Row) -> None:
+        """Book one transfer; transfers of the same client, round, direction and class are added up."""
+        key = (row.round, row.attempt, row.client, row.direction, row.kind)
+        count, size = self._open.get(key, (0, 0))
+        self._open[key] = (count + 1, size + row.bytes)
+        self.total[row.direction] += row.bytes
+        kind = (row.direction, row.kind)
+        self.kinds[kind] = self.kinds.get(kind, 0) + row.bytes
+
+    def take(self) -> list[dict[str, object]]:
+        """Rows since the last call, ready for a table; they are forgotten here, the sums stay."""
+        rows = [
+            {**asdict(Row(round, attempt, client, direction, kind, size)), "messages": count}  # type: ignore[arg-type]
+            for (round, attempt, client, direction, kind), (count, size) in self._open.items()
+        ]
+        self._open = {}
+        return rows
+
+    def resume(self, rows: Iterable[dict[str, object]]) -> None:
+        """Sums as an earlier process left them."""
+        for row in rows:
+            direction, kind, size = str(row["direction"]), str(row["kind"]), int(str(row["bytes"]))
+            self.total[direction] += size
+            self.kinds[(direction, kind)] = self.kinds.get((direction, kind), 0) + size

@@ -1,0 +1,98 @@
+"""Clients in this process, one after another; with the wire between, or without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+from fedbonsai.core import Answer, Answers, Client, Device, Kept, Scope, Silence, Task
+from fedbonsai.errors import Forgotten
+from fedbonsai.fleets.envelope import envelope, perform, receipt
+from fedbonsai.fleets.slots import Slots
+from fedbonsai.wire import decode, encode
+
+M = TypeVar("M")
+R = TypeVar("R")
+
+
+class LocalFleet:
+    """All clients in this process.
+
+    Args:
+        clients: in the order of their devices.
+        wire: encode and decode every message, so that the ledger's bytes are real; without it nothing is encoded and
+            bytes are 0.
+    """
+
+    def __init__(self, clients: Sequence[Client], wire: bool = True) -> None:
+        self.devices = tuple(Device(client.id) for client in clients)
+        self._clients = {client.id: client for client in clients}
+        self._wire = wire
+        self._slots = Slots()
+
+    def ask(self, task: Task[M, R], send: Mapping[Device, M], at_least: int = 1) -> Answers[R]:
+        """Ask; tasks run as their answers are read."""
+        scope, ask = self._slots.next_ask()
+        payloads = post(send) if self._wire else None
+        answers = Answers[R](self._run(scope, ask, task, send, payloads), at_least)
+        self._slots.reading(cast("Answers[object]", answers))
+        return answers
+
+    def _run(
+        self, scope: Scope, ask: int, task: Task[M, R], send: Mapping[Device, M], payloads: list[bytearray] | None
+    ) -> Iterator[Answer[R] | Silence]:
+        opened: tuple[bytearray | None, Any] = (None, None)  # equal messages are decoded once
+        for index, (device, request) in enumerate(send.items()):
+            head = envelope(scope, ask, task.name, device.id, self._slots.base(device.id))
+            received: Any = request
+            down = up = 0
+            if payloads is not None:
+                if opened[0] is not payloads[index]:
+                    opened = (payloads[index], decode(payloads[index]))
+                received = opened[1]
+                down = len(encode(head)) + len(payloads[index])
+            try:
+                value, memory = perform(task, received, self._clients[device.id], head.seed, self._slots.memory(device.id))
+            except Forgotten as error:
+                up = len(encode(receipt(head, str(error)))) if self._wire else 0
+                yield Silence(device, str(error), down, up)
+                continue
+            if self._wire:
+                reply = encode(value)
+                up = len(encode(receipt(head))) + len(reply)
+                value = decode(reply)
+            self._slots.keep(device.id, memory)
+            yield Answer(device, value, down, up)
+
+    def open(self, scope: Scope) -> None:
+        """Begin a round."""
+        self._slots.open(scope)
+
+    def reject(self, device: Device) -> None:
+        """Drop what the device kept in this round."""
+        self._slots.reject(device.id)
+
+    def pending(self) -> Mapping[str, Kept]:
+        """Memories that this round changed."""
+        return self._slots.pending()
+
+    def commit(self) -> None:
+        """Accept the memories of this round."""
+        self._slots.commit()
+
+    def abort(self) -> None:
+        """Drop the memories of this round."""
+        self._slots.abort()
+
+    def restore(self, memories: Mapping[str, Kept]) -> None:
+        """Set accepted memories."""
+        self._slots.restore(memories)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def post(send: Mapping[Device, Any]) -> list[bytearray]:
+    """Encode each message at once; one object sent to many is encoded once."""
+    done: dict[int, bytearray] = {}
+    return [done[id(request)] if id(request) in done else done.setdefault(id(request), encode(request)) for request in send.values()]

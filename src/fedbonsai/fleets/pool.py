@@ -1,0 +1,205 @@
+"""Clients in worker processes of one thread each: started once, samples shared, replaced when they die."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar, cast
+
+from fedbonsai import model
+from fedbonsai.core import Answer, Answers, Client, Device, Kept, Scope, Silence, Task
+from fedbonsai.errors import ConfigError
+from fedbonsai.fleets.envelope import envelope
+from fedbonsai.fleets.local import post
+from fedbonsai.fleets.slots import Slots
+from fedbonsai.fleets.worker import Done, Job, share, work
+from fedbonsai.wire import decode, encode
+
+M = TypeVar("M")
+R = TypeVar("R")
+
+
+@dataclass
+class _Post:
+    """One request on its way: where it stands in the order, and how often it was tried."""
+
+    index: int
+    device: Device
+    job: Job
+    frame: bytearray  # payload
+    tries: int = 0
+    down: int = 0
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    payload: int = -1
+    queue: deque[_Post] = field(default_factory=deque["_Post"])
+
+
+class PoolFleet:
+    """Clients in worker processes. A script that uses it needs the usual ``if __name__ == "__main__":``.
+
+    Args:
+        clients: in the order of their devices; their samples move to shared memory.
+        workers: processes of one thread each; two of them beat one process of two threads on two cores.
+    """
+
+    def __init__(self, clients: Sequence[Client], workers: int = 2) -> None:
+        if workers < 1:
+            raise ConfigError(f"fleet.workers = {workers}: expected at least 1")
+        self.devices = tuple(Device(client.id) for client in clients)
+        self._slots = Slots()
+        self._shared = share(clients)
+        # forkserver: torch is imported once, in a process that has no threads yet, and workers are forked from there
+        kind = "spawn" if sys.platform == "win32" else "forkserver"
+        self._context = multiprocessing.get_context(kind)
+        if kind == "forkserver":
+            self._context.set_forkserver_preload(["fedbonsai.fleets.worker", "fedbonsai.zoo", "fedbonsai.methods"])
+        self._serial = 0
+        self._workers = [self._start() for _ in range(workers)]
+
+    def _start(self) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        modules = sorted({build.__module__ for build in model.networks().values()} - {"__main__"})
+        process = self._context.Process(target=work, args=(theirs, *self._shared, modules), daemon=True)  # type: ignore[attr-defined]
+        process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    def ask(self, task: Task[M, R], send: Mapping[Device, M], at_least: int = 1) -> Answers[R]:
+        """Ask; a bounded window of requests is under way, answers wait until it is their turn."""
+        scope, ask = self._slots.next_ask()
+        payloads = post(send)
+        answers = Answers[R](self._run(scope, ask, task, list(send), payloads), at_least)
+        self._slots.reading(cast("Answers[object]", answers))
+        return answers
+
+    def _run(
+        self, scope: Scope, ask: int, task: Task[Any, Any], devices: list[Device], payloads: list[bytearray]
+    ) -> Iterator[Answer[Any] | Silence]:
+        window = 2 * len(self._workers) + 2
+        waiting: dict[int, Answer[Any] | Silence] = {}
+        serials: dict[int, int] = {}
+        ahead = 0
+        for turn in range(len(devices)):
+            while turn not in waiting:
+                while ahead < min(len(devices), turn + window) and (free := self._idlest()) is not None:
+                    device, frame = devices[ahead], payloads[ahead]
+                    if id(frame) not in serials:
+                        self._serial += 1
+                        serials[id(frame)] = self._serial
+                    head = envelope(scope, ask, task.name, device.id, self._slots.base(device.id))
+                    job = Job(head, serials[id(frame)], task.run.__module__, self._slots.memory(device.id))
+                    self._give(free, _Post(ahead, device, job, frame, down=len(encode(head)) + len(frame)))
+                    ahead += 1
+                waiting.update(self._collect())
+            yield waiting.pop(turn)
+
+    def _idlest(self) -> _Worker | None:
+        """Worker with the shortest queue: one task in progress and one behind it keep it busy."""
+        worker = min(self._workers, key=lambda worker: len(worker.queue))
+        return worker if len(worker.queue) < 2 else None
+
+    def _give(self, worker: _Worker, item: _Post) -> None:
+        worker.queue.append(item)
+        try:
+            if worker.payload != item.job.payload:
+                worker.pipe.send_bytes(encode((item.job.payload, item.frame)))
+                worker.payload = item.job.payload
+            worker.pipe.send_bytes(encode(item.job))
+        except OSError:
+            pass  # it died; its queue is given to its successor when the pipe reports the end
+
+    def _collect(self) -> dict[int, Answer[Any] | Silence]:
+        """Wait for at least one event; what has come, by place in the order."""
+        come: dict[int, Answer[Any] | Silence] = {}
+        ready = wait([worker.pipe for worker in self._workers])
+        for place, worker in enumerate(self._workers):
+            if worker.pipe not in ready:
+                continue
+            try:
+                done = cast(Done, decode(worker.pipe.recv_bytes(), limit=1 << 40))
+            except (EOFError, OSError):
+                come.update(self._replace(place))
+                continue
+            item = worker.queue.popleft()
+            if done.device != item.device.id or done.serial != item.job.payload:
+                raise RuntimeError(f"worker answered for {done.device}, expected {item.device.id}")
+            come[item.index] = self._take(done, item)
+        return come
+
+    def _take(self, done: Done, item: _Post) -> Answer[Any] | Silence:
+        if done.error:
+            self._reset()
+            raise RuntimeError(f"task {item.job.head.task!r} failed on client {item.device.id}:\n{done.error}")
+        if done.silent:
+            return Silence(item.device, done.silent, item.down, done.head)
+        self._slots.keep(item.device.id, done.memory or {})
+        return Answer(item.device, decode(done.reply, limit=1 << 40), item.down, done.head + len(done.reply))
+
+    def _replace(self, place: int) -> dict[int, Answer[Any] | Silence]:
+        """Put a new worker in a dead one's place and give it the queue; the task in progress gets one more try."""
+        dead = self._workers[place]
+        dead.pipe.close()
+        dead.process.join()
+        self._workers[place] = new = self._start()
+        lost: dict[int, Answer[Any] | Silence] = {}
+        for position, item in enumerate(dead.queue):
+            item.tries += position == 0
+            if item.tries > 1:
+                lost[item.index] = Silence(item.device, f"its worker died twice (exit {dead.process.exitcode})", item.down)
+            else:
+                self._give(new, item)
+        return lost
+
+    def _reset(self) -> None:
+        """Start over with idle workers: what is under way belongs to a round that was given up."""
+        for place, worker in enumerate(self._workers):
+            if worker.queue:
+                worker.process.kill()
+                worker.process.join()
+                worker.pipe.close()
+                self._workers[place] = self._start()
+
+    def open(self, scope: Scope) -> None:
+        """Begin a round."""
+        self._slots.open(scope)
+
+    def reject(self, device: Device) -> None:
+        """Drop what the device kept in this round."""
+        self._slots.reject(device.id)
+
+    def pending(self) -> Mapping[str, Kept]:
+        """Memories that this round changed."""
+        return self._slots.pending()
+
+    def commit(self) -> None:
+        """Accept the memories of this round."""
+        self._slots.commit()
+
+    def abort(self) -> None:
+        """Drop the memories of this round."""
+        self._reset()
+        self._slots.abort()
+
+    def restore(self, memories: Mapping[str, Kept]) -> None:
+        """Set accepted memories."""
+        self._slots.restore(memories)
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self._workers:
+            worker.pipe.close()
+            worker.process.join(2)
+            if worker.process.exitcode is None:
+                worker.process.kill()
+                worker.process.join()
+        self._workers = []

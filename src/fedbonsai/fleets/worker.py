@@ -1,0 +1,141 @@
+"""A worker process of `PoolFleet`: one thread, clients' samples in shared memory, tasks by name."""
+
+from __future__ import annotations
+
+import importlib
+import queue
+import signal
+import threading
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedbonsai.core import Client, Samples, task_named
+from fedbonsai.errors import Forgotten
+from fedbonsai.fleets.envelope import Envelope, perform, receipt
+from fedbonsai.wire import decode, encode, message
+
+
+@message("pool/job@1")
+class Job:
+    """What a worker is told to do with the payload that it was given last under ``payload``."""
+
+    head: Envelope
+    payload: int
+    module: str
+    memory: dict[str, Any]
+
+
+@message("pool/done@1")
+class Done:
+    """What comes back: real reply bytes, the new memory, or why there is neither."""
+
+    device: str
+    serial: int
+    head: int  # bytes of the receipt
+    reply: bytes = b""
+    memory: dict[str, Any] | None = None
+    silent: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class View:
+    """A tensor as a window on a shared storage, so that ten thousand clients share a handful of file descriptors."""
+
+    storage: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    def of(self, storages: Sequence[Tensor]) -> Tensor:
+        """The tensor."""
+        return storages[self.storage].as_strided(self.shape, self.stride, self.offset)
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A client without its tensors."""
+
+    id: str
+    device: str
+    augment: bool
+    train: tuple[View, View]
+    valid: tuple[View, View]
+
+    def client(self, storages: Sequence[Tensor]) -> Client:
+        """The client, with tensors on shared storages."""
+        train, valid = (Samples(x.of(storages), y.of(storages)) for x, y in (self.train, self.valid))
+        return Client(self.id, 0, train, valid, self.device, self.augment)
+
+
+def share(clients: Sequence[Client]) -> tuple[list[Tensor], list[Seat]]:
+    """Move the clients' samples to shared memory, in place and each storage once."""
+    storages: list[Tensor] = []
+    known: dict[tuple[int, torch.dtype], int] = {}
+
+    def view(value: Tensor) -> View:
+        raw = value.untyped_storage()
+        key = (raw.data_ptr(), value.dtype)
+        if key not in known:
+            known[key] = len(storages)
+            storages.append(torch.empty(0, dtype=value.dtype).set_(raw).share_memory_())  # type: ignore[call-overload]
+            known[(raw.data_ptr(), value.dtype)] = known[key]  # sharing moved the storage
+        return View(known[key], tuple(value.shape), value.stride(), int(value.storage_offset()))
+
+    seats = [
+        Seat(c.id, c.device, c.augment, (view(c.train.x), view(c.train.y)), (view(c.valid.x), view(c.valid.y)))
+        for c in clients
+    ]
+    return storages, seats
+
+
+def work(pipe: Connection, storages: Sequence[Tensor], seats: Sequence[Seat], modules: Sequence[str]) -> None:
+    """Main loop of a worker; ends when the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    torch.set_num_threads(1)
+    for module in modules:
+        importlib.import_module(module)
+    places = {seat.id: seat for seat in seats}
+    inbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    # a thread of its own drains the pipe, so that parent and worker never wait for each other to read
+    threading.Thread(target=_listen, args=(pipe, inbox), daemon=True).start()
+    held: tuple[int, Any] = (-1, None)
+    while (frame := inbox.get()) is not None:
+        order = decode(frame, limit=1 << 40)
+        if not isinstance(order, Job):
+            held = (order[0], decode(order[1], limit=1 << 40))
+            continue
+        if held[0] != order.payload:
+            raise RuntimeError(f"payload {order.payload} was never sent")
+        done = _do(order, held[1], places[order.head.device].client(storages))
+        try:
+            pipe.send_bytes(encode(done))
+        except OSError:
+            return
+
+
+def _listen(pipe: Connection, inbox: queue.SimpleQueue[bytes | None]) -> None:
+    while True:
+        try:
+            inbox.put(pipe.recv_bytes())
+        except (EOFError, OSError):
+            inbox.put(None)
+            return
+
+
+def _do(job: Job, payload: Any, client: Client) -> Done:
+    head = job.head
+    try:
+        importlib.import_module(job.module)
+        value, memory = perform(task_named(head.task), payload, client, head.seed, job.memory)
+        return Done(head.device, job.payload, len(encode(receipt(head))), bytes(encode(value)), memory)
+    except Forgotten as error:
+        return Done(head.device, job.payload, len(encode(receipt(head, str(error)))), silent=str(error) or "forgotten")
+    except Exception:  # a bug in a task is the parent's to raise, with the text it had here
+        return Done(head.device, job.payload, 0, error=traceback.format_exc())

@@ -1,0 +1,241 @@
+"""The one training loop, the one gradient and the one evaluation: plain SGD on one network object, no optimiser object.
+
+Constructing an optimiser and loading a state dict for each client costs up to a third of a small client's time, so
+weights are copied in place and the update is a handful of fused calls (``torch._foreach_*``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedbonsai.core import Client, Samples
+from fedbonsai.errors import ConfigError
+from fedbonsai.model import Model, skeleton
+from fedbonsai.tree import Tree, Weights, generator
+from fedbonsai.wire import message
+
+Hook = Callable[[Mapping[str, Tensor]], None]  # sees each step's gradients, by parameter name
+
+
+@message("sgd@1")
+class SGD:
+    """Local stochastic gradient descent."""
+
+    lr: float = 0.1
+    """Learning rate."""
+    momentum: float = 0.0
+    """Heavy-ball momentum; the buffer starts at zero in every round."""
+    weight_decay: float = 0.0
+    """L2 penalty added to the gradient."""
+    batch: int = 20
+    """Samples in a batch; the last one of an epoch may be shorter."""
+    epochs: int = 1
+    """Passes over the client's training samples in a round."""
+    steps: int = 0
+    """If positive: exactly this many steps instead of whole epochs."""
+    proximal: float = 0.0
+    """FedProx: mu of the term mu/2 * ||w - w_received||^2."""
+    clip: float = 0.0
+    """If positive: largest norm of a step's whole gradient."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward and backward pass; weights stay fp32."""
+    channels_last: bool = False
+    """Keep images and convolution weights in channels-last layout."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        faults = [
+            f"{name} = {getattr(self, name)}: expected {want}"
+            for name, want, fine in (
+                ("lr", "a number >= 0", self.lr >= 0),
+                ("momentum", "a number in [0, 1)", 0 <= self.momentum < 1),
+                ("weight_decay", "a number >= 0", self.weight_decay >= 0),
+                ("batch", "at least 1", self.batch >= 1),
+                ("epochs", "at least 1 (or set steps)", self.epochs >= 1 or self.steps > 0),
+                ("proximal", "a number >= 0", self.proximal >= 0),
+                ("precision", "'fp32' or 'bf16'", self.precision in ("fp32", "bf16")),
+            )
+            if not fine
+        ]
+        if faults:
+            raise ValueError("; ".join(faults))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What local training gives: ``loss`` is the mean over the samples that were seen."""
+
+    weights: Weights
+    examples: int
+    steps: int
+    loss: float
+
+
+def train(model: Model, me: Client, sgd: SGD, mask: Tree | None = None, hook: Hook | None = None) -> Trained:
+    """Train a model on a client's samples.
+
+    Args:
+        model: weights to start from; never written into.
+        me: whose samples, seed and torch device.
+        sgd: hyper-parameters.
+        mask: by parameter name, True where a weight is kept; elsewhere it is exactly zero after every step.
+        hook: sees the gradients of every step, before momentum and mask.
+
+    Raises:
+        ConfigError: the client has no samples.
+    """
+    if not len(me.train):
+        raise ConfigError(f"client {me.id} has no training samples; ask for a larger minimum per client (data.minimum)")
+    net = skeleton(model, me.device, sgd.channels_last)
+    net.module.train()
+    names, params = list(net.parameters), list(net.parameters.values())
+    start = [p.detach().clone() for p in params] if sgd.proximal else []
+    momentum = [torch.zeros_like(p) for p in params] if sgd.momentum else []
+    held = [(net.parameters[name], keep.to(me.device, net.parameters[name].dtype)) for name, keep in (mask or {}).items()]
+    cast = autocast(sgd.precision, me.device)
+    # nothing is decided per step that can be decided here: at batch 20 the interpreter is a third of a small net's time
+    loss_sum = torch.zeros((), device=me.device)
+    steps = seen = 0
+    _apply(held)
+    for batch in batches(me, sgd):
+        x = batch.x.to(memory_format=torch.channels_last) if sgd.channels_last else batch.x
+        with cast:
+            loss = F.cross_entropy(net.module(x), batch.y)
+        grads = list(torch.autograd.grad(loss, params))
+        if hook is not None:
+            hook(dict(zip(names, grads, strict=True)))
+        with torch.no_grad():
+            if sgd.proximal:
+                torch._foreach_add_(grads, torch._foreach_sub(params, start), alpha=sgd.proximal)
+            if sgd.weight_decay:
+                torch._foreach_add_(grads, params, alpha=sgd.weight_decay)
+            if sgd.clip:
+                total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+                torch._foreach_mul_(grads, (sgd.clip / (total + 1e-6)).clamp(max=1.0))
+            if momentum:
+                torch._foreach_mul_(momentum, sgd.momentum)
+                torch._foreach_add_(momentum, grads)
+                grads = momentum
+            torch._foreach_add_(params, grads, alpha=-sgd.lr)
+            _apply(held)
+            loss_sum += loss.detach() * len(batch)
+        steps += 1
+        seen += len(batch)
+    return Trained(net.snapshot(), len(me.train), steps, float(loss_sum) / seen)
+
+
+def _apply(held: list[tuple[Tensor, Tensor]]) -> None:
+    for parameter, keep in held:
+        parameter.data.mul_(keep)
+
+
+def batches(me: Client, sgd: SGD) -> Iterator[Samples]:
+    """Shuffled batches of a client's training samples: whole epochs, or exactly ``sgd.steps`` of them.
+
+    Each epoch is gathered once and cut into views. A last batch of a single sample joins the one before, because a
+    normalisation layer has no statistics of one value.
+    """
+    random = generator(me.seed)
+    samples, count, steps = me.train.to(me.device), len(me.train), 0
+    while True:
+        for _ in range(max(1, sgd.epochs)):
+            order = torch.randperm(count, generator=random).to(me.device)
+            x, y = samples.x[order], samples.y[order]
+            if me.augment:
+                x = augmented(x, random)
+            begin = 0
+            while begin < count:
+                end = begin + sgd.batch
+                end = count if end + 1 >= count else end
+                if sgd.batch == 1:
+                    end = begin + 1
+                yield Samples(x[begin:end], y[begin:end])
+                begin, steps = end, steps + 1
+                if sgd.steps and steps == sgd.steps:
+                    return
+        if not sgd.steps:
+            return
+
+
+def augmented(x: Tensor, random: torch.Generator, pad: int = 4) -> Tensor:
+    """Random crop after zero padding by an eighth of the width (at most ``pad``) and random horizontal flip.
+
+    Args:
+        x: [samples, channels, height, width], already normalised, so that the padding is the mean colour.
+        random: of the client and round.
+        pad: pixels.
+    """
+    count, _, height, width = x.shape
+    pad = min(pad, width // 8)
+    top, left = (torch.randint(0, 2 * pad + 1, (count,), generator=random) for _ in range(2))
+    flip = torch.rand(count, generator=random) < 0.5
+    rows = top[:, None] + torch.arange(height)
+    columns = torch.where(flip[:, None], torch.arange(width - 1, -1, -1), torch.arange(width)) + left[:, None]
+    padded = F.pad(x, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
+    index = (torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :])
+    return padded[tuple(i.to(x.device) for i in index)].permute(0, 3, 1, 2).contiguous()
+
+
+def autocast(precision: str, device: str) -> AbstractContextManager[object]:
+    """Arithmetic of the forward pass."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Evaluation on a set of samples: mean cross-entropy and fraction of correct predictions."""
+
+    loss: float
+    accuracy: float
+    examples: int
+
+
+def evaluate(model: Model, samples: Samples, device: str = "cpu", batch: int = 512) -> Score:
+    """Evaluate in eval mode and fp32.
+
+    Raises:
+        ConfigError: there are no samples.
+    """
+    if not len(samples):
+        raise ConfigError("nothing to evaluate on: the set of samples is empty")
+    net = skeleton(model, device)
+    net.module.eval()
+    loss, correct = 0.0, 0
+    with torch.inference_mode():
+        for begin in range(0, len(samples), batch):
+            part = samples[begin : begin + batch].to(device)
+            scores = net.module(part.x)
+            loss += float(F.cross_entropy(scores, part.y, reduction="sum"))
+            correct += int((scores.argmax(1) == part.y).sum())
+    return Score(loss / len(samples), correct / len(samples), len(samples))
+
+
+def gradient(model: Model, samples: Samples, device: str = "cpu", batch: int = 256, training: bool = False) -> Weights:
+    """Gradient of the mean cross-entropy over all samples, by parameter name, on the CPU.
+
+    Args:
+        model: where it is taken.
+        samples: over which; summed over batches, so memory is that of one batch.
+        device: torch device.
+        batch: samples at a time.
+        training: batch statistics instead of running ones in normalisation layers.
+    """
+    net = skeleton(model, device)
+    net.module.train(training)
+    params = list(net.parameters.values())
+    total = [torch.zeros_like(p) for p in params]
+    for begin in range(0, len(samples), batch):
+        part = samples[begin : begin + batch].to(device)
+        loss = F.cross_entropy(net.module(part.x), part.y, reduction="sum")
+        torch._foreach_add_(total, torch.autograd.grad(loss, params))
+    torch._foreach_div_(total, max(1, len(samples)))
+    return {name: value.cpu() for name, value in zip(net.parameters, total, strict=True)}

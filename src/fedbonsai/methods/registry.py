@@ -1,0 +1,55 @@
+"""Methods by name; a method of one's own registers itself with `method`, or by the entry point ``fedbonsai.methods``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, TypeVar, dataclass_transform
+
+from fedbonsai.errors import ConfigError
+
+C = TypeVar("C", bound=type[Any])
+
+SHIPPED = ("averaging",)  # modules of this package that register methods
+
+_methods: dict[str, type[Any]] = {}
+
+
+@dataclass_transform(frozen_default=True)
+def method(name: str) -> Callable[[C], C]:
+    """Make a class a frozen dataclass of hyper-parameters and register it as a method."""
+
+    def register(cls: C) -> C:
+        if name in _methods and _methods[name].__module__ != cls.__module__:
+            raise ValueError(f"method {name!r} is taken by {_methods[name].__module__}; choose another name")
+        made = dataclass(frozen=True)(cls)
+        made.method_name = name
+        _methods[name] = made
+        return made
+
+    return register
+
+
+def methods() -> dict[str, type[Any]]:
+    """All methods that are installed here."""
+    for module in SHIPPED:
+        import_module(f"fedbonsai.methods.{module}")
+    for entry in entry_points(group="fedbonsai.methods"):
+        entry.load()
+    return dict(_methods)
+
+
+def method_class(name: str) -> type[Any]:
+    """The class of a method.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    known = methods()
+    if name not in known:
+        near = get_close_matches(name, known, 1)
+        raise ConfigError(f"method {name!r} is not known{f'; did you mean {near[0]!r}?' if near else ''} Known: {sorted(known)}")
+    return known[name]

@@ -1,0 +1,132 @@
+"""Arithmetic on named tensors, and the one weighted mean that every method uses."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+Tree = Mapping[str, Tensor]
+Weights = dict[str, Tensor]
+
+
+def seed_of(seed: int, client: str, round: int, ask: int) -> int:
+    """Seed of one exchange: a 63-bit hash, so that no stream of random numbers overlaps another.
+
+    Args:
+        seed: of the run.
+        client: device id, or the name of whoever draws.
+        round: round number; ``begin`` is -1.
+        ask: how many asks of this round came before.
+
+    >>> seed_of(0, "7", 3, 0) == seed_of(0, "7", 3, 0) != seed_of(0, "7", 3, 1)
+    True
+    """
+    key = f"{seed}/{client}/{round}/{ask}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
+
+
+def generator(seed: int, device: str = "cpu") -> torch.Generator:
+    """A generator of its own for each use: the global one is never touched."""
+    return torch.Generator(device).manual_seed(seed)
+
+
+def subtract(left: Tree, right: Tree) -> Weights:
+    """``left - right``, tensor by tensor, for floating tensors; others are left out."""
+    return {name: value - right[name] for name, value in left.items() if value.is_floating_point()}
+
+
+def add(left: Tree, right: Tree, scale: float = 1.0) -> Weights:
+    """``left + scale * right``; a name that ``right`` lacks stays as it is."""
+    return {name: torch.add(value, right[name], alpha=scale) if name in right else value for name, value in left.items()}
+
+
+def size(tree: Tree) -> int:
+    """Number of values."""
+    return sum(value.numel() for value in tree.values())
+
+
+def norm(tree: Tree) -> float:
+    """Euclidean norm over all tensors, accumulated in float64."""
+    return float(sum(float(value.double().square().sum()) for value in tree.values()) ** 0.5)
+
+
+def finite(tree: Tree) -> bool:
+    """Whether no value is NaN or infinite."""
+    return all(bool(torch.isfinite(value).all()) for value in tree.values() if value.is_floating_point())
+
+
+def tensors(value: object) -> Iterator[Tensor]:
+    """Every tensor inside a message, mapping or sequence."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in cast("Mapping[str, object]", value).values():
+            yield from tensors(item)
+    elif isinstance(value, tuple | list):
+        for item in cast("Sequence[object]", value):
+            yield from tensors(item)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from tensors(getattr(value, field.name))
+
+
+class Mean:
+    """Weighted mean of trees, in the order they come, in the memory of one tree.
+
+    Floating tensors accumulate in their own precision (16-bit ones in float32), others in float64 and are rounded at
+    the end. Every method averages with this one class, so that its degenerate cases are FedAvg bit for bit.
+
+    >>> mean = Mean()
+    >>> mean.add({"w": torch.tensor([1.0])}, 3)
+    >>> mean.add({"w": torch.tensor([5.0])}, 1)
+    >>> mean.result()
+    {'w': tensor([2.])}
+    """
+
+    def __init__(self) -> None:
+        self.weight = 0.0
+        self._sums: list[Tensor] = []
+        self._like: list[tuple[str, torch.dtype]] = []
+
+    def add(self, tree: Tree, weight: float) -> None:
+        """Add one tree.
+
+        Raises:
+            ValueError: negative weight, or names other than those of the first tree.
+        """
+        if not weight >= 0:
+            raise ValueError(f"weight {weight}: expected a number >= 0, such as a count of examples")
+        values = [value.to(_accumulator(value.dtype)) for value in tree.values()]
+        if not self._like:
+            self._like = [(name, value.dtype) for name, value in tree.items()]
+            self._sums = [value * weight for value in values]
+        else:
+            if [name for name, _ in self._like] != list(tree):
+                raise ValueError(f"trees differ: expected {[name for name, _ in self._like]}, got {list(tree)}")
+            torch._foreach_add_(self._sums, values, alpha=weight)
+        self.weight += weight
+
+    def result(self) -> Weights:
+        """The mean so far.
+
+        Raises:
+            ValueError: nothing of positive weight was added.
+        """
+        if not self.weight > 0:
+            raise ValueError("mean of nothing: add at least one tree with a positive weight")
+        means = torch._foreach_div(self._sums, self.weight)
+        return {
+            name: (mean if dtype.is_floating_point else mean.round()).to(dtype)
+            for (name, dtype), mean in zip(self._like, means, strict=True)
+        }
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    if not dtype.is_floating_point:
+        return torch.float64
+    return dtype if dtype in (torch.float32, torch.float64) else torch.float32

@@ -1,0 +1,423 @@
+"""Wire format v1: the one way in which values become bytes (specification: ``docs/wire.md``).
+
+`encode` turns a tree of plain values, tensors and registered message classes into one buffer; `decode` turns a buffer
+back into exactly such a tree or raises `BadMessage`. Nothing is imported by name, nothing is executed, and no memory is
+taken on a sender's word: every declared size is checked against the bytes that are really there.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, Literal, TypeVar, Union, cast, dataclass_transform, get_args, get_origin, get_type_hints
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedbonsai.errors import BadMessage
+
+T = TypeVar("T")
+Buffer = bytes | bytearray | memoryview
+
+MAGIC = b"FBW\x01"  # the last byte is the version
+LIMIT = 1 << 31  # bytes; the largest message that is decoded unless the caller says otherwise
+DEPTH = 32  # nesting of values
+DTYPES = (
+    torch.bool,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+)
+_CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
+_SIZES = tuple(dtype.itemsize for dtype in DTYPES)
+_NAME = re.compile(r"[a-z0-9][a-z0-9/_.-]*@[0-9]+")
+
+NONE, FALSE, TRUE, INT, FLOAT, STR, BYTES, TENSOR, TUPLE, DICT, CLASS, AGAIN = range(12)
+
+
+# --- message classes -----------------------------------------------------------------------------------------------
+
+_messages: dict[str, type[Any]] = {}
+_checks: dict[type[Any], dict[str, Callable[[Any], bool]]] = {}
+
+
+@dataclass_transform(frozen_default=True)
+def message(name: str) -> Callable[[type[T]], type[T]]:
+    """Make a class a frozen dataclass that travels under an explicit ``family/name@version``.
+
+    Raises:
+        ValueError: the name is malformed or taken by another class.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"message name {name!r}: expected lower-case 'family/name@version', such as 'fedavg/train@1'")
+
+    def register(cls: type[T]) -> type[T]:
+        held = _messages.get(name)
+        if held is not None and (held.__module__, held.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"message name {name!r} is taken by {held.__module__}.{held.__qualname__}; choose another")
+        made = dataclass(frozen=True)(cls)
+        made.wire_name = name  # type: ignore[attr-defined]
+        _messages[name] = made
+        return made
+
+    return register
+
+
+def name_of(value: object) -> str:
+    """Name under which a value is booked in the ledger: its wire name, or its type's name."""
+    return str(getattr(type(value), "wire_name", type(value).__name__))
+
+
+# --- encode --------------------------------------------------------------------------------------------------------
+
+
+class _Writer:
+    def __init__(self) -> None:
+        self.header = bytearray()
+        self.buffers: list[tuple[int, memoryview]] = []  # alignment, data
+        self.classes: dict[type[Any], int] = {}
+
+    def varint(self, value: int) -> None:
+        while value > 0x7F:
+            self.header.append(value & 0x7F | 0x80)
+            value >>= 7
+        self.header.append(value)
+
+    def text(self, value: str) -> None:
+        raw = value.encode()
+        self.varint(len(raw))
+        self.header += raw
+
+    def value(self, value: object, depth: int) -> None:
+        if depth > DEPTH:
+            raise ValueError(f"value nested more than {DEPTH} deep; flatten it")
+        header = self.header
+        if value is None:
+            header.append(NONE)
+        elif isinstance(value, bool):
+            header.append(TRUE if value else FALSE)
+        elif isinstance(value, int):
+            if not -(1 << 63) <= value < 1 << 63:
+                raise ValueError(f"integer {value} does not fit in 64 bits")
+            header.append(INT)
+            self.varint(value << 1 if value >= 0 else (-value << 1) - 1)
+        elif isinstance(value, float):
+            header.append(FLOAT)
+            header += struct.pack("<d", value)
+        elif isinstance(value, str):
+            header.append(STR)
+            self.text(value)
+        elif isinstance(value, bytes | bytearray | memoryview):
+            view = memoryview(value).cast("B")
+            header.append(BYTES)
+            self.varint(len(view))
+            self.buffers.append((1, view))
+        elif isinstance(value, Tensor):
+            self.tensor(value)
+        elif isinstance(value, tuple | list):
+            header.append(TUPLE)
+            items = cast("tuple[object, ...]", value)
+            self.varint(len(items))
+            for item in items:
+                self.value(item, depth + 1)
+        elif isinstance(value, Mapping):
+            header.append(DICT)
+            table = cast("Mapping[object, object]", value)
+            self.varint(len(table))
+            for key, item in table.items():
+                if not isinstance(key, str):
+                    raise TypeError(f"mapping key {key!r}: only strings travel as keys")
+                self.text(key)
+                self.value(item, depth + 1)
+        elif hasattr(type(value), "wire_name"):
+            self.instance(value, depth)
+        else:
+            raise TypeError(
+                f"a {type(value).__qualname__} does not travel; "
+                "use plain values, tensors, tuples, dicts or a class with @message"
+            )
+
+    def instance(self, value: object, depth: int) -> None:
+        cls: type[Any] = type(value)
+        names = [field.name for field in fields(cls)]
+        if cls in self.classes:
+            self.header.append(AGAIN)
+            self.varint(self.classes[cls])
+        else:
+            self.classes[cls] = len(self.classes)
+            self.header.append(CLASS)
+            self.text(cls.wire_name)
+            self.varint(len(names))
+            for name in names:
+                self.text(name)
+        for name in names:
+            self.value(getattr(value, name), depth + 1)
+
+    def tensor(self, value: Tensor) -> None:
+        code = _CODES.get(value.dtype)
+        if code is None:
+            raise TypeError(f"tensors of {value.dtype} do not travel; convert to one of {[str(d) for d in DTYPES]}")
+        self.header += bytes((TENSOR, code))
+        self.varint(value.ndim)
+        for size in value.shape:
+            self.varint(size)
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        if value.dtype == torch.bool:
+            self.buffers.append((1, memoryview(np.packbits(flat.numpy(), bitorder="little")).cast("B")))
+        elif flat.numel():
+            self.buffers.append((_SIZES[code], memoryview(flat.view(torch.uint8).numpy()).cast("B")))
+
+
+def encode(value: object) -> bytearray:
+    """Encode a tree of values; tensors are copied once, into the buffer that is returned.
+
+    Raises:
+        TypeError: something in the tree does not travel.
+        ValueError: an integer beyond 64 bits, or a tree nested too deep.
+    """
+    writer = _Writer()
+    writer.value(value, 0)
+    head = MAGIC + struct.pack("<I", len(writer.header))
+    parts: list[Buffer] = [head, writer.header]
+    at = len(head) + len(writer.header)
+    for align, data in writer.buffers:
+        if pad := -at % align:
+            parts.append(bytes(pad))
+        parts.append(data)
+        at += pad + len(data)
+    return bytearray().join(parts)
+
+
+# --- decode --------------------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    def __init__(self, data: memoryview, limit: int) -> None:
+        if len(data) < 8 or data[:4] != MAGIC:
+            raise BadMessage(
+                f"not a message of wire format v1: {len(data)} bytes that begin with {bytes(data[:4])!r}, expected {MAGIC!r}"
+            )
+        self.data = data
+        self.limit = limit
+        self.at = 8
+        self.end = 8 + struct.unpack_from("<I", data, 4)[0]
+        if self.end > len(data):
+            raise BadMessage(f"header of {self.end - 8} bytes declared, {len(data) - 8} bytes are there")
+        self.body = self.end  # where the next buffer begins
+        self.classes: list[tuple[type[Any], list[str]]] = []
+
+    def byte(self) -> int:
+        if self.at >= self.end:
+            raise BadMessage("header ends too early")
+        self.at += 1
+        return self.data[self.at - 1]
+
+    def varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self.byte()
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+            shift += 7
+            if shift > 63:
+                raise BadMessage("integer longer than 64 bits")
+
+    def count(self) -> int:
+        count = self.varint()
+        if count > self.end - self.at:  # each item takes at least one byte of the header
+            raise BadMessage(f"{count} items declared, {self.end - self.at} bytes of header left")
+        return count
+
+    def text(self) -> str:
+        size = self.count()
+        self.at += size
+        try:
+            return str(self.data[self.at - size : self.at], "utf-8")
+        except UnicodeDecodeError as error:
+            raise BadMessage(f"text that is not UTF-8: {error}") from None
+
+    def buffer(self, size: int, align: int) -> int:
+        pad = -self.body % align
+        start = self.body + pad
+        if start + size > len(self.data):
+            raise BadMessage(f"{size} bytes declared, {max(0, len(self.data) - start)} are left")
+        if any(self.data[self.body : start]):
+            raise BadMessage("padding that is not zero")
+        self.body = start + size
+        return start
+
+    def value(self, depth: int) -> object:
+        if depth > DEPTH:
+            raise BadMessage(f"nested more than {DEPTH} deep")
+        tag = self.byte()
+        if tag == NONE:
+            return None
+        if tag in (FALSE, TRUE):
+            return tag == TRUE
+        if tag == INT:
+            raw = self.varint()
+            if raw > (1 << 64) - 1:
+                raise BadMessage("integer longer than 64 bits")
+            return -((raw + 1) >> 1) if raw & 1 else raw >> 1
+        if tag == FLOAT:
+            if self.end - self.at < 8:
+                raise BadMessage("header ends too early")
+            self.at += 8
+            return struct.unpack_from("<d", self.data, self.at - 8)[0]
+        if tag == STR:
+            return self.text()
+        if tag == BYTES:
+            size = self.varint()
+            start = self.buffer(size, 1)
+            return bytes(self.data[start : start + size])
+        if tag == TENSOR:
+            return self.tensor()
+        if tag == TUPLE:
+            return tuple([self.value(depth + 1) for _ in range(self.count())])
+        if tag == DICT:
+            table: dict[str, object] = {}
+            for _ in range(self.count()):
+                key = self.text()
+                if key in table:
+                    raise BadMessage(f"key {key!r} stands twice")
+                table[key] = self.value(depth + 1)
+            return table
+        if tag == CLASS:
+            return self.instance(self.new_class(), depth)
+        if tag == AGAIN:
+            index = self.varint()
+            if index >= len(self.classes):
+                raise BadMessage(f"class number {index} of {len(self.classes)}")
+            return self.instance(self.classes[index], depth)
+        raise BadMessage(f"unknown tag {tag}")
+
+    def new_class(self) -> tuple[type[Any], list[str]]:
+        name = self.text()
+        cls = _messages.get(name)
+        if cls is None:
+            raise BadMessage(f"message {name[:80]!r} is not known here; both ends need the same methods installed")
+        names = [self.text() for _ in range(self.count())]
+        known = {field.name: field for field in fields(cls)}
+        if len(set(names)) != len(names) or not known.keys() >= set(names):
+            raise BadMessage(f"message {name!r} has fields {sorted(known)}, got {names[:16]}")
+        for field in known.values():
+            if field.name not in names and field.default is MISSING and field.default_factory is MISSING:
+                raise BadMessage(f"message {name!r} lacks its field {field.name!r}")
+        self.classes.append((cls, names))
+        return self.classes[-1]
+
+    def instance(self, known: tuple[type[Any], list[str]], depth: int) -> object:
+        cls, names = known
+        checks = _checks_of(cls)
+        given: dict[str, object] = {}
+        for name in names:
+            given[name] = self.value(depth + 1)
+            if not checks[name](given[name]):
+                raise BadMessage(f"field {name!r} of {cls.wire_name!r} holds a {type(given[name]).__name__}")
+        try:
+            return cls(**given)
+        except (ValueError, TypeError, ArithmeticError, LookupError) as error:  # what a __post_init__ may say
+            raise BadMessage(f"message {cls.wire_name!r} is not valid: {error}") from error
+
+    def tensor(self) -> Tensor:
+        code = self.byte()
+        if code >= len(DTYPES):
+            raise BadMessage(f"unknown dtype {code}")
+        ndim = self.varint()
+        if ndim > 16:
+            raise BadMessage(f"tensor of {ndim} dimensions")
+        shape = [self.varint() for _ in range(ndim)]
+        if math.prod(max(size, 1) for size in shape) > self.limit:
+            raise BadMessage(f"tensor of shape {shape} is over the limit of {self.limit} values")
+        numel, dtype = math.prod(shape), DTYPES[code]
+        if dtype == torch.bool:
+            size = (numel + 7) // 8
+            start = self.buffer(size, 1)
+            packed = np.frombuffer(self.data, np.uint8, size, start)
+            if numel % 8 and packed[-1] >> numel % 8:
+                raise BadMessage("padding bits that are not zero")
+            bits = np.unpackbits(packed, count=numel, bitorder="little")
+            return torch.from_numpy(bits.view(np.bool_)).reshape(shape)
+        if not numel:
+            return torch.empty(shape, dtype=dtype)
+        start = self.buffer(numel * _SIZES[code], _SIZES[code])
+        return torch.frombuffer(self.data, dtype=dtype, count=numel, offset=start).reshape(shape)
+
+
+def decode(data: Buffer, limit: int = LIMIT) -> Any:
+    """Decode one message; tensors are views of ``data`` where that is writable memory (else of one copy of it).
+
+    Args:
+        data: exactly one encoded message.
+        limit: the largest message, in bytes, and the largest tensor, in values, that is accepted.
+
+    Raises:
+        BadMessage: and nothing else, whatever the bytes are.
+    """
+    view = memoryview(data).cast("B")
+    if len(view) > limit:
+        raise BadMessage(f"message of {len(view)} bytes, the limit here is {limit}")
+    if view.readonly:
+        view = memoryview(bytearray(view))
+    reader = _Reader(view, limit)
+    value = reader.value(0)
+    if reader.at != reader.end or reader.body != len(view):
+        raise BadMessage(f"{reader.end - reader.at} bytes of header and {len(view) - reader.body} of data left over")
+    return value
+
+
+# --- field types ---------------------------------------------------------------------------------------------------
+
+
+def _checks_of(cls: type[Any]) -> dict[str, Callable[[Any], bool]]:
+    if cls not in _checks:
+        hints = get_type_hints(cls)
+        _checks[cls] = {field.name: _check(hints[field.name]) for field in fields(cls)}
+    return _checks[cls]
+
+
+def _check(hint: Any) -> Callable[[Any], bool]:
+    """Predicate for one annotation: what a decoded field may hold."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any or hint is object or isinstance(hint, TypeVar):
+        return lambda value: True
+    if hint is None or hint is type(None):
+        return lambda value: value is None
+    if origin is Literal:
+        return lambda value: value in args
+    if origin in (Union, types.UnionType):
+        options = [_check(arg) for arg in args]
+        return lambda value: any(option(value) for option in options)
+    if origin is tuple and len(args) == 2 and args[1] is Ellipsis:
+        item = _check(args[0])
+        return lambda value: isinstance(value, tuple) and all(map(item, cast("tuple[object, ...]", value)))
+    if origin is tuple:
+        items = [_check(arg) for arg in args]
+        return lambda value: (
+            isinstance(value, tuple)
+            and len(cast("tuple[object, ...]", value)) == len(items)
+            and all(item(part) for item, part in zip(items, cast("tuple[object, ...]", value), strict=True))
+        )
+    if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
+        inner = _check(args[1])
+        return lambda value: isinstance(value, dict) and all(map(inner, cast("dict[str, object]", value).values()))
+    if hint is float:  # whole numbers are written without a point in configurations
+        return lambda value: isinstance(value, float | int) and not isinstance(value, bool)
+    if hint is int:
+        return lambda value: isinstance(value, int) and not isinstance(value, bool)
+    kind = cast("type[Any]", origin or hint)
+    if not isinstance(kind, type):
+        raise TypeError(f"message field annotated {hint!r}: use plain types, tuples, mappings, unions or messages")
+    return lambda value: isinstance(value, kind)

@@ -1,0 +1,21 @@
+"""One thread per process, so that byte-equal means byte-equal; hypothesis without a deadline (torch's first call is slow)."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+torch.set_num_threads(1)
+settings.register_profile(
+    "fedbonsai", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("fedbonsai")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    yield
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
