@@ -1,0 +1,26 @@
+"""Data sets and how their samples are divided among clients. Importing this package does not import torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fedbonsai.data.config import DataConfig
+
+if TYPE_CHECKING:
+    from fedbonsai.data.federation import Federation, load
+    from fedbonsai.data.split import Split
+
+__all__ = ["DataConfig", "Federation", "Split", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is first asked for: a command line must answer ``--help`` at once."""
+    if name in ("Federation", "load"):
+        from fedbonsai.data import federation
+
+        return getattr(federation, name)
+    if name == "Split":
+        from fedbonsai.data.split import Split
+
+        return Split
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

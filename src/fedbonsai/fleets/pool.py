@@ -112,7 +112,7 @@ class PoolFleet:
         worker.queue.append(item)
         try:
             if worker.payload != item.job.payload:
-                worker.pipe.send_bytes(encode((item.job.payload, item.frame)))
+                worker.pipe.send_bytes(encode(item.frame))
                 worker.payload = item.job.payload
             worker.pipe.send_bytes(encode(item.job))
         except OSError:

@@ -105,14 +105,16 @@ def work(pipe: Connection, storages: Sequence[Tensor], seats: Sequence[Seat], mo
     inbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     # a thread of its own drains the pipe, so that parent and worker never wait for each other to read
     threading.Thread(target=_listen, args=(pipe, inbox), daemon=True).start()
-    held: tuple[int, Any] = (-1, None)
+    held: tuple[int, Any] = (-1, None)  # equal messages are decoded once
+    raw = b""  # the payload that came last
     while (frame := inbox.get()) is not None:
         order = decode(frame, limit=1 << 40)
-        if not isinstance(order, Job):
-            held = (order[0], decode(order[1], limit=1 << 40))
+        if isinstance(order, bytes):
+            raw, held = order, (-1, None)
             continue
+        importlib.import_module(order.module)  # where the task and its messages are defined
         if held[0] != order.payload:
-            raise RuntimeError(f"payload {order.payload} was never sent")
+            held = (order.payload, decode(raw, limit=1 << 40))
         done = _do(order, held[1], places[order.head.device].client(storages))
         try:
             pipe.send_bytes(encode(done))
@@ -132,7 +134,6 @@ def _listen(pipe: Connection, inbox: queue.SimpleQueue[bytes | None]) -> None:
 def _do(job: Job, payload: Any, client: Client) -> Done:
     head = job.head
     try:
-        importlib.import_module(job.module)
         value, memory = perform(task_named(head.task), payload, client, head.seed, job.memory)
         return Done(head.device, job.payload, len(encode(receipt(head))), bytes(encode(value)), memory)
     except Forgotten as error:

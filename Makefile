@@ -1,0 +1,45 @@
+# Everything that a fresh machine with Python 3.11+ and make needs. `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# another index for torch, such as PyTorch's CPU wheels, can be given: make demo PIP_FLAGS="--index-url ..."
+PIP_FLAGS ?=
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check fuzz bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY)  ## create .venv with the tested versions
+
+# torch stands in the same command as all others, so that nothing else can pull another build of it
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedbonsai needs Python 3.11 or newer; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt torch -e '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## train on digits and show accuracy, bytes and a plot
+	$(BIN)/python demo.py
+
+test: $(READY)  ## all tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(READY)  ## format, lint, types and fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+fuzz: $(READY)  ## ten minutes of damaged messages (SECONDS=600)
+	$(BIN)/python -m tests.fuzz $(or $(SECONDS),600)
+
+bench: $(READY)  ## speed and size, side by side in one run, into bench/results
+	$(BIN)/python -m bench.wire
+	$(BIN)/python -m bench.engine
+	$(BIN)/python -m bench.codec
+
+clean:  ## remove what was made
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,198 @@
+import pytest
+import torch
+
+from fedbonsai.core import Device, Scope, scope
+from fedbonsai.errors import ConfigError, Unanswered
+from fedbonsai.fleets.ledger import Ledger
+from fedbonsai.fleets.local import LocalFleet
+from fedbonsai.fleets.pool import PoolFleet
+from fedbonsai.fleets.wrappers import Flaky, Metered, Recorded, Replayed
+from fedbonsai.wire import encode
+from tests.fleets import tasks
+from tests.fleets.tasks import Question, clients
+
+ROUND = Scope("r", 1, 0, 0)
+
+
+@pytest.fixture(scope="module")
+def pools():
+    made = [PoolFleet(clients(), workers) for workers in (1, 3)]
+    yield made
+    for pool in made:
+        pool.close()
+
+
+def talk(fleet, rounds=3):
+    """Bytes of all answers of a few rounds, two asks each."""
+    seen = []
+    for t in range(rounds):
+        with scope(fleet, Scope("r", 1, t, 0)):
+            for _ in range(2):
+                same = Question(torch.tensor(float(t)))
+                each = {d: same if int(d.id) % 2 else Question(torch.tensor(0.5)) for d in fleet.devices}
+                seen += [(a.device.id, bytes(encode(a.value))) for a in fleet.ask(tasks.count, each)]
+            fleet.commit()
+    return seen
+
+
+def test_local_with_wire_without_it_and_pools_are_byte_equal(pools):
+    reference = talk(LocalFleet(clients()))
+    assert len(reference) == 30
+    assert talk(LocalFleet(clients(), wire=False)) == reference
+    for pool in pools:
+        pool.restore({})
+        assert talk(pool) == reference
+
+
+def test_answers_come_in_order_lazily_and_once():
+    fleet = LocalFleet(clients())
+    order = [fleet.devices[i] for i in (3, 0, 4)]
+    with scope(fleet, ROUND):
+        answers = fleet.ask(tasks.count, dict.fromkeys(order, Question(torch.tensor(0.0))))
+        reader = iter(answers)
+        assert next(reader).device == order[0]
+        with pytest.raises(RuntimeError, match="not read to the end"):
+            fleet.ask(tasks.count, {})
+        assert [a.device for a in reader] == order[1:]
+        with pytest.raises(RuntimeError, match="come once"):
+            iter(answers).__next__()
+
+
+def test_an_ask_needs_a_round():
+    with pytest.raises(RuntimeError, match="no round is open"):
+        LocalFleet(clients()).ask(tasks.count, {})
+
+
+def test_memory_counts_only_when_the_round_is_committed():
+    fleet = LocalFleet(clients())
+
+    def ask(t, attempt, commit):
+        with scope(fleet, Scope("r", 1, t, attempt)):
+            (answer,) = fleet.ask(tasks.count, {fleet.devices[0]: Question(torch.tensor(0.0))})
+            if commit:
+                assert list(fleet.pending()) == ["00"]
+                fleet.commit()
+        return answer.value.calls
+
+    assert [ask(0, 0, True), ask(1, 0, False), ask(1, 1, False), ask(1, 2, True), ask(2, 0, True)] == [1, 2, 2, 2, 3]
+
+
+def test_restored_memories_are_where_the_next_round_starts(pools):
+    for fleet in (LocalFleet(clients()), pools[1]):
+        fleet.restore({})
+        talk(fleet, 1)
+        with scope(fleet, Scope("r", 1, 1, 0)):
+            (a,) = fleet.ask(tasks.count, {fleet.devices[1]: Question(torch.tensor(0.0))})
+            kept = dict(fleet.pending())
+        fresh = LocalFleet(clients())
+        fresh.restore(kept)
+        with scope(fresh, Scope("r", 1, 2, 0)):
+            (b,) = fresh.ask(tasks.count, {fresh.devices[1]: Question(torch.tensor(0.0))})
+        assert (a.value.calls, b.value.calls) == (3, 4)
+        assert kept["01"].round == 1
+
+
+def test_seeds_differ_by_client_round_and_ask_but_not_by_attempt():
+    def draws(t, attempt):
+        fleet = LocalFleet(clients())
+        with scope(fleet, Scope("r", 1, t, attempt)):
+            ask = [list(fleet.ask(tasks.count, dict.fromkeys(fleet.devices, Question(torch.tensor(0.0))))) for _ in "ab"]
+        return [a.value.draw for answers in ask for a in answers]
+
+    assert len(set(draws(0, 0) + draws(1, 0))) == 20
+    assert draws(0, 0) == draws(0, 1)
+
+
+@pytest.mark.parametrize("kind", ["local", "pool"])
+def test_a_client_that_forgot_is_silent_and_says_why(kind, pools):
+    fleet = LocalFleet(clients()) if kind == "local" else pools[1]
+    with scope(fleet, ROUND):
+        answers = fleet.ask(tasks.forget, dict.fromkeys(fleet.devices, Question(torch.tensor(0.0))))
+        assert [a.device.id for a in answers] == ["00", "01", "03", "04"]
+        assert answers.silent[Device("02")].reason == "it lost its mask"
+        with pytest.raises(Unanswered, match="4 answers, at least 5"):
+            list(fleet.ask(tasks.forget, dict.fromkeys(fleet.devices, Question(torch.tensor(0.0))), at_least=5))
+        with pytest.raises(Unanswered, match="nobody was asked"):
+            list(fleet.ask(tasks.forget, {}))
+
+
+@pytest.mark.parametrize("wire", [True, False])
+def test_a_task_that_writes_into_its_request_is_caught(wire):
+    fleet = LocalFleet(clients(), wire)
+    with scope(fleet, ROUND), pytest.raises(RuntimeError, match="wrote into"):
+        list(fleet.ask(tasks.write, {fleet.devices[0]: Question(torch.zeros(3))}))
+
+
+def test_a_bug_in_a_task_raises_with_its_own_text(pools):
+    fleet = LocalFleet(clients())
+    with scope(fleet, ROUND), pytest.raises(ZeroDivisionError):
+        list(fleet.ask(tasks.broken, {fleet.devices[0]: Question(torch.zeros(1))}))
+    for pool in pools:
+        with scope(pool, ROUND), pytest.raises(RuntimeError, match="a bug in a task"):
+            list(pool.ask(tasks.broken, dict.fromkeys(pool.devices, Question(torch.zeros(1)))))
+        pool.restore({})
+        assert len(talk(pool)) == 30  # it goes on
+
+
+def test_a_worker_that_dies_is_replaced_and_its_task_tried_once_more(pools, tmp_path):
+    for number, pool in enumerate(pools):
+        pool.restore({})
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with scope(pool, ROUND):
+            question = Question(torch.tensor(0.0), str(folder))
+            answers = pool.ask(tasks.die_once, dict.fromkeys(pool.devices, question))
+            assert [a.device.id for a in answers] == ["00", "01", "02", "04"]
+            assert "died twice" in answers.silent[Device("03")].reason
+
+
+def test_ledger_has_real_bytes_by_client_round_direction_and_class(pools):
+    tables = []
+    for fleet in (LocalFleet(clients()), pools[1]):
+        fleet.restore({})
+        ledger = Ledger()
+        metered = Metered(fleet, ledger)
+        with scope(metered, ROUND):
+            heard = list(metered.ask(tasks.count, dict.fromkeys(fleet.devices, Question(torch.zeros(100)))))
+            metered.commit()
+        rows = ledger.take()
+        assert {(row["client"], row["direction"]) for row in rows} == {(d.id, w) for d in fleet.devices for w in ("up", "down")}
+        assert sum(row["bytes"] for row in rows if row["direction"] == "up") == sum(a.up for a in heard) == ledger.total["up"]
+        request = len(encode(Question(torch.zeros(100))))
+        assert all(request < row["bytes"] < request + 150 for row in rows if row["kind"] == "test/question@1")
+        assert ledger.take() == []
+        tables.append(rows)
+    assert tables[0] == tables[1]
+
+
+def test_flaky_loses_requests_and_replies_by_seed_and_their_memory_does_not_count():
+    def silent(rate, seed=1):
+        fleet = Flaky(LocalFleet(clients(40)), rate)
+        found = {}
+        for t in range(3):
+            with scope(fleet, Scope("r", seed, t, 0)):
+                answers = fleet.ask(tasks.count, dict.fromkeys(fleet.devices, Question(torch.tensor(0.0))), at_least=0)
+                heard = {a.device.id: a.value.calls for a in answers}
+                assert set(fleet.pending()) == set(heard)
+                found |= {(t, d.id): s.reason for d, s in answers.silent.items()}
+                fleet.commit()
+        return found
+
+    assert silent(0.0) == {}
+    assert len(silent(1.0)) == 120
+    some = silent(0.3)
+    assert 20 < len(some) < 55
+    assert set(some.values()) == {"request lost", "reply lost"}
+    assert silent(0.3) == some != silent(0.3, seed=2)
+    with pytest.raises(ConfigError, match="probability"):
+        Flaky(LocalFleet(clients()), 1.5)
+
+
+def test_a_recorded_run_can_be_replayed_without_its_clients(tmp_path):
+    reference = talk(Recorded(LocalFleet(clients()), tmp_path))
+    fleet = Replayed(LocalFleet(clients()).devices, tmp_path)
+    assert talk(fleet) == reference
+    with pytest.raises(ConfigError, match="not recorded"):
+        talk(fleet, 4)
+    with scope(fleet, Scope("r", 1, 0, 0)), pytest.raises(ConfigError, match="asked now"):
+        fleet.ask(tasks.forget, dict.fromkeys(fleet.devices, Question(torch.zeros(1))))
