@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, redirect_stderr
 from importlib import import_module
 from typing import Any
@@ -27,7 +27,7 @@ def extra(module: str) -> Any:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """No progress bars and no warnings of those libraries: what matters in them becomes an error of ours."""
     datasets = extra("datasets")
     shown: bool = datasets.is_progress_bar_enabled()

@@ -67,8 +67,8 @@ def keep(images: Images, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
             temporary = Path(file.name)
-            held: dict[str, Any] = {field.name: getattr(images, field.name) for field in fields(Images)}
-            np.savez(file, **{name: np.asarray(value) for name, value in held.items()})
+            held: dict[str, Any] = {field.name: np.asarray(getattr(images, field.name)) for field in fields(Images)}
+            np.savez(file, **held)
         temporary.replace(path)
     except OSError:
         if temporary is not None:

@@ -1,0 +1,159 @@
+"""A federation: one tensor of training images, of which each client's parts are views, and the common test set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
+from itertools import accumulate, pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedbonsai.core import Samples
+from fedbonsai.data.config import DataConfig
+from fedbonsai.data.images import Bytes, Images
+from fedbonsai.data.sources import read
+from fedbonsai.data.split import Split, draw
+from fedbonsai.errors import ConfigError
+
+CHUNK = 4096  # images that are converted at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """Data of all clients.
+
+    ``x`` [samples, channels, size, size] float32, normalised, and ``y`` [samples] hold the training samples in the
+    order of the split; ``test`` is the common test set. ``mean`` and ``std`` are those of each channel over the whole
+    training set, for values from 0 to 1.
+    """
+
+    name: str
+    x: Tensor
+    y: Tensor
+    test: Samples
+    split: Split
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: bool = False
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Client ids, in the order of ``train`` and ``valid``."""
+        return self.split.ids
+
+    @property
+    def channels(self) -> int:
+        """Colours of an image."""
+        return self.x.shape[1]
+
+    @property
+    def size(self) -> int:
+        """Height and width of an image, in pixels."""
+        return self.x.shape[2]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What a network's builder may need to know of the data."""
+        return {"channels": self.channels, "size": self.size, "classes": self.classes}
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Where the parts begin in ``x``: train and valid of each client in turn, the server's, and the end."""
+        pairs = zip(self.split.train, self.split.valid, strict=True)
+        return (*accumulate((len(part) for pair in pairs for part in pair), initial=0), len(self.y))
+
+    @cached_property
+    def train(self) -> tuple[Samples, ...]:
+        """What each client trains on: views of ``x`` and ``y``."""
+        return tuple(self._parts())[:-1:2]
+
+    @cached_property
+    def valid(self) -> tuple[Samples, ...]:
+        """What each client decides on: views of ``x`` and ``y``."""
+        return tuple(self._parts())[1::2]
+
+    @property
+    def server(self) -> Samples:
+        """The server's own samples, often none: a view of ``x`` and ``y``."""
+        return self._view(self.offsets[-2], self.offsets[-1])
+
+    def share(self) -> Federation:
+        """Move all samples to shared memory, in place, so that worker processes map them instead of copying."""
+        for tensor in (self.x, self.y, self.test.x, self.test.y):
+            tensor.share_memory_()
+        return self
+
+    def _parts(self) -> Iterator[Samples]:
+        return (self._view(begin, end) for begin, end in pairwise(self.offsets))
+
+    def _view(self, begin: int, end: int) -> Samples:
+        return Samples(self.x[begin:end], self.y[begin:end])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # the views are made anew at the other end: hundreds of handles to one storage would exhaust file descriptors
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def load(config: DataConfig, seed: int) -> Federation:
+    """Read a data set and divide it.
+
+    Args:
+        config: which data and how it is divided.
+        seed: of the run; decides the division unless ``config.seed`` does.
+
+    Raises:
+        ConfigError: the data cannot be had, or cannot be divided so.
+        Missing: the packages of the ``sim`` extra are not installed.
+    """
+    images = read(config)
+    if images.x.shape[1] != images.x.shape[2]:
+        raise ConfigError(f"images are {images.x.shape[2]}x{images.x.shape[1]} pixels; only square ones are supported")
+    split = Split.load(config.split, images) if config.split else draw(images, config, seed)
+    order = split.order()
+    mean, std = _statistics(images)
+    return Federation(
+        name=config.name,
+        x=_normalised(images.x, order, mean, std),
+        y=torch.as_tensor(images.y[order]),
+        test=Samples(
+            _normalised(images.test_x, np.arange(len(images.test_y)), mean, std), torch.as_tensor(images.test_y)
+        ),
+        split=split,
+        class_names=images.names,
+        mean=tuple((mean / images.top).tolist()),
+        std=tuple((std / images.top).tolist()),
+        augment=config.augment,
+    )
+
+
+def _statistics(images: Images) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of each channel, in stored units, exactly: from the counts of the 256 values."""
+    levels = np.arange(256)
+    count = np.stack([np.bincount(images.x[..., c].reshape(-1), minlength=256) for c in range(images.x.shape[3])])
+    share = count / count.sum(1, keepdims=True)
+    mean = share @ levels
+    std = np.sqrt((share * (levels - mean[:, None]) ** 2).sum(1))
+    return mean, np.where(std > 0, std, 1.0)  # a channel of one value becomes zero
+
+
+def _normalised(x: Bytes, order: NDArray[np.int64], mean: NDArray[np.float64], std: NDArray[np.float64]) -> Tensor:
+    """Images in an order: [samples, height, width, channels] bytes to [samples, channels, height, width] float32."""
+    out = torch.empty(len(order), x.shape[3], x.shape[1], x.shape[2])
+    for begin in range(0, len(order), CHUNK):
+        part = torch.as_tensor(x[order[begin : begin + CHUNK]])
+        out[begin : begin + CHUNK] = part.permute(0, 3, 1, 2)
+    shape = (1, -1, 1, 1)
+    out -= torch.as_tensor(mean).float().view(shape)
+    out /= torch.as_tensor(std).float().view(shape)
+    return out

@@ -1,0 +1,322 @@
+"""What every method must do, checked for every row of `CASES`. A new method adds one row.
+
+A row names a recipe, what makes it small enough for a test, how often a round asks the fleet, and what kinds of
+messages go each way. Everything else is the same for all: equal bytes wherever the clients run and in whatever order
+they work, restart after every round, silence, seeds, purity, learning, and a card that is true.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedbonsai.core import Answers, Scope, scope
+from fedbonsai.errors import Unanswered
+from fedbonsai.fleets.ledger import Ledger
+from fedbonsai.fleets.local import LocalFleet
+from fedbonsai.fleets.pool import PoolFleet
+from fedbonsai.fleets.wrappers import Flaky, Metered, Wrapper
+from fedbonsai.local import evaluate
+from fedbonsai.methods.registry import methods
+from fedbonsai.runs import recipes
+from fedbonsai.runs.loop import loop
+from fedbonsai.runs.folder import Folder
+from fedbonsai.runs.setup import Scene, clients, federation, initial_model, scene
+from fedbonsai.tree import tensors
+from fedbonsai.wire import decode, encode, name_of
+
+ROUNDS = 3
+SMALL = {
+    "rounds": ROUNDS,
+    "data.name": "digits",
+    "data.clients": 4,
+    "data.limit": 240,
+    "data.partition": "iid",
+    "model.name": "mlp",
+    "model.options": {"widths": [16]},
+    "method.sgd": {"lr": 0.1, "momentum": 0.5, "batch": 10, "epochs": 1},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One method as it is tested."""
+
+    recipe: str
+    asks: int  # of a round, when everybody answers
+    down: frozenset[str]
+    up: frozenset[str]
+    preset: str = ""
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.recipe}-{self.preset}" if self.preset else self.recipe
+
+    def config(self, **more: object):
+        return recipes.load(self.recipe, self.preset, {**SMALL, **self.settings, **more})
+
+
+AVERAGING = {"asks": 1, "down": frozenset({"averaging/train@1"}), "up": frozenset({"averaging/update@1"})}
+CASES = [
+    Case("fedavg", **AVERAGING),
+    Case("fedprox", **AVERAGING),
+    Case("fedavg", **AVERAGING, preset="modern", settings={"method.cohort": 2}),
+]
+each = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def stage(case: Case, fleet=None, seed: int = 0) -> Scene:
+    config = case.config(seed=seed)
+    made = scene(config)
+    if fleet is not None:
+        made.fleet = fleet
+    return made
+
+
+def people(case: Case):
+    return clients(federation(case.config()))
+
+
+def states(case: Case, fleet=None, seed: int = 0, rounds: int = ROUNDS) -> list[bytes]:
+    """Bytes of the state after begin and after every round."""
+    made = stage(case, fleet, seed)
+    with scope(made.fleet, Scope("run", seed, -1, 0)) as open_:
+        state = made.method.begin(made.model, open_, made.server)
+        open_.commit()
+    seen = [bytes(encode(state))]
+    for t in range(rounds):
+        with scope(made.fleet, Scope("run", seed, t, 0)) as open_:
+            state = made.method.round(decode(encode(state)), t, open_)  # from its bytes: the state holds all there is
+            open_.commit()
+        seen.append(bytes(encode(state)))
+    return seen
+
+
+@pytest.fixture(scope="module")
+def reference():
+    known: dict[str, list[bytes]] = {}
+
+    def of(case: Case) -> list[bytes]:
+        if str(case) not in known:
+            known[str(case)] = states(case)
+        return known[str(case)]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def pools():
+    made: dict[int, PoolFleet] = {}
+    held = people(CASES[0])
+    yield lambda workers: made.setdefault(workers, PoolFleet(held, workers))
+    for pool in made.values():
+        pool.close()
+
+
+def test_every_method_has_a_row_and_every_recipe_is_valid():
+    assert {recipes.table(case.recipe)["method"]["name"] for case in CASES} == set(methods())
+    for name, text in recipes.shipped().items():
+        recipes.load(name)
+        assert recipes.summary(text), f"{name}.toml must begin with one line that says what it is"
+
+
+@each
+def test_same_state_without_the_wire(case, reference):
+    assert states(case, LocalFleet(people(case), wire=False)) == reference(case)
+
+
+@each
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_same_state_in_worker_processes(case, reference, pools, workers):
+    pool = pools(workers)
+    pool.restore({})
+    assert states(case, pool) == reference(case)
+
+
+class Backwards(Wrapper):
+    """Clients work in the reverse order; answers are still given in the order of the question."""
+
+    def ask(self, task, send, at_least=1):
+        answers = self.inner.ask(task, dict(reversed(send.items())), 0)
+        got = {answer.device: answer for answer in answers}
+        return Answers([got.get(device) or answers.silent[device] for device in send], at_least)
+
+
+@each
+def test_same_state_when_clients_work_in_another_order(case, reference):
+    assert states(case, Backwards(LocalFleet(people(case)))) == reference(case)
+
+
+@each
+def test_the_seed_decides(case, reference):
+    assert states(case) == reference(case)
+    assert states(case, seed=1)[-1] != reference(case)[-1]
+
+
+class Killed(Exception):
+    """Stands for kill -9 in the middle of a round."""
+
+
+class Mortal(Wrapper):
+    """Dies at an answer of a chosen round: after it was given and before the round was committed."""
+
+    def __init__(self, inner, t: int, after: int):
+        super().__init__(inner)
+        self.t, self.after = t, after
+
+    def ask(self, task, send, at_least=1):
+        answers = self.inner.ask(task, send, 0)
+
+        def until():
+            for count, answer in enumerate(answers):
+                yield answer
+                if self._scope.round == self.t and count >= self.after:
+                    raise Killed
+            yield from answers.silent.values()
+
+        return Answers(until(), at_least)
+
+
+@each
+@pytest.mark.parametrize("t", range(-1, ROUNDS))
+def test_a_run_that_is_killed_in_any_round_ends_in_the_same_state(case, reference, tmp_path, t):
+    config, folder = case.config(), Folder(tmp_path / "run")
+    made = stage(case)
+    made.fleet = Mortal(made.fleet, t, after=1)
+    try:
+        loop(config, made, "run", folder)
+        assert t == -1, "the round asked nobody"  # a method whose begin asks nobody cannot be killed there
+    except Killed:
+        pass
+    again = stage(case)
+    outcome = loop(config, again, "run", folder)
+    assert bytes(encode(outcome.state)) == reference(case)[-1]
+    assert [row["round"] for row in outcome.rows] == list(range(ROUNDS))
+    whole = stage(case)
+    untouched = Folder(tmp_path / "whole")
+    loop(config, whole, "run", untouched)
+    assert list(folder.ledger_rows()) == list(untouched.ledger_rows())
+    strip = [{k: v for k, v in row.items() if k != "seconds"} for row in folder.rows()]
+    assert strip == [{k: v for k, v in row.items() if k != "seconds"} for row in untouched.rows()]
+
+
+class Silent(Wrapper):
+    """Chosen devices never answer in rounds, though they do in begin."""
+
+    def __init__(self, inner, ids):
+        super().__init__(inner)
+        self.ids = ids
+
+    def ask(self, task, send, at_least=1):
+        if self._scope.round < 0:
+            return self.inner.ask(task, send, at_least)
+        return self.inner.ask(task, {d: m for d, m in send.items() if d.id not in self.ids}, at_least)
+
+
+@each
+def test_one_silent_client_does_not_stop_a_round(case):
+    held = people(case)
+    seen = states(case, Silent(LocalFleet(held), {held[1].id}))
+    model = stage(case).method.model(decode(seen[-1]))
+    assert all(bool(torch.isfinite(value).all()) for value in model.weights.values())
+
+
+@each
+def test_when_all_are_silent_nothing_is_averaged(case):
+    held = people(case)
+    with pytest.raises(Unanswered):
+        states(case, Silent(LocalFleet(held), {person.id for person in held}))
+
+
+@each
+def test_a_flaky_fleet_is_survived_and_still_decided_by_the_seed(case):
+    config = case.config(retries=3)
+
+    def end():
+        made = stage(case)
+        made.fleet = Flaky(made.fleet, 0.25)
+        return bytes(encode(loop(config, made, "run").state))
+
+    assert end() == end()
+
+
+class Watching(Wrapper):
+    """Remembers what was sent, as bytes, and the tensors themselves."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.sent: list[tuple[object, bytes]] = []
+        self.asks: list[int] = []
+
+    def ask(self, task, send, at_least=1):
+        self.asks.append(self._scope.round)
+        self.sent += [(message, bytes(encode(message))) for message in send.values()]
+        return self.inner.ask(task, send, at_least)
+
+
+@each
+def test_nothing_that_was_sent_is_written_into(case):
+    fleet = Watching(LocalFleet(people(case), wire=False))
+    states(case, fleet)
+    assert fleet.sent
+    assert any(True for message, _ in fleet.sent for _ in tensors(message))
+    for message, before in fleet.sent:
+        assert bytes(encode(message)) == before
+
+
+@each
+def test_exchanges_and_message_kinds_are_as_declared(case):
+    fleet = Watching(LocalFleet(people(case)))
+    states(case, fleet)
+    assert [fleet.asks.count(t) for t in range(ROUNDS)] == [case.asks] * ROUNDS
+    ledger = Ledger()
+    states(case, Metered(LocalFleet(people(case)), ledger))
+    in_rounds = [row for row in ledger.take() if row["round"] >= 0]
+    assert {row["kind"] for row in in_rounds if row["direction"] == "down"} == case.down
+    assert {row["kind"] for row in in_rounds if row["direction"] == "up"} == case.up
+    assert all(row["bytes"] > 0 for row in in_rounds)
+
+
+@each
+def test_state_travels_and_has_a_name(case, reference):
+    state = decode(reference(case)[-1])
+    assert "@" in name_of(state)
+
+
+@each
+def test_it_learns(case):
+    config = case.config(rounds=12, **{"data.limit": 0})
+    made = scene(config)
+    first = evaluate(initial_model(config, made.federation), made.federation.test)
+    last = loop(config, made, "run").rows[-1]
+    assert last["accuracy"] > max(0.75, first.accuracy + 0.3)
+    assert last["loss"] < first.loss
+    assert math.isfinite(last["train_loss"])
+
+
+HEADINGS = (
+    "## What and why",
+    "## Citation",
+    "## Algorithm",
+    "## State, memory, exchanges, bytes",
+    "## Hyper-parameters",
+    "## Deviations",
+    "## Results",
+    "## Composes with",
+)
+
+
+@pytest.mark.parametrize("name", sorted(methods()))
+def test_the_card_has_its_headings_and_names_every_setting(name):
+    module = methods()[name].__module__
+    card = Path(__import__(module, fromlist=["x"]).__file__).with_suffix(".md").read_text()
+    places = [card.find(heading) for heading in HEADINGS]
+    assert -1 not in places, f"missing: {[h for h, p in zip(HEADINGS, places, strict=True) if p < 0]}"
+    assert places == sorted(places)
+    for setting in methods()[name].__dataclass_fields__:
+        assert f"`{setting}`" in card, f"the card does not explain {setting}"
