@@ -139,8 +139,10 @@ def load(config: DataConfig, seed: int) -> Federation:
 
 def _statistics(images: Images) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and standard deviation of each channel, in stored units, exactly: from the counts of the 256 values."""
+    x = torch.as_tensor(images.x)
+    # torch counts bytes as they are; numpy would widen every pixel to eight bytes first
+    count = np.stack([torch.bincount(x[..., c].reshape(-1), minlength=256).numpy() for c in range(x.shape[3])])
     levels = np.arange(256)
-    count = np.stack([np.bincount(images.x[..., c].reshape(-1), minlength=256) for c in range(images.x.shape[3])])
     share = count / count.sum(1, keepdims=True)
     mean = share @ levels
     std = np.sqrt((share * (levels - mean[:, None]) ** 2).sum(1))
