@@ -38,7 +38,9 @@ def mutated(random_, corpus):
 def main(seconds: float, seed: int) -> None:
     random_ = random.Random(seed)
     corpus = [bytes(encode(value)) for value in samples().values()]
-    corpus += [bytes(encode(value)) for sample in samples().values() for value in (sample if isinstance(sample, tuple) else ())]
+    corpus += [
+        bytes(encode(value)) for sample in samples().values() for value in (sample if isinstance(sample, tuple) else ())
+    ]
     end, tried, decoded = time.monotonic() + seconds, 0, 0
     resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
     while time.monotonic() < end:

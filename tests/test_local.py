@@ -75,7 +75,10 @@ def test_the_model_that_was_received_is_not_written_into_and_runs_do_not_leak():
 
 def test_pruned_coordinates_are_exactly_zero_after_every_step():
     model = Model.init(Arch("test-net"), 1)
-    mask = {"0.weight": torch.rand(6, 1, 3, 3, generator=generator(3)) < 0.5, "3.weight": torch.rand(3, 96, generator=generator(4)) < 0.1}
+    mask = {
+        "0.weight": torch.rand(6, 1, 3, 3, generator=generator(3)) < 0.5,
+        "3.weight": torch.rand(3, 96, generator=generator(4)) < 0.1,
+    }
     seen = []
 
     def hook(grads):
@@ -89,7 +92,9 @@ def test_pruned_coordinates_are_exactly_zero_after_every_step():
     for name, keep in mask.items():
         assert (trained.weights[name][~keep] == 0).all()
         assert (trained.weights[name][keep] != 0).all()
-    torch.testing.assert_close(trained.weights["3.weight"], plain(model, people(), sgd, mask)["3.weight"], rtol=1, atol=1)
+    torch.testing.assert_close(
+        trained.weights["3.weight"], plain(model, people(), sgd, mask)["3.weight"], rtol=1, atol=1
+    )
 
 
 def skeleton_weights(model):
@@ -107,7 +112,10 @@ def test_hook_sees_the_gradient_of_each_batch():
         torch.testing.assert_close(got[0][name], want[name], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("count", "batch", "sizes"), [(50, 20, [20, 20, 10]), (41, 20, [20, 21]), (3, 20, [3]), (1, 20, [1]), (4, 1, [1] * 4)])
+@pytest.mark.parametrize(
+    ("count", "batch", "sizes"),
+    [(50, 20, [20, 20, 10]), (41, 20, [20, 21]), (3, 20, [3]), (1, 20, [1]), (4, 1, [1] * 4)],
+)
 def test_batches_cover_each_sample_once_and_none_is_lonely(count, batch, sizes):
     me = people(count)
     got = list(batches(me, SGD(batch=batch)))
@@ -168,7 +176,9 @@ def test_a_network_is_rebuilt_narrower_from_its_weights():
     model = Model.init(Arch("test-net", {"norm": True}), 1)
     keep = torch.tensor([0, 2, 5])
     columns = (keep[:, None] * 16 + torch.arange(16)).flatten()
-    slim = {n: (v[:, columns] if n == "4.weight" else v[keep] if n != "4.bias" else v) for n, v in model.weights.items()}
+    slim = {
+        n: (v[:, columns] if n == "4.weight" else v[keep] if n != "4.bias" else v) for n, v in model.weights.items()
+    }
     small = Model(model.arch, slim)
     x = people(9).train.x
     full = model.build().eval()

@@ -78,5 +78,7 @@ def test_arithmetic():
 
 def test_seeds_are_stable_across_versions_and_spread():
     assert tree.seed_of(0, "7", 3, 0) == 8317923416637967688
-    many = {tree.seed_of(s, c, r, a) for s in range(5) for c in ("0", "1", "10") for r in range(-1, 5) for a in range(4)}
+    many = {
+        tree.seed_of(s, c, r, a) for s in range(5) for c in ("0", "1", "10") for r in range(-1, 5) for a in range(4)
+    }
     assert len(many) == 5 * 3 * 6 * 4

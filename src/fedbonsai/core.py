@@ -249,4 +249,3 @@ class Method(Protocol[S]):
     def metrics(self, state: S) -> Mapping[str, float]:
         """Figures of the last round that only the method knows, for the log."""
         ...
-

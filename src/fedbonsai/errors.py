@@ -23,5 +23,3 @@ class Forgotten(FedbonsaiError):
 
 class Missing(FedbonsaiError):
     """An optional part is not installed; the text names the extra that brings it."""
-
-

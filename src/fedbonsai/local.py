@@ -7,7 +7,7 @@ weights are copied in place and the update is a handful of fused calls (``torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Model, skeleton
+from fedbonsai.model import Model, Skeleton, skeleton
 from fedbonsai.tree import Tree, Weights, generator
 from fedbonsai.wire import message
 
@@ -98,37 +98,52 @@ def train(model: Model, me: Client, sgd: SGD, mask: Tree | None = None, hook: Ho
     names, params = list(net.parameters), list(net.parameters.values())
     start = [p.detach().clone() for p in params] if sgd.proximal else []
     momentum = [torch.zeros_like(p) for p in params] if sgd.momentum else []
-    held = [(net.parameters[name], keep.to(me.device, net.parameters[name].dtype)) for name, keep in (mask or {}).items()]
+    held = [
+        (net.parameters[name], keep.to(me.device, net.parameters[name].dtype)) for name, keep in (mask or {}).items()
+    ]
     cast = autocast(sgd.precision, me.device)
     # nothing is decided per step that can be decided here: at batch 20 the interpreter is a third of a small net's time
     loss_sum = torch.zeros((), device=me.device)
     steps = seen = 0
     _apply(held)
-    for batch in batches(me, sgd):
-        x = batch.x.to(memory_format=torch.channels_last) if sgd.channels_last else batch.x
-        with cast:
-            loss = F.cross_entropy(net.module(x), batch.y)
-        grads = list(torch.autograd.grad(loss, params))
-        if hook is not None:
-            hook(dict(zip(names, grads, strict=True)))
-        with torch.no_grad():
-            if sgd.proximal:
-                torch._foreach_add_(grads, torch._foreach_sub(params, start), alpha=sgd.proximal)
-            if sgd.weight_decay:
-                torch._foreach_add_(grads, params, alpha=sgd.weight_decay)
-            if sgd.clip:
-                total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-                torch._foreach_mul_(grads, (sgd.clip / (total + 1e-6)).clamp(max=1.0))
-            if momentum:
-                torch._foreach_mul_(momentum, sgd.momentum)
-                torch._foreach_add_(momentum, grads)
-                grads = momentum
-            torch._foreach_add_(params, grads, alpha=-sgd.lr)
-            _apply(held)
-            loss_sum += loss.detach() * len(batch)
-        steps += 1
-        seen += len(batch)
+    with randomness(net, me):
+        for batch in batches(me, sgd):
+            x = batch.x.to(memory_format=torch.channels_last) if sgd.channels_last else batch.x
+            with cast:
+                loss = F.cross_entropy(net.module(x), batch.y)
+            grads = list(torch.autograd.grad(loss, params))
+            if hook is not None:
+                hook(dict(zip(names, grads, strict=True)))
+            with torch.no_grad():
+                if sgd.proximal:
+                    torch._foreach_add_(grads, torch._foreach_sub(params, start), alpha=sgd.proximal)
+                if sgd.weight_decay:
+                    torch._foreach_add_(grads, params, alpha=sgd.weight_decay)
+                if sgd.clip:
+                    total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+                    torch._foreach_mul_(grads, (sgd.clip / (total + 1e-6)).clamp(max=1.0))
+                if momentum:
+                    torch._foreach_mul_(momentum, sgd.momentum)
+                    torch._foreach_add_(momentum, grads)
+                    grads = momentum
+                torch._foreach_add_(params, grads, alpha=-sgd.lr)
+                _apply(held)
+                loss_sum += loss.detach() * len(batch)
+            steps += 1
+            seen += len(batch)
     return Trained(net.snapshot(), len(me.train), steps, float(loss_sum) / seen)
+
+
+@contextmanager
+def randomness(net: Skeleton, me: Client) -> Iterator[None]:
+    """Dropout draws from torch's global generator: lend it one seeded for this client, and put the old one back."""
+    if not net.random:
+        yield
+        return
+    devices = [] if me.device == "cpu" else [torch.device(me.device)]
+    with torch.random.fork_rng(devices=devices, device_type=torch.device(me.device).type if devices else "cuda"):
+        torch.manual_seed(me.seed)
+        yield
 
 
 def _apply(held: list[tuple[Tensor, Tensor]]) -> None:

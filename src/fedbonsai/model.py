@@ -108,6 +108,9 @@ def state(module: nn.Module) -> Weights:
     return {name: value for name, value in module.state_dict().items() if not name.endswith("num_batches_tracked")}
 
 
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
+
+
 class Skeleton:
     """One network object whose weights are overwritten in place for each client."""
 
@@ -119,12 +122,15 @@ class Skeleton:
         self.module = module.to(device).to(memory_format=layout)  # type: ignore[call-overload]
         held = state(self.module)
         if held.keys() != like.keys() or any(held[name].shape != like[name].shape for name in held):
-            wrong = [n for n in held.keys() | like.keys() if n not in held or n not in like or held[n].shape != like[n].shape]
+            wrong = [
+                n for n in held.keys() | like.keys() if n not in held or n not in like or held[n].shape != like[n].shape
+            ]
             raise BadMessage(f"weights do not fit network {arch.name!r}: {sorted(wrong)[:5]}")
         self.names = list(held)
         self.parameters: dict[str, Tensor] = dict(self.module.named_parameters())
         live = self.parameters | dict(self.module.named_buffers())
         self._tensors = [live[name] for name in self.names]
+        self.random = any(isinstance(layer, DROPOUT) for layer in self.module.modules())
 
     def load(self, weights: Tree) -> Skeleton:
         """Copy weights in place."""

@@ -42,7 +42,9 @@ def subtract(left: Tree, right: Tree) -> Weights:
 
 def add(left: Tree, right: Tree, scale: float = 1.0) -> Weights:
     """``left + scale * right``; a name that ``right`` lacks stays as it is."""
-    return {name: torch.add(value, right[name], alpha=scale) if name in right else value for name, value in left.items()}
+    return {
+        name: torch.add(value, right[name], alpha=scale) if name in right else value for name, value in left.items()
+    }
 
 
 def size(tree: Tree) -> int:

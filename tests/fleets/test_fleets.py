@@ -96,7 +96,9 @@ def test_seeds_differ_by_client_round_and_ask_but_not_by_attempt():
     def draws(t, attempt):
         fleet = LocalFleet(clients())
         with scope(fleet, Scope("r", 1, t, attempt)):
-            ask = [list(fleet.ask(tasks.count, dict.fromkeys(fleet.devices, Question(torch.tensor(0.0))))) for _ in "ab"]
+            ask = [
+                list(fleet.ask(tasks.count, dict.fromkeys(fleet.devices, Question(torch.tensor(0.0))))) for _ in "ab"
+            ]
         return [a.value.draw for answers in ask for a in answers]
 
     assert len(set(draws(0, 0) + draws(1, 0))) == 20
@@ -156,8 +158,14 @@ def test_ledger_has_real_bytes_by_client_round_direction_and_class(pools):
             heard = list(metered.ask(tasks.count, dict.fromkeys(fleet.devices, Question(torch.zeros(100)))))
             metered.commit()
         rows = ledger.take()
-        assert {(row["client"], row["direction"]) for row in rows} == {(d.id, w) for d in fleet.devices for w in ("up", "down")}
-        assert sum(row["bytes"] for row in rows if row["direction"] == "up") == sum(a.up for a in heard) == ledger.total["up"]
+        assert {(row["client"], row["direction"]) for row in rows} == {
+            (d.id, w) for d in fleet.devices for w in ("up", "down")
+        }
+        assert (
+            sum(row["bytes"] for row in rows if row["direction"] == "up")
+            == sum(a.up for a in heard)
+            == ledger.total["up"]
+        )
         request = len(encode(Question(torch.zeros(100))))
         assert all(request < row["bytes"] < request + 150 for row in rows if row["kind"] == "test/question@1")
         assert ledger.take() == []

@@ -53,5 +53,11 @@ def samples():
             "empty": torch.zeros(0, 4),
             "matrix": count.reshape(2, 3).to(torch.float32),
         },
-        "alignment": (b"x", torch.ones(1, dtype=torch.float64), b"yz", torch.ones(3, dtype=torch.int16), torch.tensor(True)),
+        "alignment": (
+            b"x",
+            torch.ones(1, dtype=torch.float64),
+            b"yz",
+            torch.ones(3, dtype=torch.int16),
+            torch.tensor(True),
+        ),
     }

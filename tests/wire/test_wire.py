@@ -50,7 +50,9 @@ def test_golden_files_still_decode_and_are_still_what_is_written(name):
 def test_layout_by_hand():
     assert bytes(encode((True, -1, "a"))) == MAGIC + struct.pack("<I", 8) + bytes([8, 3, 2, 3, 1, 5, 1]) + b"a"
     aligned = encode((b"x", torch.tensor([1.0])))
-    assert bytes(aligned) == MAGIC + struct.pack("<I", 8) + bytes([8, 2, 6, 1, 7, 8, 1, 1]) + b"x\0\0\0" + struct.pack("<f", 1)
+    assert bytes(aligned) == MAGIC + struct.pack("<I", 8) + bytes([8, 2, 6, 1, 7, 8, 1, 1]) + b"x\0\0\0" + struct.pack(
+        "<f", 1
+    )
 
 
 def test_a_class_is_named_once():

@@ -22,9 +22,9 @@ def main(args: argparse.Namespace, rest: list[str]) -> None:
     """List."""
     if rest or args.what not in WHAT:
         raise ConfigError(f"ls {' '.join([args.what, *rest])}: expected one of {', '.join(WHAT)}")
-    for name, text in {"recipes": _recipes, "methods": _methods, "models": _models, "data": _data, "runs": _runs}[args.what](
-        args
-    ):
+    for name, text in {"recipes": _recipes, "methods": _methods, "models": _models, "data": _data, "runs": _runs}[
+        args.what
+    ](args):
         print(f"{name:<28} {text}".rstrip())
 
 
@@ -63,7 +63,11 @@ def _runs(args: argparse.Namespace) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for info in sorted(Path(args.runs).glob("*/run.json")):
         facts = json.loads(info.read_text())
-        rows = [json.loads(line) for line in (info.parent / "metrics.jsonl").open()] if (info.parent / "metrics.jsonl").exists() else []
+        rows = (
+            [json.loads(line) for line in (info.parent / "metrics.jsonl").open()]
+            if (info.parent / "metrics.jsonl").exists()
+            else []
+        )
         accuracy = next((f"{row['accuracy']:.4f}" for row in reversed(rows) if "accuracy" in row), "-")
         found.append((str(info.parent), f"{facts.get('status', '?')}, {len(rows)} rounds, accuracy {accuracy}"))
     return found

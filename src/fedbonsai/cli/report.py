@@ -11,7 +11,9 @@ from fedbonsai.errors import ConfigError
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("run", nargs="+", type=Path, help="folders of runs")
-    parser.add_argument("--png", type=Path, default=None, help="where the plot goes (default: report.png in the first run)")
+    parser.add_argument(
+        "--png", type=Path, default=None, help="where the plot goes (default: report.png in the first run)"
+    )
 
 
 def main(args: argparse.Namespace, rest: list[str]) -> None:

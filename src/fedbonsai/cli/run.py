@@ -24,6 +24,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     if args.help or not (args.recipe or args.resume):
         _help(args.recipe, args.preset)
         return 0 if args.help else 2
+    from fedbonsai.fleets.allocator import keep_memory
     from fedbonsai.runs import recipes
     from fedbonsai.runs.progress import progress
     from fedbonsai.runs.run import execute, name_of, stored
@@ -37,10 +38,13 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         folder = args.runs / name_of(args.recipe, config)
     for module in config.imports:
         __import__(module)
+    keep_memory()
     try:
         run = execute(config, folder, bool(args.resume), [] if args.quiet else [progress()])
     except KeyboardInterrupt:
-        print(f"\ninterrupted; what was finished is kept. Continue with: fedbonsai run --resume {folder}", file=sys.stderr)
+        print(
+            f"\ninterrupted; what was finished is kept. Continue with: fedbonsai run --resume {folder}", file=sys.stderr
+        )
         return 130
     moved = {way: size / 1e6 for way, size in run.bytes.items()}
     print(f"accuracy {run.accuracy:.4f} on the test set after {len(run.metrics)} rounds ({run.info['reason']})")

@@ -52,7 +52,7 @@ def cache_file(*key: object) -> Path:
 def cached(path: Path) -> Images | None:
     """What `keep` wrote, or None where nothing is there that can be read."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:  # numpy leaks a damaged file's handle
             held: dict[str, Any] = {field.name: file[field.name] for field in fields(Images)}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None  # never written, or damaged: it is made again and replaced

@@ -146,6 +146,12 @@ def draw(images: Images, config: DataConfig, seed: int) -> Split:
             f"{config.server + config.clients * config.minimum}, there are {usable}; "
             "lower data.clients, data.minimum or data.server"
         )
+    shards = config.clients * config.shards_per_client
+    if config.partition == "shards" and shards > usable - config.server:
+        raise ConfigError(
+            f"{config.clients} clients of {config.shards_per_client} shards need {shards} shards of at least a sample, "
+            f"there are {usable - config.server}; lower data.clients or data.shards_per_client"
+        )
     rows = _random(seed, "order").permutation(total)[:usable].astype(np.int64)
     server, rest = rows[: config.server], rows[config.server :]
     owners = images.owners[rest] if config.partition == "natural" else np.empty(0, np.str_)

@@ -68,5 +68,3 @@ def perform(task: Task[Any, Any], request: object, client: Client, seed: int, me
     if before != [value._version for value in sent]:
         raise Written(f"task {task.name!r} wrote into a tensor of its request; copy before you write")
     return answer, kept
-
-

@@ -52,7 +52,9 @@ class LocalFleet:
                 received = opened[1]
                 down = len(encode(head)) + len(payloads[index])
             try:
-                value, memory = perform(task, received, self._clients[device.id], head.seed, self._slots.memory(device.id))
+                value, memory = perform(
+                    task, received, self._clients[device.id], head.seed, self._slots.memory(device.id)
+                )
             except Forgotten as error:
                 up = len(encode(receipt(head, str(error)))) if self._wire else 0
                 yield Silence(device, str(error), down, up)
@@ -95,4 +97,7 @@ class LocalFleet:
 def post(send: Mapping[Device, Any]) -> list[bytearray]:
     """Encode each message at once; one object sent to many is encoded once."""
     done: dict[int, bytearray] = {}
-    return [done[id(request)] if id(request) in done else done.setdefault(id(request), encode(request)) for request in send.values()]
+    return [
+        done[id(request)] if id(request) in done else done.setdefault(id(request), encode(request))
+        for request in send.values()
+    ]

@@ -155,7 +155,9 @@ class PoolFleet:
         for position, item in enumerate(dead.queue):
             item.tries += position == 0
             if item.tries > 1:
-                lost[item.index] = Silence(item.device, f"its worker died twice (exit {dead.process.exitcode})", item.down)
+                lost[item.index] = Silence(
+                    item.device, f"its worker died twice (exit {dead.process.exitcode})", item.down
+                )
             else:
                 self._give(new, item)
         return lost

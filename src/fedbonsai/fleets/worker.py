@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedbonsai.core import Client, Samples, task_named
 from fedbonsai.errors import Forgotten
+from fedbonsai.fleets.allocator import keep_memory
 from fedbonsai.fleets.envelope import Envelope, perform, receipt
 from fedbonsai.wire import decode, encode, message
 
@@ -99,6 +100,7 @@ def work(pipe: Connection, storages: Sequence[Tensor], seats: Sequence[Seat], mo
     """Main loop of a worker; ends when the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(1)
+    keep_memory()
     for module in modules:
         importlib.import_module(module)
     places = {seat.id: seat for seat in seats}

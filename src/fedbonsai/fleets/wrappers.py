@@ -121,7 +121,8 @@ class Flaky(Wrapper):
         lost = {
             device: fate / (self.rate * (1 << 63))
             for device in send
-            if (fate := seed_of(scope.seed, f"flaky {scope.attempt} {device.id}", scope.round, ask)) < self.rate * (1 << 63)
+            if (fate := seed_of(scope.seed, f"flaky {scope.attempt} {device.id}", scope.round, ask))
+            < self.rate * (1 << 63)
         }
         reached = {device: request for device, request in send.items() if lost.get(device, 1.0) >= 0.5}
 

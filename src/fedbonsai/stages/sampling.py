@@ -24,7 +24,9 @@ def cohort(devices: Sequence[Device], count: int, seed: int, t: int) -> list[Dev
         ConfigError: more are wanted than there are.
     """
     if count > len(devices):
-        raise ConfigError(f"method.cohort = {count}: there are {len(devices)} devices; ask for at most that many, or 0 for all")
+        raise ConfigError(
+            f"method.cohort = {count}: there are {len(devices)} devices; ask for at most that many, or 0 for all"
+        )
     if count in (0, len(devices)):
         return list(devices)
     drawn = torch.randperm(len(devices), generator=generator(seed_of(seed, "cohort", t, 0)))[:count]

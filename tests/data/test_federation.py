@@ -1,0 +1,98 @@
+"""A federation: normalised images, views instead of copies, and the trip to a worker process."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedbonsai.core import Client
+from fedbonsai.data import DataConfig, Federation, load
+from fedbonsai.data.sources import digits
+from fedbonsai.errors import ConfigError
+from fedbonsai.local import SGD, evaluate, train
+from fedbonsai.model import Arch, Model
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def federation() -> Federation:
+    return load(DataConfig(server=50), 0)
+
+
+def test_shapes_and_options(federation: Federation) -> None:
+    assert federation.options == {"channels": 1, "size": 8, "classes": 10}
+    assert federation.x.shape == (1400, 1, 8, 8)
+    assert federation.x.is_contiguous()
+    assert federation.x.dtype == torch.float32
+    assert federation.y.dtype == torch.int64
+    assert federation.test.x.shape == (397, 1, 8, 8)
+    assert len(federation.train) == len(federation.valid) == len(federation.ids) == 10
+    assert len(federation.server) == 50
+    assert federation.offsets[-1] == 1400
+
+
+def test_normalised_once_by_the_training_set(federation: Federation) -> None:
+    assert federation.x.mean() == pytest.approx(0, abs=1e-5)
+    assert federation.x.std(correction=0) == pytest.approx(1, abs=1e-5)
+    raw = digits().x / 16
+    assert federation.mean == (pytest.approx(raw.mean()),)
+    assert federation.std == (pytest.approx(raw.std()),)
+
+
+def test_parts_are_the_splits_rows(federation: Federation) -> None:
+    images = digits()
+    for rows, part in zip(
+        [*federation.split.train, *federation.split.valid, federation.split.server],
+        [*federation.train, *federation.valid, federation.server],
+        strict=True,
+    ):
+        chosen = images.x[list(rows)][..., 0] / 16
+        assert np.allclose(part.x[:, 0].numpy() * federation.std[0] + federation.mean[0], chosen, atol=1e-5)
+        assert part.y.tolist() == images.y[list(rows)].tolist()
+
+
+def test_parts_are_views(federation: Federation) -> None:
+    for part in (*federation.train, *federation.valid, federation.server):
+        assert part.x.untyped_storage().data_ptr() == federation.x.untyped_storage().data_ptr()
+        assert part.y.untyped_storage().data_ptr() == federation.y.untyped_storage().data_ptr()
+        assert part.x.is_contiguous()
+
+
+def test_shared_memory_and_pickle() -> None:
+    federation = load(DataConfig(clients=3), 1)
+    before = federation.train[1].x.clone()
+    assert federation.share() is federation
+    assert federation.x.is_shared()
+    assert federation.train[1].x.is_shared()
+    assert torch.equal(federation.train[1].x, before)
+    copy = pickle.loads(pickle.dumps(federation))
+    assert torch.equal(copy.train[1].x, before)
+    assert copy.ids == federation.ids
+
+
+def test_saved_split_is_used(tmp_path: Path, federation: Federation) -> None:
+    federation.split.save(tmp_path / "split.json")
+    again = load(DataConfig(split=str(tmp_path / "split.json"), clients=3), 99)
+    assert torch.equal(again.x, federation.x)
+    assert again.ids == federation.ids
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(DataConfig(split=str(tmp_path / "other.json")), 0)
+
+
+def test_same_seed_same_federation(federation: Federation) -> None:
+    assert torch.equal(load(DataConfig(server=50), 0).x, federation.x)
+    assert not torch.equal(load(DataConfig(server=50), 1).x, federation.x)
+
+
+def test_digits_are_learnt(federation: Federation) -> None:
+    """The default data and the default network fit: one client's few samples already teach it something."""
+    model = Model.init(Arch("mlp", federation.options), 0)
+    largest = max(range(10), key=lambda i: len(federation.train[i]))
+    me = Client("x", 0, federation.train[largest], federation.valid[largest])
+    done = train(model, me, SGD(lr=0.1, epochs=20))
+    assert evaluate(model.replace(done.weights), me.valid).accuracy > 0.5
