@@ -121,9 +121,8 @@ def main() -> None:
     for name, repeats in (("lenet5", 9), ("mlp", 15)):
         result[name] = found = compare(name, repeats)
         for kind, row in found["times"].items():  # type: ignore[attr-defined]
-            print(
-                f"| {name} | {kind} | {row['median']:.3f} | {row['ratio']:.2f} | {row['largest difference of final weights']:.1e} |"
-            )
+            apart = row["largest difference of final weights"]
+            print(f"| {name} | {kind} | {row['median']:.3f} | {row['ratio']:.2f} | {apart:.1e} |")
     few, many = peak(10), peak(1000)
     result["peak memory, MB"] = {
         "model": "cnn-mnist, 6.65 MB",

@@ -24,8 +24,8 @@ from fedbonsai.fleets.wrappers import Flaky, Metered, Wrapper
 from fedbonsai.local import evaluate
 from fedbonsai.methods.registry import methods
 from fedbonsai.runs import recipes
-from fedbonsai.runs.loop import loop
 from fedbonsai.runs.folder import Folder
+from fedbonsai.runs.loop import loop
 from fedbonsai.runs.setup import Scene, clients, federation, initial_model, scene
 from fedbonsai.tree import tensors
 from fedbonsai.wire import decode, encode, name_of

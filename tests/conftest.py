@@ -1,4 +1,4 @@
-"""One thread per process, so that byte-equal means byte-equal; hypothesis without a deadline (torch's first call is slow)."""
+"""One thread per process, so that byte-equal means byte-equal; no deadlines, since torch's first call is slow."""
 
 import os
 

@@ -1,7 +1,7 @@
 """Bounded fuzzing of the decoder: ``make fuzz``. Random, damaged and spliced messages decode or give BadMessage.
 
-Not a test module: it runs for as many seconds as it is told and prints how many inputs it tried. The seed is printed, so
-that a finding can be run again.
+Not a test module: it runs for as many seconds as it is told and prints how many inputs it tried. The seed is printed,
+so that a finding can be run again.
 """
 
 import random

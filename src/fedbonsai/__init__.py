@@ -1,10 +1,4 @@
-"""Federated training of small models on constrained devices, with its cost counted in what was really sent.
-
->>> import fedbonsai
->>> run = fedbonsai.run("fedavg", rounds=1, runs=getfixture("tmp_path"))
->>> run.model.arch.name
-'cnn-bn'
-"""
+"""Federated training of small models on constrained devices, with its cost counted in what was really sent."""
 
 from __future__ import annotations
 
@@ -12,49 +6,62 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedbonsai.api import load, run
-    from fedbonsai.core import Client, Device, Fleet, Memory, Samples, task
-    from fedbonsai.data import DataConfig
+    from fedbonsai.api import Run, load, run
+    from fedbonsai.core import Client, Device, Fleet, Memory, Method, Samples, task
+    from fedbonsai.data.config import DataConfig
     from fedbonsai.errors import BadMessage, ConfigError, FedbonsaiError, Forgotten, Missing, Unanswered
     from fedbonsai.methods.registry import method
-    from fedbonsai.model import Model, network
+    from fedbonsai.model import Arch, Model, network
     from fedbonsai.runs.config import RunConfig
     from fedbonsai.wire import decode, encode, message
 
-# what is public, and where it lives; nothing is imported before it is used, so that the command line answers at once
-_HOME = {
-    "load": "api",
-    "run": "api",
-    "Client": "core",
-    "Device": "core",
-    "Fleet": "core",
-    "Memory": "core",
-    "Samples": "core",
-    "task": "core",
-    "DataConfig": "data.config",
-    "BadMessage": "errors",
-    "ConfigError": "errors",
-    "FedbonsaiError": "errors",
-    "Forgotten": "errors",
-    "Missing": "errors",
-    "Unanswered": "errors",
-    "method": "methods.registry",
-    "Model": "model",
-    "network": "model",
-    "RunConfig": "runs.config",
-    "decode": "wire",
-    "encode": "wire",
-    "message": "wire",
-}
-
 __version__ = "0.1.0"
-__all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "Arch",
+    "BadMessage",
+    "Client",
+    "ConfigError",
+    "DataConfig",
+    "Device",
+    "FedbonsaiError",
+    "Fleet",
+    "Forgotten",
+    "Memory",
+    "Method",
+    "Missing",
+    "Model",
+    "Run",
+    "RunConfig",
+    "Samples",
+    "Unanswered",
+    "decode",
+    "encode",
+    "load",
+    "message",
+    "method",
+    "network",
+    "run",
+    "task",
+]
+
+# where the public names live; nothing is imported before it is used, so that the command line answers at once
+_HOMES = {
+    "api": ("Run", "load", "run"),
+    "core": ("Client", "Device", "Fleet", "Memory", "Method", "Samples", "task"),
+    "data.config": ("DataConfig",),
+    "errors": ("BadMessage", "ConfigError", "FedbonsaiError", "Forgotten", "Missing", "Unanswered"),
+    "methods.registry": ("method",),
+    "model": ("Arch", "Model", "network"),
+    "runs.config": ("RunConfig",),
+    "wire": ("decode", "encode", "message"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'fedbonsai' has no attribute {name!r}")
-    return getattr(import_module(f"fedbonsai.{_HOME[name]}"), name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"fedbonsai.{module}"), name)
+    raise AttributeError(f"module 'fedbonsai' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

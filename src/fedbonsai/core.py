@@ -6,9 +6,9 @@ return. A `Task` is what runs on a client: a named module-level function. The re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
@@ -222,7 +222,7 @@ class Fleet(Protocol):
 
 
 @contextmanager
-def scope(fleet: Fleet, where: Scope) -> Iterator[Fleet]:
+def scope(fleet: Fleet, where: Scope) -> Generator[Fleet]:
     """Open a round; the caller commits inside it, and whatever was not committed is dropped."""
     fleet.open(where)
     try:

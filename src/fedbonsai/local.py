@@ -6,7 +6,7 @@ weights are copied in place and the update is a handful of fused calls (``torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -135,7 +135,7 @@ def train(model: Model, me: Client, sgd: SGD, mask: Tree | None = None, hook: Ho
 
 
 @contextmanager
-def randomness(net: Skeleton, me: Client) -> Iterator[None]:
+def randomness(net: Skeleton, me: Client) -> Generator[None]:
     """Dropout draws from torch's global generator: lend it one seeded for this client, and put the old one back."""
     if not net.random:
         yield

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from difflib import get_close_matches
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -42,8 +43,7 @@ def network(name: str) -> Callable[[Builder], Builder]:
 
 def networks() -> dict[str, Builder]:
     """All registered builders by name."""
-    import fedbonsai.zoo  # noqa: F401  (registers the shipped ones)
-
+    import_module("fedbonsai.zoo")  # registers the shipped ones
     return dict(_builders)
 
 

@@ -174,9 +174,13 @@ class _Writer:
             self.varint(size)
         flat = value.detach().cpu().contiguous().reshape(-1)
         if value.dtype == torch.bool:
-            self.buffers.append((1, memoryview(np.packbits(flat.numpy(), bitorder="little")).cast("B")))
+            self.buffers.append((1, _bytes_of(np.packbits(flat.numpy(), bitorder="little"))))
         elif flat.numel():
-            self.buffers.append((_SIZES[code], memoryview(flat.view(torch.uint8).numpy()).cast("B")))
+            self.buffers.append((_SIZES[code], _bytes_of(flat.view(torch.uint8).numpy())))
+
+
+def _bytes_of(array: Any) -> memoryview:
+    return memoryview(array).cast("B")
 
 
 def encode(value: object) -> bytearray:
@@ -204,9 +208,9 @@ def encode(value: object) -> bytearray:
 
 class _Reader:
     def __init__(self, data: memoryview, limit: int) -> None:
-        if len(data) < 8 or data[:4] != MAGIC:
+        if len(data) < 8 or bytes(data[:4]) != MAGIC:
             raise BadMessage(
-                f"not a message of wire format v1: {len(data)} bytes that begin with {bytes(data[:4])!r}, expected {MAGIC!r}"
+                f"not a message of wire format v1: {len(data)} bytes, {bytes(data[:4])!r} first; expected {MAGIC!r}"
             )
         self.data = data
         self.limit = limit
@@ -417,7 +421,7 @@ def _check(hint: Any) -> Callable[[Any], bool]:
         return lambda value: isinstance(value, float | int) and not isinstance(value, bool)
     if hint is int:
         return lambda value: isinstance(value, int) and not isinstance(value, bool)
-    kind = cast("type[Any]", origin or hint)
+    kind: Any = origin or hint
     if not isinstance(kind, type):
         raise TypeError(f"message field annotated {hint!r}: use plain types, tuples, mappings, unions or messages")
     return lambda value: isinstance(value, kind)

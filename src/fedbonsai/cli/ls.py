@@ -50,10 +50,11 @@ def _models(args: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def _data(args: argparse.Namespace) -> list[tuple[str, str]]:
-    from fedbonsai.data.sources import SOURCES
+    from fedbonsai.data.config import HUB
 
     return [
-        *((name, text) for name, text in SOURCES.items()),
+        ("digits", "1,797 images of 8x8 pixels that come with scikit-learn; no download"),
+        *((name, f"{home} on the Hugging Face hub, or --data.path FOLDER") for name, home in HUB.items()),
         ("owner/name", "any image-classification dataset of the Hugging Face hub"),
         ("--data.path FOLDER", "train-*.parquet and test-*.parquet in Hugging Face layout"),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Ledger:
         kind = (row.direction, row.kind)
         self.kinds[kind] = self.kinds.get(kind, 0) + row.bytes
 
-    def take(self) -> list[dict[str, object]]:
+    def take(self) -> list[dict[str, Any]]:
         """Rows since the last call, ready for a table; they are forgotten here, the sums stay."""
         rows = [
             {**asdict(Row(round, attempt, client, direction, kind, size)), "messages": count}  # type: ignore[arg-type]
@@ -45,9 +45,9 @@ class Ledger:
         self._open = {}
         return rows
 
-    def resume(self, rows: Iterable[dict[str, object]]) -> None:
+    def resume(self, rows: Iterable[dict[str, Any]]) -> None:
         """Sums as an earlier process left them."""
         for row in rows:
-            direction, kind, size = str(row["direction"]), str(row["kind"]), int(str(row["bytes"]))
+            direction, kind, size = str(row["direction"]), str(row["kind"]), int(row["bytes"])
             self.total[direction] += size
             self.kinds[(direction, kind)] = self.kinds.get((direction, kind), 0) + size

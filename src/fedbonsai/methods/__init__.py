@@ -1,0 +1,1 @@
+"""One paper: one module, and one card (.md) beside it."""

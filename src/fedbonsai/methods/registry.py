@@ -1,4 +1,4 @@
-"""Methods by name; a method of one's own registers itself with `method`, or by the entry point ``fedbonsai.methods``."""
+"""Methods by name; one's own registers with `method`, or by the entry point ``fedbonsai.methods``."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Shipped settings files; `fedbonsai cp` makes one your own."""

@@ -1,0 +1,1 @@
+"""Settings and committed results, one folder an experiment."""

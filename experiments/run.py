@@ -1,0 +1,107 @@
+"""Run an experiment: every setting of its ``plan.toml`` with every seed, resumable, one JSON per finished run.
+
+    python -m experiments.run averaging
+    python -m experiments.run averaging --only fedavg-mnist-lenet5 --seeds 0 1
+
+Data that is no package's own is looked for in the folder ``FEDBONSAI_DATA`` (``mnist/``, ``cifar10/`` in Hugging Face
+Parquet layout), else on the hub. A finished run is never run again; delete its JSON to do so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+import tomllib
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+def settings_of(plan: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    """Settings of one run: the plan's common ones, the run's own, and where its data lies."""
+    settings = {**plan.get("settings", {}), **run.get("settings", {})}
+    home, name = os.environ.get("FEDBONSAI_DATA"), settings.get("data.name", "digits")
+    if home and name != "digits":
+        settings["data.path"] = str(Path(home) / name)
+    return settings
+
+
+def one(name: str, recipe: str, preset: str, settings: dict[str, Any], seed: int, target: Path) -> str:
+    """Run once and write the result."""
+    from bench.record import processor
+    from fedbonsai.fleets.allocator import keep_memory
+    from fedbonsai.runs import recipes
+    from fedbonsai.runs.run import execute
+
+    keep_memory()
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        config = recipes.load(recipe, preset, {**settings, "seed": seed})
+        run = execute(config, Path(folder) / "run")
+    took = time.perf_counter() - start
+    evaluated = [row for row in run.metrics if "accuracy" in row]
+    extra = sorted({k for r in evaluated for k in r} - {"round", "accuracy", "valid_accuracy", "loss", "valid_loss"})
+    result = {
+        "name": name,
+        "recipe": recipe,
+        "preset": preset or "modern",
+        "settings": {key: value for key, value in settings.items() if key != "data.path"},
+        "seed": seed,
+        "accuracy": run.accuracy,
+        "last five": sum(row["accuracy"] for row in evaluated[-5:]) / len(evaluated[-5:]),
+        "bytes": run.bytes,
+        "kinds": run.info["kinds"],
+        "curve": [
+            [r["round"] + 1, round(r["accuracy"], 5), r["total_bytes_up"], r["total_bytes_down"]] for r in evaluated
+        ],
+        "method metrics": {
+            key: [float(f"{row[key]:.5g}") for row in evaluated if isinstance(row.get(key), float)]
+            for key in extra
+            if key != "seconds" and not key.startswith(("bytes", "total_bytes"))
+        },
+        "skipped rounds": sum(row["skipped"] for row in run.metrics),
+        "seconds": round(took, 1),
+        "processor": processor(),
+        **{key: run.info[key] for key in ("versions", "machine", "commit")},
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_suffix(".new")
+    fresh.write_text(json.dumps(result) + "\n")
+    fresh.replace(target)
+    return f"{name} seed {seed}: {100 * run.accuracy:.2f} %, {sum(run.bytes.values()) / 1e6:.2f} MB, {took:.0f} s"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("experiment", choices=sorted(p.parent.name for p in HERE.glob("*/plan.toml")))
+    parser.add_argument("--only", nargs="*", default=[], help="names of runs; all when left out")
+    parser.add_argument("--seeds", nargs="*", type=int, default=None)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time")
+    args = parser.parse_args()
+    folder = HERE / args.experiment
+    plan = tomllib.loads((folder / "plan.toml").read_text())
+    names = [run["name"] for run in plan["runs"]]
+    if unknown := set(args.only) - set(names):
+        parser.error(f"no such runs: {sorted(unknown)}; the plan has {names}")
+    jobs = []
+    for seed in args.seeds if args.seeds is not None else plan["seeds"]:
+        for run in plan["runs"]:
+            target = folder / "results" / f"{run['name']}-{seed}.json"
+            if (not args.only or run["name"] in args.only) and not target.exists():
+                settings = settings_of(plan, run)
+                jobs.append((run["name"], run["recipe"], run.get("preset", ""), settings, seed, target))
+    print(f"{len(jobs)} runs to do, {args.workers} at a time", flush=True)
+    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
+        for done, future in enumerate(as_completed([pool.submit(one, *job) for job in jobs]), 1):
+            print(f"{done} of {len(jobs)} done: {future.result()}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
