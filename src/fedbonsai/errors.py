@@ -17,8 +17,16 @@ class Unanswered(FedbonsaiError):
     """Fewer devices answered than the method needs; the state of the round before stands."""
 
 
-class Forgotten(FedbonsaiError):
-    """Raised by a task whose client lost what it should hold; the device counts as silent."""
+class Silent(FedbonsaiError):
+    """Raised by a task that has no answer to give; the device counts as silent, with this text as the reason."""
+
+
+class Forgotten(Silent):
+    """The client lost what it should hold."""
+
+
+class NotFinite(Silent, ValueError):
+    """Values that are NaN or infinite; they never enter an aggregate."""
 
 
 class Missing(FedbonsaiError):

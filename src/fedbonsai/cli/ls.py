@@ -37,14 +37,14 @@ def _recipes(args: argparse.Namespace) -> list[tuple[str, str]]:
 def _methods(args: argparse.Namespace) -> list[tuple[str, str]]:
     from fedbonsai.methods.registry import methods
 
-    return [(name, (inspect.getdoc(cls) or "").splitlines()[0]) for name, cls in sorted(methods().items())]
+    return [(name, first_line(cls)) for name, cls in sorted(methods().items())]
 
 
 def _models(args: argparse.Namespace) -> list[tuple[str, str]]:
     from fedbonsai.model import networks
 
     return [
-        (name, f"({', '.join(inspect.signature(build).parameters)})  {(inspect.getdoc(build) or '').splitlines()[0]}")
+        (name, f"({', '.join(inspect.signature(build).parameters)})  {first_line(build)}")
         for name, build in sorted(networks().items())
     ]
 
@@ -65,10 +65,15 @@ def _runs(args: argparse.Namespace) -> list[tuple[str, str]]:
     for info in sorted(Path(args.runs).glob("*/run.json")):
         facts = json.loads(info.read_text())
         rows = (
-            [json.loads(line) for line in (info.parent / "metrics.jsonl").open()]
+            [json.loads(line) for line in (info.parent / "metrics.jsonl").read_text().splitlines()]
             if (info.parent / "metrics.jsonl").exists()
             else []
         )
         accuracy = next((f"{row['accuracy']:.4f}" for row in reversed(rows) if "accuracy" in row), "-")
         found.append((str(info.parent), f"{facts.get('status', '?')}, {len(rows)} rounds, accuracy {accuracy}"))
     return found
+
+
+def first_line(of: object) -> str:
+    """First line of a docstring."""
+    return (inspect.getdoc(of) or "(not documented)").splitlines()[0]

@@ -59,7 +59,7 @@ def perform(task: Task[Any, Any], request: object, client: Client, seed: int, me
     """Run a task on a client.
 
     Raises:
-        Forgotten: the client lost what it should hold.
+        Silent: the task has no answer to give.
         Written: the task wrote into its request, which other clients share.
     """
     sent = list(tree.tensors(request))

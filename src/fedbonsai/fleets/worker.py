@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedbonsai.core import Client, Samples, task_named
-from fedbonsai.errors import Forgotten
+from fedbonsai.errors import Silent
 from fedbonsai.fleets.allocator import keep_memory
 from fedbonsai.fleets.envelope import Envelope, perform, receipt
 from fedbonsai.wire import decode, encode, message
@@ -138,7 +138,7 @@ def _do(job: Job, payload: Any, client: Client) -> Done:
     try:
         value, memory = perform(task_named(head.task), payload, client, head.seed, job.memory)
         return Done(head.device, job.payload, len(encode(receipt(head))), bytes(encode(value)), memory)
-    except Forgotten as error:
-        return Done(head.device, job.payload, len(encode(receipt(head, str(error)))), silent=str(error) or "forgotten")
+    except Silent as error:
+        return Done(head.device, job.payload, len(encode(receipt(head, str(error)))), silent=str(error) or "no answer")
     except Exception:  # a bug in a task is the parent's to raise, with the text it had here
         return Done(head.device, job.payload, 0, error=traceback.format_exc())
