@@ -35,6 +35,7 @@ def settings_of(plan: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
 def one(name: str, recipe: str, preset: str, settings: dict[str, Any], seed: int, target: Path) -> str:
     """Run once and write the result."""
     from bench.record import processor
+
     from fedbonsai.fleets.allocator import keep_memory
     from fedbonsai.runs import recipes
     from fedbonsai.runs.run import execute

@@ -56,7 +56,9 @@ def test_plain_progress(capsys):
 @pytest.mark.parametrize("what", ["recipes", "methods", "models", "data"])
 def test_ls(what, capsys):
     assert main(["ls", what]) == 0
-    assert {"recipes": "fedprox", "methods": "averaging", "models": "lenet5", "data": "digits"}[what] in capsys.readouterr().out
+    assert {"recipes": "fedprox", "methods": "averaging", "models": "lenet5", "data": "digits"}[
+        what
+    ] in capsys.readouterr().out
 
 
 def test_show_cp_validate(capsys):

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
+from pkgutil import iter_modules
 from typing import Any, TypeVar, dataclass_transform
 
 from fedbonsai.errors import ConfigError
 
 C = TypeVar("C", bound=type[Any])
-
-SHIPPED = ("averaging",)  # modules of this package that register methods
 
 _methods: dict[str, type[Any]] = {}
 
@@ -35,8 +34,8 @@ def method(name: str) -> Callable[[C], C]:
 
 def methods() -> dict[str, type[Any]]:
     """All methods that are installed here."""
-    for module in SHIPPED:
-        import_module(f"fedbonsai.methods.{module}")
+    for module in iter_modules(import_module("fedbonsai.methods").__path__):
+        import_module(f"fedbonsai.methods.{module.name}")
     for entry in entry_points(group="fedbonsai.methods"):
         entry.load()
     return dict(_methods)

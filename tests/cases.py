@@ -1,0 +1,46 @@
+"""One row for each method and setting that the conformance suite runs; a new method adds one row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fedbonsai.runs import recipes
+
+ROUNDS = 3
+SMALL = {
+    "rounds": ROUNDS,
+    "data.name": "digits",
+    "data.clients": 4,
+    "data.limit": 240,
+    "data.partition": "iid",
+    "model.name": "mlp",
+    "model.options": {"widths": [16]},
+    "method.sgd": {"lr": 0.1, "momentum": 0.5, "batch": 10, "epochs": 1},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One method as it is tested."""
+
+    recipe: str
+    asks: int  # of a round, when everybody answers
+    down: frozenset[str]
+    up: frozenset[str]
+    preset: str = ""
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.recipe}-{self.preset}" if self.preset else self.recipe
+
+    def config(self, **more: object):
+        return recipes.load(self.recipe, self.preset, {**SMALL, **self.settings, **more})
+
+
+AVERAGING = {"asks": 1, "down": frozenset({"averaging/train@1"}), "up": frozenset({"averaging/update@1"})}
+CASES = [
+    Case("fedavg", **AVERAGING),
+    Case("fedprox", **AVERAGING),
+    Case("fedavg", **AVERAGING, preset="modern", settings={"method.cohort": 2}),
+]
