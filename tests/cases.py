@@ -38,9 +38,14 @@ class Case:
         return recipes.load(self.recipe, self.preset, {**SMALL, **self.settings, **more})
 
 
-AVERAGING = {"asks": 1, "down": frozenset({"averaging/train@1"}), "up": frozenset({"averaging/update@1"})}
+AVERAGING = {"asks": 1, "down": frozenset({"averaging/train@1"}), "up": frozenset({"update@1"})}
 CASES = [
     Case("fedavg", **AVERAGING),
     Case("fedprox", **AVERAGING),
     Case("fedavg", **AVERAGING, preset="modern", settings={"method.cohort": 2}),
+    Case("topk-ef", **AVERAGING, settings={"method.cohort": 3}),
+    Case("ef21", **AVERAGING, settings={"method.uplink": ["ef21", {"topk": 0.2}]}),
+    Case("stc", **AVERAGING, settings={"method.cohort": 2, "method.uplink": ["ef14", {"topk": 0.1}, "ternary"]}),
+    Case("qsgd", **AVERAGING),
+    Case("dgc", **AVERAGING),
 ]

@@ -143,6 +143,7 @@ class Silence:
     reason: str
     down: int = 0
     up: int = 0
+    forgot: bool = False  # the client lost what it held: send it everything next time
 
 
 class Answers(Generic[R]):

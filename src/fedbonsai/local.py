@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import ConfigError
@@ -22,6 +22,7 @@ from fedbonsai.tree import Tree, Weights, generator
 from fedbonsai.wire import message
 
 Hook = Callable[[Mapping[str, Tensor]], None]  # sees each step's gradients, by parameter name
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # network, images, labels -> mean loss of the batch
 
 
 @message("sgd@1")
@@ -78,7 +79,15 @@ class Trained:
     loss: float
 
 
-def train(model: Model, me: Client, sgd: SGD, mask: Tree | None = None, hook: Hook | None = None) -> Trained:
+def train(
+    model: Model,
+    me: Client,
+    sgd: SGD,
+    mask: Tree | None = None,
+    hook: Hook | None = None,
+    loss: Loss | None = None,
+    shift: Tree | None = None,
+) -> Trained:
     """Train a model on a client's samples.
 
     Args:
@@ -87,6 +96,8 @@ def train(model: Model, me: Client, sgd: SGD, mask: Tree | None = None, hook: Ho
         sgd: hyper-parameters.
         mask: by parameter name, True where a weight is kept; elsewhere it is exactly zero after every step.
         hook: sees the gradients of every step, before momentum and mask.
+        loss: what is minimised instead of the mean cross-entropy.
+        shift: by parameter name, what is added to the gradients of every step: after the clip, before momentum.
 
     Raises:
         ConfigError: the client has no samples.
@@ -101,6 +112,8 @@ def train(model: Model, me: Client, sgd: SGD, mask: Tree | None = None, hook: Ho
     held = [
         (net.parameters[name], keep.to(me.device, net.parameters[name].dtype)) for name, keep in (mask or {}).items()
     ]
+    shifts = [shift[name].to(me.device) for name in names] if shift is not None else []
+    objective = loss or _cross_entropy
     cast = autocast(sgd.precision, me.device)
     # nothing is decided per step that can be decided here: at batch 20 the interpreter is a third of a small net's time
     loss_sum = torch.zeros((), device=me.device)
@@ -110,8 +123,8 @@ def train(model: Model, me: Client, sgd: SGD, mask: Tree | None = None, hook: Ho
         for batch in batches(me, sgd):
             x = batch.x.to(memory_format=torch.channels_last) if sgd.channels_last else batch.x
             with cast:
-                loss = F.cross_entropy(net.module(x), batch.y)
-            grads = list(torch.autograd.grad(loss, params))
+                value = objective(net.module, x, batch.y)
+            grads = list(torch.autograd.grad(value, params))
             if hook is not None:
                 hook(dict(zip(names, grads, strict=True)))
             with torch.no_grad():
@@ -122,13 +135,15 @@ def train(model: Model, me: Client, sgd: SGD, mask: Tree | None = None, hook: Ho
                 if sgd.clip:
                     total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
                     torch._foreach_mul_(grads, (sgd.clip / (total + 1e-6)).clamp(max=1.0))
+                if shifts:
+                    torch._foreach_add_(grads, shifts)
                 if momentum:
                     torch._foreach_mul_(momentum, sgd.momentum)
                     torch._foreach_add_(momentum, grads)
                     grads = momentum
                 torch._foreach_add_(params, grads, alpha=-sgd.lr)
                 _apply(held)
-                loss_sum += loss.detach() * len(batch)
+                loss_sum += value.detach() * len(batch)
             steps += 1
             seen += len(batch)
     return Trained(net.snapshot(), len(me.train), steps, float(loss_sum) / seen)
@@ -144,6 +159,10 @@ def randomness(net: Skeleton, me: Client) -> Generator[None]:
     with torch.random.fork_rng(devices=devices, device_type=torch.device(me.device).type if devices else "cuda"):
         torch.manual_seed(me.seed)
         yield
+
+
+def _cross_entropy(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(net(x), y)
 
 
 def _apply(held: list[tuple[Tensor, Tensor]]) -> None:

@@ -111,6 +111,18 @@ def state(module: nn.Module) -> Weights:
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
 
 
+_forms: dict[str, Weights] = {}
+
+
+def forms(arch: Arch) -> Weights:
+    """Names, types and shapes of an architecture's weights as its builder makes them; the values mean nothing."""
+    key = repr((arch.name, sorted(arch.options.items())))
+    if key not in _forms:
+        with torch.random.fork_rng(devices=[]):
+            _forms[key] = state(arch.build())
+    return _forms[key]
+
+
 class Skeleton:
     """One network object whose weights are overwritten in place for each client."""
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from fedbonsai.core import Answer, Answers, Client, Device, Kept, Scope, Silence, Task
-from fedbonsai.errors import Silent
+from fedbonsai.errors import Forgotten, Silent
 from fedbonsai.fleets.envelope import envelope, perform, receipt
 from fedbonsai.fleets.slots import Slots
 from fedbonsai.wire import decode, encode
@@ -57,7 +57,7 @@ class LocalFleet:
                 )
             except Silent as error:
                 up = len(encode(receipt(head, str(error)))) if self._wire else 0
-                yield Silence(device, str(error), down, up)
+                yield Silence(device, str(error), down, up, isinstance(error, Forgotten))
                 continue
             if self._wire:
                 reply = encode(value)

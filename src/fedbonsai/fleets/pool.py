@@ -141,7 +141,7 @@ class PoolFleet:
             self._reset()
             raise RuntimeError(f"task {item.job.head.task!r} failed on client {item.device.id}:\n{done.error}")
         if done.silent:
-            return Silence(item.device, done.silent, item.down, done.head)
+            return Silence(item.device, done.silent, item.down, done.head, done.forgot)
         self._slots.keep(item.device.id, done.memory or {})
         return Answer(item.device, decode(done.reply, limit=1 << 40), item.down, done.head + len(done.reply))
 

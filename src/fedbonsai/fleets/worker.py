@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedbonsai.core import Client, Samples, task_named
-from fedbonsai.errors import Silent
+from fedbonsai.errors import Forgotten, Silent
 from fedbonsai.fleets.allocator import keep_memory
 from fedbonsai.fleets.envelope import Envelope, perform, receipt
 from fedbonsai.wire import decode, encode, message
@@ -42,6 +42,7 @@ class Done:
     reply: bytes = b""
     memory: dict[str, Any] | None = None
     silent: str = ""
+    forgot: bool = False
     error: str = ""
 
 
@@ -139,6 +140,7 @@ def _do(job: Job, payload: Any, client: Client) -> Done:
         value, memory = perform(task_named(head.task), payload, client, head.seed, job.memory)
         return Done(head.device, job.payload, len(encode(receipt(head))), bytes(encode(value)), memory)
     except Silent as error:
-        return Done(head.device, job.payload, len(encode(receipt(head, str(error)))), silent=str(error) or "no answer")
+        spent, why = len(encode(receipt(head, str(error)))), str(error) or "no answer"
+        return Done(head.device, job.payload, spent, silent=why, forgot=isinstance(error, Forgotten))
     except Exception:  # a bug in a task is the parent's to raise, with the text it had here
         return Done(head.device, job.payload, 0, error=traceback.format_exc())

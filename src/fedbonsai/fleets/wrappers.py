@@ -153,13 +153,13 @@ class Recorded(Wrapper):
         scope, ask = self.where()
 
         def kept() -> Iterator[Answer[R] | Silence]:
-            lines: list[tuple[str, object, str, int, int]] = []
+            lines: list[tuple[str, object, str, int, int, bool]] = []
             answers = self.inner.ask(task, send, 0)
             for answer in answers:
-                lines.append((answer.device.id, answer.value, "", answer.down, answer.up))
+                lines.append((answer.device.id, answer.value, "", answer.down, answer.up, False))
                 yield answer
             for silence in answers.silent.values():
-                lines.append((silence.device.id, None, silence.reason, silence.down, silence.up))
+                lines.append((silence.device.id, None, silence.reason, silence.down, silence.up, silence.forgot))
                 yield silence
             recording(self.path, scope, ask).write_bytes(encode((task.name, tuple(lines))))
 
@@ -193,8 +193,8 @@ class Replayed(Wrapper):
         if name != task.name or {line[0] for line in lines} != {device.id for device in send}:
             raise ConfigError(f"{file} holds answers to {name!r} of other devices, asked now: {task.name!r}")
         items = (
-            Silence(Device(id), reason, down, up) if reason else Answer(Device(id), cast("R", value), down, up)
-            for id, value, reason, down, up in lines
+            Silence(Device(id), reason, down, up, forgot) if reason else Answer(Device(id), cast("R", value), down, up)
+            for id, value, reason, down, up, forgot in lines
         )
         return Answers(items, at_least)
 

@@ -1,14 +1,16 @@
-"""FedAvg and FedProx: train locally, average the weights by examples.
+"""FedAvg and FedProx, with anything on the way up and down: train locally, average by examples.
 
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017 (FedAvg), and
 Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020 (FedProx: ``sgd.proximal``). ``round`` is one
-pass of FedAvg's server loop, the task ``train`` is its ClientUpdate.
+pass of FedAvg's server loop, the task ``train`` is its ClientUpdate. Top-k, STC, QSGD, FedPAQ and DGC's warm-up are
+settings of the two ways.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import field, replace
+from math import nan
 
 from torch import Tensor
 
@@ -16,70 +18,143 @@ from fedbonsai import local, tree
 from fedbonsai.core import Client, Fleet, Memory, task
 from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
-from fedbonsai.model import Model
+from fedbonsai.model import Arch, Model
+from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, grouped, received
+from fedbonsai.stages.codec import EF21, Chain, TopK
+from fedbonsai.stages.codec.feedback import _fed_back as fed_back
 from fedbonsai.stages.sampling import cohort
+from fedbonsai.stages.updates import Combined, Update, combine, moved, update
+from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
 
 
 @message("averaging/train@1")
 class Train:
-    """Global model and how to train it."""
+    """What to train, how, and how to pack the result."""
 
-    model: Model
+    arch: Arch
+    sent: Sent
     sgd: SGD
+    uplink: Chain
+    t: int
 
 
-@message("averaging/update@1")
-class Update:
-    """A client's model after local training; ``loss`` is the mean over its samples while it trained."""
+@message("averaging/count@1")
+class Count:
+    """How many training samples are there?"""
 
-    weights: Mapping[str, Tensor]
+
+@message("averaging/counted@1")
+class Counted:
+    """So many."""
+
     examples: int
-    loss: float
 
 
 @message("averaging/state@1")
 class State:
-    """Global model, the run's seed, and the mean training loss of the last round."""
+    """Global model, the run's seed, what clients hold, and figures of the last round.
+
+    ``estimate`` and ``examples`` are of EF21 alone: the mean of the clients' estimates, and the samples of all clients.
+    """
 
     model: Model
     seed: int
-    loss: float
+    broadcast: Broadcast
+    loss: float = nan
+    dropped: int = 0
+    estimate: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    examples: int = 0
 
 
 @task("averaging/train")
 def train(request: Train, me: Client, memory: Memory) -> tuple[Update, Memory]:
     """ClientUpdate of FedAvg, or of FedProx if ``sgd.proximal`` is set."""
-    trained = local.train(request.model, me, request.sgd)
-    return Update(trained.weights, trained.examples, trained.loss), memory
+    start, memory = received(request.sent, request.arch, memory)
+    trained = local.train(Model(request.arch, start), me, request.sgd)
+    return update(trained, start, request.uplink, memory, me, request.t)
+
+
+@task("averaging/count")
+def count(request: Count, me: Client, memory: Memory) -> tuple[Counted, Memory]:
+    """Training samples of this client."""
+    return Counted(len(me.train)), memory
+
+
+def warmed(chain: Chain, rounds: int, t: int) -> Chain:
+    """The chain of round ``t``: top-k's share falls from a quarter to its own over the first rounds (DGC, section 3.3)."""
+    sparse = chain.parts.get("sparsifier")
+    if t >= rounds or not isinstance(sparse, TopK):
+        return chain
+    share = 0.25 * (sparse.fraction / 0.25) ** ((t + 1) / (rounds + 1))
+    return Chain(
+        tuple(replace(link, fraction=max(share, sparse.fraction)) if link is sparse else link for link in chain.stages)
+    )
 
 
 @method("averaging")
 class Averaging:
-    """FedAvg and FedProx."""
+    """FedAvg and FedProx, with any codecs on the way up and down."""
 
     sgd: SGD = field(default_factory=SGD)
     """Local training; ``proximal`` > 0 makes it FedProx."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""
+    uplink: Chain = field(default_factory=Chain)
+    """Codecs of the way up, as a list such as `["ef14", {topk = 0.01}, {signmag = 8}]`; empty sends weights as they are."""
+    downlink: Downlink = field(default_factory=Downlink)
+    """Codecs of the way down."""
+    warmup: int = 0
+    """Rounds over which top-k's share falls from a quarter to its own (DGC)."""
+    rate: float = 1.0
+    """The server's step."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that have no effect or no meaning."""
+        if self.warmup and not isinstance(self.uplink.parts.get("sparsifier"), TopK):
+            raise ValueError(f"warmup = {self.warmup} has no effect without topk in uplink: leave it out")
+        if self.rate <= 0:
+            raise ValueError(f"rate = {self.rate}: expected a number > 0")
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
-        """The initial model."""
-        return State(model, server.seed, float("nan"))
+        """The initial model; EF21 weighs by all samples, so it asks how many there are."""
+        examples = 0
+        if isinstance(self.uplink.feedback, EF21):
+            examples = sum(a.value.examples for a in fleet.ask(count, dict.fromkeys(fleet.devices, Count())))
+        return State(model, server.seed, Broadcast(), examples=examples)
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
-        """Broadcast, train, average by examples."""
-        request = Train(state.model, self.sgd)
-        mean, loss = tree.Mean(), 0.0
-        for answer in fleet.ask(train, dict.fromkeys(cohort(fleet.devices, self.cohort, state.seed, t), request)):
-            mean.add(answer.value.weights, answer.value.examples)
-            loss += answer.value.loss * answer.value.examples
-        return State(state.model.replace(mean.result()), state.seed, loss / mean.weight)
+        """Broadcast, train, average."""
+        weights = state.model.weights
+        devices = cohort(fleet.devices, self.cohort, state.seed, t)
+        held, common, start = state.broadcast.advance(weights, self.downlink, seed_of(state.seed, "down", t, 0))
+        uplink = warmed(self.uplink, self.warmup, t)
+        sent = grouped(held, devices, common)
+        made = {id(part): Train(state.model.arch, part, self.sgd, uplink, t) for part in sent.values()}
+        answers = fleet.ask(train, {device: made[id(part)] for device, part in sent.items()})
+        combined = combine(answers, start, fleet)
+        if self.downlink.delta:
+            held = held.heard(combined.devices).silent(answers.silent)
+        state = replace(state, broadcast=held, loss=combined.loss, dropped=combined.dropped)
+        if isinstance(uplink.feedback, EF21):
+            return self._estimated(state, combined)
+        return replace(state, model=state.model.replace(moved(weights, start, combined, self.rate)))
+
+    def _estimated(self, state: State, combined: Combined) -> State:
+        """EF21: changes of estimates were sent; the mean of all clients' estimates moves by their share of the samples."""
+        share, within = combined.examples / state.examples, fed_back(self.uplink, combined.mean, None)
+        old = state.estimate
+        estimate = {
+            name: (old[name] + share * value if old else share * value) if name in within else value
+            for name, value in combined.mean.items()
+        }
+        weights = tree.add(state.model.weights, estimate, self.rate)
+        return replace(state, estimate=estimate, model=state.model.replace(weights))
 
     def model(self, state: State) -> Model:
         """The global model."""
         return state.model
 
     def metrics(self, state: State) -> Mapping[str, float]:
-        """Mean training loss of the last round."""
-        return {"train_loss": state.loss}
+        """Mean training loss, and updates that were dropped because they were damaged or not finite."""
+        return {"train_loss": state.loss, "dropped": state.dropped}

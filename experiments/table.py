@@ -1,0 +1,137 @@
+"""The README's tables of numbers, made from the committed JSON of experiments and benchmarks.
+
+    python -m experiments.table           # print
+    python -m experiments.table --write   # replace the section of the README
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+PARTITIONS = {
+    "iid": "IID",
+    "dirichlet": "Dirichlet {alpha}",
+    "pathological": "{classes_per_client} classes each",
+    "shards": "{shards_per_client} shards each",
+    "natural": "by {by}",
+}
+
+
+def section() -> str:
+    """Everything between the markers, both tables with a line above each."""
+    return "\n".join([*accuracy(), "", *speed()])
+
+
+def accuracy() -> list[str]:
+    """One row for each setting: mean and sample standard deviation over its seeds."""
+    lines = [
+        "Accuracy is that of the last round on the common test set, mean ± standard deviation over the seeds; bytes are",
+        "all that was encoded in both directions, mean over the seeds. Run one again: `python -m experiments.run NAME`.",
+        "",
+        "| experiment | setting | data | seeds | accuracy, % | MB moved | commit | machine |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for folder in sorted(path.parent for path in (ROOT / "experiments").glob("*/plan.toml")):
+        plan = [run["name"] for run in tomllib.loads((folder / "plan.toml").read_text())["runs"]]
+        groups: dict[str, list[dict[str, Any]]] = {name: [] for name in plan}
+        for file in sorted((folder / "results").glob("*.json")):
+            result = json.loads(file.read_text())
+            groups.setdefault(result["name"], []).append(result)
+        lines += [row(folder.name, name, results) for name, results in groups.items() if results]
+    return lines
+
+
+def row(experiment: str, name: str, results: list[dict[str, Any]]) -> str:
+    """One line of the accuracy table."""
+    percent = [100 * result["accuracy"] for result in results]
+    spread = f" ± {statistics.stdev(percent):.2f}" if len(percent) > 1 else ""
+    moved = statistics.mean(sum(result["bytes"].values()) for result in results) / 1e6
+    cells = [
+        experiment,
+        name,
+        data_of(results[0]),
+        str(len(results)),
+        f"{statistics.mean(percent):.2f}{spread}",
+        f"{moved:.1f}",
+        ", ".join(sorted({str(result["commit"]) for result in results})),
+        ", ".join(sorted({f"{result['processor']}, {result['machine']['cores']} cores" for result in results})),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def data_of(result: Mapping[str, Any]) -> str:
+    """Data, clients and division of a run: its recipe's, with the settings that the result holds."""
+    from fedbonsai.data.config import DataConfig
+    from fedbonsai.runs import recipes
+
+    config = recipes.load(result["recipe"], result["preset"], result["settings"])
+    data: DataConfig = config.data
+    asked = getattr(config.method, "cohort", 0)
+    some = f" ({asked} a round)" if asked else ""
+    how = PARTITIONS[data.partition].format(
+        alpha=f"{data.alpha:g}", classes_per_client=data.classes_per_client, shards_per_client=data.shards_per_client, by=data.by
+    )
+    return f"{data.name}, {data.clients or 'all'} clients{some}, {how}"
+
+
+def speed() -> list[str]:
+    """One row for each timed piece of work of every benchmark, beside what it is measured against."""
+    lines = [
+        "Times are medians of interleaved repeats; the ratio is to the first row of its group. `make bench` runs them.",
+        "",
+        "| benchmark | what | ms | ratio | commit | machine |",
+        "|---|---|---|---|---|---|",
+    ]
+    for file in sorted((ROOT / "bench" / "results").glob("*.json")):
+        result = json.loads(file.read_text())
+        machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores"
+        for name, times in timed(result, file.stem):
+            first = next(iter(times.values()))["median"]
+            for what, time in times.items():
+                ratio = time["median"] / first
+                lines.append(
+                    f"| {name} | {what} | {1000 * time['median']:.1f} | {ratio:.2f} | {result['commit']} | {machine} |"
+                )
+    return lines
+
+
+def timed(result: Mapping[str, Any], name: str) -> Iterator[tuple[str, dict[str, dict[str, float]]]]:
+    """Every table of times in a benchmark's JSON, with its path."""
+    for key, value in result.items():
+        if key == "times":
+            yield name, value
+        elif isinstance(value, dict):
+            yield from timed(value, f"{name}, {key}")
+
+
+def held(readme: str) -> str:
+    """What stands between the markers now."""
+    return readme.partition(BEGIN)[2].partition(END)[0].strip("\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="replace the section of the README")
+    if not parser.parse_args().write:
+        print(section())
+        return
+    file = ROOT / "README.md"
+    before, begin, rest = file.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"README.md lacks the markers {BEGIN} and {END}")
+    file.write_text(f"{before}{BEGIN}\n{section()}\n{END}{after}")
+    print("wrote the section of README.md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""FedGKT: small networks on the devices, a larger one on the server, and knowledge passed between them as logits.
+
+He, Annavaram and Avestimehr, "Group Knowledge Transfer: Federated Learning of Large CNNs at the Edge", NeurIPS 2020.
+The task ``train`` is the client's half of a round (train, then extract), ``round`` the server's. The configured network
+is cut in two: its stem with a head of its own is the client's, what follows the stem is the server's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedbonsai import local, tree
+from fedbonsai.core import Client, Fleet, Memory, Samples, task
+from fedbonsai.errors import ConfigError, Forgotten
+from fedbonsai.local import SGD
+from fedbonsai.methods.registry import method
+from fedbonsai.model import Arch, Model, network, skeleton
+from fedbonsai.stages.sampling import cohort
+from fedbonsai.wire import message
+from fedbonsai.zoo.parts import chain
+
+GRID = 4  # a convolutional stem's output is averaged to 4x4 before the client's classifier
+
+
+@message("fedgkt/train@1")
+class Train:
+    """How to train; the client network at a first meeting, the server's logits for this client's samples later.
+
+    ``weights`` is empty once the client has its own; ``logits`` is [samples, classes] in the order of the client's
+    training samples, [0] before there are any.
+    """
+
+    arch: Arch
+    weights: Mapping[str, Tensor]
+    logits: Tensor
+    sgd: SGD
+    alpha: float
+    temperature: float
+
+
+@message("fedgkt/knowledge@1")
+class Knowledge:
+    """Of each training sample the features, the client's logits and the label; the extractor is for evaluation only."""
+
+    features: Tensor
+    logits: Tensor
+    labels: Tensor
+    extractor: Mapping[str, Tensor]
+    loss: float
+
+
+@message("fedgkt/state@1")
+class State:
+    """``model`` is the mean extractor with the server's network; ``logits`` are the server's, by device id."""
+
+    model: Model
+    client: Model  # as every client starts
+    logits: Mapping[str, Tensor]
+    seed: int
+    device: str
+    loss: float
+    server_loss: float
+
+
+@task("fedgkt/train")
+def train(request: Train, me: Client, memory: Memory) -> tuple[Knowledge, Memory]:
+    """Train the client's network towards labels and the server's logits, then extract what the server learns from.
+
+    Raises:
+        Forgotten: the server believes that this client has its network, and it has not.
+    """
+    weights: tree.Tree = memory["weights"] if "weights" in memory and not request.weights else request.weights
+    if not weights:
+        raise Forgotten("this client has lost its network")
+    model = Model(request.arch, weights)
+    labels, x = me.train.y, me.train.x
+    loss = guided(labels, request.logits, request.alpha, request.temperature, me.device) if len(request.logits) else None
+    seen = Samples(x, labels if loss is None else torch.arange(len(labels)))
+    trained = local.train(model, replace(me, train=seen), request.sgd, loss=loss)
+    net = skeleton(model.replace(trained.weights), me.device).module
+    features = outputs(net.get_submodule("stem"), x, me.device)
+    scores = outputs(net.get_submodule("head"), features, me.device)
+    extractor = {name: value for name, value in trained.weights.items() if name.startswith("stem.")}
+    return Knowledge(features, scores, labels, extractor, trained.loss), {"weights": trained.weights}
+
+
+def guided(labels: Tensor, teacher: Tensor, alpha: float, temperature: float, device: str) -> local.Loss:
+    """`distillation` for samples whose "label" is their row in ``labels`` and ``teacher``, since batches are shuffled."""
+    labels, teacher = labels.to(device), teacher.to(device)
+
+    def loss(net: nn.Module, x: Tensor, row: Tensor) -> Tensor:
+        return distillation(net(x), labels[row], teacher[row], alpha, temperature)
+
+    return loss
+
+
+def distillation(scores: Tensor, labels: Tensor, teacher: Tensor, alpha: float, temperature: float) -> Tensor:
+    """CE(scores, labels) + alpha T^2 KL(softmax(teacher / T) || softmax(scores / T)), mean over samples.
+
+    Args:
+        scores: logits of the network that learns, [samples, classes].
+        labels: [samples].
+        teacher: logits of the network that teaches, [samples, classes].
+        alpha: weight of the second term.
+        temperature: T.
+    """
+    learns, teaches = (F.log_softmax(logits / temperature, dim=1) for logits in (scores, teacher))
+    divergence = F.kl_div(learns, teaches, reduction="batchmean", log_target=True)
+    return F.cross_entropy(scores, labels) + alpha * temperature**2 * divergence
+
+
+def outputs(net: nn.Module, x: Tensor, device: str, batch: int = 512) -> Tensor:
+    """What a network gives in evaluation mode, on the CPU."""
+    net.eval()
+    with torch.no_grad():
+        return torch.cat([net(part.to(device)).cpu() for part in x.split(batch)])
+
+
+@network("fedgkt-client")
+def client_network(name: str, options: Mapping[str, Any], classes: int) -> nn.Module:
+    """The stem of another network and a classifier behind it, as clients of FedGKT have it.
+
+    Raises:
+        ConfigError: a stem without weights, or one that is not convolutional or linear.
+    """
+    stem = Arch(name, options).build().get_submodule("stem")
+    layers = [layer for layer in stem.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    if not layers:
+        raise ConfigError(f"fedgkt: the stem of {name!r} learns nothing; choose a network such as 'cnn-bn'")
+    if isinstance(layers[-1], nn.Conv2d):
+        width, pool = layers[-1].out_channels * GRID**2, nn.AdaptiveAvgPool2d(GRID)
+    else:
+        width, pool = layers[-1].out_features, nn.Identity()
+    return chain(stem=stem, head=chain(pool=pool, flatten=nn.Flatten(), classifier=nn.Linear(width, classes)))
+
+
+@network("fedgkt-server")
+def server_network(name: str, options: Mapping[str, Any]) -> nn.Module:
+    """All of another network but its stem, as the server of FedGKT has it."""
+    net = Arch(name, options).build()
+    return chain(features=net.get_submodule("features"), classifier=net.get_submodule("classifier"))
+
+
+@method("fedgkt")
+class FedGKT:
+    """Small client networks and a larger server network that teach each other by logits."""
+
+    sgd: SGD = field(default_factory=SGD)
+    """Training of a client's network."""
+    server: SGD = field(default_factory=SGD)
+    """Training of the server's network on the features of all who answered."""
+    alpha: float = 1.0
+    """Weight of the distillation terms, of the clients' and of the server's."""
+    temperature: float = 3.0
+    """T: logits are divided by it where they teach."""
+    cohort: int = 0
+    """Devices asked in a round; 0 means all."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        if self.alpha < 0 or not self.temperature > 0:
+            raise ValueError(f"alpha = {self.alpha}, temperature = {self.temperature}: expected >= 0 and > 0")
+
+    def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
+        """Cut the network in two and draw the client's head; nothing is sent yet.
+
+        Raises:
+            ConfigError: the network is not made of stem, features and classifier.
+        """
+        parts = dict(model.build().named_children())
+        if list(parts) != ["stem", "features", "classifier"]:
+            raise ConfigError(
+                f"fedgkt needs a network of the parts stem, features and classifier, {model.arch.name!r} has "
+                f"{list(parts)}; every network of fedbonsai.zoo has them"
+            )
+        classes = len(model.weights["classifier.weight"])
+        arch = Arch("fedgkt-client", {"name": model.arch.name, "options": model.arch.options, "classes": classes})
+        drawn = Model.init(arch, tree.seed_of(server.seed, "client network", -1, 0))
+        client = drawn.replace({name: model.weights.get(name, value) for name, value in drawn.weights.items()})
+        return State(model, client, {}, server.seed, server.device, float("nan"), float("nan"))
+
+    def round(self, state: State, t: int, fleet: Fleet) -> State:
+        """Clients train and upload; the server trains on all of it and takes down its logits for the next round."""
+        asked = cohort(fleet.devices, self.cohort, state.seed, t)
+        answers = fleet.ask(train, {device: self.request(state, device.id) for device in asked})
+        got: dict[str, Knowledge] = {}
+        extractor, loss = tree.Mean(), 0.0
+        for answer in answers:
+            got[answer.device.id] = answer.value
+            extractor.add(answer.value.extractor, len(answer.value.labels))
+            loss += answer.value.loss * len(answer.value.labels)
+        server = Model(
+            Arch("fedgkt-server", {"name": state.model.arch.name, "options": state.model.arch.options}),
+            {name: value for name, value in state.model.weights.items() if not name.startswith("stem.")},
+        )
+        labels = torch.cat([each.labels for each in got.values()])
+        pool = Samples(torch.cat([each.features for each in got.values()]), torch.arange(len(labels)))
+        teacher = torch.cat([each.logits for each in got.values()])
+        me = Client("server", tree.seed_of(state.seed, "server", t, 0), pool, pool[:0], state.device)
+        trained = local.train(
+            server, me, self.server, loss=guided(labels, teacher, self.alpha, self.temperature, state.device)
+        )
+        net = skeleton(server.replace(trained.weights), state.device).module
+        new = {id: outputs(net, each.features, state.device) for id, each in got.items()}
+        forgot = {device.id for device, silence in answers.silent.items() if silence.forgot}
+        return replace(
+            state,
+            model=state.model.replace(extractor.result() | trained.weights),
+            logits={id: value for id, value in (state.logits | new).items() if id not in forgot},
+            loss=loss / extractor.weight,
+            server_loss=trained.loss,
+        )
+
+    def request(self, state: State, id: str) -> Train:
+        """What one device is sent: its logits, or the client network if it has none yet."""
+        known = id in state.logits
+        logits = state.logits[id] if known else torch.empty(0)
+        weights = {} if known else state.client.weights
+        return Train(state.client.arch, weights, logits, self.sgd, self.alpha, self.temperature)
+
+    def model(self, state: State) -> Model:
+        """The server's network behind the mean of the clients' extractors, as one ordinary network."""
+        return state.model
+
+    def metrics(self, state: State) -> Mapping[str, float]:
+        """Mean training losses of the last round, distillation included: of the clients and of the server."""
+        return {"train_loss": state.loss, "server_loss": state.server_loss}

@@ -1,0 +1,145 @@
+"""MOON: pull a client's features towards the global model's and away from those of its own model of last time.
+
+Li, He and Song, "Model-Contrastive Federated Learning", CVPR 2021. ``round`` is FedAvg's; the task ``train`` adds the
+model-contrastive term (`contrast`) to the local loss and keeps the trained model for the next time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedbonsai import local, tree
+from fedbonsai.core import Client, Fleet, Memory, task
+from fedbonsai.errors import ConfigError
+from fedbonsai.local import SGD
+from fedbonsai.methods.registry import method
+from fedbonsai.model import Model
+from fedbonsai.stages.sampling import cohort
+from fedbonsai.wire import message
+
+
+@message("moon/train@1")
+class Train:
+    """Global model and how to train it."""
+
+    model: Model
+    sgd: SGD
+    mu: float
+    temperature: float
+
+
+@message("moon/update@1")
+class Update:
+    """A client's model after local training; ``loss`` is the mean of cross-entropy plus ``mu`` times `contrast`."""
+
+    weights: Mapping[str, Tensor]
+    examples: int
+    loss: float
+
+
+@message("moon/state@1")
+class State:
+    """Global model, the run's seed, and the mean training loss of the last round."""
+
+    model: Model
+    seed: int
+    loss: float
+
+
+@task("moon/train")
+def train(request: Train, me: Client, memory: Memory) -> tuple[Update, Memory]:
+    """PartyLocalTraining: the first time, with no model of its own to keep away from, it is FedAvg's."""
+    loss = objective(request, memory["previous"], me.device) if "previous" in memory and request.mu else None
+    trained = local.train(request.model, me, request.sgd, loss=loss)
+    return Update(trained.weights, trained.examples, trained.loss), {"previous": trained.weights}
+
+
+def objective(request: Train, previous: tree.Tree, device: str) -> local.Loss:
+    """Cross-entropy plus ``mu`` times `contrast`, for the network that is being trained.
+
+    Both anchors are networks of their own, since the one in training is shared by all clients of this process, and
+    run in evaluation mode: normalisation uses what they learned and no buffer of theirs moves.
+    """
+    anchors = [model.build().to(device).eval() for model in (request.model, request.model.replace(previous))]
+
+    def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        features = representation(net, x)
+        with torch.no_grad():
+            towards, away = (representation(anchor, x) for anchor in anchors)
+        scores = net.get_submodule("classifier")(features)
+        return F.cross_entropy(scores, y) + request.mu * contrast(features, towards, away, request.temperature)
+
+    return loss
+
+
+def representation(net: nn.Module, x: Tensor) -> Tensor:
+    """z: what the classifier sees, [samples, values]."""
+    return net.get_submodule("features")(net.get_submodule("stem")(x)).flatten(1)
+
+
+def contrast(features: Tensor, towards: Tensor, away: Tensor, temperature: float) -> Tensor:
+    """Mean l_con = -log[e^(cos(z, z_glob) / T) / (e^(cos(z, z_glob) / T) + e^(cos(z, z_prev) / T))] of a batch.
+
+    Args:
+        features: z, [samples, values].
+        towards: z_glob, likewise.
+        away: z_prev, likewise.
+        temperature: T.
+    """
+    gap = F.cosine_similarity(features, away, dim=1) - F.cosine_similarity(features, towards, dim=1)
+    return F.softplus(gap / temperature).mean()  # the same number, which cannot overflow
+
+
+@method("moon")
+class Moon:
+    """FedAvg with a contrastive term between the local, the global and the client's last model."""
+
+    sgd: SGD = field(default_factory=SGD)
+    """Local training."""
+    mu: float = 5.0
+    """Weight of the contrastive term; 0 is FedAvg."""
+    temperature: float = 0.5
+    """T: cosines are divided by it."""
+    cohort: int = 0
+    """Devices asked in a round; 0 means all."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        if self.mu < 0 or not self.temperature > 0:
+            raise ValueError(f"mu = {self.mu}, temperature = {self.temperature}: expected mu >= 0 and temperature > 0")
+
+    def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
+        """The initial model.
+
+        Raises:
+            ConfigError: it is not made of stem, features and classifier.
+        """
+        parts = [name for name, _ in model.build().named_children()]
+        if parts != ["stem", "features", "classifier"]:
+            raise ConfigError(
+                f"moon needs a network of the parts stem, features and classifier, {model.arch.name!r} has {parts}; "
+                "every network of fedbonsai.zoo has them"
+            )
+        return State(model, server.seed, float("nan"))
+
+    def round(self, state: State, t: int, fleet: Fleet) -> State:
+        """Broadcast, train, average by examples."""
+        request = Train(state.model, self.sgd, self.mu, self.temperature)
+        mean, loss = tree.Mean(), 0.0
+        for answer in fleet.ask(train, dict.fromkeys(cohort(fleet.devices, self.cohort, state.seed, t), request)):
+            mean.add(answer.value.weights, answer.value.examples)
+            loss += answer.value.loss * answer.value.examples
+        return State(state.model.replace(mean.result()), state.seed, loss / mean.weight)
+
+    def model(self, state: State) -> Model:
+        """The global model."""
+        return state.model
+
+    def metrics(self, state: State) -> Mapping[str, float]:
+        """Mean training loss of the last round, contrastive term included (from a client's second time on)."""
+        return {"train_loss": state.loss}

@@ -1,0 +1,173 @@
+"""The way up: a client's change of the weights, packed by a chain, and what the server makes of many of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from fedbonsai import tree
+from fedbonsai.core import Answer, Client, Fleet, Memory
+from fedbonsai.errors import BadMessage, NotFinite, Unanswered
+from fedbonsai.local import Trained
+from fedbonsai.stages.codec import EF14, Chain, Packed, apply
+from fedbonsai.stages.weighting import Weighting, weights
+from fedbonsai.tree import Tree, Weights
+from fedbonsai.wire import message
+
+FEEDBACK = "feedback"  # what error feedback keeps, in a client's memory
+
+
+@message("update@1")
+class Update:
+    """A client's result: its weights as they are, or the packed change of what it started from."""
+
+    result: Mapping[str, Tensor] | Packed
+    examples: int
+    steps: int
+    loss: float
+
+
+def update(trained: Trained, start: Tree, chain: Chain, memory: Memory, me: Client, t: int) -> tuple[Update, Memory]:
+    """A client's answer, and its memory with what error feedback keeps.
+
+    Raises:
+        NotFinite: training gave values that are NaN or infinite; the client counts as silent, its memory stays.
+    """
+    if not tree.finite(trained.weights):
+        raise NotFinite(f"training gave values that are not finite (loss {trained.loss}); lower the learning rate")
+    if not chain.stages:
+        return Update(trained.weights, trained.examples, trained.steps, trained.loss), memory
+    change = tree.subtract(trained.weights, start)
+    packed, held = apply(
+        chain, change, memory.get(FEEDBACK, {}), me.seed, t if isinstance(chain.feedback, EF14) else None
+    )
+    if chain.feedback is not None:
+        memory = {**memory, FEEDBACK: held}
+    return Update(packed, trained.examples, trained.steps, trained.loss), memory
+
+
+@dataclass(frozen=True)
+class Combined:
+    """What came of a round: the mean of the new weights (or of the changes), and figures about it."""
+
+    mean: Weights
+    whole: bool  # the mean is of weights; else of changes
+    examples: int
+    loss: float
+    dropped: int
+    devices: tuple[str, ...]  # whose updates were used
+    shares: dict[str, float] = field(default_factory=dict[str, float])
+    distances: dict[str, float] = field(default_factory=dict[str, float])
+
+
+def combine(answers: Iterable[Answer[Update]], start: Tree, fleet: Fleet, how: Weighting | None = None) -> Combined:
+    """Weighted mean of the updates; one that is damaged or not finite is dropped, with what its client kept.
+
+    Without distances updates are added as they come, in the memory of one. With distances they are held packed and
+    decoded once for the mean, once for its distances and once for the result.
+
+    Raises:
+        Unanswered: no update could be used.
+    """
+    how = how or Weighting()
+    if how.needs_distances:
+        return _by_distance(answers, start, fleet, how)
+    mean, total, loss, examples, dropped = tree.Mean(), 0.0, 0.0, 0, 0
+    whole, devices = True, list[str]()
+    for answer in answers:
+        found = _usable(answer, start, fleet)
+        if found is None:
+            dropped += 1
+            continue
+        share = answer.value.examples if how.prior == "examples" else 1
+        mean.add(found, share)
+        whole = not isinstance(answer.value.result, Packed)
+        devices.append(answer.device.id)
+        total, loss, examples = total + share, loss + share * answer.value.loss, examples + answer.value.examples
+    if not mean.weight:
+        raise Unanswered(f"no update could be used ({dropped} dropped)")
+    return Combined(mean.result(), whole, examples, loss / total, dropped, tuple(devices))
+
+
+def _by_distance(answers: Iterable[Answer[Update]], start: Tree, fleet: Fleet, how: Weighting) -> Combined:
+    held: list[Answer[Update]] = []
+    norms: list[float] = []
+    plain, dropped = tree.Mean(), 0
+    for answer in answers:
+        found = _usable(answer, start, fleet)
+        if found is None:
+            dropped += 1
+            continue
+        change = _change(answer.value, found, start)
+        held.append(answer)
+        norms.append(tree.norm(change))
+        plain.add(change, answer.value.examples if how.prior == "examples" else 1)
+    if not plain.weight:
+        raise Unanswered(f"no update could be used ({dropped} dropped)")
+    middle = plain.result()
+    if how.reference == "mean":
+        distances = [tree.norm(tree.subtract(change, middle)) for change in _changes(held, start)]
+    else:
+        by = [a.value.steps if how.reference == "global_step" else 1 for a in held]
+        distances = [norm / max(1, steps) for norm, steps in zip(norms, by, strict=True)]
+    shares = weights(distances, [answer.value.examples for answer in held], how)
+    if not sum(shares):
+        raise Unanswered("no update has a finite distance")
+    result = tree.Mean()
+    for share, change in zip(shares, _changes(held, start), strict=True):
+        result.add(change, share)
+    loss = math.fsum(share * answer.value.loss for share, answer in zip(shares, held, strict=True)) / sum(shares)
+    ids = [answer.device.id for answer in held]
+    return Combined(
+        result.result(),
+        False,
+        sum(answer.value.examples for answer in held),
+        loss,
+        dropped,
+        tuple(ids),
+        dict(zip(ids, shares, strict=True)),
+        dict(zip(ids, distances, strict=True)),
+    )
+
+
+def _changes(held: list[Answer[Update]], start: Tree) -> Iterator[Weights]:
+    for answer in held:
+        result = answer.value.result
+        yield _change(answer.value, result.dense(start) if isinstance(result, Packed) else result, start)
+
+
+def _change(value: Update, found: Tree, start: Tree) -> Weights:
+    return dict(found) if isinstance(value.result, Packed) else tree.subtract(found, start)
+
+
+def _usable(answer: Answer[Update], start: Tree, fleet: Fleet) -> Tree | None:
+    """Decoded weights or changes of an answer; nothing, and the client's memory dropped, if they cannot be used."""
+    value = answer.value
+    try:
+        found = value.result.dense(start) if isinstance(value.result, Packed) else value.result
+        fits = found.keys() == start.keys() and all(found[name].shape == start[name].shape for name in start)
+        if fits and tree.finite(found) and value.examples > 0:
+            return found
+    except BadMessage:
+        pass
+    fleet.reject(answer.device)
+    return None
+
+
+def moved(weights: Tree, start: Tree, combined: Combined, rate: float = 1.0) -> Weights:
+    """The new weights of the server.
+
+    Args:
+        weights: of the server.
+        start: from which the clients trained; the same unless the way down loses something.
+        combined: of this round.
+        rate: the server's step.
+    """
+    if not combined.whole:
+        return tree.add(weights, combined.mean, rate)
+    if rate == 1 and start is weights:
+        return combined.mean
+    return tree.add(weights, tree.subtract(combined.mean, start), rate)

@@ -1,0 +1,97 @@
+"""Imports point one way; the picture is in ARCHITECTURE.md. A new package gets a row in `MAY`."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[1] / "src" / "fedbonsai"
+
+GROUND = {"errors", "tree", "wire"}
+MODEL = GROUND | {"model"}
+CORE = MODEL | {"core", "local"}
+MAY = {  # package or module directly under fedbonsai -> what it may import of its siblings
+    "errors": set(),
+    "tree": {"errors"},
+    "wire": {"errors", "tree"},
+    "model": GROUND,
+    "core": MODEL,
+    "local": MODEL | {"core"},
+    "zoo": MODEL,
+    "devices": CORE,
+    "data": GROUND | {"core"},
+    "stages": CORE | {"devices"},
+    "methods": CORE | {"stages", "devices"},
+    "fleets": CORE | {"stages", "devices", "data"},
+    "export": CORE | {"zoo", "data", "stages"},
+    "recipes": set(),
+    "runs": CORE | {"zoo", "devices", "data", "stages", "methods", "fleets", "export", "recipes"},
+}
+ALL = {"__init__", "api", "cli"}  # these see everything; nothing but cli and __init__ sees them
+BY_NAME = {("model", "zoo")}  # imported late, by its name as a string, to register the shipped networks
+
+
+def modules():
+    return sorted(SRC.rglob("*.py"))
+
+
+def package(file: Path) -> str:
+    return file.relative_to(SRC).with_suffix("").parts[0]
+
+
+def of_library(name: str) -> str:
+    """What a dotted name is directly under fedbonsai; a public name is of ``__init__``."""
+    part = name.split(".")[1] if "." in name else "__init__"
+    return part if (SRC / part).is_dir() or (SRC / f"{part}.py").exists() else "__init__"
+
+
+def imported(file: Path) -> set[str]:
+    """Dotted names that a module imports anywhere, in functions and for type checking too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file}: relative import"
+            whole = node.module == "fedbonsai"
+            found |= {f"fedbonsai.{alias.name}" for alias in node.names} if whole else {node.module}
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("import_module", "__import__"):
+                found.add(str(node.args[0].value))
+    return found
+
+
+def test_every_package_has_a_row():
+    assert {package(file) for file in modules()} - ALL <= MAY.keys()
+
+
+def test_the_rows_have_no_circle():
+    done: set[str] = set()
+    while ready := {name for name, may in MAY.items() if name not in done and may - {name} <= done}:
+        done |= ready
+    assert done == set(MAY)
+
+
+@pytest.mark.parametrize("name", sorted({package(file) for file in modules()} - ALL))
+def test_imports_point_one_way(name):
+    may = MAY[name] | {name} | {to for here, to in BY_NAME if here == name}
+    wrong = [
+        f"{file.relative_to(SRC)} imports {target}"
+        for file in modules()
+        if package(file) == name
+        for target in sorted(imported(file))
+        if target.split(".")[0] == "fedbonsai" and of_library(target) not in may
+    ]
+    assert not wrong
+
+
+def test_only_the_command_line_imports_the_command_line():
+    for file in modules():
+        if package(file) != "cli":
+            assert "cli" not in {of_library(name) for name in imported(file) if name.startswith("fedbonsai.")}, file
+
+
+def test_only_its_own_fleet_knows_flower():
+    known = [file for file in modules() if any(name.split(".")[0] == "flwr" for name in imported(file))]
+    assert all(file.relative_to(SRC).parts[:2] in (("fleets", "flower"), ("fleets", "flower.py")) for file in known)
