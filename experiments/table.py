@@ -1,7 +1,7 @@
 """The README's tables of numbers, made from the committed JSON of experiments and benchmarks.
 
-    python -m experiments.table           # print
-    python -m experiments.table --write   # replace the section of the README
+python -m experiments.table           # print
+python -m experiments.table --write   # replace the section of the README
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ PARTITIONS = {
 
 
 def section() -> str:
-    """Everything between the markers, both tables with a line above each."""
-    return "\n".join([*accuracy(), "", *speed()])
+    """Everything between the markers: the tables, with a line above each."""
+    return "\n".join([*accuracy(), "", *speed(), "", *sizes()]).rstrip()
 
 
 def accuracy() -> list[str]:
     """One row for each setting: mean and sample standard deviation over its seeds."""
     lines = [
-        "Accuracy is that of the last round on the common test set, mean ± standard deviation over the seeds; bytes are",
-        "all that was encoded in both directions, mean over the seeds. Run one again: `python -m experiments.run NAME`.",
+        "Accuracy is that of the last round on the test set, mean ± standard deviation over the seeds; megabytes are",
+        "all that was encoded in both directions, mean over the seeds. `python -m experiments.run EXPERIMENT` runs it.",
         "",
         "| experiment | setting | data | seeds | accuracy, % | MB moved | commit | machine |",
         "|---|---|---|---|---|---|---|---|",
@@ -78,7 +78,10 @@ def data_of(result: Mapping[str, Any]) -> str:
     asked = getattr(config.method, "cohort", 0)
     some = f" ({asked} a round)" if asked else ""
     how = PARTITIONS[data.partition].format(
-        alpha=f"{data.alpha:g}", classes_per_client=data.classes_per_client, shards_per_client=data.shards_per_client, by=data.by
+        alpha=f"{data.alpha:g}",
+        classes_per_client=data.classes_per_client,
+        shards_per_client=data.shards_per_client,
+        by=data.by,
     )
     return f"{data.name}, {data.clients or 'all'} clients{some}, {how}"
 
@@ -111,6 +114,29 @@ def timed(result: Mapping[str, Any], name: str) -> Iterator[tuple[str, dict[str,
             yield name, value
         elif isinstance(value, dict):
             yield from timed(value, f"{name}, {key}")
+
+
+def sizes() -> list[str]:
+    """One row for each chain of codecs in a ResNet-18's shapes, beside what is usual; empty without a benchmark."""
+    file = ROOT / "bench" / "results" / "codec.json"
+    result = json.loads(file.read_text()) if file.exists() else {}
+    rows = [(what, row) for what, row in result.get("resnet18", {}).items() if isinstance(row, dict) and "bytes" in row]
+    if not rows:
+        return []
+    machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores"
+    cells = [[what, f"{row['bytes'] / 1e6:.3f}", *(ms(row, way) for way in ("encode", "decode"))] for what, row in rows]
+    return [
+        f"Codecs on random (Laplace) values in the shapes of a ResNet-18; commit {result['commit']}, {machine}.",
+        "",
+        "| codecs | MB | encode, ms | decode, ms |",
+        "|---|---|---|---|",
+        *(f"| {' | '.join(each)} |" for each in cells),
+    ]
+
+
+def ms(row: Mapping[str, float], way: str) -> str:
+    """Milliseconds of one direction, where it was timed."""
+    return f"{row[f'{way} ms']:.1f}" if f"{way} ms" in row else ""
 
 
 def held(readme: str) -> str:

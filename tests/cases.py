@@ -48,4 +48,19 @@ CASES = [
     Case("stc", **AVERAGING, settings={"method.cohort": 2, "method.uplink": ["ef14", {"topk": 0.1}, "ternary"]}),
     Case("qsgd", **AVERAGING),
     Case("dgc", **AVERAGING),
+    Case("moon", asks=1, down=frozenset({"moon/train@1"}), up=frozenset({"update@1"})),
+    Case(
+        "scaffold",
+        asks=1,
+        down=frozenset({"scaffold/train@1"}),
+        up=frozenset({"scaffold/update@1"}),
+        settings={"method.sgd": {"lr": 0.1, "batch": 10, "epochs": 1}},
+    ),
+    Case(
+        "fedgkt",
+        asks=1,
+        down=frozenset({"fedgkt/train@1"}),
+        up=frozenset({"fedgkt/knowledge@1"}),
+        settings={"model.options": {"widths": [24, 16]}},
+    ),
 ]

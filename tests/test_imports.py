@@ -21,7 +21,7 @@ MAY = {  # package or module directly under fedbonsai -> what it may import of i
     "devices": CORE,
     "data": GROUND | {"core"},
     "stages": CORE | {"devices"},
-    "methods": CORE | {"stages", "devices"},
+    "methods": CORE | {"zoo", "stages", "devices"},
     "fleets": CORE | {"stages", "devices", "data"},
     "export": CORE | {"zoo", "data", "stages"},
     "recipes": set(),

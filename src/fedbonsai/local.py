@@ -6,7 +6,7 @@ weights are copied in place and the update is a handful of fused calls (``torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -128,20 +128,7 @@ def train(
             if hook is not None:
                 hook(dict(zip(names, grads, strict=True)))
             with torch.no_grad():
-                if sgd.proximal:
-                    torch._foreach_add_(grads, torch._foreach_sub(params, start), alpha=sgd.proximal)
-                if sgd.weight_decay:
-                    torch._foreach_add_(grads, params, alpha=sgd.weight_decay)
-                if sgd.clip:
-                    total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-                    torch._foreach_mul_(grads, (sgd.clip / (total + 1e-6)).clamp(max=1.0))
-                if shifts:
-                    torch._foreach_add_(grads, shifts)
-                if momentum:
-                    torch._foreach_mul_(momentum, sgd.momentum)
-                    torch._foreach_add_(momentum, grads)
-                    grads = momentum
-                torch._foreach_add_(params, grads, alpha=-sgd.lr)
+                descend(params, grads, sgd, momentum, start, shifts)
                 _apply(held)
                 loss_sum += value.detach() * len(batch)
             steps += 1
@@ -165,6 +152,40 @@ def _cross_entropy(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(net(x), y)
 
 
+def descend(
+    params: list[Tensor],
+    grads: list[Tensor],
+    sgd: SGD,
+    momentum: list[Tensor],
+    start: Sequence[Tensor] = (),
+    shifts: Sequence[Tensor] = (),
+) -> None:
+    """One step, in place: ``grads`` is used up, ``momentum`` (empty where there is none) moves on.
+
+    Args:
+        params: what moves; gradients must be off.
+        grads: of the loss, in the same order.
+        sgd: hyper-parameters.
+        momentum: buffers.
+        start: weights that the proximal term pulls to.
+        shifts: added to the gradients after the clip.
+    """
+    if sgd.proximal:
+        torch._foreach_add_(grads, torch._foreach_sub(params, start), alpha=sgd.proximal)
+    if sgd.weight_decay:
+        torch._foreach_add_(grads, params, alpha=sgd.weight_decay)
+    if sgd.clip:
+        total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        torch._foreach_mul_(grads, (sgd.clip / (total + 1e-6)).clamp(max=1.0))
+    if shifts:
+        torch._foreach_add_(grads, shifts)
+    if momentum:
+        torch._foreach_mul_(momentum, sgd.momentum)
+        torch._foreach_add_(momentum, grads)
+        grads = momentum
+    torch._foreach_add_(params, grads, alpha=-sgd.lr)
+
+
 def _apply(held: list[tuple[Tensor, Tensor]]) -> None:
     for parameter, keep in held:
         parameter.data.mul_(keep)
@@ -177,25 +198,25 @@ def batches(me: Client, sgd: SGD) -> Iterator[Samples]:
     normalisation layer has no statistics of one value.
     """
     random = generator(me.seed)
-    samples, count, steps = me.train.to(me.device), len(me.train), 0
-    while True:
-        for _ in range(max(1, sgd.epochs)):
-            order = torch.randperm(count, generator=random).to(me.device)
-            x, y = samples.x[order], samples.y[order]
-            if me.augment:
-                x = augmented(x, random)
-            begin = 0
-            while begin < count:
-                end = begin + sgd.batch
-                end = count if end + 1 >= count else end
-                if sgd.batch == 1:
-                    end = begin + 1
-                yield Samples(x[begin:end], y[begin:end])
-                begin, steps = end, steps + 1
-                if sgd.steps and steps == sgd.steps:
-                    return
-        if not sgd.steps:
-            return
+    samples = me.train.to(me.device)
+    for order, cuts in epochs(len(samples), sgd, random):
+        x, y = samples.x[order.to(me.device)], samples.y[order.to(me.device)]
+        if me.augment:
+            x = augmented(x, random)
+        for begin, end in cuts:
+            yield Samples(x[begin:end], y[begin:end])
+
+
+def epochs(count: int, sgd: SGD, random: torch.Generator) -> Iterator[tuple[Tensor, list[tuple[int, int]]]]:
+    """Order of the samples and the cuts into batches, epoch by epoch: whole epochs, or exactly ``sgd.steps`` batches."""
+    begins = list(range(0, count, sgd.batch))
+    if len(begins) > 1 and sgd.batch > 1 and count - begins[-1] == 1:
+        begins.pop()
+    cuts = list(zip(begins, [*begins[1:], count], strict=True))
+    left = sgd.steps or max(1, sgd.epochs) * len(cuts)
+    while left > 0:
+        yield torch.randperm(count, generator=random), cuts[:left]
+        left -= len(cuts)
 
 
 def augmented(x: Tensor, random: torch.Generator, pad: int = 4) -> Tensor:

@@ -14,7 +14,7 @@ from fedbonsai.stages.codec.draws import SUBSET, Draws
 from fedbonsai.stages.codec.hadamard import rotate, unrotate
 from fedbonsai.stages.codec.select import above, count_of, largest, largest_per_row
 
-finite = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-1e30, max_value=1e30)
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**100), max_value=2.0**100)
 vectors = hnp.arrays(np.float32, st.integers(1, 400), elements=finite) | hnp.arrays(
     np.float32, st.integers(1, 400), elements=st.sampled_from([-2.0, -1.0, 0.0, 1.0, 2.0])
 )
@@ -163,8 +163,8 @@ def test_unbiased(spec):
         value = chain.pack(x, seed).dense(x)["w"].double()
         mean += value / turns
         square += value.square() / turns
-    spread = ((square - mean.square()).clamp_min(1e-12) / turns).sqrt()
-    assert ((mean - x["w"]).abs() / spread).square().mean() < 1.35  # 1 if the expectation is the input
+    variance = (square - mean.square()).sum() / turns
+    assert (mean - x["w"]).square().sum() < 1.3 * variance  # 1.0 is expected if the expectation is the input
 
 
 def test_shared_subsets_are_uniform():
@@ -181,5 +181,6 @@ def test_shared_subsets_are_uniform():
 
 
 def test_streams_never_change():
-    assert Draws(1, 2, 0).subset(1000, 5).tolist() == [54, 158, 251, 475, 763]
-    assert Draws(1, 2, 1).signs(8).tolist() == [1, 1, 1, 1, 1, 1, 1, 1]
+    assert Draws(1, 2, 0).subset(1000, 5).tolist() == [215, 351, 474, 524, 816]
+    assert Draws(1, 2, 1).signs(8).tolist() == [-1, 1, 1, -1, -1, -1, -1, -1]
+    assert (Draws(1, 2, 2).uniform(3) * 2**32).tolist() == [3521433675, 767841067, 461239534]

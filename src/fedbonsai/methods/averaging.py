@@ -63,6 +63,7 @@ class State:
     broadcast: Broadcast
     loss: float = nan
     dropped: int = 0
+    withheld: float = 0.0
     estimate: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     examples: int = 0
 
@@ -135,7 +136,7 @@ class Averaging:
         combined = combine(answers, start, fleet)
         if self.downlink.delta:
             held = held.heard(combined.devices).silent(answers.silent)
-        state = replace(state, broadcast=held, loss=combined.loss, dropped=combined.dropped)
+        state = replace(state, broadcast=held, loss=combined.loss, dropped=combined.dropped, withheld=combined.withheld)
         if isinstance(uplink.feedback, EF21):
             return self._estimated(state, combined)
         return replace(state, model=state.model.replace(moved(weights, start, combined, self.rate)))
@@ -156,5 +157,5 @@ class Averaging:
         return state.model
 
     def metrics(self, state: State) -> Mapping[str, float]:
-        """Mean training loss, and updates that were dropped because they were damaged or not finite."""
-        return {"train_loss": state.loss, "dropped": state.dropped}
+        """Mean training loss; updates dropped as damaged or not finite; norm of what feedback holds back by the update's."""
+        return {"train_loss": state.loss, "dropped": state.dropped, "withheld": state.withheld}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field, replace
+from math import nan
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from fedbonsai import local, tree
 from fedbonsai.core import Client, Fleet, Memory, Samples, task
-from fedbonsai.errors import ConfigError, Forgotten
+from fedbonsai.errors import ConfigError, Forgotten, NotFinite
 from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model, network, skeleton
@@ -57,15 +58,16 @@ class Knowledge:
 
 @message("fedgkt/state@1")
 class State:
-    """``model`` is the mean extractor with the server's network; ``logits`` are the server's, by device id."""
+    """``model`` is the mean extractor with the server's network; logits (the server's) and extractors by device id."""
 
     model: Model
     client: Model  # as every client starts
     logits: Mapping[str, Tensor]
+    extractors: Mapping[str, Mapping[str, Tensor]]
     seed: int
     device: str
-    loss: float
-    server_loss: float
+    loss: float = nan
+    server_loss: float = nan
 
 
 @task("fedgkt/train")
@@ -74,15 +76,20 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Knowledge, Memory
 
     Raises:
         Forgotten: the server believes that this client has its network, and it has not.
+        NotFinite: training gave values that are NaN or infinite; the client counts as silent, its memory stays.
     """
     weights: tree.Tree = memory["weights"] if "weights" in memory and not request.weights else request.weights
     if not weights:
         raise Forgotten("this client has lost its network")
     model = Model(request.arch, weights)
     labels, x = me.train.y, me.train.x
-    loss = guided(labels, request.logits, request.alpha, request.temperature, me.device) if len(request.logits) else None
-    seen = Samples(x, labels if loss is None else torch.arange(len(labels)))
-    trained = local.train(model, replace(me, train=seen), request.sgd, loss=loss)
+    loss, rows = None, labels
+    if len(request.logits):
+        loss = guided(labels, request.logits, request.alpha, request.temperature, me.device)
+        rows = torch.arange(len(labels))
+    trained = local.train(model, replace(me, train=Samples(x, rows)), request.sgd, loss=loss)
+    if not tree.finite(trained.weights):
+        raise NotFinite(f"training gave values that are not finite (loss {trained.loss}); lower the learning rate")
     net = skeleton(model.replace(trained.weights), me.device).module
     features = outputs(net.get_submodule("stem"), x, me.device)
     scores = outputs(net.get_submodule("head"), features, me.device)
@@ -91,7 +98,7 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Knowledge, Memory
 
 
 def guided(labels: Tensor, teacher: Tensor, alpha: float, temperature: float, device: str) -> local.Loss:
-    """`distillation` for samples whose "label" is their row in ``labels`` and ``teacher``, since batches are shuffled."""
+    """`distillation` for samples whose "label" is their row in ``labels`` and ``teacher``: batches are shuffled."""
     labels, teacher = labels.to(device), teacher.to(device)
 
     def loss(net: nn.Module, x: Tensor, row: Tensor) -> Tensor:
@@ -123,28 +130,23 @@ def outputs(net: nn.Module, x: Tensor, device: str, batch: int = 512) -> Tensor:
 
 
 @network("fedgkt-client")
-def client_network(name: str, options: Mapping[str, Any], classes: int) -> nn.Module:
-    """The stem of another network and a classifier behind it, as clients of FedGKT have it.
+def client_network(of: str, options: Mapping[str, Any], classes: int) -> nn.Module:
+    """The stem of another network and a linear classifier of its own behind it.
 
     Raises:
-        ConfigError: a stem without weights, or one that is not convolutional or linear.
+        ConfigError: a stem without weights.
     """
-    stem = Arch(name, options).build().get_submodule("stem")
+    stem = Arch(of, options).build().get_submodule("stem")
     layers = [layer for layer in stem.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     if not layers:
-        raise ConfigError(f"fedgkt: the stem of {name!r} learns nothing; choose a network such as 'cnn-bn'")
+        raise ConfigError(f"fedgkt: the stem of {of!r} with {dict(options)} learns nothing; choose another network")
     if isinstance(layers[-1], nn.Conv2d):
-        width, pool = layers[-1].out_channels * GRID**2, nn.AdaptiveAvgPool2d(GRID)
+        # averaged to one value per channel, a single convolution would make too weak a teacher
+        head = chain(pool=nn.AdaptiveAvgPool2d(GRID), flatten=nn.Flatten())
+        width = layers[-1].out_channels * GRID**2
     else:
-        width, pool = layers[-1].out_features, nn.Identity()
-    return chain(stem=stem, head=chain(pool=pool, flatten=nn.Flatten(), classifier=nn.Linear(width, classes)))
-
-
-@network("fedgkt-server")
-def server_network(name: str, options: Mapping[str, Any]) -> nn.Module:
-    """All of another network but its stem, as the server of FedGKT has it."""
-    net = Arch(name, options).build()
-    return chain(features=net.get_submodule("features"), classifier=net.get_submodule("classifier"))
+        head, width = chain(), layers[-1].out_features
+    return chain(stem=stem, head=chain(shape=head, classifier=nn.Linear(width, classes)))
 
 
 @method("fedgkt")
@@ -180,10 +182,10 @@ class FedGKT:
                 f"{list(parts)}; every network of fedbonsai.zoo has them"
             )
         classes = len(model.weights["classifier.weight"])
-        arch = Arch("fedgkt-client", {"name": model.arch.name, "options": model.arch.options, "classes": classes})
+        arch = Arch("fedgkt-client", {"of": model.arch.name, "options": model.arch.options, "classes": classes})
         drawn = Model.init(arch, tree.seed_of(server.seed, "client network", -1, 0))
         client = drawn.replace({name: model.weights.get(name, value) for name, value in drawn.weights.items()})
-        return State(model, client, {}, server.seed, server.device, float("nan"), float("nan"))
+        return State(model, client, {}, {}, server.seed, server.device)
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """Clients train and upload; the server trains on all of it and takes down its logits for the next round."""
@@ -196,7 +198,7 @@ class FedGKT:
             extractor.add(answer.value.extractor, len(answer.value.labels))
             loss += answer.value.loss * len(answer.value.labels)
         server = Model(
-            Arch("fedgkt-server", {"name": state.model.arch.name, "options": state.model.arch.options}),
+            Arch("back", {"of": state.model.arch.name, "options": state.model.arch.options}),
             {name: value for name, value in state.model.weights.items() if not name.startswith("stem.")},
         )
         labels = torch.cat([each.labels for each in got.values()])
@@ -212,7 +214,8 @@ class FedGKT:
         return replace(
             state,
             model=state.model.replace(extractor.result() | trained.weights),
-            logits={id: value for id, value in (state.logits | new).items() if id not in forgot},
+            logits={id: value for id, value in {**state.logits, **new}.items() if id not in forgot},
+            extractors={**state.extractors, **{id: each.extractor for id, each in got.items()}},
             loss=loss / extractor.weight,
             server_loss=trained.loss,
         )
@@ -227,6 +230,10 @@ class FedGKT:
     def model(self, state: State) -> Model:
         """The server's network behind the mean of the clients' extractors, as one ordinary network."""
         return state.model
+
+    def own(self, state: State, id: str) -> Model:
+        """The server's network behind one client's own extractor, which is what FedGKT itself would evaluate."""
+        return state.model.replace({**state.model.weights, **state.extractors[id]})
 
     def metrics(self, state: State) -> Mapping[str, float]:
         """Mean training losses of the last round, distillation included: of the clients and of the server."""

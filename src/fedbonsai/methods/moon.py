@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field
+from math import nan
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedbonsai import local, tree
+from fedbonsai import local
 from fedbonsai.core import Client, Fleet, Memory, task
 from fedbonsai.errors import ConfigError
 from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
+from fedbonsai.stages.codec import Chain
 from fedbonsai.stages.sampling import cohort
+from fedbonsai.stages.updates import Update, combine, update
+from fedbonsai.tree import Tree
 from fedbonsai.wire import message
 
 
@@ -33,22 +37,14 @@ class Train:
     temperature: float
 
 
-@message("moon/update@1")
-class Update:
-    """A client's model after local training; ``loss`` is the mean of cross-entropy plus ``mu`` times `contrast`."""
-
-    weights: Mapping[str, Tensor]
-    examples: int
-    loss: float
-
-
 @message("moon/state@1")
 class State:
-    """Global model, the run's seed, and the mean training loss of the last round."""
+    """Global model, the run's seed, and figures of the last round."""
 
     model: Model
     seed: int
-    loss: float
+    loss: float = nan
+    dropped: int = 0
 
 
 @task("moon/train")
@@ -56,10 +52,11 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Update, Memory]:
     """PartyLocalTraining: the first time, with no model of its own to keep away from, it is FedAvg's."""
     loss = objective(request, memory["previous"], me.device) if "previous" in memory and request.mu else None
     trained = local.train(request.model, me, request.sgd, loss=loss)
-    return Update(trained.weights, trained.examples, trained.loss), {"previous": trained.weights}
+    answer, memory = update(trained, request.model.weights, Chain(), memory, me, 0)
+    return answer, {**memory, "previous": trained.weights}
 
 
-def objective(request: Train, previous: tree.Tree, device: str) -> local.Loss:
+def objective(request: Train, previous: Tree, device: str) -> local.Loss:
     """Cross-entropy plus ``mu`` times `contrast`, for the network that is being trained.
 
     Both anchors are networks of their own, since the one in training is shared by all clients of this process, and
@@ -125,21 +122,19 @@ class Moon:
                 f"moon needs a network of the parts stem, features and classifier, {model.arch.name!r} has {parts}; "
                 "every network of fedbonsai.zoo has them"
             )
-        return State(model, server.seed, float("nan"))
+        return State(model, server.seed)
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """Broadcast, train, average by examples."""
         request = Train(state.model, self.sgd, self.mu, self.temperature)
-        mean, loss = tree.Mean(), 0.0
-        for answer in fleet.ask(train, dict.fromkeys(cohort(fleet.devices, self.cohort, state.seed, t), request)):
-            mean.add(answer.value.weights, answer.value.examples)
-            loss += answer.value.loss * answer.value.examples
-        return State(state.model.replace(mean.result()), state.seed, loss / mean.weight)
+        answers = fleet.ask(train, dict.fromkeys(cohort(fleet.devices, self.cohort, state.seed, t), request))
+        combined = combine(answers, state.model.weights, fleet)
+        return State(state.model.replace(combined.mean), state.seed, combined.loss, combined.dropped)
 
     def model(self, state: State) -> Model:
         """The global model."""
         return state.model
 
     def metrics(self, state: State) -> Mapping[str, float]:
-        """Mean training loss of the last round, contrastive term included (from a client's second time on)."""
-        return {"train_loss": state.loss}
+        """Mean training loss, from a client's second time on with the contrastive term, and updates that were dropped."""
+        return {"train_loss": state.loss, "dropped": state.dropped}

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field
+from math import nan
 
 import torch
 from torch import Tensor
 
 from fedbonsai import local, tree
 from fedbonsai.core import Client, Fleet, Memory, task
+from fedbonsai.errors import NotFinite
 from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model, skeleton
@@ -47,15 +49,21 @@ class State:
     model: Model
     control: Mapping[str, Tensor]
     seed: int
-    loss: float
+    loss: float = nan
 
 
 @task("scaffold/train")
 def train(request: Train, me: Client, memory: Memory) -> tuple[Update, Memory]:
-    """Local steps along g - c_k + c, then option II: c_k+ = c_k - c + (w^t - w_k) / (tau * lr)."""
+    """Local steps along g - c_k + c, then option II: c_k+ = c_k - c + (w^t - w_k) / (tau * lr).
+
+    Raises:
+        NotFinite: training gave values that are NaN or infinite; the client counts as silent, its memory stays.
+    """
     received = request.model.weights
     own: tree.Tree = memory.get("control") or zeros(request.control)
     trained = local.train(request.model, me, request.sgd, shift=tree.subtract(request.control, own))
+    if not tree.finite(trained.weights):
+        raise NotFinite(f"training gave values that are not finite (loss {trained.loss}); lower the learning rate")
     change = tree.subtract(trained.weights, received)
     moved = tree.add(zeros(request.control), change, -1 / (trained.steps * request.sgd.lr))  # mean of g - c_k + c
     control = tree.subtract(moved, request.control)
@@ -82,8 +90,8 @@ class Scaffold:
         """Refuse values for which the control variate would not be a mean gradient."""
         if self.sgd.momentum:
             raise ValueError(
-                f"sgd.momentum = {self.sgd.momentum}: SCAFFOLD needs plain SGD, expected 0, because it reads a client's "
-                "mean gradient off the way that its weights went, (w - w_k) / (steps * lr)"
+                f"sgd.momentum = {self.sgd.momentum}: SCAFFOLD needs plain SGD, expected 0, because it reads a "
+                "client's mean gradient off the way that its weights went, (w - w_k) / (steps * lr)"
             )
         if not self.sgd.lr > 0 or not self.rate > 0:
             raise ValueError(f"sgd.lr = {self.sgd.lr}, rate = {self.rate}: expected both > 0; SCAFFOLD divides by lr")
@@ -95,7 +103,7 @@ class Scaffold:
         )
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
-        """w += eta_g * mean D_k and c += m/K * mean dc_k; both means are over clients, not over examples."""
+        """Step: w += eta_g * mean D_k and c += m/K * mean dc_k; both means are over clients, not over examples."""
         request = Train(state.model, self.sgd, state.control)
         changes, controls, loss, examples = tree.Mean(), tree.Mean(), 0.0, 0
         for answer in fleet.ask(train, dict.fromkeys(cohort(fleet.devices, self.cohort, state.seed, t), request)):

@@ -20,14 +20,40 @@ from fedbonsai.wire import message
 FEEDBACK = "feedback"  # what error feedback keeps, in a client's memory
 
 
+@message("parts@1")
+class Parts:
+    """Packed changes of several parts of a model; a part is all weights whose names begin with its name and a dot."""
+
+    packed: Mapping[str, Packed]
+
+    def dense(self, like: Tree) -> Weights:
+        """The change of the whole, in the order of ``like``.
+
+        Raises:
+            BadMessage: a part is damaged, or they do not make up the whole.
+        """
+        found: Weights = {}
+        for part, packed in self.packed.items():
+            found |= packed.dense(part_of(like, part))
+        if found.keys() != like.keys():
+            raise BadMessage(f"parts {sorted(self.packed)} do not make up the model")
+        return {name: found[name] for name in like}
+
+
+def part_of(weights: Tree, part: str) -> Weights:
+    """The weights of a part, under their whole names; the part named "" is all of them."""
+    return {name: value for name, value in weights.items() if not part or name.startswith(part + ".")}
+
+
 @message("update@1")
 class Update:
     """A client's result: its weights as they are, or the packed change of what it started from."""
 
-    result: Mapping[str, Tensor] | Packed
+    result: Mapping[str, Tensor] | Packed | Parts
     examples: int
     steps: int
     loss: float
+    withheld: float = 0.0  # norm of what error feedback holds back, by that of the change
 
 
 def update(trained: Trained, start: Tree, chain: Chain, memory: Memory, me: Client, t: int) -> tuple[Update, Memory]:
@@ -44,9 +70,12 @@ def update(trained: Trained, start: Tree, chain: Chain, memory: Memory, me: Clie
     packed, held = apply(
         chain, change, memory.get(FEEDBACK, {}), me.seed, t if isinstance(chain.feedback, EF14) else None
     )
+    withheld = 0.0
     if chain.feedback is not None:
         memory = {**memory, FEEDBACK: held}
-    return Update(packed, trained.examples, trained.steps, trained.loss), memory
+    if isinstance(chain.feedback, EF14) and (size := tree.norm(change)):
+        withheld = tree.norm(held["residual"]) / size
+    return Update(packed, trained.examples, trained.steps, trained.loss, withheld), memory
 
 
 @dataclass(frozen=True)
@@ -61,6 +90,7 @@ class Combined:
     devices: tuple[str, ...]  # whose updates were used
     shares: dict[str, float] = field(default_factory=dict[str, float])
     distances: dict[str, float] = field(default_factory=dict[str, float])
+    withheld: float = 0.0
 
 
 def combine(answers: Iterable[Answer[Update]], start: Tree, fleet: Fleet, how: Weighting | None = None) -> Combined:
@@ -75,8 +105,8 @@ def combine(answers: Iterable[Answer[Update]], start: Tree, fleet: Fleet, how: W
     how = how or Weighting()
     if how.needs_distances:
         return _by_distance(answers, start, fleet, how)
-    mean, total, loss, examples, dropped = tree.Mean(), 0.0, 0.0, 0, 0
-    whole, devices = True, list[str]()
+    mean, total, loss, withheld, examples, dropped = tree.Mean(), 0.0, 0.0, 0.0, 0, 0
+    whole, devices, counts = True, list[str](), list[float]()
     for answer in answers:
         found = _usable(answer, start, fleet)
         if found is None:
@@ -84,12 +114,17 @@ def combine(answers: Iterable[Answer[Update]], start: Tree, fleet: Fleet, how: W
             continue
         share = answer.value.examples if how.prior == "examples" else 1
         mean.add(found, share)
-        whole = not isinstance(answer.value.result, Packed)
+        whole = not isinstance(answer.value.result, Packed | Parts)
         devices.append(answer.device.id)
+        counts.append(share)
+        withheld += share * answer.value.withheld
         total, loss, examples = total + share, loss + share * answer.value.loss, examples + answer.value.examples
     if not mean.weight:
         raise Unanswered(f"no update could be used ({dropped} dropped)")
-    return Combined(mean.result(), whole, examples, loss / total, dropped, tuple(devices))
+    shares = dict(zip(devices, (share / total for share in counts), strict=True))
+    return Combined(
+        mean.result(), whole, examples, loss / total, dropped, tuple(devices), shares, withheld=withheld / total
+    )
 
 
 def _by_distance(answers: Iterable[Answer[Update]], start: Tree, fleet: Fleet, how: Weighting) -> Combined:
@@ -130,24 +165,25 @@ def _by_distance(answers: Iterable[Answer[Update]], start: Tree, fleet: Fleet, h
         tuple(ids),
         dict(zip(ids, shares, strict=True)),
         dict(zip(ids, distances, strict=True)),
+        math.fsum(share * answer.value.withheld for share, answer in zip(shares, held, strict=True)) / sum(shares),
     )
 
 
 def _changes(held: list[Answer[Update]], start: Tree) -> Iterator[Weights]:
     for answer in held:
         result = answer.value.result
-        yield _change(answer.value, result.dense(start) if isinstance(result, Packed) else result, start)
+        yield _change(answer.value, result.dense(start) if isinstance(result, Packed | Parts) else result, start)
 
 
 def _change(value: Update, found: Tree, start: Tree) -> Weights:
-    return dict(found) if isinstance(value.result, Packed) else tree.subtract(found, start)
+    return dict(found) if isinstance(value.result, Packed | Parts) else tree.subtract(found, start)
 
 
 def _usable(answer: Answer[Update], start: Tree, fleet: Fleet) -> Tree | None:
     """Decoded weights or changes of an answer; nothing, and the client's memory dropped, if they cannot be used."""
     value = answer.value
     try:
-        found = value.result.dense(start) if isinstance(value.result, Packed) else value.result
+        found = value.result.dense(start) if isinstance(value.result, Packed | Parts) else value.result
         fits = found.keys() == start.keys() and all(found[name].shape == start[name].shape for name in start)
         if fits and tree.finite(found) and value.examples > 0:
             return found

@@ -5,6 +5,6 @@ flattened at its end) and ``classifier`` (the last ``Linear`` alone): a network 
 name.
 """
 
-from fedbonsai.zoo import alexnet, cnn, lenet, mlp, resnet, vgg, wrn
+from fedbonsai.zoo import alexnet, cnn, cut, lenet, mlp, resnet, vgg, wrn
 
-__all__ = ["alexnet", "cnn", "lenet", "mlp", "resnet", "vgg", "wrn"]
+__all__ = ["alexnet", "cnn", "cut", "lenet", "mlp", "resnet", "vgg", "wrn"]

@@ -17,7 +17,7 @@ from fedbonsai.wire import message
 class Chain:
     """A compressor of trees; no stages at all send every tensor in its own type.
 
-    >>> str(Chain.parse([{"topk": 0.01}, {"signmag": 8}]))
+    >>> str(parse([{"topk": 0.01}, {"signmag": 8}]))
     'topk 0.01 | signmag 8'
 
     Attributes:
@@ -32,11 +32,6 @@ class Chain:
     def __post_init__(self) -> None:
         if found := faults(self.stages):
             raise ValueError("; ".join(found))
-
-    @classmethod
-    def parse(cls, spec: list[Any]) -> Chain:
-        """A chain from what TOML holds: `parse`."""
-        return parse(spec)
 
     def data(self) -> list[Any]:
         """The chain as TOML would hold it: `parse` of it is this chain again."""

@@ -60,8 +60,10 @@ def pack(parts: Mapping[str, Stage], tree: Tree, seed: int, mask: Tree | None = 
 
     Raises:
         NotFinite: a value is NaN, infinite or beyond its codec.
-        ValueError: a tensor of more than 2^31 - 1 values, or a mask that does not fit.
+        ValueError: a tensor of more than 2^31 - 1 values, a seed beyond 64 bits, or a mask that does not fit.
     """
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed {seed}: expected 0 <= seed < 2^64, such as tree.seed_of gives")
     sparsifier, stage = parts.get("sparsifier"), parts.get("values")
     assert sparsifier is None or isinstance(sparsifier, Sparsifier)
     flats = {name: tensors.flat(value) for name, value in tree.items()}

@@ -100,7 +100,8 @@ def scatter(sparse: Sparse, like: Tensor) -> Tensor:
     """A dense tensor of the type, shape and device of ``like``."""
     if sparse.indices is None:
         return sparse.values.reshape(like.shape).to(like.device)
-    out = torch.zeros(like.numel(), dtype=like.dtype)
+    # NumPy asks the system for zero pages, large ones where it can: several times faster than clearing new memory
+    out = torch.from_numpy(np.zeros(like.numel() * like.element_size(), np.uint8)).view(like.dtype)
     out[sparse.indices] = sparse.values
     return out.reshape(like.shape).to(like.device)
 

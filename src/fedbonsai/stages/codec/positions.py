@@ -87,7 +87,7 @@ def decode(code: int, cursor: Cursor, n: int, k: int) -> Ints:
         BadMessage: anything else.
     """
     if code == BITMAP:
-        indices = np.flatnonzero(unpack(cursor.take(packed_size(n, 1)), n, 1))
+        indices = np.flatnonzero(unpack(cursor.take(packed_size(n, 1)), n, 1).view(np.bool_))
     elif code == RICE:
         indices = rice.decode(cursor, n, k)
     elif code == GAPS:

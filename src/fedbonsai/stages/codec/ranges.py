@@ -65,7 +65,7 @@ def encode_positions(indices: Ints, n: int) -> bytes:
 
 def decode_positions(cursor: Cursor, n: int, k: int) -> Ints:
     """Indices, ascending; their count is checked by the caller."""
-    return np.flatnonzero(_decode(cursor, _bernoulli(n, k), n))
+    return np.flatnonzero(_decode(cursor, _bernoulli(n, k), n) != 0)
 
 
 def _weights(levels: Octets) -> npt.NDArray[np.float32]:

@@ -61,7 +61,7 @@ def decode(cursor: Cursor, n: int, k: int) -> Ints:
     if b > n.bit_length():
         raise BadMessage(f"rice parameter {b} for {n} values")
     unary = np.frombuffer(cursor.take(cursor.varint(cursor.left, "unary stream")), np.uint8)
-    ends = np.flatnonzero(np.unpackbits(unary, bitorder="little"))
+    ends = np.flatnonzero(np.unpackbits(unary, bitorder="little").view(np.bool_))
     if len(ends) != k or len(unary) != packed_size(int(ends[-1]) + 1, 1):
         raise BadMessage(f"unary stream of {len(unary)} bytes ends {len(ends)} gaps, expected {k}")
     order = np.arange(k)

@@ -7,7 +7,6 @@ the sample misleads, all values are candidates, so the answer never depends on i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,8 @@ from fedbonsai.stages.codec.bits import Ints
 from fedbonsai.stages.codec.errors import NotFinite
 
 Floats = npt.NDArray[np.floating[Any]]
-Flags = npt.NDArray[np.bool_]
 
-_BLOCK = 1 << 16  # values worked on at a time: magnitudes and flags stay in the second-level cache
+_BLOCK = 1 << 17  # values worked on at a time: what is computed of them stays in cache
 _SAMPLE = 1 << 15
 
 
@@ -28,22 +26,29 @@ def count_of(fraction: float, n: int) -> int:
     return min(n, max(1, math.ceil(round(fraction * n, 6))))
 
 
-def _scan(values: Floats, test: Callable[[Floats], Flags]) -> Ints:
-    """Indices whose magnitude passes, and a check that all are finite, in one pass.
+def _scan(values: Floats, bound: float, compare: np.ufunc) -> tuple[Ints, Floats]:
+    """Indices and magnitudes of the values that pass ``compare(magnitude, bound)``; checks that all are finite.
 
     Raises:
         NotFinite: a value is NaN or infinite.
     """
     found: list[Ints] = []
+    kept: list[Floats] = []
+    # buffers that are used again stay in cache, and cost no new pages
     buffer = np.empty(min(_BLOCK, len(values)), values.dtype)
-    with np.errstate(invalid="ignore"):
+    flags = np.empty(len(buffer), np.bool_)
+    with np.errstate(invalid="ignore", over="ignore"):
+        limit = values.dtype.type(bound)
         for start in range(0, len(values), _BLOCK):
             block = values[start : start + _BLOCK]
             magnitudes = np.abs(block, out=buffer[: len(block)])
             if not magnitudes.max() < np.inf:  # NaN fails this too
                 raise NotFinite("not finite: a value is NaN or infinite; lower the learning rate or skip this round")
-            found.append(np.flatnonzero(test(magnitudes)) + start)
-    return np.concatenate(found) if found else np.empty(0, np.int64)
+            passed = np.flatnonzero(compare(magnitudes, limit, out=flags[: len(block)]))
+            kept.append(magnitudes[passed])
+            passed += start
+            found.append(passed)
+    return np.concatenate(found), np.concatenate(kept)
 
 
 def check_finite(values: Floats) -> bool:
@@ -65,7 +70,7 @@ def check_finite(values: Floats) -> bool:
 
 def above(values: Floats, tau: float) -> Ints:
     """Indices with magnitude above ``tau``, ascending."""
-    return _scan(values, lambda magnitudes: magnitudes > tau)
+    return _scan(values, tau, np.greater)[0]
 
 
 def largest(values: Floats, k: int) -> Ints:
@@ -83,10 +88,9 @@ def largest(values: Floats, k: int) -> Ints:
         check_finite(values)
         return np.arange(n)
     guess = _guess(values, k)
-    found = _scan(values, lambda magnitudes: magnitudes >= guess)
+    found, magnitudes = _scan(values, guess, np.greater_equal)
     if len(found) < k:  # the sample missed: everything is a candidate
-        found = np.arange(n)
-    magnitudes = np.abs(values[found])
+        found, magnitudes = np.arange(n), np.abs(values)
     return found[_keep(magnitudes, k)]
 
 

@@ -1,0 +1,195 @@
+"""What the documents say is run: their code blocks, their commands, their links and their tables.
+
+Each document is played in a process and a folder of its own, since its modules register methods and networks. A block
+whose first line names a file is written to that file; a bash block that begins with ``# needs:`` is checked, not run.
+"""
+
+import contextlib
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted(
+    [
+        *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "src").rglob("*.md"),
+    ]
+)
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"(?:#|<!--) ([\w./-]+\.(?:py|toml|md))(?: -->)?\n")
+LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+
+
+@dataclass(frozen=True)
+class Block:
+    kind: str
+    text: str
+    line: int
+
+    @property
+    def file(self) -> str:
+        """The file that the block is, if it is one."""
+        found = FILE.match(self.text)
+        return found[1] if found else ""
+
+
+def blocks(document: Path) -> list[Block]:
+    text = document.read_text()
+    return [Block(m[1], m[2], text.count("\n", 0, m.start()) + 2) for m in BLOCK.finditer(text)]
+
+
+def label(document: Path) -> str:
+    return str(document.relative_to(ROOT))
+
+
+# --- playing a document: in a process of its own -------------------------------------------------------------------
+
+
+def play(document: Path) -> None:
+    """Write its files, execute its Python and run its commands, in order, in the current folder."""
+    sys.path.insert(0, os.getcwd())
+    for block in blocks(document):
+        print(f"--- {label(document)}, line {block.line}: {block.kind}", flush=True)
+        if block.file:
+            Path(block.file).parent.mkdir(parents=True, exist_ok=True)
+            Path(block.file).write_text(block.text)
+        elif block.kind == "python":
+            exec(compile(block.text, f"{document}:{block.line}", "exec"), {"__name__": "__main__"})
+        elif block.kind == "bash":
+            script(block.text)
+
+
+def script(text: str) -> None:
+    only_check = text.startswith("# needs:")
+    for line in text.replace("\\\n", " ").splitlines():
+        if words := shlex.split(line, comments=True):
+            command(words, only_check)
+
+
+def command(words: list[str], only_check: bool) -> None:
+    """Run one of fedbonsai's commands, or check that what another one needs is there; unknown ones fail."""
+    tool, *rest = words
+    if tool == "export":
+        assert rest == ["PYTHONPATH=."], "only that is set up here"
+    elif tool == "fedbonsai":
+        ours(rest, only_check)
+    elif tool == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert {word for word in rest if "=" not in word} <= set(targets), f"make has {targets}"
+    elif tool == "pip":
+        installed(rest)
+    elif tool == "python":
+        module = rest[rest.index("-m") + 1] if "-m" in rest else ""
+        sys.path.insert(0, str(ROOT))
+        assert importlib.util.find_spec(module) if module else (ROOT / rest[0]).exists()
+    else:
+        assert tool == "git", f"{tool} is not a command that this test knows"
+
+
+def ours(words: list[str], only_check: bool) -> None:
+    from fedbonsai.cli import main
+
+    if only_check and words[0] == "run":
+        words = ["validate", *words[1:]]
+    with contextlib.suppress(SystemExit):  # of --help
+        code = main([*words, "--quiet"] if words[0] == "run" else words)
+        assert code == 0, f"fedbonsai {shlex.join(words)} gave {code}"
+
+
+def installed(words: list[str]) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for flag, value in pairwise(words):
+        if flag in ("-c", "-r"):
+            assert (ROOT / value).exists()
+        if flag == "-e" and "[" in value:
+            assert set(value.partition("[")[2].rstrip("]").split(",")) <= extras.keys()
+
+
+# --- tests ---------------------------------------------------------------------------------------------------------
+
+PLAYED = [document for document in DOCUMENTS if any(block.kind in ("python", "bash") for block in blocks(document))]
+SLOW = {"README.md", "docs/your-own-model-and-data.md"}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [pytest.param(d, id=label(d), marks=[pytest.mark.slow] if label(d) in SLOW else []) for d in PLAYED],
+)
+def test_blocks_run(document, tmp_path):
+    environment = {**os.environ, "FEDBONSAI_CACHE": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "hub")}
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, __file__, str(document)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert not done.returncode, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+
+
+@pytest.mark.slow
+def test_the_four_files_of_contributing_pass_the_conformance_suite(tmp_path):
+    for name in ("src", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.new"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for block in blocks(ROOT / "CONTRIBUTING.md"):
+        if block.file == "tests/cases.py":
+            row = block.text.partition("\n")[2].strip().rstrip(",")
+            with (tmp_path / block.file).open("a") as file:
+                file.write(f"\nCASES.append({row})\n")
+        elif block.file:
+            assert not (tmp_path / block.file).exists(), (
+                f"{block.file} is part of the library now: choose another example"
+            )
+            (tmp_path / block.file).write_text(block.text)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "tests/conformance.py",
+            "-k",
+            "fedavgm or momentum",
+            "-p",
+            "no:cacheprovider",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "src")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert not done.returncode, done.stdout[-4000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 15
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=label)
+def test_links_lead_somewhere(document):
+    prose = BLOCK.sub("", document.read_text())
+    broken = [link for link in LINK.findall(prose) if not (document.parent / link).exists()]
+    assert not broken
+
+
+def test_the_tables_of_the_readme_are_those_of_the_results():
+    from experiments.table import held, section
+
+    assert held((ROOT / "README.md").read_text()) == section(), "run: python -m experiments.table --write"
+
+
+if __name__ == "__main__":
+    play(Path(sys.argv[1]))
