@@ -1,8 +1,8 @@
 """Bytes and speed of the codecs beside what users have today: ``python -m bench.codec``.
 
-11.17 million values, one thread, everything in turn in one run. Speed is in units of a copy of the fp32 tensor into warm
-memory. A clone is no unit: it costs one such copy or seven, as the allocator has warm memory to give or new pages; it
-is measured beside. Selection is part of every chain that selects.
+11.17 million values, one thread, everything in turn in one run. The unit of speed is a copy of the fp32 tensor into
+warm memory. A clone is no unit: it costs one such copy or ten, as the allocator has warm memory to give or new pages;
+it is measured beside. Selection is part of every chain that selects.
 """
 
 from __future__ import annotations

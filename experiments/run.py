@@ -39,6 +39,7 @@ def one(name: str, recipe: str, preset: str, settings: dict[str, Any], seed: int
     from fedbonsai.fleets.allocator import keep_memory
     from fedbonsai.runs import recipes
     from fedbonsai.runs.run import execute
+    from fedbonsai.runs.structure import unstructure
 
     keep_memory()
     start = time.perf_counter()
@@ -54,6 +55,8 @@ def one(name: str, recipe: str, preset: str, settings: dict[str, Any], seed: int
         "preset": preset or "modern",
         "settings": {key: value for key, value in settings.items() if key != "data.path"},
         "seed": seed,
+        "data": run.info["data"]["name"],
+        "configuration": {**unstructure(run.config), "data": {**unstructure(run.config.data), "path": ""}},
         "accuracy": run.accuracy,
         "last five": sum(row["accuracy"] for row in evaluated[-5:]) / len(evaluated[-5:]),
         "bytes": run.bytes,

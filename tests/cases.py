@@ -30,9 +30,10 @@ class Case:
     up: frozenset[str]
     preset: str = ""
     settings: Mapping[str, object] = field(default_factory=dict)
+    label: str = ""
 
     def __str__(self) -> str:
-        return f"{self.recipe}-{self.preset}" if self.preset else self.recipe
+        return "-".join(part for part in (self.recipe, self.preset, self.label) if part)
 
     def config(self, **more: object):
         return recipes.load(self.recipe, self.preset, {**SMALL, **self.settings, **more})
@@ -42,11 +43,51 @@ AVERAGING = {"asks": 1, "down": frozenset({"averaging/train@1"}), "up": frozense
 CASES = [
     Case("fedavg", **AVERAGING),
     Case("fedprox", **AVERAGING),
-    Case("fedavg", **AVERAGING, preset="modern", settings={"method.cohort": 2}),
+    Case("fedavg", **AVERAGING, settings={"method.cohort": 2}, label="cohort"),
     Case("topk-ef", **AVERAGING, settings={"method.cohort": 3}),
     Case("ef21", **AVERAGING, settings={"method.uplink": ["ef21", {"topk": 0.2}]}),
     Case("stc", **AVERAGING, settings={"method.cohort": 2, "method.uplink": ["ef14", {"topk": 0.1}, "ternary"]}),
     Case("qsgd", **AVERAGING),
+    Case(
+        "sparse-collaborative",
+        asks=80,
+        down=frozenset(f"cluster/{k}@1" for k in ("place", "own", "forward", "judge", "backward", "finish")),
+        up=frozenset(
+            f"cluster/{k}@1" for k in ("placed", "activations", "fronts", "logits", "judged", "gradient", "updates")
+        ),
+    ),
+    Case(
+        "sparse-collaborative",
+        asks=1,
+        down=frozenset({"averaging/train@1"}),
+        up=frozenset({"update@1"}),
+        settings={"method.topology": "flat"},
+        label="flat",
+    ),
+    Case(
+        "sparse-collaborative",
+        asks=7,
+        down=frozenset({"split/front@1", "split/gradient@1"}),
+        up=frozenset({"split/activations@1", "update@1"}),
+        settings={"method.topology": "split"},
+        label="split",
+    ),
+    Case(
+        "sparse-collaborative",
+        asks=7,
+        down=frozenset({"split/front@1", "split/gradient@1"}),
+        up=frozenset({"split/activations@1", "update@1"}),
+        settings={"method.topology": {"name": "split", "version": 2}},
+        label="split-2",
+    ),
+    Case(
+        "sparse-collaborative",
+        asks=2,
+        down=frozenset({"local-loss/train@1", "local-loss/show@1"}),
+        up=frozenset({"split/activations@1", "update@1"}),
+        settings={"method.topology": "local-loss"},
+        label="local-loss",
+    ),
     Case("dgc", **AVERAGING),
     Case("moon", asks=1, down=frozenset({"moon/train@1"}), up=frozenset({"update@1"})),
     Case(

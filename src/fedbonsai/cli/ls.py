@@ -22,10 +22,11 @@ def main(args: argparse.Namespace, rest: list[str]) -> None:
     """List."""
     if rest or args.what not in WHAT:
         raise ConfigError(f"ls {' '.join([args.what, *rest])}: expected one of {', '.join(WHAT)}")
-    for name, text in {"recipes": _recipes, "methods": _methods, "models": _models, "data": _data, "runs": _runs}[
-        args.what
-    ](args):
+    rows = {"recipes": _recipes, "methods": _methods, "models": _models, "data": _data, "runs": _runs}[args.what](args)
+    for name, text in rows:
         print(f"{name:<28} {text}".rstrip())
+    if not rows:
+        print(f"none in {args.runs}/")
 
 
 def _recipes(args: argparse.Namespace) -> list[tuple[str, str]]:

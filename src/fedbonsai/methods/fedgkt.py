@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedbonsai import local, tree
-from fedbonsai.core import Client, Fleet, Memory, Samples, task
-from fedbonsai.errors import ConfigError, Forgotten, NotFinite
+from fedbonsai.core import Client, Device, Fleet, Memory, Samples, task
+from fedbonsai.errors import ConfigError, Forgotten, NotFinite, Unanswered
 from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model, network, skeleton
@@ -190,13 +190,11 @@ class FedGKT:
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """Clients train and upload; the server trains on all of it and takes down its logits for the next round."""
         asked = cohort(fleet.devices, self.cohort, state.seed, t)
-        answers = fleet.ask(train, {device: self.request(state, device.id) for device in asked})
-        got: dict[str, Knowledge] = {}
+        got = self.ask(state, asked, fleet)
         extractor, loss = tree.Mean(), 0.0
-        for answer in answers:
-            got[answer.device.id] = answer.value
-            extractor.add(answer.value.extractor, len(answer.value.labels))
-            loss += answer.value.loss * len(answer.value.labels)
+        for each in got.values():
+            extractor.add(each.extractor, len(each.labels))
+            loss += each.loss * len(each.labels)
         server = Model(
             Arch("back", {"of": state.model.arch.name, "options": state.model.arch.options}),
             {name: value for name, value in state.model.weights.items() if not name.startswith("stem.")},
@@ -210,22 +208,35 @@ class FedGKT:
         )
         net = skeleton(server.replace(trained.weights), state.device).module
         new = {id: outputs(net, each.features, state.device) for id, each in got.items()}
-        forgot = {device.id for device, silence in answers.silent.items() if silence.forgot}
         return replace(
             state,
             model=state.model.replace(extractor.result() | trained.weights),
-            logits={id: value for id, value in {**state.logits, **new}.items() if id not in forgot},
+            logits={**state.logits, **new},
             extractors={**state.extractors, **{id: each.extractor for id, each in got.items()}},
             loss=loss / extractor.weight,
             server_loss=trained.loss,
         )
 
-    def request(self, state: State, id: str) -> Train:
-        """What one device is sent: its logits, or the client network if it has none yet."""
-        known = id in state.logits
-        logits = state.logits[id] if known else torch.empty(0)
-        weights = {} if known else state.client.weights
-        return Train(state.client.arch, weights, logits, self.sgd, self.alpha, self.temperature)
+    def ask(self, state: State, asked: list[Device], fleet: Fleet) -> dict[str, Knowledge]:
+        """Knowledge by device id; who has lost its network is asked again and begins anew.
+
+        Raises:
+            Unanswered: nobody has any.
+        """
+        client = state.client
+        begin = Train(client.arch, client.weights, torch.empty(0), self.sgd, self.alpha, self.temperature)
+        send = {
+            device: replace(begin, weights={}, logits=state.logits[device.id]) if device.id in state.logits else begin
+            for device in asked
+        }
+        answers = fleet.ask(train, send, at_least=0)
+        got = {answer.device.id: answer.value for answer in answers}
+        if again := [device for device, silence in answers.silent.items() if silence.forgot]:
+            got |= {a.device.id: a.value for a in fleet.ask(train, dict.fromkeys(again, begin), at_least=0)}
+        if not got:
+            reasons = "; ".join(f"{device.id}: {silence.reason}" for device, silence in answers.silent.items())
+            raise Unanswered(f"no client has trained ({reasons or 'nobody was asked'})")
+        return got
 
     def model(self, state: State) -> Model:
         """The server's network behind the mean of the clients' extractors, as one ordinary network."""

@@ -136,5 +136,5 @@ class Moon:
         return state.model
 
     def metrics(self, state: State) -> Mapping[str, float]:
-        """Mean training loss, from a client's second time on with the contrastive term, and updates that were dropped."""
+        """Mean training loss, contrastive term included where there was one, and updates that were dropped."""
         return {"train_loss": state.loss, "dropped": state.dropped}

@@ -1,0 +1,157 @@
+"""The folder of a run, and its checkpoint: everything that a resumed run needs, nothing written twice.
+
+A checkpoint is a manifest plus one file for the server's state and one for each client memory that changed. The
+manifest is replaced last and atomically, so a run that is killed at any instant continues from the last whole round.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from fedbonsai.core import Kept
+from fedbonsai.data.extras import extra
+from fedbonsai.errors import BadMessage, ConfigError
+from fedbonsai.wire import decode, encode
+
+LARGEST = 1 << 40  # bytes; files of one's own folder are not strangers' messages
+
+
+def write(path: Path, data: bytes | bytearray) -> None:
+    """Write a file so that after a crash either the old or the new content is there, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(path.name + ".new")
+    with fresh.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+    entry = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(entry)
+    finally:
+        os.close(entry)
+
+
+class Folder:
+    """Files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.toml"
+        self.split = path / "split.json"
+        self.metrics = path / "metrics.jsonl"
+        self.info = path / "run.json"
+        self.model = path / "model.safetensors"
+        self.answers = path / "answers"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Lines of the metrics file."""
+        if not self.metrics.exists():
+            return []
+        return [json.loads(line) for line in self.metrics.read_text().splitlines() if line]
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a line to the metrics file and flush it to the disk."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def ledger(self, rows: list[dict[str, Any]], round: int) -> None:
+        """Write the ledger's part of one round."""
+        pa, pq = extra("pyarrow"), extra("pyarrow.parquet")
+        schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in LEDGER.items()])
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
+        write(self._part(round), sink.getvalue().to_pybytes())
+
+    def ledger_rows(self) -> Iterator[dict[str, Any]]:
+        """All rows of the ledger."""
+        pq = extra("pyarrow.parquet")
+        for part in sorted((self.path / "ledger").glob("*.parquet")):
+            yield from cast("list[dict[str, Any]]", pq.read_table(part).to_pylist())
+
+    def _part(self, round: int) -> Path:
+        return self.path / "ledger" / f"round-{round + 1:05d}.parquet"  # begin is round 0 here
+
+    def set_info(self, **facts: Any) -> dict[str, Any]:
+        """Merge facts into ``run.json``."""
+        known: dict[str, Any] = json.loads(self.info.read_text()) if self.info.exists() else {}
+        known |= facts
+        write(self.info, json.dumps(known, indent=2).encode())
+        return known
+
+
+LEDGER = {
+    "round": "int32",
+    "attempt": "int32",
+    "client": "string",
+    "direction": "string",
+    "kind": "string",
+    "messages": "int32",
+    "bytes": "int64",
+}
+
+
+class Checkpoint:
+    """State and client memories after the last whole round."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.path = folder.path / "checkpoint"
+        self._folder = folder
+        self._manifest: dict[str, Any] = {"round": None, "state": "", "memories": {}}
+
+    def save(self, round: int, state: object, changed: Mapping[str, Kept]) -> None:
+        """Write what changed, then the manifest, then delete what it no longer names."""
+        memories: dict[str, str] = dict(self._manifest["memories"])
+        stale = [self._manifest["state"], *(memories[id] for id in changed if id in memories)]
+        for index, (id, kept) in enumerate(changed.items()):
+            safe = "".join(char if char.isalnum() or char in "-_" else "_" for char in id)[:40]
+            memories[id] = f"memory/{safe}-{index}-{kept.round}-{kept.attempt}.msg"
+            write(self.path / memories[id], encode(kept))
+        name = f"state-{round}.msg"
+        write(self.path / name, encode(state))
+        self._manifest = {"round": round, "state": name, "memories": memories}
+        write(self.path / "manifest.json", json.dumps(self._manifest).encode())
+        for old in stale:
+            if old and old != name and old not in memories.values():
+                (self.path / old).unlink(missing_ok=True)
+
+    def load(self) -> tuple[int, Any, dict[str, Kept]] | None:
+        """Round, state and memories, or nothing if no round was ever finished; later leftovers are cut away.
+
+        Raises:
+            ConfigError: a file of the checkpoint is damaged.
+        """
+        manifest = self.path / "manifest.json"
+        if not manifest.exists():
+            return None
+        try:
+            self._manifest = json.loads(manifest.read_text())
+            state = decode((self.path / self._manifest["state"]).read_bytes(), LARGEST)
+            memories = {
+                id: cast(Kept, decode((self.path / name).read_bytes(), LARGEST))
+                for id, name in self._manifest["memories"].items()
+            }
+        except (OSError, ValueError, KeyError, BadMessage) as error:
+            raise ConfigError(f"checkpoint in {self.path} is damaged: {error}; start a new run") from error
+        self._trim(int(self._manifest["round"]))
+        return int(self._manifest["round"]), state, memories
+
+    def _trim(self, last: int) -> None:
+        folder = self._folder
+        lines = [json.dumps(row) for row in self._whole_rows() if row["round"] <= last]
+        write(folder.metrics, "".join(line + "\n" for line in lines).encode())
+        for part in (folder.path / "ledger").glob("round-*.parquet"):
+            if int(part.stem.split("-")[1]) - 1 > last:
+                part.unlink()
+
+    def _whole_rows(self) -> Iterator[dict[str, Any]]:
+        text = self._folder.metrics.read_text() if self._folder.metrics.exists() else ""
+        for line in text.splitlines(keepends=True):
+            if line.endswith("\n"):  # a line without its end was being written when the process was killed
+                yield json.loads(line)

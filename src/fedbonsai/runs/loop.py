@@ -1,0 +1,164 @@
+"""The loop: open a round, let the method ask, evaluate, write the checkpoint, commit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from fedbonsai.core import Scope, scope
+from fedbonsai.errors import Unanswered
+from fedbonsai.local import Score, evaluate
+from fedbonsai.model import Model
+from fedbonsai.core import Samples
+from fedbonsai.runs.config import RunConfig
+from fedbonsai.runs.folder import Checkpoint, Folder
+from fedbonsai.runs.setup import Scene
+
+
+class Observer(Protocol):
+    """Sees a run and never changes it."""
+
+    def begin(self, config: RunConfig, scene: Scene, first: int) -> None:
+        """Before round ``first``."""
+        ...
+
+    def round(self, row: Mapping[str, Any], model: Model) -> None:
+        """After each round, with its line of the metrics file."""
+        ...
+
+    def end(self, rows: list[dict[str, Any]]) -> None:
+        """After the last round, or when the run is interrupted."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a loop ended."""
+
+    state: Any
+    rows: list[dict[str, Any]]
+    reason: str
+
+
+def loop(
+    config: RunConfig, scene: Scene, run: str, folder: Folder | None = None, observers: Iterable[Observer] = ()
+) -> Outcome:
+    """Run the rounds that are still to run; with a folder everything is kept there and can be resumed.
+
+    Raises:
+        Unanswered: too few devices answered when the run began.
+    """
+    method, fleet, ledger = scene.method, scene.fleet, scene.ledger
+    checkpoint = Checkpoint(folder) if folder else None
+    watching = list(observers)
+    rows: list[dict[str, Any]] = []
+    held = checkpoint.load() if checkpoint else None
+    if held is None:
+        if folder and folder.metrics.exists():
+            folder.metrics.unlink()  # the run was killed before its first checkpoint
+        state, last = _begin(config, scene, run, checkpoint, folder), -1
+    else:
+        last, state, memories = held
+        fleet.restore(memories)
+        assert folder is not None
+        rows = folder.rows()
+        ledger.resume(folder.ledger_rows())
+    for observer in watching:
+        observer.begin(config, scene, last + 1)
+    reason = "all rounds done"
+    try:
+        if rows and _reached(config, rows[-1]):
+            return Outcome(state, rows, "target reached")
+        for t in range(last + 1, config.rounds):
+            state, row = _round(config, scene, run, t, state, checkpoint, folder)
+            rows.append(row)
+            for observer in watching:
+                observer.round(row, method.model(state))
+            if _reached(config, row):
+                reason = "target reached"
+                break
+    finally:
+        for observer in watching:
+            observer.end(rows)
+    return Outcome(state, rows, reason)
+
+
+def _begin(config: RunConfig, scene: Scene, run: str, checkpoint: Checkpoint | None, folder: Folder | None) -> Any:
+    for attempt in range(config.retries + 1):
+        with scope(scene.fleet, Scope(run, config.seed, -1, attempt)) as fleet:
+            try:
+                state = scene.method.begin(scene.model, fleet, scene.server)
+            except Unanswered:
+                if attempt == config.retries:
+                    raise
+                continue
+            if checkpoint and folder:
+                folder.ledger(scene.ledger.take(), -1)
+                checkpoint.save(-1, state, fleet.pending())
+            fleet.commit()
+            return state
+    raise AssertionError("unreachable")
+
+
+def _round(
+    config: RunConfig, scene: Scene, run: str, t: int, state: Any, checkpoint: Checkpoint | None, folder: Folder | None
+) -> tuple[Any, dict[str, Any]]:
+    before, start = dict(scene.ledger.total), time.perf_counter()
+    notes: list[str] = []
+    for attempt in range(config.retries + 1):
+        with scope(scene.fleet, Scope(run, config.seed, t, attempt)) as fleet:
+            try:
+                state = scene.method.round(state, t, fleet)
+            except Unanswered as error:
+                notes.append(str(error))
+                skipped = attempt == config.retries
+                if not skipped:
+                    continue
+            else:
+                skipped = False
+            row = _row(config, scene, t, attempt, state, skipped, before, time.perf_counter() - start)
+            if notes:
+                row["unanswered"] = notes
+            if checkpoint and folder:
+                folder.ledger(scene.ledger.take(), t)
+                folder.append(row)
+                checkpoint.save(t, state, {} if skipped else fleet.pending())
+            if not skipped:
+                fleet.commit()
+            return state, row
+    raise AssertionError("unreachable")
+
+
+def _row(
+    config: RunConfig, scene: Scene, t: int, attempt: int, state: Any, skipped: bool, before: Mapping[str, int], took: float
+) -> dict[str, Any]:
+    total = scene.ledger.total
+    row: dict[str, Any] = {"round": t, "attempt": attempt, "skipped": skipped, "seconds": round(took, 4)}
+    for way in ("down", "up"):
+        row[f"bytes_{way}"] = total[way] - before[way]
+        row[f"total_bytes_{way}"] = total[way]
+    row |= {} if skipped else {name: float(value) for name, value in scene.method.metrics(state).items()}
+    if (t + 1) % config.evaluate_every == 0 or t == config.rounds - 1:
+        model, device = scene.method.model(state), config.fleet.device
+        test = evaluate(model, scene.federation.test, device)
+        row |= {"accuracy": test.accuracy, "loss": test.loss}
+        if (valid := _pooled(scene, model, device)) is not None:
+            row |= {"valid_accuracy": valid.accuracy, "valid_loss": valid.loss}
+    return row
+
+
+def _pooled(scene: Scene, model: Model, device: str) -> Score | None:
+    """Score over all clients' validation parts, which decides; the test set only reports."""
+    parts = [part for part in scene.federation.valid if len(part)]
+    if not parts:
+        return None
+    pooled = Samples(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts]))
+    return evaluate(model, pooled, device)
+
+
+def _reached(config: RunConfig, row: Mapping[str, Any]) -> bool:
+    return bool(config.target) and row.get("valid_accuracy", 0.0) >= config.target

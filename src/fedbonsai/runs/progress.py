@@ -1,0 +1,140 @@
+"""Progress of a run: a live line in a terminal, one plain line a round elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from fedbonsai import local
+from fedbonsai.core import Client
+from fedbonsai.model import Model
+from fedbonsai.runs.config import RunConfig
+from fedbonsai.runs.loop import Observer
+from fedbonsai.runs.setup import Scene, clients
+from fedbonsai.wire import encode
+
+
+def progress() -> Observer:
+    """What suits standard output."""
+    return Live() if sys.stdout.isatty() else Plain()
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def span(seconds: float) -> str:
+    """Seconds for people."""
+    whole = int(seconds + 0.5)
+    return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}" if whole >= 3600 else f"{whole // 60}:{whole % 60:02d}"
+
+
+def estimate(config: RunConfig, scene: Scene, first: int) -> str:
+    """What the run may take: measured on a few steps here, and from the dense model's size; both are upper guesses."""
+    method: Any = config.method
+    people = clients(scene.federation, config.fleet.device)
+    asked = getattr(method, "cohort", 0) or len(people)
+    rounds = config.rounds - first
+    dense = len(encode(scene.model))
+    sgd: local.SGD = getattr(method, "sgd", local.SGD())
+    me: Client = people[0]
+    trial = replace(sgd, steps=4)
+    local.train(scene.model, me, trial)
+    start = time.perf_counter()
+    seen = local.train(scene.model, me, trial).steps * min(sgd.batch, len(me.train))
+    rate = seen / (time.perf_counter() - start)
+    each = sgd.steps * sgd.batch or sgd.epochs * sum(len(person.train) for person in people) / len(people)
+    share = min(config.fleet.workers, asked) if config.fleet.kind == "pool" else 1
+    start = time.perf_counter()
+    local.evaluate(scene.model, scene.federation.test[:256], config.fleet.device)
+    test = (time.perf_counter() - start) * len(scene.federation.test) / 256 / config.evaluate_every
+    seconds = rounds * (asked * each / rate / share + test)
+    free = shutil.disk_usage(".").free
+    return (
+        f"estimate: {rounds} rounds of {asked} devices, about {span(seconds)} of training here; "
+        f"about {size(2.0 * rounds * asked * dense)} moved if nothing is compressed "
+        f"(model {size(dense)}); some {size(2 * dense + 300 * rounds * asked)} of disk, {size(free)} free"
+    )
+
+
+def opening(config: RunConfig, scene: Scene, first: int) -> str:
+    """First line: an estimate, or where a resumed run goes on."""
+    if first >= config.rounds:
+        return "nothing left to do: all rounds are done"
+    return f"resuming at round {first + 1}" if first else estimate(config, scene, first)
+
+
+def line(config: RunConfig, row: Mapping[str, Any], left: float) -> str:
+    """One round in one line."""
+    parts = [f"round {row['round'] + 1}/{config.rounds}"]
+    if row["skipped"]:
+        parts.append("skipped: too few answers")
+    parts += [f"{name} {row[key]:.4f}" for name, key in (("accuracy", "accuracy"), ("loss", "train_loss")) if key in row]
+    parts += [f"up {size(row['total_bytes_up'])}", f"down {size(row['total_bytes_down'])}", f"left {span(left)}"]
+    return "  ".join(parts)
+
+
+class _Clock:
+    """Seconds left, from the rounds of this process."""
+
+    def begin(self, config: RunConfig, first: int) -> None:
+        self.config, self.first, self.start = config, first, time.perf_counter()
+
+    def left(self, t: int) -> float:
+        done = t - self.first + 1
+        return (time.perf_counter() - self.start) / done * (self.config.rounds - t - 1)
+
+
+class Plain:
+    """One line a round."""
+
+    def __init__(self) -> None:
+        self._clock = _Clock()
+
+    def begin(self, config: RunConfig, scene: Scene, first: int) -> None:
+        """Print the estimate."""
+        print(opening(config, scene, first), flush=True)
+        self._clock.begin(config, first)
+
+    def round(self, row: Mapping[str, Any], model: Model) -> None:
+        """Print the round."""
+        print(line(self._clock.config, row, self._clock.left(row["round"])), flush=True)
+
+    def end(self, rows: list[dict[str, Any]]) -> None:
+        """Nothing to close."""
+
+
+class Live:
+    """A bar that stays in place, by rich."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._clock = _Clock()
+        self._bar = Progress(TextColumn("{task.description}"), BarColumn())
+        self._task: Any = None
+
+    def begin(self, config: RunConfig, scene: Scene, first: int) -> None:
+        """Print the estimate and start the bar."""
+        self._bar.console.print(opening(config, scene, first))
+        self._clock.begin(config, first)
+        self._task = self._bar.add_task(f"round {first + 1}/{config.rounds}", total=config.rounds, completed=first)
+        self._bar.start()
+
+    def round(self, row: Mapping[str, Any], model: Model) -> None:
+        """Move the bar."""
+        text = line(self._clock.config, row, self._clock.left(row["round"]))
+        self._bar.update(self._task, completed=row["round"] + 1, description=text)
+
+    def end(self, rows: list[dict[str, Any]]) -> None:
+        """Leave the terminal as it was."""
+        self._bar.stop()

@@ -1,0 +1,159 @@
+"""Recipes: the shipped settings files, one's own files, presets and overrides, merged into one configuration."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from fedbonsai.errors import ConfigError
+from fedbonsai.runs.config import RunConfig
+from fedbonsai.runs.structure import Table, settings, structure
+
+RECIPES = "fedbonsai.recipes"
+
+
+def shipped() -> dict[str, str]:
+    """Names and texts of the shipped recipes."""
+    return {
+        file.name.removesuffix(".toml"): file.read_text()
+        for file in sorted(files(RECIPES).iterdir(), key=lambda file: file.name)
+        if file.name.endswith(".toml")
+    }
+
+
+def text(name: str) -> str:
+    """Text of a shipped recipe, or of a TOML file.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    if name.endswith(".toml"):
+        if not Path(name).is_file():
+            raise ConfigError(f"file {name} does not exist")
+        return Path(name).read_text()
+    known = shipped()
+    if name not in known:
+        near = get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"recipe {name!r} is not known{hint} Known: {', '.join(known)}; or give a .toml file")
+    return known[name]
+
+
+def summary(recipe: str) -> str:
+    """First comment line of a recipe."""
+    return recipe.splitlines()[0].lstrip("# ") if recipe.startswith("#") else ""
+
+
+def table(name: str, preset: str = "", overrides: Mapping[str, object] | None = None) -> Table:
+    """Merged table of a recipe, a preset of it, and overrides by dotted path (text is read as TOML where it can be).
+
+    Raises:
+        ConfigError: no such recipe or preset, or TOML that cannot be read.
+    """
+    try:
+        merged = tomllib.loads(text(name))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name}: not valid TOML: {error}") from None
+    presets = merged.pop("presets", {})
+    if preset and preset != "modern":
+        if preset not in presets:
+            raise ConfigError(f"preset {preset!r}: {name!r} has {['modern', *presets]}")
+        merged = merge(merged, presets[preset])
+    given = (overrides or {}).get("imports")
+    if given is not None:
+        merged["imports"] = _read(given, "imports", merged) if isinstance(given, str) else given
+    own_modules(merged)
+    # names first: another method or network drops the settings of the one before, not those given beside it
+    for path, value in sorted((overrides or {}).items(), key=lambda item: not item[0].endswith(".name")):
+        branch: Table = {}
+        leaf = branch
+        *parents, last = path.split(".")
+        for part in parents:
+            leaf[part] = leaf = {}
+        leaf[last] = value if not isinstance(value, str) else _read(value, path, merged)
+        merged = merge(merged, branch)
+    return merged
+
+
+def load(name: str, preset: str = "", overrides: Mapping[str, object] | None = None) -> RunConfig:
+    """Configuration of a recipe.
+
+    Raises:
+        ConfigError: lists every fault.
+    """
+    return structure(table(name, preset, overrides), RunConfig)
+
+
+def merge(base: Table, over: Table) -> Table:
+    """``over`` laid on ``base``: tables merge, other values replace; another method or network drops the old one's."""
+    merged = copy.deepcopy(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            renamed = "name" in value and "name" in merged[key] and value["name"] != merged[key]["name"]
+            renamed = renamed and key in ("method", "model", "topology")
+            merged[key] = value if renamed else merge(merged[key], value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def _read(value: str, path: str, merged: Table) -> Any:
+    """A word of the command line as the value that its setting wants."""
+    kinds = {setting.path: setting.kind for setting in settings(RunConfig, _method_name(merged))}
+    kind = kinds.get(path)
+    if kind is str or (get_origin(kind) is Literal and all(isinstance(arg, str) for arg in get_args(kind))):
+        return value
+    try:
+        return tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return value
+
+
+def own_modules(table: Table) -> None:
+    """Import the modules that a configuration names; they lie in the current folder or are installed.
+
+    Raises:
+        ConfigError: a module cannot be imported.
+    """
+    names = table.get("imports", ())
+    for name in names if isinstance(names, list | tuple) else ():
+        if "" not in sys.path and str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        try:
+            importlib.import_module(str(name))
+        except ImportError as error:
+            raise ConfigError(f"imports: module {name!r} cannot be imported ({error}); looked in {Path.cwd()} too") from None
+
+
+def _method_name(merged: Table) -> str:
+    from fedbonsai.methods.registry import methods
+
+    name = merged.get("method", {}).get("name", "")
+    return name if name in methods() else ""
+
+
+def overrides_of(words: Sequence[str]) -> dict[str, object]:
+    """``--a.b value`` and ``--a.b=value`` as a mapping; a flag without a value means true.
+
+    Raises:
+        ConfigError: a word that belongs to no flag.
+    """
+    found: dict[str, object] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or len(word) < 3:
+            raise ConfigError(f"{word!r} belongs to no setting; write --a.b value")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            bare = not rest or (rest[0].startswith("--") and len(rest[0]) > 2)
+            value = "true" if bare else rest.pop(0)
+        found[name.replace("-", "_")] = value
+    return found

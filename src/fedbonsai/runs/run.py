@@ -1,0 +1,185 @@
+"""A run from its configuration to its folder, and a folder back to its run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from safetensors.torch import load_file, save_file
+
+from fedbonsai.data.federation import Federation
+from fedbonsai.errors import ConfigError
+from fedbonsai.model import Arch, Model
+from fedbonsai.runs.config import RunConfig
+from fedbonsai.runs.folder import Folder, write
+from fedbonsai.runs.loop import Observer, loop
+from fedbonsai.runs.recipes import own_modules
+from fedbonsai.runs.setup import scene
+from fedbonsai.runs.structure import structure, unstructure
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its folder holds it."""
+
+    path: Path
+    config: RunConfig
+    info: Mapping[str, Any]
+    metrics: list[dict[str, Any]]
+
+    @property
+    def model(self) -> Model:
+        """The final model.
+
+        Raises:
+            ConfigError: the run has not ended.
+        """
+        file = Folder(self.path).model
+        if not file.exists():
+            raise ConfigError(f"{self.path} has no final model yet; finish it: fedbonsai run --resume {self.path}")
+        return Model(Arch(**self.info["arch"]), load_file(file))
+
+    @property
+    def accuracy(self) -> float:
+        """Test accuracy of the last evaluated round."""
+        return next((row["accuracy"] for row in reversed(self.metrics) if "accuracy" in row), float("nan"))
+
+    @property
+    def bytes(self) -> dict[str, int]:
+        """Bytes over the whole run, ``down`` and ``up``."""
+        last: dict[str, Any] = self.metrics[-1] if self.metrics else {}
+        return {way: int(last.get(f"total_bytes_{way}", 0)) for way in ("down", "up")}
+
+    def ledger(self) -> list[dict[str, Any]]:
+        """Rows of the ledger: bytes by round, attempt, client, direction and message class."""
+        return list(Folder(self.path).ledger_rows())
+
+
+def execute(config: RunConfig, folder: Path, resume: bool = False, observers: Iterable[Observer] = ()) -> Run:
+    """Run a configuration in a folder, or resume what is there.
+
+    Raises:
+        ConfigError: the folder holds a run already (and ``resume`` is not set), or holds none to resume.
+    """
+    files = Folder(folder)
+    if files.config.exists() and not resume:
+        raise ConfigError(
+            f"{folder} holds a run already; resume it (fedbonsai run --resume {folder}), "
+            "choose another --name, or delete the folder"
+        )
+    if resume:
+        config = stored(folder)
+    # built before anything is written: a fault of the configuration must not leave a folder that blocks the name
+    stage = scene(config, files.split if files.split.exists() else None, files.answers)
+    if not resume:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = tomli_w.dumps(unstructure(config)).encode()
+        # the id comes from the configuration, so that two runs of one configuration are equal to the byte
+        files.set_info(id=hashlib.blake2b(text, digest_size=4).hexdigest(), **provenance(), **described(stage.federation))
+        write(files.config, text)
+    run = str(json.loads(files.info.read_text())["id"])
+    try:
+        if not files.split.exists():
+            stage.federation.split.save(files.split)
+        files.set_info(status="running", started=time.time())
+        outcome = loop(config, stage, run, files, observers)
+        final = stage.method.model(outcome.state)
+        save_file({name: value.contiguous() for name, value in final.weights.items()}, files.model)
+        files.set_info(
+            status="finished",
+            reason=outcome.reason,
+            ended=time.time(),
+            arch={"name": final.arch.name, "options": dict(final.arch.options)},
+            kinds=[[way, kind, size] for (way, kind), size in sorted(stage.ledger.kinds.items())],
+        )
+    except KeyboardInterrupt:
+        files.set_info(status="interrupted")
+        raise
+    finally:
+        stage.fleet.close()
+    return load(folder)
+
+
+def stored(folder: Path) -> RunConfig:
+    """Configuration of a run's folder.
+
+    Raises:
+        ConfigError: there is no run.
+    """
+    file = Folder(folder).config
+    if not file.exists():
+        raise ConfigError(f"{folder} holds no run (no config.toml); see `fedbonsai ls runs`")
+    table = tomllib.loads(file.read_text())
+    own_modules(table)
+    return structure(table, RunConfig)
+
+
+def load(folder: str | Path) -> Run:
+    """A run from its folder.
+
+    Raises:
+        ConfigError: there is no run.
+    """
+    path = Path(folder)
+    files = Folder(path)
+    return Run(path, stored(path), json.loads(files.info.read_text()), files.rows())
+
+
+def name_of(recipe: str, config: RunConfig) -> str:
+    """Folder name of a run that was given none."""
+    data = Path(config.data.path).resolve().name if config.data.path else config.data.name.replace("/", "-")
+    return config.name or f"{Path(recipe).stem}-{data}-{config.seed}"
+
+
+def described(data: Federation) -> dict[str, Any]:
+    """What a device needs beside the model: how images were normalised, and the names of the classes."""
+    return {
+        "data": {
+            "name": data.name,
+            "channels": data.channels,
+            "size": data.size,
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "classes": list(data.class_names),
+        }
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, machine and commit, so that a number can be traced."""
+
+    def of(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    return {
+        "versions": {"python": platform.python_version()}
+        | {name: of(name) for name in ("fedbonsai", "torch", "numpy", "flwr-datasets")},
+        "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "commit": commit(),
+        "command": sys.argv,
+    }
+
+
+def commit() -> str | None:
+    """Commit of the library's checkout, with ``+`` if it has changes; nothing when it is not a checkout."""
+    try:
+        here = Path(__file__).parent
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        dirty = subprocess.run(["git", "status", "--porcelain", "."], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")

@@ -1,0 +1,195 @@
+"""From nested tables to dataclasses, once, with every fault collected and the nearest valid name."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from difflib import get_close_matches
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from cattrs import Converter, ForbiddenExtraKeysError
+from cattrs.errors import BaseValidationError, IterableValidationNote
+from cattrs.gen import make_dict_structure_fn
+
+from fedbonsai.errors import ConfigError
+from fedbonsai.methods.registry import method_class
+from fedbonsai.stages.choice import Choice
+from fedbonsai.stages.codec import Chain, parse
+
+T = TypeVar("T")
+Table = dict[str, Any]
+
+
+def _strict(kind: type[Any], *also: type[Any]) -> Any:
+    def hook(value: object, _: object) -> object:
+        if isinstance(value, bool) and kind is not bool:
+            raise ValueError(f"expected {kind.__name__}, got {value!r}")
+        if not isinstance(value, (kind, *also)):
+            raise ValueError(f"expected {kind.__name__}, got {value!r}")
+        return kind(value)
+
+    return hook
+
+
+def _method(value: object, _: object) -> object:
+    if not isinstance(value, dict) or not isinstance(cast(Table, value).get("name"), str):
+        raise ValueError(f"expected a table with the method's name, got {value!r}")
+    table = dict(cast(Table, value))
+    return converter().structure(table, method_class(table.pop("name")))
+
+
+def _is_family(kind: Any) -> bool:
+    return isinstance(kind, type) and Choice in kind.__bases__
+
+
+def _choice(value: object, family: Any) -> object:
+    names = list(family.choices)
+    table = dict(cast(Table, value)) if isinstance(value, dict) else {"name": value}
+    name = table.pop("name", None)
+    if name not in family.choices:
+        near = get_close_matches(str(name), names, 1)
+        raise ValueError(f"expected a table with a name among {names}, got {value!r}{f'; near is {near[0]!r}' if near else ''}")
+    return converter().structure(table, family.choices[name])
+
+
+_converter: Converter | None = None
+
+
+def converter() -> Converter:
+    """The one converter of this process."""
+    global _converter
+    if _converter is None:
+        _converter = Converter(forbid_extra_keys=True, detailed_validation=True)
+        for kind, also in ((int, ()), (float, (int,)), (str, ()), (bool, ())):
+            _converter.register_structure_hook(kind, _strict(kind, *also))
+        _converter.register_structure_hook_func(lambda kind: kind is object, _method)
+        _converter.register_structure_hook(Chain, lambda value, _: parse(value))
+        _converter.register_structure_hook_func(_is_family, _choice)
+        _converter.register_structure_hook_factory(
+            lambda kind: is_dataclass(kind) and kind is not Chain, lambda cls: make_dict_structure_fn(cls, cast(Converter, _converter), _cattrs_forbid_extra_keys=True)
+        )
+    return _converter
+
+
+def structure(table: Table, cls: type[T]) -> T:
+    """A dataclass from a table.
+
+    Raises:
+        ConfigError: lists every fault with its path, what was given and what is near.
+    """
+    try:
+        return converter().structure(table, cls)
+    except (BaseValidationError, ConfigError, ValueError, TypeError) as error:
+        faults = list(_faults(error, ""))
+        raise ConfigError("\n".join(f"{path.lstrip('.') or 'configuration'}: {text}" for path, text in faults)) from None
+
+
+def unstructure(value: object) -> Table:
+    """The table of a configuration; what is None is left out, since TOML has no word for it."""
+    return cast(Table, _plain(value))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Chain):
+        return value.data()
+    if is_dataclass(value) and not isinstance(value, type):
+        name = getattr(type(value), "method_name", None) or getattr(type(value), "choice_name", None)
+        named = {} if not name else {"name": name}
+        return named | cast(Table, _plain({field.name: getattr(value, field.name) for field in fields(value)}))
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in cast("Mapping[str, object]", value).items() if item is not None}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in cast("tuple[object, ...]", value)]
+    return value
+
+
+def _faults(error: BaseException, path: str) -> list[tuple[str, str]]:
+    if isinstance(error, BaseExceptionGroup):
+        found: list[tuple[str, str]] = []
+        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            here = path
+            for note in getattr(inner, "__notes__", ()):
+                if isinstance(note, IterableValidationNote):
+                    here += f"[{note.index}]"
+                elif hasattr(note, "name"):
+                    here += f".{note.name}"
+            found += _faults(inner, here)
+        return found
+    if isinstance(error, ForbiddenExtraKeysError):
+        known = [field.name for field in fields(cast(Any, error.cl))]
+        return [(f"{path}.{name}", _unknown(name, known)) for name in sorted(error.extra_fields)]
+    if isinstance(error, KeyError):
+        return [(path, f"{error.args[0]!r} is missing")]
+    if isinstance(error, TypeError) and "NoneType" not in str(error):
+        return [(path, f"{error}; expected a table")]
+    return [(path, str(error))]
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    near = get_close_matches(name, known, 1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"there is no such setting; {hint}known here: {', '.join(known)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One setting as help and overrides see it."""
+
+    path: str
+    kind: Any
+    default: object
+    help: str
+
+
+def settings(cls: type[Any], method: str = "", prefix: str = "") -> list[Setting]:
+    """Every setting of a configuration class, depth first; ``method`` names the class behind a method field."""
+    hints, texts = get_type_hints(cls), docstrings(cls)
+    found: list[Setting] = []
+    for field in fields(cls):
+        kind, path = hints[field.name], f"{prefix}{field.name}"
+        if kind is object:
+            kind = method_class(method) if method else kind
+            found.append(Setting(f"{path}.name", str, method, "Name of the method."))
+        if _is_family(kind):
+            kind = type(field.default_factory() if field.default_factory is not MISSING else field.default)
+            found.append(Setting(f"{path}.name", str, kind.choice_name, f"One of {', '.join(kind.choices)}. " + texts.get(field.name, "")))
+        if isinstance(kind, type) and is_dataclass(kind) and kind is not Chain:
+            found += settings(kind, method, f"{path}.")
+            continue
+        default = field.default if field.default is not MISSING else None
+        if field.default_factory is not MISSING:
+            default = field.default_factory()
+        found.append(Setting(path, kind, default, texts.get(field.name, "")))
+    return found
+
+
+def docstrings(cls: type[Any]) -> dict[str, str]:
+    """The string literal under each field, which is its documentation."""
+    import ast
+    import inspect
+    import textwrap
+
+    body = cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]).body
+    texts: dict[str, str] = {}
+    for field, text in zip(body, body[1:], strict=False):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+        ):
+            texts[field.target.id] = " ".join(str(text.value.value).split())
+    return texts
+
+
+def type_name(kind: Any) -> str:
+    """A type as help shows it."""
+    if get_origin(kind) is Literal:
+        return " | ".join(map(str, get_args(kind)))
+    if get_origin(kind) in (Union, types.UnionType):
+        return " | ".join(type_name(arg) for arg in get_args(kind))
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
+
+

@@ -1,0 +1,83 @@
+import pytest
+
+from fedbonsai.errors import ConfigError
+from fedbonsai.methods.averaging import Averaging
+from fedbonsai.runs import recipes
+from fedbonsai.runs.config import RunConfig
+from fedbonsai.runs.structure import settings, structure, unstructure
+
+
+def test_a_recipe_its_overrides_and_its_table_are_one():
+    config = recipes.load("fedavg", overrides={"method.sgd.lr": "0.5", "rounds": 3, "name": "7", "data.clients": "4"})
+    assert isinstance(config.method, Averaging)
+    assert (config.method.sgd.lr, config.rounds, config.name, config.data.clients) == (0.5, 3, "7", 4)
+    assert structure(unstructure(config), RunConfig) == config
+
+
+def test_all_faults_come_at_once_with_the_nearest_name():
+    wrong = {"method.sgd.lrr": "1", "data.clints": "3", "rounds": "2.5", "model.nam": "x", "fleet.kind": "cloud"}
+    with pytest.raises(ConfigError) as caught:
+        recipes.load("fedavg", overrides=wrong)
+    text = str(caught.value)
+    for part in ("method.sgd.lrr", "did you mean 'lr'", "data.clints", "'clients'", "rounds: expected int", "model.nam"):
+        assert part in text
+    assert "fleet.kind" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        ({"rounds": 0}, "rounds = 0"),
+        ({"method.sgd.lr": -1}, "method.sgd: lr = -1"),
+        ({"method.cohort": True}, "method.cohort: expected int, got True"),
+        ({"method.name": "avraging"}, "did you mean 'averaging'"),
+        ({"method": 3}, "method"),
+        ({"data": "digits"}, "data"),
+        ({"data.alpha": -1}, "alpha"),
+        ({"imports": ["no_such_module_of_mine"]}, "cannot be imported"),
+    ],
+)
+def test_values_that_cannot_be_meant(overrides, text):
+    with pytest.raises(ConfigError, match=text):
+        recipes.load("fedavg", overrides=overrides)
+
+
+def test_unknown_recipes_and_presets():
+    with pytest.raises(ConfigError, match="did you mean 'fedavg'"):
+        recipes.load("fedavgg")
+    with pytest.raises(ConfigError, match="does not exist"):
+        recipes.load("mine.toml")
+    with pytest.raises(ConfigError, match="preset"):
+        recipes.load("fedavg", "publishd")
+
+
+def test_a_file_of_ones_own_with_presets(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('rounds = 2\n[method]\nname = "averaging"\n[presets.long]\nrounds = 99\n')
+    assert recipes.load(str(file)).rounds == 2
+    assert recipes.load(str(file), "long").rounds == 99
+    file.write_text("rounds = = 2")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        recipes.load(str(file))
+
+
+def test_another_network_or_method_drops_the_old_ones_options():
+    config = recipes.load("fedavg", overrides={"model.options.widths": "[8]", "model.name": "mlp"})
+    assert config.model.options == {"widths": [8]}
+
+
+def test_words_of_the_command_line():
+    assert recipes.overrides_of(["--a.b", "1", "--c=x=y", "--flag", "--d", "-1"]) == {
+        "a.b": "1",
+        "c": "x=y",
+        "flag": "true",
+        "d": "-1",
+    }
+    with pytest.raises(ConfigError, match="belongs to no setting"):
+        recipes.overrides_of(["value"])
+
+
+def test_every_setting_has_a_help_text():
+    for name in ("averaging",):
+        for setting in settings(RunConfig, name):
+            assert setting.help, f"{setting.path} has no docstring"

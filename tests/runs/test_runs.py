@@ -1,0 +1,205 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import fedbonsai
+from fedbonsai.errors import ConfigError
+from fedbonsai.local import evaluate
+from fedbonsai.runs import recipes
+from fedbonsai.runs.run import execute
+from fedbonsai.runs.setup import scene
+
+QUICK = {
+    "rounds": 4,
+    "data.clients": 4,
+    "data.limit": 200,
+    "data.partition": "iid",
+    "model.name": "mlp",
+    "method.sgd.epochs": 1,
+}
+
+
+def quick(**more):
+    return recipes.load("fedavg", overrides={**QUICK, **more})
+
+
+def test_a_run_leaves_everything_that_it_was(tmp_path):
+    run = execute(quick(), tmp_path / "a")
+    names = {file.name for file in (tmp_path / "a").iterdir()}
+    assert names == {"config.toml", "split.json", "metrics.jsonl", "ledger", "checkpoint", "model.safetensors", "run.json"}
+    assert fedbonsai.load(tmp_path / "a").config == quick()
+    test = scene(quick()).federation.test
+    assert evaluate(run.model, test).accuracy == run.accuracy == run.metrics[-1]["accuracy"]
+    assert run.info["status"] == "finished"
+    assert run.info["versions"]["torch"] == torch.__version__
+    rows = run.ledger()
+    assert sum(row["bytes"] for row in rows) == sum(run.bytes.values())
+    assert len({(row["round"], row["client"], row["direction"]) for row in rows}) == len(rows) == 4 * 4 * 2
+    assert len(list((tmp_path / "a" / "checkpoint").glob("state-*"))) == 1
+
+
+def test_same_seed_same_bytes_and_a_given_split_is_used(tmp_path):
+    one = execute(quick(), tmp_path / "a")
+    two = execute(quick(), tmp_path / "b")
+    for file in ("model.safetensors", "split.json", "config.toml"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert one.ledger() == two.ledger()
+    other = execute(quick(seed=1), tmp_path / "c")
+    assert (tmp_path / "c" / "split.json").read_bytes() != (tmp_path / "a" / "split.json").read_bytes()
+    given = execute(quick(seed=1, **{"data.split": str(tmp_path / "a" / "split.json")}), tmp_path / "d")
+    assert (tmp_path / "d" / "split.json").read_bytes() == (tmp_path / "a" / "split.json").read_bytes()
+    assert given.accuracy != pytest.approx(other.accuracy, abs=1e-12) or given.metrics != other.metrics
+
+
+def test_a_run_is_never_overwritten(tmp_path):
+    execute(quick(rounds=1), tmp_path / "a")
+    before = (tmp_path / "a" / "metrics.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match="holds a run already"):
+        execute(quick(), tmp_path / "a")
+    assert (tmp_path / "a" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_resumes_to_itself(tmp_path):
+    first = execute(quick(), tmp_path / "a")
+    again = execute(quick(), tmp_path / "a", resume=True)
+    assert again.metrics == first.metrics
+
+
+def test_a_target_on_validation_accuracy_ends_the_run(tmp_path):
+    run = execute(quick(rounds=40, target=0.5), tmp_path / "a")
+    assert run.info["reason"] == "target reached"
+    assert len(run.metrics) < 40
+    assert run.metrics[-1]["valid_accuracy"] >= 0.5 > run.metrics[-2]["valid_accuracy"]
+
+
+def test_rounds_that_nobody_answers_are_retried_then_skipped(tmp_path):
+    run = execute(quick(rounds=3, retries=1, **{"fleet.flaky": 0.999}), tmp_path / "a")
+    assert [row["skipped"] for row in run.metrics].count(True) >= 2
+    assert "at least 1 needed" in run.metrics[0]["unanswered"][0]
+    assert run.metrics[0]["attempt"] == 1
+
+
+def test_recorded_answers_are_in_the_folder(tmp_path):
+    execute(quick(rounds=2, **{"fleet.record": True}), tmp_path / "a")
+    assert len(list((tmp_path / "a" / "answers").iterdir())) == 2
+
+
+def test_a_damaged_checkpoint_is_named_and_not_used(tmp_path):
+    execute(quick(), tmp_path / "a")
+    (tmp_path / "a" / "checkpoint" / "state-3.msg").write_bytes(b"FBW\x01 nonsense")
+    with pytest.raises(ConfigError, match="is damaged"):
+        execute(quick(), tmp_path / "a", resume=True)
+
+
+def test_there_must_be_a_run_to_resume(tmp_path):
+    with pytest.raises(ConfigError, match="holds no run"):
+        execute(quick(), tmp_path / "nothing", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"model.name": "lenet5"}, "lenet5"),
+        ({"model.options": {"depth": 3}}, "does not take"),
+        ({"fleet.kind": "pool", "fleet.wire": False}, "always use the wire"),
+        ({"fleet.device": "cuda:7"}, "is not there"),
+        ({"method.cohort": 99}, "there are 4 devices"),
+        ({"data.clients": 1000}, "1000 clients"),
+    ],
+)
+def test_what_cannot_be_run_says_why(tmp_path, settings, text):
+    with pytest.raises(ConfigError, match=text):
+        execute(quick(**settings), tmp_path / "a")
+
+
+def test_a_run_that_cannot_begin_does_not_block_its_name(tmp_path):
+    with pytest.raises(ConfigError):
+        execute(quick(**{"data.split": "no such file"}), tmp_path / "a")
+    assert execute(quick(rounds=1), tmp_path / "a").info["data"]["mean"]
+
+
+def test_modules_of_ones_own_are_found_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_network_module.py").write_text(
+        "from torch import nn\nfrom fedbonsai import network\n\n@network('my-own-net')\n"
+        "def mine(channels: int, size: int, classes: int):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, classes))\n"
+    )
+    settings = {**QUICK, "imports": '["my_network_module"]', "model.name": "my-own-net", "rounds": 1}
+    execute(recipes.load("fedavg", overrides=settings), tmp_path / "a")
+    assert fedbonsai.load(tmp_path / "a").model.arch.name == "my-own-net"
+
+
+def test_from_python(tmp_path):
+    run = fedbonsai.run("fedavg", runs=tmp_path, rounds=1, data__clients=4, data__limit=200, name="mine")
+    assert run.path == tmp_path / "mine"
+    assert fedbonsai.load(run.path).model.arch.name == "cnn-bn"
+    again = fedbonsai.run("fedavg", runs=tmp_path, rounds=1, data__clients=4, data__limit=200, name="mine", resume=True)
+    assert again.metrics == run.metrics
+
+
+SCRIPT = """
+import sys
+from fedbonsai.cli import main
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["local", "pool"])
+def test_kill_minus_nine_loses_at_most_the_round_in_progress(tmp_path, kind):
+    words = ["run", "fedavg", "--rounds", "60", "--data.limit", "200", "--data.clients", "4", "--data.partition", "iid"]
+    words += ["--fleet.kind", kind, "--model.name", "mlp", "--quiet"]
+    script = tmp_path / "main.py"
+    script.write_text(SCRIPT)
+
+    def start(name):
+        return subprocess.Popen([sys.executable, str(script), *words, "--name", "n", "--runs", str(tmp_path / name)])
+
+    whole = start("whole")
+    assert whole.wait(120) == 0
+    killed = start("killed")
+    metrics = tmp_path / "killed" / "n" / "metrics.jsonl"
+    kills, deadline = 0, time.monotonic() + 120
+    while kills < 3:
+        lines = metrics.read_text().count("\n") if metrics.exists() else 0
+        if lines >= 12 * (kills + 1):
+            killed.send_signal(signal.SIGKILL)
+            killed.wait()
+            kills += 1
+            resume = [sys.executable, str(script), "run", "--quiet", "--resume", str(tmp_path / "killed" / "n")]
+            killed = subprocess.Popen(resume)
+        assert time.monotonic() < deadline
+        assert killed.poll() in (None, 0)
+        time.sleep(0.002)
+    assert killed.wait(120) == 0
+    a, b = (fedbonsai.load(tmp_path / name / "n") for name in ("whole", "killed"))
+    assert (a.path / "model.safetensors").read_bytes() == (b.path / "model.safetensors").read_bytes()
+    assert (a.path / "checkpoint" / "state-59.msg").read_bytes() == (b.path / "checkpoint" / "state-59.msg").read_bytes()
+    assert a.ledger() == b.ledger()
+    assert [{**row, "seconds": 0} for row in a.metrics] == [{**row, "seconds": 0} for row in b.metrics]
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    script = tmp_path / "main.py"
+    script.write_text(SCRIPT)
+    words = ["run", "fedavg", "--rounds", "100000", "--runs", str(tmp_path), "--name", "n"]
+    process = subprocess.Popen([sys.executable, str(script), *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    metrics = tmp_path / "n" / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < 2:
+        time.sleep(0.05)
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"fedbonsai run --resume" in err
+    assert b"round 1/100000" in out
+    assert json.loads((tmp_path / "n" / "run.json").read_text())["status"] == "interrupted"
