@@ -50,7 +50,7 @@ CASES = [
     Case("qsgd", **AVERAGING),
     Case(
         "sparse-collaborative",
-        asks=80,
+        asks=52,
         down=frozenset(f"cluster/{k}@1" for k in ("place", "own", "forward", "judge", "backward", "finish")),
         up=frozenset(
             f"cluster/{k}@1" for k in ("placed", "activations", "fronts", "logits", "judged", "gradient", "updates")

@@ -6,7 +6,7 @@ weights are copied in place and the update is a handful of fused calls (``torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -157,8 +157,8 @@ def descend(
     grads: list[Tensor],
     sgd: SGD,
     momentum: list[Tensor],
-    start: Sequence[Tensor] = (),
-    shifts: Sequence[Tensor] = (),
+    start: tuple[Tensor, ...] | list[Tensor] = (),
+    shifts: tuple[Tensor, ...] | list[Tensor] = (),
 ) -> None:
     """One step, in place: ``grads`` is used up, ``momentum`` (empty where there is none) moves on.
 

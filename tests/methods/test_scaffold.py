@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from fedbonsai import tree
 from fedbonsai.core import Client, Samples, Scope, scope
 from fedbonsai.fleets.local import LocalFleet
-from fedbonsai.local import SGD
+from fedbonsai.local import SGD, batches
 from fedbonsai.methods.averaging import Averaging
 from fedbonsai.methods.scaffold import Scaffold, State, Train, train, zeros
 from fedbonsai.model import Arch, Model
@@ -85,8 +85,6 @@ def test_several_local_steps_are_those_of_the_paper():
     server = {name: torch.full_like(value, 0.1) for name, value in model.weights.items()}
     own = {name: torch.full_like(value, -0.3) for name, value in model.weights.items()}
     answer, memory = train.run(Train(model, sgd, server), me, {"control": own})
-    from fedbonsai.local import batches
-
     net, seen = model.build(), []
     for batch in batches(me, sgd):
         grads = torch.autograd.grad(F.cross_entropy(net(batch.x), batch.y), list(net.parameters()))

@@ -19,7 +19,14 @@ def test_all_faults_come_at_once_with_the_nearest_name():
     with pytest.raises(ConfigError) as caught:
         recipes.load("fedavg", overrides=wrong)
     text = str(caught.value)
-    for part in ("method.sgd.lrr", "did you mean 'lr'", "data.clints", "'clients'", "rounds: expected int", "model.nam"):
+    for part in (
+        "method.sgd.lrr",
+        "did you mean 'lr'",
+        "data.clints",
+        "'clients'",
+        "rounds: expected int",
+        "model.nam",
+    ):
         assert part in text
     assert "fleet.kind" in text
 

@@ -32,7 +32,15 @@ def quick(**more):
 def test_a_run_leaves_everything_that_it_was(tmp_path):
     run = execute(quick(), tmp_path / "a")
     names = {file.name for file in (tmp_path / "a").iterdir()}
-    assert names == {"config.toml", "split.json", "metrics.jsonl", "ledger", "checkpoint", "model.safetensors", "run.json"}
+    assert names == {
+        "config.toml",
+        "split.json",
+        "metrics.jsonl",
+        "ledger",
+        "checkpoint",
+        "model.safetensors",
+        "run.json",
+    }
     assert fedbonsai.load(tmp_path / "a").config == quick()
     test = scene(quick()).federation.test
     assert evaluate(run.model, test).accuracy == run.accuracy == run.metrics[-1]["accuracy"]
@@ -182,7 +190,9 @@ def test_kill_minus_nine_loses_at_most_the_round_in_progress(tmp_path, kind):
     assert killed.wait(120) == 0
     a, b = (fedbonsai.load(tmp_path / name / "n") for name in ("whole", "killed"))
     assert (a.path / "model.safetensors").read_bytes() == (b.path / "model.safetensors").read_bytes()
-    assert (a.path / "checkpoint" / "state-59.msg").read_bytes() == (b.path / "checkpoint" / "state-59.msg").read_bytes()
+    assert (a.path / "checkpoint" / "state-59.msg").read_bytes() == (
+        b.path / "checkpoint" / "state-59.msg"
+    ).read_bytes()
     assert a.ledger() == b.ledger()
     assert [{**row, "seconds": 0} for row in a.metrics] == [{**row, "seconds": 0} for row in b.metrics]
 

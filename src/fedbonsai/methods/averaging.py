@@ -21,7 +21,7 @@ from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, grouped, received
 from fedbonsai.stages.codec import EF21, Chain, TopK
-from fedbonsai.stages.codec.feedback import _fed_back as fed_back
+from fedbonsai.stages.codec.feedback import fed_back
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import Combined, Update, combine, moved, update
 from fedbonsai.tree import seed_of
@@ -85,12 +85,11 @@ def count(request: Count, me: Client, memory: Memory) -> tuple[Counted, Memory]:
 def warmed(chain: Chain, rounds: int, t: int) -> Chain:
     """The chain of round ``t``: top-k's share falls from a quarter to its own over the first rounds (DGC, section 3.3)."""
     sparse = chain.parts.get("sparsifier")
-    if t >= rounds or not isinstance(sparse, TopK):
+    if t >= rounds or not isinstance(sparse, TopK) or sparse.fraction is None:
         return chain
-    share = 0.25 * (sparse.fraction / 0.25) ** ((t + 1) / (rounds + 1))
-    return Chain(
-        tuple(replace(link, fraction=max(share, sparse.fraction)) if link is sparse else link for link in chain.stages)
-    )
+    share = max(sparse.fraction, 0.25 * (sparse.fraction / 0.25) ** ((t + 1) / (rounds + 1)))
+    wider: TopK = replace(sparse, fraction=share)  # pyright: ignore[reportArgumentType, reportUnknownVariableType]
+    return Chain(tuple(wider if stage is sparse else stage for stage in chain.stages))
 
 
 @method("averaging")
@@ -112,8 +111,9 @@ class Averaging:
 
     def __post_init__(self) -> None:
         """Refuse settings that have no effect or no meaning."""
-        if self.warmup and not isinstance(self.uplink.parts.get("sparsifier"), TopK):
-            raise ValueError(f"warmup = {self.warmup} has no effect without topk in uplink: leave it out")
+        sparse = self.uplink.parts.get("sparsifier")
+        if self.warmup and (not isinstance(sparse, TopK) or sparse.fraction is None):
+            raise ValueError(f"warmup = {self.warmup} has no effect without a share of topk in uplink: leave it out")
         if self.rate <= 0:
             raise ValueError(f"rate = {self.rate}: expected a number > 0")
 
@@ -143,7 +143,7 @@ class Averaging:
 
     def _estimated(self, state: State, combined: Combined) -> State:
         """EF21: changes of estimates were sent; the mean of all clients' estimates moves by their share of the samples."""
-        share, within = combined.examples / state.examples, fed_back(self.uplink, combined.mean, None)
+        share, within = combined.examples / state.examples, fed_back(self.uplink, combined.mean)
         old = state.estimate
         estimate = {
             name: (old[name] + share * value if old else share * value) if name in within else value

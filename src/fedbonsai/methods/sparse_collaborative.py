@@ -10,15 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import nan
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fedbonsai import tree
-from fedbonsai.core import Answer, Client, Device, Fleet
-from fedbonsai.errors import Unanswered
+from fedbonsai.core import Client, Device, Fleet
 from fedbonsai.local import SGD
 from fedbonsai.methods.averaging import Train, train
 from fedbonsai.methods.registry import method
@@ -30,7 +28,7 @@ from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.split import local_loss, relay, sequential
 from fedbonsai.stages.split.clusters import How
 from fedbonsai.stages.split.part import Part, renamed, sub
-from fedbonsai.stages.updates import Combined, Update, combine, moved, part_of
+from fedbonsai.stages.updates import Combined, combine, moved, part_of
 from fedbonsai.stages.weighting import Weighting
 from fedbonsai.tree import Weights, generator, seed_of
 from fedbonsai.wire import message
@@ -137,7 +135,8 @@ class SparseCollaborative:
 
     def __post_init__(self) -> None:
         """Refuse settings that have no effect or no meaning."""
-        where, faults = self.topology, list[str]()
+        where: Any = self.topology
+        faults: list[str] = []
         if not isinstance(where, Flat | LocalLoss):
             faults += [
                 f"sgd.{name} = {getattr(self.sgd, name)} has no effect on a cut network: leave it out"
@@ -163,7 +162,7 @@ class SparseCollaborative:
         Raises:
             ValueError: the devices do not make whole clusters.
         """
-        where = self.topology
+        where: Any = self.topology
         if isinstance(where, LocalLoss):
             drawn = Model.init(sub(model.arch, "auxiliary"), seed_of(server.seed, "heads", -1, 0))
             return State(model, server.seed, heads=part_of(drawn.weights, "head"))

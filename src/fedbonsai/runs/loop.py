@@ -9,11 +9,10 @@ from typing import Any, Protocol
 
 import torch
 
-from fedbonsai.core import Scope, scope
+from fedbonsai.core import Samples, Scope, scope
 from fedbonsai.errors import Unanswered
 from fedbonsai.local import Score, evaluate
 from fedbonsai.model import Model
-from fedbonsai.core import Samples
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Checkpoint, Folder
 from fedbonsai.runs.setup import Scene
@@ -134,7 +133,14 @@ def _round(
 
 
 def _row(
-    config: RunConfig, scene: Scene, t: int, attempt: int, state: Any, skipped: bool, before: Mapping[str, int], took: float
+    config: RunConfig,
+    scene: Scene,
+    t: int,
+    attempt: int,
+    state: Any,
+    skipped: bool,
+    before: Mapping[str, int],
+    took: float,
 ) -> dict[str, Any]:
     total = scene.ledger.total
     row: dict[str, Any] = {"round": t, "attempt": attempt, "skipped": skipped, "seconds": round(took, 4)}

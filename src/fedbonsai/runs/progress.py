@@ -35,7 +35,11 @@ def size(count: float) -> str:
 def span(seconds: float) -> str:
     """Seconds for people."""
     whole = int(seconds + 0.5)
-    return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}" if whole >= 3600 else f"{whole // 60}:{whole % 60:02d}"
+    return (
+        f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
+        if whole >= 3600
+        else f"{whole // 60}:{whole % 60:02d}"
+    )
 
 
 def estimate(config: RunConfig, scene: Scene, first: int) -> str:
@@ -78,7 +82,9 @@ def line(config: RunConfig, row: Mapping[str, Any], left: float) -> str:
     parts = [f"round {row['round'] + 1}/{config.rounds}"]
     if row["skipped"]:
         parts.append("skipped: too few answers")
-    parts += [f"{name} {row[key]:.4f}" for name, key in (("accuracy", "accuracy"), ("loss", "train_loss")) if key in row]
+    parts += [
+        f"{name} {row[key]:.4f}" for name, key in (("accuracy", "accuracy"), ("loss", "train_loss")) if key in row
+    ]
     parts += [f"up {size(row['total_bytes_up'])}", f"down {size(row['total_bytes_down'])}", f"left {span(left)}"]
     return "  ".join(parts)
 

@@ -129,7 +129,9 @@ def own_modules(table: Table) -> None:
         try:
             importlib.import_module(str(name))
         except ImportError as error:
-            raise ConfigError(f"imports: module {name!r} cannot be imported ({error}); looked in {Path.cwd()} too") from None
+            raise ConfigError(
+                f"imports: module {name!r} cannot be imported ({error}); looked in {Path.cwd()} too"
+            ) from None
 
 
 def _method_name(merged: Table) -> str:

@@ -29,6 +29,7 @@ from fedbonsai.runs.recipes import own_modules
 from fedbonsai.runs.setup import scene
 from fedbonsai.runs.structure import structure, unstructure
 
+
 @dataclass(frozen=True)
 class Run:
     """A run as its folder holds it."""
@@ -86,7 +87,9 @@ def execute(config: RunConfig, folder: Path, resume: bool = False, observers: It
         folder.mkdir(parents=True, exist_ok=True)
         text = tomli_w.dumps(unstructure(config)).encode()
         # the id comes from the configuration, so that two runs of one configuration are equal to the byte
-        files.set_info(id=hashlib.blake2b(text, digest_size=4).hexdigest(), **provenance(), **described(stage.federation))
+        files.set_info(
+            id=hashlib.blake2b(text, digest_size=4).hexdigest(), **provenance(), **described(stage.federation)
+        )
         write(files.config, text)
     run = str(json.loads(files.info.read_text())["id"])
     try:
@@ -178,8 +181,12 @@ def commit() -> str | None:
     """Commit of the library's checkout, with ``+`` if it has changes; nothing when it is not a checkout."""
     try:
         here = Path(__file__).parent
-        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        dirty = subprocess.run(["git", "status", "--porcelain", "."], cwd=here, capture_output=True, text=True, check=True)
+        head = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        )
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "."], cwd=here, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")

@@ -63,7 +63,9 @@ def initial_model(config: RunConfig, data: Federation) -> Model:
         except RuntimeError as error:
             raise ConfigError(f"model {config.model.name!r} cannot take images of shape {shape[1:]}: {error}") from None
     if scores.shape != (2, data.classes):
-        raise ConfigError(f"model {config.model.name!r} gives {tuple(scores.shape[1:])} scores, the data has {data.classes} classes")
+        raise ConfigError(
+            f"model {config.model.name!r} gives {tuple(scores.shape[1:])} scores, the data has {data.classes} classes"
+        )
     return made
 
 

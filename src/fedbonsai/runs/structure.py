@@ -7,6 +7,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from cattrs import Converter, ForbiddenExtraKeysError
@@ -50,8 +51,19 @@ def _choice(value: object, family: Any) -> object:
     name = table.pop("name", None)
     if name not in family.choices:
         near = get_close_matches(str(name), names, 1)
-        raise ValueError(f"expected a table with a name among {names}, got {value!r}{f'; near is {near[0]!r}' if near else ''}")
+        raise ValueError(
+            f"expected a table with a name among {names}, got {value!r}{f'; near is {near[0]!r}' if near else ''}"
+        )
     return converter().structure(table, family.choices[name])
+
+
+def _is_table(kind: Any) -> bool:
+    """Dataclasses that are written as a table; a chain is written as a list."""
+    return is_dataclass(kind) and kind is not cast(Any, Chain)
+
+
+def _strict_table(cls: Any) -> Any:
+    return make_dict_structure_fn(cls, cast(Converter, _converter), _cattrs_forbid_extra_keys=True)
 
 
 _converter: Converter | None = None
@@ -67,9 +79,7 @@ def converter() -> Converter:
         _converter.register_structure_hook_func(lambda kind: kind is object, _method)
         _converter.register_structure_hook(Chain, lambda value, _: parse(value))
         _converter.register_structure_hook_func(_is_family, _choice)
-        _converter.register_structure_hook_factory(
-            lambda kind: is_dataclass(kind) and kind is not Chain, lambda cls: make_dict_structure_fn(cls, cast(Converter, _converter), _cattrs_forbid_extra_keys=True)
-        )
+        _converter.register_structure_hook_factory(_is_table, _strict_table)
     return _converter
 
 
@@ -83,7 +93,9 @@ def structure(table: Table, cls: type[T]) -> T:
         return converter().structure(table, cls)
     except (BaseValidationError, ConfigError, ValueError, TypeError) as error:
         faults = list(_faults(error, ""))
-        raise ConfigError("\n".join(f"{path.lstrip('.') or 'configuration'}: {text}" for path, text in faults)) from None
+        raise ConfigError(
+            "\n".join(f"{path.lstrip('.') or 'configuration'}: {text}" for path, text in faults)
+        ) from None
 
 
 def unstructure(value: object) -> Table:
@@ -153,9 +165,11 @@ def settings(cls: type[Any], method: str = "", prefix: str = "") -> list[Setting
             kind = method_class(method) if method else kind
             found.append(Setting(f"{path}.name", str, method, "Name of the method."))
         if _is_family(kind):
-            kind = type(field.default_factory() if field.default_factory is not MISSING else field.default)
-            found.append(Setting(f"{path}.name", str, kind.choice_name, f"One of {', '.join(kind.choices)}. " + texts.get(field.name, "")))
-        if isinstance(kind, type) and is_dataclass(kind) and kind is not Chain:
+            now: Any = field.default if field.default_factory is MISSING else field.default_factory()
+            kind = type(now)
+            text = f"One of {', '.join(kind.choices)}. {texts.get(field.name, '')}"
+            found.append(Setting(f"{path}.name", str, kind.choice_name, text))
+        if _is_table(kind):
             found += settings(kind, method, f"{path}.")
             continue
         default = field.default if field.default is not MISSING else None
@@ -173,7 +187,7 @@ def docstrings(cls: type[Any]) -> dict[str, str]:
 
     body = cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]).body
     texts: dict[str, str] = {}
-    for field, text in zip(body, body[1:], strict=False):
+    for field, text in pairwise(body):
         if (
             isinstance(field, ast.AnnAssign)
             and isinstance(field.target, ast.Name)
@@ -191,5 +205,3 @@ def type_name(kind: Any) -> str:
     if get_origin(kind) in (Union, types.UnionType):
         return " | ".join(type_name(arg) for arg in get_args(kind))
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
-
-

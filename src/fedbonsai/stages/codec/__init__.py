@@ -1,7 +1,7 @@
 """What travels, made small: sparsifiers, quantizers and position codecs in chains, and error feedback around them."""
 
+from fedbonsai.errors import NotFinite
 from fedbonsai.stages.codec.chain import Chain, parse
-from fedbonsai.stages.codec.errors import NotFinite
 from fedbonsai.stages.codec.feedback import apply, receive
 from fedbonsai.stages.codec.packed import Packed, Sparse
 from fedbonsai.stages.codec.positions import entropy_bound

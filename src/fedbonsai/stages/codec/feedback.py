@@ -50,14 +50,14 @@ def apply(
     key = "residual" if isinstance(stage, EF14) else "estimate"
     held, missed = _held(memory, key, stage.reset, round, tree)
     target: Weights = dict(tree)
-    for name in _fed_back(chain, tree, mask):
+    for name in fed_back(chain, tree, mask):
         if name in held and isinstance(stage, EF14):
             target[name] = torch.add(tree[name], held[name], alpha=stage.decay if missed > 0 else 1.0)
         elif name in held:
             target[name] = tree[name] - held[name]
     packed = chain.pack(target, seed, mask)
     sent = packed.sparse(tree, mask)
-    names = _fed_back(chain, tree, mask)
+    names = fed_back(chain, tree, mask)
     if isinstance(stage, EF14):
         kept = {name: _moved(target[name], sent[name], -1) for name in names}
     else:
@@ -93,14 +93,14 @@ def receive(
         return packed.dense(like, mask), dict(memory)
     held, _ = _held(memory, "estimate", stage.reset, round, like)
     sent = packed.sparse(like, mask)
-    names = _fed_back(chain, like, mask)
+    names = fed_back(chain, like, mask)
     kept = {name: _moved(held.get(name, torch.zeros_like(like[name])), sent[name], 1) for name in names}
     # a copy: what is kept is never handed out
     update = {name: kept[name].clone() if name in kept else scatter(sent[name], value) for name, value in like.items()}
     return update, _remember("estimate", kept, round)
 
 
-def _fed_back(chain: Chain, tree: Tree, mask: Tree | None) -> list[str]:
+def fed_back(chain: Chain, tree: Tree, mask: Tree | None = None) -> list[str]:
     """Names that are compressed with loss; both ends find the same ones."""
     sparsifier = chain.parts.get("sparsifier")
     assert sparsifier is None or isinstance(sparsifier, Sparsifier)

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedbonsai.errors import NotFinite
 from fedbonsai.stages.codec import positions, tensors, values
 from fedbonsai.stages.codec.bits import Ints
 from fedbonsai.stages.codec.cursor import LARGEST, varint
 from fedbonsai.stages.codec.draws import SUBSET
-from fedbonsai.stages.codec.errors import NotFinite
 from fedbonsai.stages.codec.packed import CRC, HEAD, SEED, SEEDED, VERSION, Packed, layout, rows_of
 from fedbonsai.stages.codec.positions import Parts
 from fedbonsai.stages.codec.select import above, check_finite, count_of, largest, largest_per_row

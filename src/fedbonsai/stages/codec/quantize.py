@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from fedbonsai.errors import NotFinite
 from fedbonsai.stages.codec.bits import Octets
 from fedbonsai.stages.codec.draws import Draws
-from fedbonsai.stages.codec.errors import NotFinite
 from fedbonsai.stages.codec.select import Floats
 
 _BLOCK = 1 << 15  # float64 intermediates stay in cache

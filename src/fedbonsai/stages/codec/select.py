@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedbonsai.errors import NotFinite
 from fedbonsai.stages.codec.bits import Ints
-from fedbonsai.stages.codec.errors import NotFinite
 
 Floats = npt.NDArray[np.floating[Any]]
 

@@ -11,12 +11,11 @@ import struct
 import numpy as np
 import torch
 
-from fedbonsai.errors import BadMessage
+from fedbonsai.errors import BadMessage, NotFinite
 from fedbonsai.stages.codec import integers, quantize
 from fedbonsai.stages.codec.bits import Octets, pack, packed_size, unpack
 from fedbonsai.stages.codec.cursor import Cursor
 from fedbonsai.stages.codec.draws import ROUNDING, SIGNS, Draws
-from fedbonsai.stages.codec.errors import NotFinite
 from fedbonsai.stages.codec.hadamard import rotate, unrotate
 from fedbonsai.stages.codec.positions import Parts
 from fedbonsai.stages.codec.quantize import Single, single

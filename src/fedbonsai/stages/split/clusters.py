@@ -8,22 +8,21 @@ on every hop; so the relay sees activations and logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedbonsai.core import Answer, Client, Device, Fleet, Memory, Silence, Task, task
-from fedbonsai.errors import BadMessage, Forgotten, NotFinite
+from fedbonsai.core import Client, Memory, task
+from fedbonsai.errors import Forgotten
 from fedbonsai.local import SGD, Trained, augmented
 from fedbonsai.model import Arch
-from fedbonsai.stages.broadcast import Sent, Whole, received
+from fedbonsai.stages.broadcast import Sent, received
 from fedbonsai.stages.codec import Chain, Packed
 from fedbonsai.stages.split.part import Part, batch, coded, decoded, renamed
-from fedbonsai.stages.updates import FEEDBACK, Parts, Update, part_of, update
+from fedbonsai.stages.updates import FEEDBACK, Update, part_of, update
 from fedbonsai.tree import Weights, generator, seed_of
 from fedbonsai.wire import message
 
@@ -236,11 +235,11 @@ def own_turn(request: Own, me: Client, memory: Memory) -> tuple[Activations | Fr
         own |= {"seed": me.seed, "number": 0}
     else:
         parts = list(own["fronts"])
-        for j, packed in request.gradients.items():
+        for j, pulled in request.gradients.items():
             seen = _view(own, me, int(j))
             assert seen is not None
             shape = tuple(parts[int(j)].output(seen[0], me.device).shape)
-            parts[int(j)] = parts[int(j)].pulled(seen[0], decoded(packed, shape, seen[0].dtype), how.sgd, me.device)
+            parts[int(j)] = parts[int(j)].pulled(seen[0], decoded(pulled, shape, seen[0].dtype), how.sgd, me.device)
         own |= {"fronts": tuple(parts), "number": own["number"] + 1}
     if _view(own, me, 0) is None:
         del own["seed"], own["number"]

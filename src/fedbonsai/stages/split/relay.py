@@ -59,7 +59,7 @@ class Relay:
         answers = self.fleet.ask(task, send, 0)
         found = {answer.device: answer.value for answer in answers}
         self.silent |= answers.silent
-        for device in answers.silent:
+        for device in send.keys() - found.keys():
             cluster = self._home[device]
             if cluster.alive:
                 cluster.alive = False
