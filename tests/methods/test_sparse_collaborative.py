@@ -15,9 +15,11 @@ from fedbonsai.local import SGD
 from fedbonsai.methods.averaging import Averaging
 from fedbonsai.methods.sparse_collaborative import Clusters, Flat, LocalLoss, SparseCollaborative, Split
 from fedbonsai.model import Arch, Model
+from fedbonsai.stages.broadcast import Whole
 from fedbonsai.stages.codec import Chain, parse
 from fedbonsai.stages.split import clusters
 from fedbonsai.stages.split.part import Part, coded, renamed
+from fedbonsai.stages.updates import part_of
 from fedbonsai.stages.weighting import Weighting
 from fedbonsai.tree import generator
 from fedbonsai.wire import encode
@@ -51,10 +53,6 @@ def play(method, rounds=5, fleet=None, start=None, watch=None):
     fleet = fleet or LocalFleet(people())
     with scope(fleet, Scope("r", 0, -1, 0)):
         state = method.begin(start or doubled(Model.init(ARCH, 1)), fleet, SERVER)
-        if isinstance(method.topology if isinstance(method, SparseCollaborative) else None, Clusters):
-            from dataclasses import replace
-
-            state = replace(state, model=doubled(state.model))
         fleet.commit()
     for t in range(rounds):
         with scope(fleet, Scope("r", 0, t, 0)):
@@ -100,7 +98,9 @@ def test_c11_the_gradient_through_the_cut_is_autograds():
     me = people(1)[0]
     whole = model.build()
     loss = F.cross_entropy(whole(me.train.x), me.train.y)
-    want = dict(zip([n for n, _ in whole.named_parameters()], torch.autograd.grad(loss, list(whole.parameters())), strict=True))
+    want = dict(
+        zip([n for n, _ in whole.named_parameters()], torch.autograd.grad(loss, list(whole.parameters())), strict=True)
+    )
     options = {"of": ARCH.name, "options": dict(ARCH.options)}
     front = Part.fresh(Arch("front", options), {n: v for n, v in model.weights.items() if n.startswith("stem.")})
     back = Part.fresh(Arch("back", options), {n: v for n, v in model.weights.items() if not n.startswith("stem.")})
@@ -134,8 +134,8 @@ def test_c12_gradient_of_the_co_training_term():
             bent[0][j][row, column] += step
             bent[1][j][row, column] -= step
             high, low = (clusters.jensen_shannon(b).sum() for b in bent)
-            assert float(mine[row, column]) == pytest.approx(float((high - low) / (2 * step)), abs=1e-8)
-    assert float(clusters.jensen_shannon([scores[0], scores[0]]).abs().max()) < 1e-12
+            assert float(mine[row, column]) == pytest.approx(float(((high - low) / (2 * step)).detach()), abs=1e-8)
+    assert float(clusters.jensen_shannon([scores[0].detach()] * 2).abs().max()) < 1e-12
     assert bool((clusters.jensen_shannon(scores) >= 0).all())
 
 
@@ -178,44 +178,22 @@ def test_c12_the_co_training_weight_warms_up_and_every_front_learns():
 
 
 def test_c12_a_device_never_holds_another_back():
-    held = {}
-
-    class Watch(Wrapper):
-        def ask(self, task, send, at_least=1):
-            yield_ = self.inner.ask(task, send, at_least)
-            for answer in yield_:
-                kept = self.inner.pending().get(answer.device.id)
-                if kept:
-                    held.setdefault(answer.device.id, set()).add((answer.device.id, size(kept.memory)))
-            from fedbonsai.core import Answers
-
-            return Answers([*self.again(yield_)], at_least)
-
-        def again(self, answers):
-            return self.kept
-
-    def size(memory):
-        own = memory.get(clusters.HERE, {})
-        return tuple(sorted(key for key in own if key.startswith("back"))) if own else ()
-
     fleet = LocalFleet(people())
     method = SparseCollaborative(Clusters(2, "fixed", NONE, NONE), STEP, **DENSE)
     state = play(method, 0, fleet)
     group = method._groups(fleet, 0, 0)[0]
+    options = {key: value for key, value in state.model.arch.options.items() if key != "count"}
+    parts = Arch("front", options), Arch("back", options), state.model.arch
+    how = clusters.How(*parts, 2, STEP, NONE, NONE, NONE, 0.0, False, 0)
+    backs = [part_of(state.model.weights, f"backs.{j}") for j in range(2)]
     with scope(fleet, Scope("r", 0, 0, 0)):
-        options = {k: v for k, v in state.model.arch.options.items() if k != "count"}
-        how = clusters.How(Arch("front", options), Arch("back", options), state.model.arch, 2, STEP, NONE, NONE, NONE, 0.0, False, 0)
-        from fedbonsai.stages.broadcast import Whole
-        from fedbonsai.stages.updates import part_of
-
-        backs = [part_of(state.model.weights, f"backs.{j}") for j in range(2)]
         list(fleet.ask(clusters.place, {d: clusters.Place(how, j, Whole(backs[j]), None) for j, d in enumerate(group)}))
         for j, device in enumerate(group):
             own = fleet.pending()[device.id].memory[clusters.HERE]
-            tensors = sum(v.numel() for v in own["back"].weights.values())
-            assert tensors == sum(v.numel() for v in backs[j].values())
-            assert "fronts" not in own
-    assert not held
+            held = {name for key in ("back", "fronts") if key in own for name in own[key].weights}
+            assert held == {name.removeprefix(f"backs.{j}.") for name in backs[j]}
+            for name, value in own["back"].weights.items():
+                assert torch.equal(value, backs[j][f"backs.{j}.{name}"])
 
 
 def test_c12b_nothing_of_the_servers_part_reaches_a_device():
@@ -276,7 +254,11 @@ def test_c18_the_ledger_shows_activations_gradients_and_updates_apart():
     folk = people(4, 20, same=True)
     for topology, down, up in (
         (Split(1, NONE, NONE), {"split/gradient@1": 1}, {"split/activations@1": 1}),
-        (Clusters(2, "fixed", NONE, NONE), {"cluster/forward@1": 1}, {"cluster/activations@1": 1, "cluster/gradient@1": 1}),
+        (
+            Clusters(2, "fixed", NONE, NONE),
+            {"cluster/forward@1": 1},
+            {"cluster/activations@1": 1, "cluster/gradient@1": 1},
+        ),
     ):
         ledger = Ledger()
         play(SparseCollaborative(topology, SGD(batch=20, epochs=1), **DENSE), 1, Metered(LocalFleet(folk), ledger))
@@ -306,7 +288,9 @@ class Fails(Wrapper):
 
 @pytest.mark.parametrize("topology", [Flat(), Split(), LocalLoss(), Clusters(2)])
 def test_c19_a_client_that_fails_in_mid_round_keeps_its_residual_and_the_others_go_on(topology):
-    method = SparseCollaborative(topology, STEP, uplink=parse(["ef14", {"topk": {"fraction": 0.1, "min_numel": 0}}]), ramp=0)
+    method = SparseCollaborative(
+        topology, STEP, uplink=parse(["ef14", {"topk": {"fraction": 0.1, "min_numel": 0}}]), ramp=0
+    )
     at = 1 if isinstance(topology, Flat) else 2
     if isinstance(topology, LocalLoss):
         at = 1

@@ -1,5 +1,6 @@
 """C7 and C8 of the specification of sparse collaborative learning."""
 
+import itertools
 import math
 
 import pytest
@@ -31,7 +32,9 @@ def test_attention_gives_more_to_the_far():
 
 def test_kappa_mixes_the_prior_in_and_uniform_ignores_examples():
     pure = weights(D, P, Weighting(beta=1))
-    assert weights(D, P, Weighting(beta=1, kappa=0.25)) == pytest.approx([0.75 * a + 0.25 * p for a, p in zip(pure, P, strict=True)])
+    assert weights(D, P, Weighting(beta=1, kappa=0.25)) == pytest.approx(
+        [0.75 * a + 0.25 * p for a, p in zip(pure, P, strict=True)]
+    )
     assert weights(D, P, Weighting(beta=0, prior="uniform")) == pytest.approx([1 / 3] * 3)
 
 
@@ -65,7 +68,7 @@ def test_c8_the_scale_of_distances_does_not_matter(pairs, scale, beta):
 @given(st.lists(st.floats(0, 100), min_size=2, max_size=8, unique=True), st.floats(0.1, 3))
 def test_c8_farther_counts_less_at_equal_priors(d, beta):
     a = weights(sorted(d), [1] * len(d), Weighting(beta=beta))
-    assert all(x >= y for x, y in zip(a, a[1:], strict=False))
+    assert all(x >= y for x, y in itertools.pairwise(a))
 
 
 def test_c8_edges():

@@ -163,9 +163,10 @@ class SparseCollaborative:
             ValueError: the devices do not make whole clusters.
         """
         where: Any = self.topology
+        kind = next(iter(model.weights.values())).dtype
         if isinstance(where, LocalLoss):
             drawn = Model.init(sub(model.arch, "auxiliary"), seed_of(server.seed, "heads", -1, 0))
-            return State(model, server.seed, heads=part_of(drawn.weights, "head"))
+            return State(model, server.seed, heads={n: v.to(kind) for n, v in part_of(drawn.weights, "head").items()})
         if isinstance(where, Clusters):
             if len(fleet.devices) % where.size:
                 raise ValueError(
@@ -176,7 +177,8 @@ class SparseCollaborative:
             first = renamed(part_of(model.weights, "stem"), "", "fronts.0") | {
                 name: value for name, value in renamed(model.weights, "", "backs.0").items() if ".stem." not in name
             }
-            return State(drawn.replace({**drawn.weights, **first}), server.seed)
+            rest = {name: value.to(kind) for name, value in drawn.weights.items()}
+            return State(drawn.replace({**rest, **first}), server.seed)
         return State(model, server.seed)
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:

@@ -187,6 +187,7 @@ def place(request: Place, me: Client, memory: Memory) -> tuple[Placed, Memory]:
     own: dict[str, Any] = {
         "how": request.how,
         "mine": request.mine,
+        "seed": me.seed,
         "back": Part.fresh(request.how.back, renamed(part_of(back, name), name, "")),
         "back start": part_of(back, name),
     }
@@ -232,7 +233,7 @@ def own_turn(request: Own, me: Client, memory: Memory) -> tuple[Activations | Fr
     if not request.gradients and "number" not in own:
         if request.fronts is not None:
             own |= {"fronts": _parts(request.fronts, how), "fronts start": own.get("fronts start", {})}
-        own |= {"seed": me.seed, "number": 0}
+        own["number"] = 0
     else:
         parts = list(own["fronts"])
         for j, pulled in request.gradients.items():
@@ -242,7 +243,7 @@ def own_turn(request: Own, me: Client, memory: Memory) -> tuple[Activations | Fr
             parts[int(j)] = parts[int(j)].pulled(seen[0], decoded(pulled, shape, seen[0].dtype), how.sgd, me.device)
         own |= {"fronts": tuple(parts), "number": own["number"] + 1}
     if _view(own, me, 0) is None:
-        del own["seed"], own["number"]
+        del own["number"]
         return Fronts(_joined(own["fronts"])), {**memory, HERE: own}
     packed: dict[str, Packed] = {}
     shape: tuple[int, ...] = ()

@@ -152,6 +152,10 @@ def train(
             total, count = total + loss * len(value.y), count + len(value.y)
         silent |= heard.silent
         number += 1
+    heard_of = {answer.device for answer in answers}
+    for device in fronts:
+        if device not in heard_of:  # it fell silent on the way: what it kept of this round does not count
+            fleet.reject(device)
     places = {device: place for place, device in enumerate(fronts)}
     answers.sort(key=lambda answer: places[answer.device])
     return Result(answers, {key: dict(part.weights) for key, part in backs.items()}, total / max(1.0, count), silent)
