@@ -86,13 +86,15 @@ class Model:
 
     arch: Arch
     weights: Mapping[str, Tensor]
+    drawn: int = -1
+    """Seed from which `init` drew these very weights, so that others can draw them too; -1 once they have moved."""
 
     @staticmethod
     def init(arch: Arch, seed: int) -> Model:
         """Weights drawn by the network's own rules from ``seed``."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Model(arch, {name: value.clone() for name, value in state(arch.build()).items()})
+            return Model(arch, {name: value.clone() for name, value in state(arch.build()).items()}, seed)
 
     def replace(self, weights: Tree) -> Model:
         """The same architecture with other weights."""

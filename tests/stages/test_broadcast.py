@@ -82,7 +82,9 @@ def test_old_changes_are_forgotten_once_the_whole_is_cheaper():
 def test_a_client_that_forgot_gets_everything_again():
     state = Broadcast({"w": torch.zeros(3)}, 4, (), {"a": 4, "b": 4})
     lost = {A: Silence(A, "forgot", forgot=True), B: Silence(B, "timeout")}
-    assert state.silent(lost).holders == {"b": 4}
+    after = state.silent(lost)
+    assert after.holders == {"a": -1, "b": 4}
+    assert isinstance(after.to(A, Whole({"w": torch.zeros(3)}, 4)), Whole)
     with pytest.raises(Forgotten, match="version 3"):
         received(Changes(3, ()), ARCH, {})
 
@@ -92,3 +94,25 @@ def test_a_downlink_that_would_lose_the_model_is_refused():
         Downlink(parse([{"topk": 0.1}]))
     with pytest.raises(ValueError, match="feedback"):
         Downlink(parse(["ef14", {"topk": 0.1}]), delta=True)
+
+
+def test_who_never_took_part_draws_the_first_model_and_gets_all_changes():
+    down = Downlink(parse([{"topk": {"fraction": 0.02, "min_numel": 0}}, "ternary"]), delta=True)
+    model = Model.init(ARCH, 7)
+    state, weights = Broadcast.of(model, down), model.weights
+    for t in range(4):
+        weights = drift(weights, t)
+        state, common, start = state.advance(weights, down, t)
+    sent = state.to(A, common)
+    assert isinstance(sent, Changes)
+    assert (sent.base, len(sent.packed)) == (0, 4)
+    assert len(encode(sent)) < 0.2 * len(encode(common))
+    got, memory = received(decode(encode(sent)), ARCH, {})
+    assert all(torch.equal(got[n], start[n]) for n in start)
+    assert memory["broadcast"]["version"] == 4
+    from dataclasses import replace
+
+    with pytest.raises(Forgotten, match="drawn here"):
+        received(replace(sent, check=sent.check ^ 1), ARCH, {})
+    moved = Broadcast.of(model.replace(model.weights), down)
+    assert isinstance(moved.advance(weights, down, 0)[0].to(A, common), Whole)

@@ -122,7 +122,7 @@ class Averaging:
         examples = 0
         if isinstance(self.uplink.feedback, EF21):
             examples = sum(a.value.examples for a in fleet.ask(count, dict.fromkeys(fleet.devices, Count())))
-        return State(model, server.seed, Broadcast(), examples=examples)
+        return State(model, server.seed, Broadcast.of(model, self.downlink), examples=examples)
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """Broadcast, train, average."""

@@ -179,7 +179,8 @@ class SparseCollaborative:
             }
             rest = {name: value.to(kind) for name, value in drawn.weights.items()}
             return State(drawn.replace({**rest, **first}), server.seed)
-        return State(model, server.seed)
+        drawn = {"": Broadcast.of(model, self.downlink)} if isinstance(where, Flat) and self.downlink.delta else {}
+        return State(model, server.seed, broadcasts=drawn)
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """Send, train where the topology says, weigh by distance, step."""

@@ -4,24 +4,28 @@ Three ways, from one setting. Without a chain the weights travel as they are. Wi
 packed by it (16-bit floats, say). With ``delta = true`` the server keeps the *replica* that up-to-date clients hold,
 packs the difference of its model to the replica, and adds what was really sent to the replica: what a round could not
 send waits in that difference (STC's server memory; EF21-P of Gruntkowska, Tyurin, Richtárik 2023). A client that missed
-rounds gets the changes it missed, or the whole replica where that is smaller.
+rounds gets the changes it missed, or the whole replica where that is smaller; one that never took part draws the first
+model from its seed and gets all changes since.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fedbonsai.core import Device, Memory, Silence
 from fedbonsai.errors import Forgotten
-from fedbonsai.model import Arch, forms
+from fedbonsai.model import Arch, Model, forms
 from fedbonsai.stages.codec import Chain, Packed
 from fedbonsai.tree import Tree, Weights
 from fedbonsai.wire import message
 
+LOST, NEVER = -1, -2  # versions of who must be sent everything, and of who was never asked
 BASE = "broadcast"  # what a client keeps: {"version", "weights"} under this name, or one of its own
 
 
@@ -61,10 +65,15 @@ class Coded:
 
 @message("broadcast/changes@1")
 class Changes:
-    """The changes from version ``base`` to ``base + len(packed)``."""
+    """The changes from version ``base`` to ``base + len(packed)``; with a ``seed`` the base is drawn from it.
+
+    ``check`` is the checksum of what must have been drawn: another release or processor may draw otherwise.
+    """
 
     base: int
     packed: tuple[Packed, ...]
+    seed: int = -1
+    check: int = 0
 
 
 Sent = Whole | Coded | Changes
@@ -81,6 +90,15 @@ class Broadcast:
     version: int = 0
     changes: tuple[Packed, ...] = ()
     holders: Mapping[str, int] = field(default_factory=dict[str, int])
+    seed: int = -1  # from which version 0 can be drawn
+    check: int = 0
+
+    @staticmethod
+    def of(model: Model, down: Downlink) -> Broadcast:
+        """The state before the first round."""
+        if not down.delta:
+            return Broadcast()
+        return Broadcast(model.weights, seed=model.drawn, check=checksum(model.weights))
 
     def advance(self, weights: Tree, down: Downlink, seed: int) -> tuple[Broadcast, Sent, Tree]:
         """Make the replica follow the model.
@@ -102,17 +120,19 @@ class Broadcast:
             if room < 0:
                 break
             kept.insert(0, change)
-        state = Broadcast(moved, self.version + 1, tuple(kept), self.holders)
+        state = replace(self, replica=moved, version=self.version + 1, changes=tuple(kept))
         return state, Whole(moved, state.version), moved
 
     def to(self, device: Device, common: Sent) -> Sent:
         """What one device needs: the changes it missed, where they are fewer bytes than the whole."""
-        if not isinstance(common, Whole) or common.version < 0 or device.id not in self.holders:
+        if not isinstance(common, Whole) or common.version < 0:
             return common
-        missed = self.version - self.holders[device.id]
-        if missed > len(self.changes):
+        held = self.holders.get(device.id, 0 if self.seed >= 0 else LOST)
+        missed = self.version - held
+        if held == LOST or missed > len(self.changes):
             return common
-        return Changes(self.holders[device.id], self.changes[len(self.changes) - missed :])
+        changes = self.changes[len(self.changes) - missed :]
+        return Changes(held, changes) if device.id in self.holders else Changes(0, changes, self.seed, self.check)
 
     def heard(self, ids: Iterable[str]) -> Broadcast:
         """These devices answered, so they hold this version."""
@@ -120,8 +140,8 @@ class Broadcast:
 
     def silent(self, silent: Mapping[Device, Silence]) -> Broadcast:
         """Devices that lost what they held get the whole next time; others still hold what they held."""
-        lost = {device.id for device, why in silent.items() if why.forgot}
-        return replace(self, holders={id: version for id, version in self.holders.items() if id not in lost})
+        lost = {device.id: LOST for device, why in silent.items() if why.forgot}
+        return replace(self, holders={**self.holders, **lost})
 
 
 def grouped(state: Broadcast, devices: list[Device], common: Sent) -> dict[Device, Sent]:
@@ -129,7 +149,7 @@ def grouped(state: Broadcast, devices: list[Device], common: Sent) -> dict[Devic
     made: dict[int, Sent] = {}
     found: dict[Device, Sent] = {}
     for device in devices:
-        key = state.holders.get(device.id, -1)
+        key = state.holders.get(device.id, NEVER)
         if key not in made:
             made[key] = state.to(device, common)
         found[device] = made[key]
@@ -154,12 +174,25 @@ def received(sent: Sent, arch: Arch, memory: Memory, name: str = BASE) -> tuple[
     if isinstance(sent, Coded):
         return sent.packed.dense(forms(arch)), memory
     held: dict[str, Any] | None = memory.get(name)
+    if sent.seed >= 0:
+        held = {"version": 0, "weights": Model.init(arch, sent.seed).weights}
+        if checksum(held["weights"]) != sent.check:
+            raise Forgotten("the first model drawn here is not the server's; it must be sent whole")
     if held is None or held["version"] != sent.base:
         raise Forgotten(f"changes of version {sent.base} came, held here: {held and held['version']}")
     weights = held["weights"]
     for packed in sent.packed:
         weights = _added(weights, packed)
     return weights, {**memory, name: {"version": sent.base + len(sent.packed), "weights": weights}}
+
+
+def checksum(weights: Tree) -> int:
+    """CRC-32 of all values in order."""
+    total = 0
+    for value in weights.values():
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        total = zlib.crc32(flat.view(torch.uint8).numpy().tobytes(), total) if flat.numel() else total
+    return total
 
 
 def _added(base: Tree, packed: Packed) -> Weights:
