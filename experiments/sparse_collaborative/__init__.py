@@ -1,0 +1,1 @@
+"""Digits, all topologies: settings, results, and the specification's checks on them."""

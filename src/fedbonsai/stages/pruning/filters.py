@@ -1,0 +1,291 @@
+"""Whole filters and neurons go, and what reads them goes along: the result is a smaller dense network, no mask.
+
+Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017: the units of least L1 norm, scored on the weights before
+anything was removed. What must shrink together (normalisation, residual sums, the next layer's inputs) is found by the
+dependency graph of Fang et al., "DepGraph", CVPR 2023, in their library torch-pruning, which only a server needs: a
+device rebuilds the smaller network from the shapes alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedbonsai.errors import BadMessage, ConfigError, Missing
+from fedbonsai.model import Arch, Model, forms, skeleton, state
+from fedbonsai.stages.choice import Choice, choice
+from fedbonsai.stages.pruning.count import Size, layer_macs
+from fedbonsai.stages.pruning.masks import keep_top
+from fedbonsai.stages.pruning.scores import filters
+from fedbonsai.tree import Tree, Weights
+
+Shapes = Mapping[str, tuple[int, ...]]  # by name of weight
+
+
+@dataclass(frozen=True)
+class Units:
+    """Filters or neurons of one layer, or of layers whose outputs are added up and that therefore keep the same ones.
+
+    Attributes:
+        name: of the first layer that makes them.
+        width: how many there are.
+        groups: of a group normalisation behind them; each keeps as many, so that a unit stays in its group.
+        makers: weights with one row for each unit, which score it.
+        rows: all tensors with one entry for each unit along dimension 0, ``makers`` among them.
+        readers: weights that read them along dimension 1, with the number of columns for each (pixels where flattened).
+    """
+
+    name: str
+    width: int
+    groups: int
+    makers: tuple[str, ...]
+    rows: tuple[str, ...]
+    readers: tuple[tuple[str, int], ...]
+
+
+def units(model: Model, size: Size) -> list[Units]:
+    """All units that may go, in the order of their layers; those that nothing reads, the outputs, stay.
+
+    Args:
+        model: convolutions, linear layers, batch and group normalisation, sums and flattening.
+        size: of an image, [channels, height, width].
+
+    Raises:
+        Missing: torch-pruning is not installed.
+        ConfigError: a layer of a kind that is not known here depends on a unit.
+    """
+    pruning = _torch_pruning()
+    module = model.build().eval()
+    example = torch.zeros(1, *size, dtype=next(module.parameters()).dtype)
+    graph = pruning.DependencyGraph().build_dependency(module, example_inputs=example, verbose=False)
+    paths = {id(layer): path for path, layer in module.named_modules()}
+    found: list[Units] = []
+    done: set[str] = set()
+    for path, layer in module.named_modules():
+        if not isinstance(layer, nn.Conv2d | nn.Linear) or path in done:
+            continue
+        convolution = isinstance(layer, nn.Conv2d)
+        cut = pruning.prune_conv_out_channels if convolution else pruning.prune_linear_out_channels
+        group = graph.get_pruning_group(layer, cut, idxs=[0])
+        if any(list(at)[:1] != [0] for item, at in group if id(item.target.module) in paths):
+            raise ConfigError(
+                f"outputs of {path!r} are joined to others along channels; that is not pruned by units here"
+            )
+        items = [
+            (paths[id(item.target.module)], item.target.module, graph.is_out_channel_pruning_fn(item.handler), len(at))
+            for item, at in group
+            if id(item.target.module) in paths and any(True for _ in item.target.module.parameters(recurse=False))
+        ]
+        made = _units(path, layer.weight.shape[0], items)
+        done |= {maker.removesuffix(".weight") for maker in made.makers}
+        if made.readers:
+            found.append(made)
+    return found
+
+
+def _units(name: str, width: int, items: Sequence[tuple[str, nn.Module, bool, int]]) -> Units:
+    makers: list[str] = []
+    rows: list[str] = []
+    readers: list[tuple[str, int]] = []
+    groups = 1
+    for path, layer, out, count in sorted(dict.fromkeys(items), key=lambda item: item[0] != name):
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm):
+            rows += [f"{path}.{entry}" for entry in state(layer)]
+            groups = max(groups, layer.num_groups) if isinstance(layer, nn.GroupNorm) else groups
+        elif not isinstance(layer, nn.Conv2d | nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups > 1):
+            raise ConfigError(f"layer {path!r}, {type(layer).__name__}, cannot be pruned by units; use masks")
+        elif out:
+            makers.append(f"{path}.weight")
+            rows += [f"{path}.{entry}" for entry in state(layer)]
+        else:
+            readers.append((f"{path}.weight", count))
+    return Units(name, width, groups, tuple(makers), tuple(rows), tuple(readers))
+
+
+def _torch_pruning() -> Any:
+    if importlib.util.find_spec("torch_pruning") is None:
+        raise Missing("pruning by filters needs torch-pruning on the server: pip install 'fedbonsai[prune]'")
+    return importlib.import_module("torch_pruning")
+
+
+# --- which units stay, and the smaller network -----------------------------------------------------------------------
+
+
+def select(weights: Tree, groups: Sequence[Units], widths: Sequence[int]) -> list[Tensor]:
+    """Indices of the units that stay, ascending: the largest L1 norms, summed over the layers that make a unit.
+
+    Args:
+        weights: of the unpruned network; or other values of the same form, whose magnitudes count instead.
+        groups: from `units`.
+        widths: how many of each stay.
+    """
+    found: list[Tensor] = []
+    for group, width in zip(groups, widths, strict=True):
+        if not 0 < width <= group.width or width % group.groups:
+            many = f" in multiples of {group.groups} (its normalisation has as many groups)" * (group.groups > 1)
+            raise ConfigError(f"{width} units of {group.name!r}: expected 1 to {group.width}{many}")
+        score = torch.stack([filters(weights[name].double()) for name in group.makers]).sum(0)
+        parts = [keep_top(part, width // group.groups) for part in score.chunk(group.groups)]
+        found.append(torch.cat(parts).nonzero().flatten())
+    return found
+
+
+def prune(model: Model, groups: Sequence[Units], kept: Sequence[Tensor]) -> Model:
+    """The smaller network: rows, their biases and normalisation, and the columns that read them, by explicit indices."""
+    weights = dict(model.weights)
+    for group, index in zip(groups, kept, strict=True):
+        for name in group.rows:
+            weights[name] = weights[name].index_select(0, index)
+        for name, each in group.readers:
+            columns = (index[:, None] * each + torch.arange(each)).flatten()
+            weights[name] = weights[name].index_select(1, columns)
+    return model.replace(weights)
+
+
+def silenced(model: Model, groups: Sequence[Units], kept: Sequence[Tensor]) -> Model:
+    """The full network with what `prune` removes set to zero instead: in evaluation mode it computes the same."""
+    weights = {name: value.clone() for name, value in model.weights.items()}
+    for group, index in zip(groups, kept, strict=True):
+        gone = torch.ones(group.width, dtype=torch.bool)
+        gone[index] = False
+        for name in group.rows:
+            if not name.endswith(("running_mean", "running_var")):
+                weights[name][gone] = 0
+    return model.replace(weights)
+
+
+def narrowed(model: Model) -> Shapes:
+    """Shapes of the weights that are smaller than their builder makes them: what tells a device the architecture."""
+    full = forms(model.arch)
+    return {n: tuple(value.shape) for n, value in model.weights.items() if value.shape != full[n].shape}
+
+
+def forms_of(arch: Arch, shapes: Shapes) -> Weights:
+    """Names, types and shapes of a pruned network's weights; the values mean nothing.
+
+    Raises:
+        BadMessage: a name that the network lacks, or a shape that is not within its own.
+    """
+    found = dict(forms(arch))
+    for name, shape in shapes.items():
+        full = found.get(name)
+        fits = full is not None and len(shape) == full.ndim
+        if full is None or not fits or not all(0 < a <= b for a, b in zip(shape, full.shape, strict=True)):
+            raise BadMessage(f"weights {name!r} of shape {list(shape)} are no part of network {arch.name!r}")
+        found[name] = full[tuple(slice(length) for length in shape)]
+    return found
+
+
+# --- how many stay ---------------------------------------------------------------------------------------------------
+
+
+class Keep(Choice):
+    """How many units of each layer stay."""
+
+
+@choice("all")
+class All(Keep):
+    """Nothing is pruned."""
+
+
+@choice("widths")
+class Widths(Keep):
+    """Prescribed for each layer (or layers that must agree), in their order; the output layer has no entry."""
+
+    counts: tuple[int, ...] = ()
+    """Units that stay."""
+
+
+@choice("ratio")
+class Ratio(Keep):
+    """The same share of every layer."""
+
+    share: float = 0.5
+    """Share of the units that stay."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no share."""
+        _share(self.share)
+
+
+@choice("target")
+class Target(Keep):
+    """The largest common share of units with which the whole network is small enough."""
+
+    share: float = 0.5
+    """Share of the full network's cost that stays."""
+    of: Literal["parameters", "macs", "bytes"] = "parameters"
+    """What is counted: trained values, multiply-accumulates of a forward pass, or bytes of all weights."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no share."""
+        _share(self.share)
+
+
+def _share(share: float) -> None:
+    if not 0 < share <= 1:
+        raise ValueError(f"share = {share}: expected more than 0, at most 1")
+
+
+def widths(keep: Keep, model: Model, groups: Sequence[Units], size: Size) -> list[int]:
+    """Units of each group that stay.
+
+    Raises:
+        ConfigError: another number of layers than the network has, or a target below its smallest form.
+    """
+    how: Any = keep
+    if isinstance(keep, Widths):
+        if len(how.counts) != len(groups):
+            names = [f"{group.name} {group.width}" for group in groups]
+            raise ConfigError(f"{len(how.counts)} widths are given, the network has {len(groups)}: {names}")
+        return list(how.counts)
+    if isinstance(keep, Ratio):
+        return [_rounded(group, how.share) for group in groups]
+    if not isinstance(keep, Target) or how.share == 1:
+        return [group.width for group in groups]
+    costs = _costs(model, how.of, size)
+    full = _cost(costs, model.weights, groups, [group.width for group in groups])
+
+    def at(share: float) -> tuple[list[int], bool]:
+        found = [_rounded(group, share) for group in groups]
+        return found, _cost(costs, model.weights, groups, found) <= how.share * full
+
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if at(middle)[1] else (low, middle)
+    found, fits = at(low)
+    if not fits:
+        raise ConfigError(f"{how.share} of the {how.of} is less than one unit a layer; choose a larger share")
+    return found
+
+
+def _rounded(group: Units, share: float) -> int:
+    return min(group.width, group.groups * max(1, round(share * group.width / group.groups)))
+
+
+def _costs(model: Model, of: str, size: Size) -> dict[str, int]:
+    """What one value of each weight costs."""
+    if of == "bytes":
+        return {name: value.element_size() for name, value in model.weights.items()}
+    if of == "parameters":
+        return dict.fromkeys(skeleton(model).parameters, 1)
+    return {name: count // model.weights[name].numel() for name, count in layer_macs(model, size).items()}
+
+
+def _cost(costs: Mapping[str, int], weights: Tree, groups: Sequence[Units], widths: Sequence[int]) -> int:
+    shapes = {name: list(weights[name].shape) for name in costs}
+    for group, width in zip(groups, widths, strict=True):
+        for name in group.rows:
+            if name in shapes:
+                shapes[name][0] = width
+        for name, each in group.readers:
+            if name in shapes:
+                shapes[name][1] = width * each
+    return sum(cost * torch.Size(shapes[name]).numel() for name, cost in costs.items())
