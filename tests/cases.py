@@ -104,4 +104,29 @@ CASES = [
         up=frozenset({"fedgkt/knowledge@1"}),
         settings={"model.options": {"widths": [24, 16]}},
     ),
+    Case(
+        "fedtiny",
+        asks=1,
+        down=frozenset({"fedtiny/train@1"}),
+        up=frozenset({"fedtiny/trained@1"}),
+        settings={"model.name": "cnn-bn", "model.options": {}, "method.growth": {"interval": 1, "stop": 3}},
+    ),
+    Case(
+        "fl-pqsu",
+        asks=1,
+        down=frozenset({"fl-pqsu/train@1"}),
+        up=frozenset({"fl-pqsu/upload@1", "fl-pqsu/skip@1"}),
+        settings={"data.server": 40, "method.gate": {"name": "loss", "rule": "best", "statistic": "last"}},
+    ),
+    Case(
+        "prunefl",
+        asks=1,
+        down=frozenset({"prunefl/train@1"}),
+        up=frozenset({"prunefl/update@1"}),
+        settings={
+            "method.sgd": {"lr": 0.1, "batch": 10, "steps": 10},
+            "method.interval": 1,
+            "method.scouting": {"iterations": 60, "batches": 5, "every": 5},
+        },
+    ),
 ]

@@ -108,7 +108,9 @@ def test_synflow_conserves_the_flow_through_every_layer():
     names = masks.prunable(model)
     found = scores.synflow(model, names, (1, 2, 2))
     totals = [float(found[name].sum()) for name in names]
-    assert totals == pytest.approx([totals[0]] * len(totals))  # without biases the sum of each layer is the output itself
+    assert totals == pytest.approx(
+        [totals[0]] * len(totals)
+    )  # without biases the sum of each layer is the output itself
 
 
 @settings(deadline=None)

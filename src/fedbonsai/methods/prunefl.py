@@ -320,13 +320,15 @@ class PruneFL:
         times = seconds(self.time, names, self.sgd.steps)
         pilot = Pilot(model, self.sgd, self.scouting, times, self.regrowth == "stale")
         for device in fleet.devices:
-            for answer in fleet.ask(scout, {device: pilot}, at_least=0):
-                found = answer.value
-                if fits(found, model.weights, names):
-                    held = HeldMasks(found.masks).heard([device.id])
-                    weights = masked(found.weights, found.masks)
-                    return State(model.replace(weights), server.seed, held, found.shelf, times, scouted=found.seconds)
-                fleet.reject(device)
+            answers = list(fleet.ask(scout, {device: pilot}, at_least=0))
+            if not answers:
+                continue  # a silent scout is replaced by the next device
+            found = answers[0].value
+            if fits(found, model.weights, names):
+                held = HeldMasks(found.masks).heard([device.id])
+                weights = masked(found.weights, found.masks)
+                return State(model.replace(weights), server.seed, held, found.shelf, times, scouted=found.seconds)
+            fleet.reject(device)
         raise Unanswered("no device could do the initial pruning")
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:

@@ -220,7 +220,7 @@ class Target(Keep):
 
     share: float = 0.5
     """Share of the full network's cost that stays."""
-    of: Literal["parameters", "macs", "bytes"] = "parameters"
+    of: Literal["parameters", "macs", "bytes"] = "macs"
     """What is counted: trained values, multiply-accumulates of a forward pass, or bytes of all weights."""
 
     def __post_init__(self) -> None:

@@ -87,7 +87,7 @@ class Loss(Gate):
     """smoothed: weight of the average against this round's loss."""
     slack: float = 0.0
     """How far above the remembered loss, as a share of it, still passes."""
-    every: int = 0
+    every: int = 4
     """At least one upload in this many rounds; 0 forces none."""
 
     def __post_init__(self) -> None:
@@ -107,7 +107,7 @@ class Lazy(Gate):
     """D: steps of the server that count."""
     xi: float = 0.08
     """Weight of each step."""
-    every: int = 10
+    every: int = 4
     """At least one upload in this many rounds; 0 forces none."""
 
     def __post_init__(self) -> None:

@@ -30,6 +30,8 @@ from fedbonsai.stages.pruning.masks import Masks, keep_top
 from fedbonsai.tree import Tree, Weights
 from fedbonsai.wire import message
 
+Gradients = Mapping[str, tuple[Ints, Tensor]]  # ascending places and values, by name
+
 
 @dataclass(frozen=True)
 class Growth:
@@ -229,7 +231,7 @@ def top_gradients(
 # --- server --------------------------------------------------------------------------------------------------------
 
 
-def checked(pairs: Mapping[str, Pairs], masks: Tree, counts: Mapping[str, int]) -> dict[str, tuple[Ints, Tensor]]:
+def checked(pairs: Mapping[str, Pairs], masks: Tree, counts: Mapping[str, int]) -> Gradients:
     """Places and values of an answer.
 
     Raises:
@@ -249,8 +251,8 @@ def checked(pairs: Mapping[str, Pairs], masks: Tree, counts: Mapping[str, int]) 
 
 
 def mean_gradients(
-    answers: Sequence[tuple[float, Mapping[str, tuple[Ints, Tensor]]]],
-) -> dict[str, tuple[Ints, Tensor]]:
+    answers: Sequence[tuple[float, Gradients]],
+) -> Gradients:
     """Equation (8): the mean over devices by their shares, where a place that a device did not send counts as 0.
 
     Args:
@@ -274,9 +276,7 @@ class Adjusted:
     changed: Masks
 
 
-def adjust(
-    weights: Tree, masks: Tree, gradients: Mapping[str, tuple[Ints, Tensor]], counts: Mapping[str, int]
-) -> Adjusted:
+def adjust(weights: Tree, masks: Tree, gradients: Gradients, counts: Mapping[str, int]) -> Adjusted:
     """Grow the places of largest |mean gradient|, prune as many of the smallest |weight| among those active before.
 
     Grown and pruned places come from disjoint sets, and both are left at exactly 0. Fewer distinct places than

@@ -8,6 +8,7 @@ of largest Gamma = Delta / T among those that keep what is `protected`. `settled
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -122,13 +123,11 @@ def halved(t: int, half_life: float, every: int = 1) -> float:
 def settled(densities: Sequence[float], tolerance: float = 0.1, times: int = 5) -> bool:
     """Whether the last ``times`` relative changes of the density are all at most ``tolerance``."""
     last = densities[-times - 1 :]
-    return len(last) > times and all(
-        abs(now / before - 1) <= tolerance for before, now in zip(last, last[1:], strict=False)
-    )
+    return len(last) > times and all(abs(now / before - 1) <= tolerance for before, now in pairwise(last))
 
 
 def importances(summed: Tree, masks: Tree, examples: float) -> tuple[Weights, float]:
-    """z of what masks touch, and the sum of it over everything else.
+    """Importances z of what masks touch, and the sum of it over everything else.
 
     Args:
         summed: gradients of a client's local steps, added up before they are squared: n (sum_e g)^2.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.stages.choice import Choice, choice
@@ -86,16 +86,16 @@ class Seconds:
 
     @property
     def each(self) -> dict[str, float]:
-        """t_j of each layer: what one more of its weights adds to a round."""
+        """Seconds t_j of each layer: what one more of its weights adds to a round."""
         return {name: self.communication + self.steps * slope for name, slope in self.slopes.items()}
 
     @property
     def constant(self) -> float:
-        """c of a round."""
+        """Seconds c of a round that no mask changes."""
         return self.latency + self.steps * self.base
 
     def round(self, masks: Tree) -> float:
-        """T(M): a round under these masks."""
+        """Seconds T(M): a round under these masks."""
         return self.constant + sum(self.each[name] * int(mask.sum()) for name, mask in masks.items())
 
     def step(self, masks: Tree) -> float:
@@ -114,20 +114,20 @@ def seconds(model: TimeModel, names: list[str], steps: int) -> Seconds:
     Raises:
         ConfigError: slopes for weights that the network lacks, or a weight that costs nothing.
     """
+    own: Any = model
     if isinstance(model, Table):
-        sums = TABLES[model.network]
+        sums = TABLES[own.network]
         slope = sums.compute / STEPS / sums.sloped
         without = {names[0]} if not sums.first else set[str]()
         without |= {names[-1]} if not sums.last else set[str]()
         slopes = {name: 0.0 if name in without else slope for name in names}
         return Seconds(TAU, sums.constant / STEPS, 0.0, slopes, steps)
-    assert isinstance(model, Measured)
-    if wrong := model.slopes.keys() - set(names):
+    if wrong := own.slopes.keys() - set(names):
         raise ConfigError(f"time.slopes of {sorted(wrong)}: weights that may be pruned are {names}")
-    slopes = {name: model.slopes.get(name, 0.0) for name in names}
-    free = [name for name, slope in slopes.items() if model.communication + steps * slope <= 0]
-    if free or min(model.base, model.latency) < 0:
+    slopes = {name: own.slopes.get(name, 0.0) for name in names}
+    free = [name for name, slope in slopes.items() if own.communication + steps * slope <= 0]
+    if free or min(own.base, own.latency) < 0:
         raise ConfigError(
             f"time: weights {free} cost nothing, or base or latency is negative; expected communication > 0"
         )
-    return Seconds(model.communication, model.base, model.latency, slopes, steps)
+    return Seconds(own.communication, own.base, own.latency, slopes, steps)

@@ -1,0 +1,204 @@
+import builtins
+import importlib.util
+
+import pytest
+import torch
+
+from fedbonsai.core import Client, Samples
+from fedbonsai.errors import BadMessage, ConfigError, Missing
+from fedbonsai.local import SGD, train
+from fedbonsai.model import Arch, Model
+from fedbonsai.stages.pruning import count
+from fedbonsai.stages.pruning.filters import (
+    All,
+    Ratio,
+    Target,
+    Widths,
+    forms_of,
+    narrowed,
+    prune,
+    select,
+    silenced,
+    units,
+    widths,
+)
+from fedbonsai.wire import decode, encode
+
+pytest.importorskip("torch_pruning")
+SMALL = {"cnn-bn": (1, 8, 8), "conv2": (1, 28, 28), "vgg11-bn": (3, 32, 32), "resnet-tiny": (3, 8, 8), "mlp": (1, 8, 8)}
+RESIDUAL = {"resnet-tiny", "wrn-16-2"}
+
+
+def made(name, seed=0, **options):
+    """A model whose biases and statistics are not what they start as."""
+    size = SMALL[name]
+    model = Model.init(Arch(name, {"channels": size[0], "size": size[1], "classes": 10, **options}), seed)
+    random = torch.Generator().manual_seed(seed)
+    weights = {
+        n: v + 0.1 * torch.rand(v.shape, generator=random) if v.ndim == 1 else v for n, v in model.weights.items()
+    }
+    return model.replace(weights), size
+
+
+def output(model, size, seed=5):
+    x = torch.randn(3, *size, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        return model.build().eval()(x)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("share", [0.75, 0.3])
+def test_the_smaller_network_computes_what_the_full_one_does_with_silent_units(name, share):
+    model, size = made(name)
+    groups = units(model, size)
+    kept = select(model.weights, groups, widths(Ratio(share), model, groups, size))
+    small = prune(model, groups, kept)
+    torch.testing.assert_close(output(small, size), output(silenced(model, groups, kept), size), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(output(small, size), output(model, size), rtol=1e-2, atol=1e-3)
+    assert count.parameters(small) < count.parameters(model)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_keeping_everything_is_the_identity_to_the_bit(name):
+    model, size = made(name)
+    groups = units(model, size)
+    same = prune(model, groups, select(model.weights, groups, widths(All(), model, groups, size)))
+    assert all(torch.equal(same.weights[n], value) for n, value in model.weights.items())
+    assert torch.equal(output(same, size), output(model, size))
+
+
+def test_units_of_a_chain_are_rows_their_normalisation_and_the_columns_that_read_them():
+    model, size = made("cnn-bn")
+    first, _, last = units(model, size)
+    assert (first.name, first.width, first.makers) == ("stem.conv", 16, ("stem.conv.weight",))
+    assert set(first.rows) == {f"stem.norm.{n}" for n in ("weight", "bias", "running_mean", "running_var")} | {
+        "stem.conv.weight"
+    }
+    assert first.readers == (("features.conv1.weight", 1),)
+    assert last.readers == (("classifier.weight", 1),)
+
+
+def test_a_flattened_image_has_as_many_columns_for_a_filter_as_pixels():
+    model, size = made("conv2")
+    groups = units(model, size)
+    assert groups[1].readers == (("features.fc.weight", 49),)
+    small = prune(model, groups, [torch.arange(32), torch.tensor([3]), torch.arange(2048)])
+    assert torch.equal(small.weights["features.fc.weight"], model.weights["features.fc.weight"][:, 147:196])
+
+
+def test_what_is_added_up_keeps_the_same_units():
+    groups = units(*made("resnet-tiny"))
+    names = {maker for group in groups for maker in group.makers}
+    (stem,) = [group for group in groups if group.name == "stem.conv"]
+    assert stem.makers == (
+        "stem.conv.weight",
+        "features.stage1.block2.conv2.weight",
+        "features.stage1.block1.conv2.weight",
+    ) or set(stem.makers) == {
+        "stem.conv.weight",
+        "features.stage1.block1.conv2.weight",
+        "features.stage1.block2.conv2.weight",
+    }
+    assert "classifier.weight" not in names
+    assert sum(len(group.makers) for group in groups) == len(names) == 15
+
+
+def test_the_largest_norms_stay_in_ascending_order():
+    model, size = made("cnn-bn", seed=3)
+    groups = units(model, size)
+    for group, index in zip(groups, select(model.weights, groups, [5, 9, 20]), strict=True):
+        norms = model.weights[group.makers[0]].abs().flatten(1).sum(1).tolist()
+        best = sorted(range(len(norms)), key=lambda j: (-norms[j], j))[: len(index)]
+        assert index.tolist() == sorted(best)
+
+
+def test_scores_of_joined_layers_add_up():
+    model, size = made("resnet-tiny")
+    groups = units(model, size)
+    index = select(model.weights, groups, [max(1, group.width // 4) for group in groups])
+    total = sum(model.weights[name].abs().flatten(1).sum(1).double() for name in groups[0].makers)
+    assert index[0].tolist() == sorted(total.argsort(descending=True)[:4].tolist())
+
+
+@pytest.mark.parametrize("name", ["cnn-bn", "resnet-tiny"])
+def test_groups_of_normalisation_keep_as_many_units_each_and_the_network_trains(name):
+    model, size = made(name, norm="group")
+    groups = units(model, size)
+    assert max(group.groups for group in groups) == 4
+    kept = select(model.weights, groups, widths(Ratio(0.4), model, groups, size))
+    for group, index in zip(groups, kept, strict=True):
+        per = group.width // group.groups
+        counts = torch.bincount(index // per, minlength=group.groups)
+        assert len(set(counts.tolist())) == 1
+    small = prune(model, groups, kept)
+    x, y = torch.randn(8, *size), torch.arange(8)
+    me = Client("a", 0, Samples(x, y), Samples(x[:0], y[:0]))
+    trained = train(small, me, SGD(batch=4)).weights
+    assert {n: v.shape for n, v in trained.items()} == {n: v.shape for n, v in small.weights.items()}
+    with pytest.raises(ConfigError, match="multiples of 4"):
+        select(model.weights, groups, [group.width - 1 for group in groups])
+
+
+@pytest.mark.parametrize("of", ["parameters", "macs", "bytes"])
+@pytest.mark.parametrize("name", ["conv2", "resnet-tiny"])
+def test_a_target_is_met_as_closely_as_whole_units_allow(name, of):
+    model, size = made(name)
+    groups = units(model, size)
+
+    def cost(m):
+        if of == "bytes":
+            return sum(v.numel() * v.element_size() for v in m.weights.values())
+        return count.parameters(m) if of == "parameters" else count.macs(m, size)
+
+    chosen = widths(Target(0.3, of), model, groups, size)
+    small = prune(model, groups, select(model.weights, groups, chosen))
+    assert 0.27 <= cost(small) / cost(model) <= 0.3
+    with pytest.raises(ConfigError, match="larger share"):
+        widths(Target(1e-6, of), model, groups, size)
+
+
+def test_widths_that_do_not_fit_are_refused():
+    model, size = made("cnn-bn")
+    groups = units(model, size)
+    with pytest.raises(ConfigError, match=r"2 widths are given, the network has 3.*stem.conv 16"):
+        widths(Widths((4, 4)), model, groups, size)
+    with pytest.raises(ConfigError, match="17 units of 'stem.conv'"):
+        select(model.weights, groups, [17, 4, 4])
+    for share in (0.0, 1.5):
+        with pytest.raises(ValueError, match="share"):
+            Ratio(share)
+
+
+def test_a_device_rebuilds_the_network_from_shapes_without_the_library(monkeypatch):
+    model, size = made("resnet-tiny")
+    groups = units(model, size)
+    small = prune(model, groups, select(model.weights, groups, widths(Ratio(0.5), model, groups, size)))
+    sent = decode(encode(small))
+    real = builtins.__import__
+
+    def refuse(name, *rest, **more):
+        assert not name.startswith("torch_pruning")
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    assert torch.equal(output(sent, size), output(small, size))
+    like = forms_of(small.arch, narrowed(small))
+    assert [(n, v.shape, v.dtype) for n, v in like.items()] == [
+        (n, v.shape, v.dtype) for n, v in small.weights.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [{"nowhere": (1,)}, {"classifier.weight": (10, 65)}, {"classifier.weight": (10,)}, {"classifier.bias": (0,)}],
+)
+def test_shapes_that_are_no_part_of_the_network_are_refused(shapes):
+    with pytest.raises(BadMessage, match="no part of network"):
+        forms_of(made("cnn-bn")[0].arch, shapes)
+
+
+def test_without_the_library_the_text_names_the_extra(monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *p: None if n == "torch_pruning" else found(n, *p))
+    with pytest.raises(Missing, match=r"fedbonsai\[prune\]"):
+        units(*made("cnn-bn"))
