@@ -116,7 +116,12 @@ CASES = [
         asks=1,
         down=frozenset({"fl-pqsu/train@1"}),
         up=frozenset({"fl-pqsu/upload@1", "fl-pqsu/skip@1"}),
-        settings={"data.server": 40, "method.gate": {"name": "loss", "rule": "best", "statistic": "last"}},
+        settings={
+            "data.server": 0,
+            "method.pretrain": 0,
+            "method.finetune": 0,
+            "method.gate": {"name": "loss", "rule": "best", "statistic": "last"},
+        },
     ),
     Case(
         "prunefl",

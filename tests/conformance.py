@@ -200,8 +200,10 @@ def test_a_flaky_fleet_is_survived_and_still_decided_by_the_seed(case):
 
     def end():
         made = stage(case)
-        made.fleet = Flaky(made.fleet, 0.25)
-        return bytes(encode(loop(config, made, "run").state))
+        made.fleet = Flaky(made.fleet, 0.25 if case.asks < 5 else 0.01)
+        outcome = loop(config, made, "run")
+        assert not all(row["skipped"] for row in outcome.rows), "nothing was compared"
+        return bytes(encode(outcome.state))
 
     assert end() == end()
 

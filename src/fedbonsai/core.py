@@ -170,12 +170,18 @@ class Answers(Generic[R]):
         self.finished = True
         if count < self._at_least:
             reasons = "; ".join(f"{device.id}: {silence.reason}" for device, silence in list(self.silent.items())[:5])
-            raise Unanswered(f"{count} answers, at least {self._at_least} needed ({reasons or 'nobody was asked'})")
+            text = f"{count} answers, at least {self._at_least} needed ({reasons or 'nobody was asked'})"
+            raise Unanswered(text, forgetful(self.silent))
 
     def one(self) -> R:
         """The only answer."""
         (answer,) = self
         return answer.value
+
+
+def forgetful(silent: Mapping[Device, Silence]) -> tuple[str, ...]:
+    """Ids of the devices that lost what they held."""
+    return tuple(device.id for device, why in silent.items() if why.forgot)
 
 
 class Fleet(Protocol):

@@ -14,7 +14,14 @@ class ConfigError(FedbonsaiError):
 
 
 class Unanswered(FedbonsaiError):
-    """Fewer devices answered than the method needs; the state of the round before stands."""
+    """Fewer devices answered than the method needs; the state of the round before stands.
+
+    ``forgot`` names devices that said they lost what they held: what a server believes of them must be mended even so.
+    """
+
+    def __init__(self, text: str, forgot: tuple[str, ...] = ()) -> None:
+        super().__init__(text)
+        self.forgot = forgot
 
 
 class Silent(FedbonsaiError):

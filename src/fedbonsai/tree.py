@@ -47,6 +47,11 @@ def add(left: Tree, right: Tree, scale: float = 1.0) -> Weights:
     }
 
 
+def part_of(weights: Tree, part: str) -> Weights:
+    """The weights whose names begin with ``part`` and a dot, under their whole names; "" is all of them."""
+    return {name: value for name, value in weights.items() if not part or name.startswith(part + ".")}
+
+
 def size(tree: Tree) -> int:
     """Number of values."""
     return sum(value.numel() for value in tree.values())

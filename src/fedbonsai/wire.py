@@ -26,6 +26,10 @@ Buffer = bytes | bytearray | memoryview
 
 MAGIC = b"FBW\x01"  # the last byte is the version
 LIMIT = 1 << 31  # bytes; the largest message that is decoded unless the caller says otherwise
+OWN = 1 << 40  # bytes; the limit for messages that this very process, its workers or its files made
+HEADER = (
+    1 << 22
+)  # bytes; a value of the header can take a hundred times its bytes in memory, tensors without elements say
 DEPTH = 32  # nesting of values
 DTYPES = (
     torch.bool,
@@ -192,6 +196,8 @@ def encode(value: object) -> bytearray:
     """
     writer = _Writer()
     writer.value(value, 0)
+    if len(writer.header) > HEADER:
+        raise ValueError(f"{len(writer.header)} bytes of names and small values, the limit is {HEADER}; use tensors")
     head = MAGIC + struct.pack("<I", len(writer.header))
     parts: list[Buffer] = [head, writer.header]
     at = len(head) + len(writer.header)
@@ -216,6 +222,8 @@ class _Reader:
         self.limit = limit
         self.at = 8
         self.end = 8 + struct.unpack_from("<I", data, 4)[0]
+        if self.end - 8 > HEADER:
+            raise BadMessage(f"header of {self.end - 8} bytes, the limit is {HEADER}")
         if self.end > len(data):
             raise BadMessage(f"header of {self.end - 8} bytes declared, {len(data) - 8} bytes are there")
         self.body = self.end  # where the next buffer begins

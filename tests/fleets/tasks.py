@@ -66,3 +66,23 @@ def die_once(request: Question, me: Client, memory):
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return count.run(request, me, memory)
+
+
+@message("test/kept@1")
+class KeptThere:
+    calls: int
+
+
+@task("test/keep-message")
+def keep_message(request: Question, me: Client, memory):
+    """The memory holds a message of this module, which a fresh worker does not know before it imports it."""
+    if request.folder and me.id == "01" and not (mark := Path(request.folder) / "died").exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    calls = memory["kept"].calls + 1 if memory else 1
+    return Reply(request.value, 0.0, calls), {"kept": KeptThere(calls)}
+
+
+@task("test/keep-a-set")
+def keep_a_set(request: Question, me: Client, memory):
+    return Reply(request.value, 0.0, 0), {"kept": {1, 2}}

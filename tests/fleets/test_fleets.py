@@ -204,3 +204,30 @@ def test_a_recorded_run_can_be_replayed_without_its_clients(tmp_path):
         talk(fleet, 4)
     with scope(fleet, Scope("r", 1, 0, 0)), pytest.raises(ConfigError, match="asked now"):
         fleet.ask(tasks.forget, dict.fromkeys(fleet.devices, Question(torch.zeros(1))))
+
+
+def test_a_new_worker_understands_memories_of_methods_it_never_ran(pools, tmp_path):
+    pool = pools[0]
+    pool.restore({})
+    for t, folder in enumerate(("", str(tmp_path))):
+        with scope(pool, Scope("r", 1, t, 0)):
+            question = Question(torch.tensor(0.0), folder)
+            assert {a.value.calls for a in pool.ask(tasks.keep_message, dict.fromkeys(pool.devices, question))} == {
+                t + 1
+            }
+            pool.commit()
+
+
+def test_a_memory_that_does_not_travel_is_a_bug_and_not_a_silence(pools):
+    for pool in pools:
+        with scope(pool, ROUND), pytest.raises(RuntimeError, match="set does not travel"):
+            list(pool.ask(tasks.keep_a_set, dict.fromkeys(pool.devices, Question(torch.zeros(1)))))
+
+
+@pytest.mark.parametrize("wrap", [lambda f: Metered(f, Ledger()), lambda f: Flaky(f, 0.5)])
+def test_wrappers_keep_the_rule_that_one_ask_is_open(wrap):
+    fleet = wrap(LocalFleet(clients()))
+    with scope(fleet, ROUND):
+        fleet.ask(tasks.count, dict.fromkeys(fleet.devices, Question(torch.zeros(1))))
+        with pytest.raises(RuntimeError, match="not read to the end"):
+            fleet.ask(tasks.count, dict.fromkeys(fleet.devices, Question(torch.zeros(1))))

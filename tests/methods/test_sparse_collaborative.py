@@ -1,21 +1,25 @@
 """Exact checks C9 to C12b and C17 to C19 of the specification."""
 
 import hashlib
+from collections import OrderedDict
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from fedbonsai.core import Client, Samples, Scope, scope
-from fedbonsai.errors import Unanswered
+from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Metered, Wrapper
 from fedbonsai.local import SGD
 from fedbonsai.methods.averaging import Averaging
 from fedbonsai.methods.sparse_collaborative import Clusters, Flat, LocalLoss, SparseCollaborative, Split
-from fedbonsai.model import Arch, Model
-from fedbonsai.stages.broadcast import Whole
+from fedbonsai.model import Arch, Model, network
+from fedbonsai.stages.broadcast import Downlink, Whole
 from fedbonsai.stages.codec import Chain, parse
 from fedbonsai.stages.split import clusters
 from fedbonsai.stages.split.part import Part, coded, renamed
@@ -26,6 +30,14 @@ from fedbonsai.wire import encode
 
 ARCH = Arch("mlp", {"channels": 1, "size": 4, "classes": 3, "widths": (8, 6)})
 NONE = Chain()
+
+
+@network("test-dropout")
+def drops():
+    """A network that draws at random while it trains."""
+    return nn.Sequential(OrderedDict(stem=nn.Flatten(), features=nn.Dropout(0.5), classifier=nn.Linear(16, 3)))
+
+
 DENSE = {"uplink": NONE, "ramp": 0, "weighting": Weighting()}
 STEP = SGD(lr=0.2, batch=5, epochs=2)
 
@@ -239,15 +251,11 @@ def test_c17_two_runs_give_identical_messages_and_weights(topology):
     assert digest() == digest()
 
 
-def test_c18_bytes_of_the_cut_are_those_of_the_specification():
-    # 65,536 floats a sample for 2,500 samples; 3 sub-networks of 16,384 floats: MiB each way
-    assert 65_536 * 4 * 2_500 / 2**20 == 625.0
-    assert 3 * 16_384 * 4 * 2_500 / 2**20 == 468.75
-    # and what is really encoded is that, within heads: a sixteenth of it here
-    cut = torch.zeros(2_500 // 16, 65_536)
-    cut[:, ::7] = 1.5
-    size = len(encode(coded(NONE, cut, 0)))
-    assert size == pytest.approx(cut.numel() * 4, rel=1e-4)
+@pytest.mark.parametrize(("floats", "networks", "mebibytes"), [(65_536, 1, 625.0), (16_384, 3, 468.75)])
+def test_c18_bytes_of_the_cut_are_those_of_the_specification(floats, networks, mebibytes):
+    cut = torch.ones(25, floats)  # a hundredth of 2,500 samples
+    size = networks * len(encode(coded(NONE, cut, 0)))
+    assert 100 * size / 2**20 == pytest.approx(mebibytes, rel=1e-4)
 
 
 def test_c18_the_ledger_shows_activations_gradients_and_updates_apart():
@@ -292,8 +300,6 @@ def test_c19_a_client_that_fails_in_mid_round_keeps_its_residual_and_the_others_
         topology, STEP, uplink=parse(["ef14", {"topk": {"fraction": 0.1, "min_numel": 0}}]), ramp=0
     )
     at = 1 if isinstance(topology, Flat) else 2
-    if isinstance(topology, LocalLoss):
-        at = 1
     memories = {}
 
     def kept(fleet):
@@ -322,6 +328,8 @@ def test_when_every_cluster_falls_silent_nothing_is_averaged():
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
+        ({"uplink": parse(["ef21", {"topk": 0.1}])}, "ef21"),
+        ({"topology": Split(), "sgd": SGD(clip=1.0)}, "no effect"),
         ({"topology": Clusters(draw="redrawn")}, "without an owner"),
         ({"topology": Split(), "sgd": SGD(proximal=0.1)}, "no effect"),
         ({"topology": Clusters(size=0)}, "at least 1"),
@@ -335,8 +343,45 @@ def test_settings_without_a_meaning_are_refused(settings, text):
 
 
 def test_devices_must_make_whole_clusters():
-    with pytest.raises(ValueError, match="clusters of 3"):
+    with pytest.raises(ConfigError, match="clusters of 3"):
         play(SparseCollaborative(Clusters(3), STEP), 1)
+
+
+@pytest.mark.parametrize("topology", [Flat(), Split(), LocalLoss(), Clusters(2)])
+@pytest.mark.parametrize("chain", [["fp16"], [{"topk": {"fraction": 0.1, "min_numel": 0}}]])
+def test_every_way_down_works_in_every_topology_and_heals_after_lost_memories(topology, chain):
+    down = Downlink(parse(chain), delta=chain != ["fp16"])
+    start = Model.init(ARCH, 1)
+    folk = [replace(p, train=Samples(p.train.x.float(), p.train.y)) for p in people()]
+    fleet = LocalFleet(folk)
+
+    class Amnesia(Wrapper):
+        def open(self, where):
+            if where.round == 2:
+                self.inner.restore({})
+            super().open(where)
+
+    method = SparseCollaborative(topology, STEP, downlink=down)
+    states = []
+    with scope(fleet, Scope("r", 0, -1, 0)):
+        states.append(method.begin(start, fleet, SERVER))
+    amnesia = Amnesia(fleet)
+    for t in range(5):
+        with scope(amnesia, Scope("r", 0, t, 0)):
+            states.append(method.round(states[-1], t, amnesia))
+            amnesia.commit()
+    moved = [
+        any(not torch.equal(a.model.weights[n], b.model.weights[n]) for n in a.model.weights)
+        for a, b in pairwise(states)
+    ]
+    assert moved[0]
+    assert moved[-1]  # who forgot was sent everything, and the training goes on
+
+
+def test_dropout_is_refused_where_a_part_is_computed_twice():
+    small = Arch("test-dropout")
+    with pytest.raises(ConfigError, match="dropout"):
+        play(SparseCollaborative(Split(), STEP), 1, start=Model.init(small, 0))
 
 
 @pytest.mark.parametrize("every", [2])

@@ -26,7 +26,6 @@ from fedbonsai.wire import decode, encode
 
 pytest.importorskip("torch_pruning")
 SMALL = {"cnn-bn": (1, 8, 8), "conv2": (1, 28, 28), "vgg11-bn": (3, 32, 32), "resnet-tiny": (3, 8, 8), "mlp": (1, 8, 8)}
-RESIDUAL = {"resnet-tiny", "wrn-16-2"}
 
 
 def made(name, seed=0, **options):
@@ -90,11 +89,7 @@ def test_what_is_added_up_keeps_the_same_units():
     groups = units(*made("resnet-tiny"))
     names = {maker for group in groups for maker in group.makers}
     (stem,) = [group for group in groups if group.name == "stem.conv"]
-    assert stem.makers == (
-        "stem.conv.weight",
-        "features.stage1.block2.conv2.weight",
-        "features.stage1.block1.conv2.weight",
-    ) or set(stem.makers) == {
+    assert set(stem.makers) == {
         "stem.conv.weight",
         "features.stage1.block1.conv2.weight",
         "features.stage1.block2.conv2.weight",
@@ -135,7 +130,7 @@ def test_groups_of_normalisation_keep_as_many_units_each_and_the_network_trains(
     me = Client("a", 0, Samples(x, y), Samples(x[:0], y[:0]))
     trained = train(small, me, SGD(batch=4)).weights
     assert {n: v.shape for n, v in trained.items()} == {n: v.shape for n, v in small.weights.items()}
-    with pytest.raises(ConfigError, match="multiples of 4"):
+    with pytest.raises(ConfigError, match="in multiples of"):
         select(model.weights, groups, [group.width - 1 for group in groups])
 
 
@@ -162,7 +157,7 @@ def test_widths_that_do_not_fit_are_refused():
     groups = units(model, size)
     with pytest.raises(ConfigError, match=r"2 widths are given, the network has 3.*stem.conv 16"):
         widths(Widths((4, 4)), model, groups, size)
-    with pytest.raises(ConfigError, match="17 units of 'stem.conv'"):
+    with pytest.raises(ConfigError, match=r"17 units of 'stem\.conv'"):
         select(model.weights, groups, [17, 4, 4])
     for share in (0.0, 1.5):
         with pytest.raises(ValueError, match="share"):
@@ -183,9 +178,7 @@ def test_a_device_rebuilds_the_network_from_shapes_without_the_library(monkeypat
     monkeypatch.setattr(builtins, "__import__", refuse)
     assert torch.equal(output(sent, size), output(small, size))
     like = forms_of(small.arch, narrowed(small))
-    assert [(n, v.shape, v.dtype) for n, v in like.items()] == [
-        (n, v.shape, v.dtype) for n, v in small.weights.items()
-    ]
+    assert [(n, v.shape, v.dtype) for n, v in like.items()] == [(n, v.shape, v.dtype) for n, v in small.weights.items()]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fedbonsai.core import Device, Silence
+from fedbonsai.core import Device, Silence, forgetful
 from fedbonsai.errors import Forgotten
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.broadcast import Broadcast, Changes, Coded, Downlink, Whole, grouped, received
@@ -82,7 +82,7 @@ def test_old_changes_are_forgotten_once_the_whole_is_cheaper():
 def test_a_client_that_forgot_gets_everything_again():
     state = Broadcast({"w": torch.zeros(3)}, 4, (), {"a": 4, "b": 4})
     lost = {A: Silence(A, "forgot", forgot=True), B: Silence(B, "timeout")}
-    after = state.silent(lost)
+    after = state.forgotten(forgetful(lost))
     assert after.holders == {"a": -1, "b": 4}
     assert isinstance(after.to(A, Whole({"w": torch.zeros(3)}, 4)), Whole)
     with pytest.raises(Forgotten, match="version 3"):

@@ -9,7 +9,7 @@ from fedbonsai.core import Answer, Answers, Client, Device, Kept, Scope, Silence
 from fedbonsai.errors import Forgotten, Silent
 from fedbonsai.fleets.envelope import envelope, perform, receipt
 from fedbonsai.fleets.slots import Slots
-from fedbonsai.wire import decode, encode
+from fedbonsai.wire import OWN, decode, encode
 
 M = TypeVar("M")
 R = TypeVar("R")
@@ -48,7 +48,7 @@ class LocalFleet:
             down = up = 0
             if payloads is not None:
                 if opened[0] is not payloads[index]:
-                    opened = (payloads[index], decode(payloads[index]))
+                    opened = (payloads[index], decode(payloads[index], OWN))
                 received = opened[1]
                 down = len(encode(head)) + len(payloads[index])
             try:
@@ -62,7 +62,7 @@ class LocalFleet:
             if self._wire:
                 reply = encode(value)
                 up = len(encode(receipt(head))) + len(reply)
-                value = decode(reply)
+                value = decode(reply, OWN)
             self._slots.keep(device.id, memory)
             yield Answer(device, value, down, up)
 

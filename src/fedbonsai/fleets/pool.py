@@ -18,7 +18,7 @@ from fedbonsai.fleets.envelope import envelope
 from fedbonsai.fleets.local import post
 from fedbonsai.fleets.slots import Slots
 from fedbonsai.fleets.worker import Done, Job, share, work
-from fedbonsai.wire import decode, encode
+from fedbonsai.wire import OWN, decode, encode
 
 M = TypeVar("M")
 R = TypeVar("R")
@@ -97,7 +97,9 @@ class PoolFleet:
                         self._serial += 1
                         serials[id(frame)] = self._serial
                     head = envelope(scope, ask, task.name, device.id, self._slots.base(device.id))
-                    job = Job(head, serials[id(frame)], task.run.__module__, self._slots.memory(device.id))
+                    job = Job(
+                        head, serials[id(frame)], task.run.__module__, bytes(encode(self._slots.memory(device.id)))
+                    )
                     self._give(free, _Post(ahead, device, job, frame, down=len(encode(head)) + len(frame)))
                     ahead += 1
                 waiting.update(self._collect())
@@ -126,7 +128,7 @@ class PoolFleet:
             if worker.pipe not in ready:
                 continue
             try:
-                done = cast(Done, decode(worker.pipe.recv_bytes(), limit=1 << 40))
+                done = cast(Done, decode(worker.pipe.recv_bytes(), limit=OWN))
             except (EOFError, OSError):
                 come.update(self._replace(place))
                 continue
@@ -142,8 +144,8 @@ class PoolFleet:
             raise RuntimeError(f"task {item.job.head.task!r} failed on client {item.device.id}:\n{done.error}")
         if done.silent:
             return Silence(item.device, done.silent, item.down, done.head, done.forgot)
-        self._slots.keep(item.device.id, done.memory or {})
-        return Answer(item.device, decode(done.reply, limit=1 << 40), item.down, done.head + len(done.reply))
+        self._slots.keep(item.device.id, decode(done.memory, limit=OWN))
+        return Answer(item.device, decode(done.reply, limit=OWN), item.down, done.head + len(done.reply))
 
     def _replace(self, place: int) -> dict[int, Answer[Any] | Silence]:
         """Put a new worker in a dead one's place and give it the queue; the task in progress gets one more try."""

@@ -19,7 +19,7 @@ from fedbonsai.core import Client, Samples, task_named
 from fedbonsai.errors import Forgotten, Silent
 from fedbonsai.fleets.allocator import keep_memory
 from fedbonsai.fleets.envelope import Envelope, perform, receipt
-from fedbonsai.wire import decode, encode, message
+from fedbonsai.wire import OWN, decode, encode, message
 
 
 @message("pool/job@1")
@@ -28,8 +28,8 @@ class Job:
 
     head: Envelope
     payload: int
-    module: str
-    memory: dict[str, Any]
+    module: str  # where the task and its messages are defined
+    memory: bytes  # encoded: its messages may be known only once that module is imported
 
 
 @message("pool/done@1")
@@ -40,7 +40,7 @@ class Done:
     serial: int
     head: int  # bytes of the receipt
     reply: bytes = b""
-    memory: dict[str, Any] | None = None
+    memory: bytes = b""
     silent: str = ""
     forgot: bool = False
     error: str = ""
@@ -111,14 +111,11 @@ def work(pipe: Connection, storages: Sequence[Tensor], seats: Sequence[Seat], mo
     held: tuple[int, Any] = (-1, None)  # equal messages are decoded once
     raw = b""  # the payload that came last
     while (frame := inbox.get()) is not None:
-        order = decode(frame, limit=1 << 40)
+        order = decode(frame, limit=OWN)
         if isinstance(order, bytes):
             raw, held = order, (-1, None)
             continue
-        importlib.import_module(order.module)  # where the task and its messages are defined
-        if held[0] != order.payload:
-            held = (order.payload, decode(raw, limit=1 << 40))
-        done = _do(order, held[1], places[order.head.device].client(storages))
+        done, held = _do(order, raw, held, places[order.head.device].client(storages))
         try:
             pipe.send_bytes(encode(done))
         except OSError:
@@ -134,13 +131,19 @@ def _listen(pipe: Connection, inbox: queue.SimpleQueue[bytes | None]) -> None:
             return
 
 
-def _do(job: Job, payload: Any, client: Client) -> Done:
+def _do(job: Job, raw: bytes, held: tuple[int, Any], client: Client) -> tuple[Done, tuple[int, Any]]:
+    """Do a job; the decoded payload comes back with it, for the next job that shares it."""
     head = job.head
     try:
-        value, memory = perform(task_named(head.task), payload, client, head.seed, job.memory)
-        return Done(head.device, job.payload, len(encode(receipt(head))), bytes(encode(value)), memory)
+        importlib.import_module(job.module)
+        if held[0] != job.payload:
+            held = (job.payload, decode(raw, limit=OWN))
+        before = decode(job.memory, limit=OWN)
+        value, memory = perform(task_named(head.task), held[1], client, head.seed, before)
+        spent = len(encode(receipt(head)))
+        return Done(head.device, job.payload, spent, bytes(encode(value)), bytes(encode(memory))), held
     except Silent as error:
         spent, why = len(encode(receipt(head, str(error)))), str(error) or "no answer"
-        return Done(head.device, job.payload, spent, silent=why, forgot=isinstance(error, Forgotten))
+        return Done(head.device, job.payload, spent, silent=why, forgot=isinstance(error, Forgotten)), held
     except Exception:  # a bug in a task is the parent's to raise, with the text it had here
-        return Done(head.device, job.payload, 0, error=traceback.format_exc())
+        return Done(head.device, job.payload, 0, error=traceback.format_exc()), held

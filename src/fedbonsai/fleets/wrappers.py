@@ -10,7 +10,7 @@ from fedbonsai.core import Answer, Answers, Device, Fleet, Kept, Scope, Silence,
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.ledger import Ledger, Row
 from fedbonsai.tree import seed_of
-from fedbonsai.wire import decode, encode, name_of
+from fedbonsai.wire import OWN, decode, encode, name_of
 
 M = TypeVar("M")
 R = TypeVar("R")
@@ -82,8 +82,9 @@ class Metered(Wrapper):
         scope, _ = self.where()
         sent = {device: name_of(request) for device, request in send.items()}
 
+        answers = self.inner.ask(task, send, 0)
+
         def booked() -> Iterator[Answer[R] | Silence]:
-            answers = self.inner.ask(task, send, 0)
             for answer in answers:
                 self._book(scope, answer.device, sent[answer.device], answer.down, name_of(answer.value), answer.up)
                 yield answer
@@ -126,8 +127,9 @@ class Flaky(Wrapper):
         }
         reached = {device: request for device, request in send.items() if lost.get(device, 1.0) >= 0.5}
 
+        answers = self.inner.ask(task, reached, 0)
+
         def rest() -> Iterator[Answer[R] | Silence]:
-            answers = self.inner.ask(task, reached, 0)
             for answer in answers:
                 if answer.device in lost:
                     self.inner.reject(answer.device)
@@ -152,11 +154,12 @@ class Recorded(Wrapper):
         """Ask, and write when the last answer was read."""
         scope, ask = self.where()
 
+        answers = self.inner.ask(task, send, 0)
+
         def kept() -> Iterator[Answer[R] | Silence]:
-            lines: list[tuple[str, object, str, int, int, bool]] = []
-            answers = self.inner.ask(task, send, 0)
+            lines: list[tuple[str, object, str | None, int, int, bool]] = []
             for answer in answers:
-                lines.append((answer.device.id, answer.value, "", answer.down, answer.up, False))
+                lines.append((answer.device.id, answer.value, None, answer.down, answer.up, False))
                 yield answer
             for silence in answers.silent.values():
                 lines.append((silence.device.id, None, silence.reason, silence.down, silence.up, silence.forgot))
@@ -189,11 +192,13 @@ class Replayed(Wrapper):
         file = recording(self.path, scope, ask)
         if not file.exists():
             raise ConfigError(f"{file} does not exist: round {scope.round}, ask {ask} was not recorded")
-        name, lines = decode(file.read_bytes())
+        name, lines = decode(file.read_bytes(), OWN)
         if name != task.name or {line[0] for line in lines} != {device.id for device in send}:
             raise ConfigError(f"{file} holds answers to {name!r} of other devices, asked now: {task.name!r}")
         items = (
-            Silence(Device(id), reason, down, up, forgot) if reason else Answer(Device(id), cast("R", value), down, up)
+            Silence(Device(id), reason, down, up, forgot)
+            if reason is not None
+            else Answer(Device(id), cast("R", value), down, up)
             for id, value, reason, down, up, forgot in lines
         )
         return Answers(items, at_least)

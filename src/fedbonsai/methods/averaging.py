@@ -14,8 +14,9 @@ from math import nan
 
 from torch import Tensor
 
-from fedbonsai import local, tree
-from fedbonsai.core import Client, Fleet, Memory, task
+from fedbonsai import local
+from fedbonsai.core import Client, Fleet, Memory, forgetful, task
+from fedbonsai.errors import Unanswered
 from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
@@ -121,7 +122,10 @@ class Averaging:
         """The initial model; EF21 weighs by all samples, so it asks how many there are."""
         examples = 0
         if isinstance(self.uplink.feedback, EF21):
-            examples = sum(a.value.examples for a in fleet.ask(count, dict.fromkeys(fleet.devices, Count())))
+            examples = sum(
+                answer.value.examples
+                for answer in fleet.ask(count, dict.fromkeys(fleet.devices, Count()), len(fleet.devices))
+            )
         return State(model, server.seed, Broadcast.of(model, self.downlink), examples=examples)
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
@@ -133,9 +137,14 @@ class Averaging:
         sent = grouped(held, devices, common)
         made = {id(part): Train(state.model.arch, part, self.sgd, uplink, t) for part in sent.values()}
         answers = fleet.ask(train, {device: made[id(part)] for device, part in sent.items()})
-        combined = combine(answers, start, fleet)
+        try:
+            combined = combine(answers, start, fleet)
+        except Unanswered as error:
+            if not error.forgot:
+                raise
+            return replace(state, broadcast=state.broadcast.forgotten(error.forgot))  # they get everything next time
         if self.downlink.delta:
-            held = held.heard(combined.devices).silent(answers.silent)
+            held = held.heard(combined.devices).forgotten(forgetful(answers.silent))
         state = replace(state, broadcast=held, loss=combined.loss, dropped=combined.dropped, withheld=combined.withheld)
         if isinstance(uplink.feedback, EF21):
             return self._estimated(state, combined)
@@ -149,7 +158,7 @@ class Averaging:
             name: (old[name] + share * value if old else share * value) if name in within else value
             for name, value in combined.mean.items()
         }
-        weights = tree.add(state.model.weights, estimate, self.rate)
+        weights = moved(state.model.weights, state.model.weights, replace(combined, mean=estimate), self.rate)
         return replace(state, estimate=estimate, model=state.model.replace(weights))
 
     def model(self, state: State) -> Model:

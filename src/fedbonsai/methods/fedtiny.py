@@ -20,17 +20,10 @@ from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model, skeleton
 from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.held_masks import HeldMasks, Sent, pack, received
-from fedbonsai.stages.pruning.candidates import (
-    Selected,
-    Selection,
-    by_magnitude,
-    pool,
-    pool_size,
-    select,
-    statistics_of,
-)
+from fedbonsai.stages.pruning import candidates
+from fedbonsai.stages.pruning.candidates import Selection, pool, pool_size, select, statistics_of
 from fedbonsai.stages.pruning.grow_prune import Gradients, Growth, Pairs, adjust, checked, mean_gradients, top_gradients
-from fedbonsai.stages.pruning.masks import density, masked, prunable
+from fedbonsai.stages.pruning.masks import density, prunable
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import Update, combine
 from fedbonsai.tree import seed_of
@@ -61,13 +54,12 @@ class Trained:
 
 @message("fedtiny/state@1")
 class State:
-    """Model, masks and who holds them, the run's seed, and figures of the selection and of the last round."""
+    """Model, masks and who holds them, the run's seed, the candidate chosen, and figures of the last round."""
 
     model: Model
     held: HeldMasks
     seed: int
     candidate: int
-    candidate_loss: float
     loss: float = nan
     dropped: int = 0
     traded: int = 0
@@ -85,7 +77,8 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Trained, Memory]:
         once = replace(me, seed=seed_of(me.seed, "growth", 0, 0))
         batch = next(local.batches(once, SGD(batch=request.batch)))
         pairs = top_gradients(Model(request.arch, found.weights), once, masks, request.counts, batch)
-    return Trained(pack(found.weights, masks, me.seed), found.examples, found.steps, found.loss, pairs), memory
+    answer = Trained(pack(found.weights, masks, me.seed), found.examples, found.steps, found.loss, pairs)
+    return answer, {name: value for name, value in memory.items() if name != candidates.HELD}
 
 
 @method("fedtiny")
@@ -124,21 +117,11 @@ class FedTiny:
                 'take a network that has them, such as "cnn-bn" or "resnet-tiny" with norm = "batch"'
             )
         names, budget = self.pruned(model)
-        count = self.selection.pool or pool_size(self.density)
-        counts = pool(
-            {name: model.weights[name] for name in names},
-            budget,
-            count if self.selection.by != "none" else 1,
-            self.selection.noise,
-            seed_of(server.seed, "pool", -1, 0),
-        )
-        if self.selection.by == "none":
-            masks = by_magnitude(model.weights, counts[0])
-            chosen = Selected(0, masks, model.replace(masked(model.weights, masks)), (nan,))
-        else:
-            chosen = select(model, counts, self.selection, fleet)
-        held = HeldMasks(chosen.masks)
-        return State(chosen.model, held, server.seed, chosen.index, chosen.losses[chosen.index])
+        how, forms = self.selection, {name: model.weights[name] for name in names}
+        count = 1 if how.by == "none" else how.pool or pool_size(self.density)
+        counts = pool(forms, budget, count, how.noise, seed_of(server.seed, "pool", -1, 0))
+        chosen = select(model, counts, how, fleet)
+        return State(chosen.model, HeldMasks(chosen.masks), server.seed, chosen.index)
 
     def pruned(self, model: Model) -> tuple[list[str], int]:
         """Names of the weights that are pruned, and how many of their values are kept in all."""

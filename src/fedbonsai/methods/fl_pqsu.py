@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedbonsai import local, tree
-from fedbonsai.core import Answer, Client, Fleet, Memory, task
+from fedbonsai.core import Answers, Client, Fleet, Memory, forgetful, task
 from fedbonsai.errors import BadMessage, ConfigError, Forgotten, NotFinite, Unanswered
 from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
@@ -44,7 +44,6 @@ class Train:
     sgd: SGD
     uplink: Chain
     changes: bool
-    stale: bool  # whether a skip repeats the last upload
     own: bool
     gate: Gate
     moved: float
@@ -103,7 +102,6 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Upload | Skip, Me
     feedback = request.uplink.feedback is not None
     packed, held = apply(request.uplink, goal, memory.get(FEEDBACK, {}), me.seed, request.t if feedback else None)
     last: Packed | None = memory.get("last")
-    repeated = last.dense(like) if last is not None and request.stale else {}
     before: Tree | None = memory.get("before")
     error = 0.0
     if isinstance(request.gate, Lazy):
@@ -111,7 +109,7 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Upload | Skip, Me
     found = Evidence(
         _statistic(request.gate, request.arch, trained, float(last_batch[0]), me),
         lambda: gates.draw(me.seed),
-        lambda: gates.squared(packed.dense(like), repeated),
+        lambda: gates.squared(packed.dense(like), last.dense(like) if last is not None else {}),
         lambda: error + memory.get("error", 0.0),
         request.moved,
         lambda: gates.agreement(change, tree.subtract(start, before)) if before is not None else None,
@@ -120,16 +118,12 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Upload | Skip, Me
     memory = {**memory, "seen": seen}
     if isinstance(request.gate, Agreement):
         memory["before"] = start
-    if not uploads:
-        if feedback:  # what the server will take in this round is not owed any more
-            owed, names = memory.get(FEEDBACK, {}).get("residual", {}), fed_back(request.uplink, goal)
-            rest = {n: goal[n] + owed.get(n, 0.0) - repeated.get(n, 0.0) for n in names}
-            memory[FEEDBACK] = {"residual": rest, "round": request.t}
+    if not uploads:  # the residual stays: what this round learned is learned again from the next model
         return Skip(), {**memory, "own": packed} if request.own else memory
     memory = {key: value for key, value in memory.items() if key != "own"}
     if feedback:
         memory[FEEDBACK] = held
-    if request.stale and (feedback or isinstance(request.gate, Lazy)):
+    if isinstance(request.gate, Lazy):
         memory |= {"last": packed, "error": error}
     return Upload(packed, trained.examples, trained.loss), memory
 
@@ -221,7 +215,9 @@ class FlPqsu:
                 values = scores.taylor({name: model.weights[name] for name in slopes}, slopes)
             model = prune(model, groups, select(values, groups, widths(self.keep, model, groups, size)))
         model = self._taught(model, server, self.finetune, "finetune")
-        return State(model, server.seed, count.parameters(model), count.macs(model, size), Broadcast())
+        return State(
+            model, server.seed, count.parameters(model), count.macs(model, size), Broadcast.of(model, self.downlink)
+        )
 
     def _taught(self, model: Model, server: Client, epochs: int, name: str) -> Model:
         if not epochs:
@@ -235,29 +231,23 @@ class FlPqsu:
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
         held, common, _ = state.broadcast.advance(weights, self.downlink, seed_of(state.seed, "down", t, 0))
         base = Train(
-            state.model.arch, narrowed(state.model), None, self.sgd, self.uplink, self.changes, stale and self.changes,
+            state.model.arch, narrowed(state.model), None, self.sgd, self.uplink, self.changes,
             self.after_skip == "own", self.gate, gates.moved(self.gate, state.steps), t,
         )  # fmt: skip
         sent = grouped(held, devices, common)
         made = {id(part): replace(base, sent=part) for part in sent.values()}
         send = {device: base if device.id in state.own else made[id(part)] for device, part in sent.items()}
         answers = fleet.ask(train, send)
-        fresh: dict[str, Upload] = {}
-        skipped: list[str] = []
-        dropped = 0
-        for answer in answers:
-            if isinstance(answer.value, Skip):
-                skipped.append(answer.device.id)
-            elif _usable(answer, answer.value, weights):
-                fresh[answer.device.id] = answer.value
-            else:
-                fleet.reject(answer.device)
-                dropped += 1
-        if not fresh and not skipped:
-            raise Unanswered(f"no upload could be used ({dropped} dropped)")
+        try:
+            fresh, skipped, dropped = _collected(answers, weights, fleet)
+        except Unanswered as error:
+            if not error.forgot:
+                raise
+            own = tuple(id for id in state.own if id not in error.forgot)
+            return replace(state, broadcast=state.broadcast.forgotten(error.forgot), own=own)
+        forgot = forgetful(answers.silent)
         if self.downlink.delta:
-            held = held.heard([*fresh, *skipped]).silent(answers.silent)
-        forgot = {device.id for device, why in answers.silent.items() if why.forgot}
+            held = held.heard([*fresh, *skipped]).forgotten(forgot)
         own = {id for id in state.own if id not in fresh and id not in forgot} | set(skipped)
         cache = {**state.cache, **fresh} if stale else fresh
         new = self._averaged(weights, cache, [*fresh, *skipped] if self.changes else list(cache), fresh, fleet)
@@ -308,7 +298,29 @@ class FlPqsu:
         }
 
 
-def _usable(answer: Answer[Upload | Skip], upload: Upload, like: Tree) -> bool:
+def _collected(answers: Answers[Upload | Skip], like: Tree, fleet: Fleet) -> tuple[dict[str, Upload], list[str], int]:
+    """New uploads by device, who skipped, and how many were dropped: damaged, not finite, of another form.
+
+    Raises:
+        Unanswered: nobody uploaded or skipped.
+    """
+    fresh: dict[str, Upload] = {}
+    skipped: list[str] = []
+    dropped = 0
+    for answer in answers:
+        if isinstance(answer.value, Skip):
+            skipped.append(answer.device.id)
+        elif _usable(answer.value, like):
+            fresh[answer.device.id] = answer.value
+        else:
+            fleet.reject(answer.device)
+            dropped += 1
+    if not fresh and not skipped:
+        raise Unanswered(f"no upload could be used ({dropped} dropped)", forgetful(answers.silent))
+    return fresh, skipped, dropped
+
+
+def _usable(upload: Upload, like: Tree) -> bool:
     try:
         return upload.examples > 0 and tree.finite(upload.packed.dense(like))
     except BadMessage:

@@ -2,7 +2,7 @@
 
 Jiang, Wang, Valls, Ko, Lee, Leung, Tassiulas, "Model Pruning Enables Efficient Federated Learning on Edge Devices", IEEE
 TNNLS 34(12), 2023, arXiv 1909.12326. ``begin`` is the initial pruning at a selected client (`scout`), ``round`` is
-further pruning: masked FedAvg, and every ``interval`` rounds the reconfiguration (`stages.pruning.per_time.optimum`).
+further pruning: masked FedAvg, and every ``interval`` rounds the reconfiguration (`stages.pruning.per_time.reconfigured`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedbonsai import local, tree
-from fedbonsai.core import Answer, Client, Fleet, Memory, task
+from fedbonsai.core import Answer, Client, Fleet, Memory, Samples, task
 from fedbonsai.errors import BadMessage, ConfigError, NotFinite, Unanswered
 from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
@@ -26,8 +26,8 @@ from fedbonsai.stages import held_masks
 from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.held_masks import HeldMasks, Sent, pack
 from fedbonsai.stages.pruning.masks import Masks, density, masked, prunable
-from fedbonsai.stages.pruning.per_time import full, halved, importances, optimum, settled, turned
-from fedbonsai.stages.pruning.time_model import Measured, Seconds, TimeModel, seconds
+from fedbonsai.stages.pruning.per_time import halved, importances, reconfigured, settled
+from fedbonsai.stages.pruning.time_model import Measured, Seconds, TimeModel, prototype, seconds
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import Update, combine
 from fedbonsai.tree import Tree, Weights, generator, seed_of
@@ -126,9 +126,7 @@ def scout(request: Pilot, me: Client, memory: Memory) -> tuple[Scouted, Memory]:
     """Train on a few fixed batches and reconfigure until the density settles."""
     how, names, sgd = request.how, list(request.seconds.slopes), replace(request.sgd, proximal=0.0)
     net = skeleton(request.model, me.device, sgd.channels_last)
-    order, cuts = next(local.epochs(len(me.train), sgd, generator(me.seed)))
-    cuts = cuts[: how.batches]
-    data = me.train[order[: cuts[-1][1]]].to(me.device)
+    data, cuts = drawn(me, sgd, how.batches)
     params = list(net.parameters.values())
     momentum = [torch.zeros_like(p) for p in params] if sgd.momentum else []
     summed = [torch.zeros_like(p) for p in params]  # of squared gradients: nothing is summed before the square here
@@ -161,10 +159,10 @@ def scout(request: Pilot, me: Client, memory: Memory) -> tuple[Scouted, Memory]:
             z = {name: value.cpu() for name, value in zip(places, summed, strict=True)}
             rest = sum(float(value.double().sum()) for name, value in z.items() if name not in masks)
             z = z if how.regrow else masked(z, masks)
-            each, constant = request.seconds.each, request.seconds.constant
-            new = optimum(full(weights, shelf, masks), masks, z, each, constant, how.fraction, rest)
-            weights, shelf = turned(weights, shelf, masks, new, request.stale)
-            masks, step = new, request.seconds.step(new)
+            weights, shelf, masks = reconfigured(
+                weights, shelf, masks, z, request.seconds, how.fraction, request.stale, rest
+            )
+            step = request.seconds.step(masks)
             net.load(weights)
             torch._foreach_zero_(summed)
             held = {places[name]: mask.to(me.device) for name, mask in masks.items()}
@@ -181,9 +179,15 @@ def scout(request: Pilot, me: Client, memory: Memory) -> tuple[Scouted, Memory]:
     return found, held_masks.hold(memory, masks, held_masks.FIRST)
 
 
-def reached(model: Model, data: local.Samples, gate: float, device: str) -> bool:
+def drawn(me: Client, sgd: SGD, count: int) -> tuple[Samples, list[tuple[int, int]]]:
+    """A few minibatches of a client's samples, one after another, and where to cut them."""
+    order, cuts = next(local.epochs(len(me.train), sgd, generator(me.seed)))
+    return me.train[order[: cuts[:count][-1][1]]].to(me.device), cuts[:count]
+
+
+def reached(model: Model, data: Samples, gate: float, device: str) -> bool:
     """Whether accuracy on the batches is ``gate`` times that of guessing."""
-    classes = next(reversed(model.weights.values())).shape[0]  # the classifier's bias has one value for each
+    classes = list(model.weights.values())[-1].shape[0]  # the classifier's bias has one value for each
     return local.evaluate(model, data, device).accuracy >= gate / classes
 
 
@@ -256,15 +260,6 @@ def opened(answers: Iterable[Answer[Result]], state: State, asked: Train, to: Ga
         except BadMessage:
             pass
         yield Answer(answer.device, update, answer.down, answer.up)
-
-
-def positions(mask: Tensor) -> int:
-    """Bytes of a mask as the authors write it: (row, column) below a density of 1/32, else a bit each, rows padded."""
-    rows, columns = mask.shape[0], mask[0].numel()
-    kept = int(mask.sum())
-    if 32 * kept >= rows * columns:
-        return rows * -(-columns // 8)
-    return 2 * kept * next(size for size in (1, 2, 4, 8) if max(rows, columns) <= 1 << 8 * size - (size > 1))
 
 
 @method("prunefl")
@@ -352,27 +347,25 @@ class PruneFL:
             held=held.heard(combined.devices).silent(answers.silent),
             loss=combined.loss,
             dropped=combined.dropped,
-            paper=self.paper(state, len(devices), new_to, len(combined.devices), asked),
+            paper=prototype(weights, held.masks, len(devices), new_to, len(combined.devices), asked),
         )
-        return self.reconfigured(state, gathered, t) if asked else state
+        return self.rebuilt(state, gathered, t) if asked else state
 
-    def reconfigured(self, state: State, gathered: Gathered, t: int) -> State:
+    def rebuilt(self, state: State, gathered: Gathered, t: int) -> State:
         """The mask of most importance per second, and the weights under it."""
-        weights, masks, times = state.model.weights, state.held.masks, state.seconds
-        fraction = self.fraction * halved(t, self.fraction_half_life)
-        whole = full(weights, state.shelf, masks)
-        new = optimum(whole, masks, gathered.z, times.each, times.constant, fraction, gathered.rest)
-        weights, shelf = turned(weights, state.shelf, masks, new, self.regrowth == "stale")
+        fraction, stale = self.fraction * halved(t, self.fraction_half_life), self.regrowth == "stale"
+        weights, shelf, masks = reconfigured(
+            state.model.weights,
+            state.shelf,
+            state.held.masks,
+            gathered.z,
+            state.seconds,
+            fraction,
+            stale,
+            gathered.rest,
+        )
         model = state.model.replace(weights)
-        return replace(state, model=model, held=state.held.renewed(new), shelf=shelf, since=t)
-
-    def paper(self, state: State, asked: int, new_to: int, answered: int, importance: bool) -> tuple[int, int]:
-        """Bytes down and up of a round by the authors' message format (specification, section 2), framing left out."""
-        weights, masks = state.model.weights, state.held.masks
-        kept, free = (sum(int((mask == one).sum()) for mask in masks.values()) for one in (True, False))
-        values = 4 * kept + 4 * sum(value.numel() for name, value in weights.items() if name not in masks)
-        where = sum(map(positions, masks.values())) if new_to else 0
-        return asked * values + new_to * where, answered * (values + 4 * free * importance)
+        return replace(state, model=model, held=state.held.renewed(masks), shelf=shelf, since=t)
 
     def model(self, state: State) -> Model:
         """The global model, exactly zero where it is pruned."""

@@ -16,21 +16,22 @@ import torch
 from torch import Tensor
 
 from fedbonsai import tree
-from fedbonsai.core import Client, Device, Fleet
+from fedbonsai.core import Client, Device, Fleet, forgetful
+from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.local import SGD
 from fedbonsai.methods.averaging import Train, train
 from fedbonsai.methods.registry import method
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Arch, Model, skeleton
 from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, grouped
 from fedbonsai.stages.choice import Choice, choice
-from fedbonsai.stages.codec import Chain, parse
+from fedbonsai.stages.codec import EF21, Chain, parse
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.split import local_loss, relay, sequential
 from fedbonsai.stages.split.clusters import How
 from fedbonsai.stages.split.part import Part, renamed, sub
-from fedbonsai.stages.updates import Combined, combine, moved, part_of
+from fedbonsai.stages.updates import Combined, combine, moved
 from fedbonsai.stages.weighting import Weighting
-from fedbonsai.tree import Weights, generator, seed_of
+from fedbonsai.tree import Weights, generator, part_of, seed_of
 from fedbonsai.wire import message
 
 ROWS = parse([{"topk": {"fraction": 0.25, "scope": "row"}}, {"signmag": 8}])
@@ -137,10 +138,12 @@ class SparseCollaborative:
         """Refuse settings that have no effect or no meaning."""
         where: Any = self.topology
         faults: list[str] = []
+        if isinstance(self.uplink.feedback, EF21):
+            faults.append("ef21 sends changes of an estimate, which distances cannot weigh: use ef14, or averaging")
         if not isinstance(where, Flat | LocalLoss):
             faults += [
                 f"sgd.{name} = {getattr(self.sgd, name)} has no effect on a cut network: leave it out"
-                for name, idle in (("proximal", 0.0), ("precision", "fp32"), ("channels_last", False))
+                for name, idle in (("proximal", 0.0), ("clip", 0.0), ("precision", "fp32"), ("channels_last", False))
                 if getattr(self.sgd, name) != idle
             ]
         if isinstance(where, Clusters) and where.draw == "redrawn" and self.uplink.feedback is not None:
@@ -155,22 +158,29 @@ class SparseCollaborative:
             faults.append(f"ramp = {self.ramp} has no effect without a sparsifier in uplink: set it to 0")
         if faults:
             raise ValueError("; ".join(faults))
+        self._up(0)  # the ramp's chain must have a meaning too
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """Initial weights; the networks of an ensemble start differently, the first of them as the given model.
 
         Raises:
-            ValueError: the devices do not make whole clusters.
+            ConfigError: the devices do not make whole clusters, or a cut network draws at random (dropout).
         """
         where: Any = self.topology
         kind = next(iter(model.weights.values())).dtype
+        if not isinstance(where, Flat) and skeleton(model).random:
+            raise ConfigError(
+                f"model.name = {model.arch.name!r} has dropout: a part that is computed twice would draw twice; "
+                "set it to 0 in model.options, or use topology flat"
+            )
         if isinstance(where, LocalLoss):
             drawn = Model.init(sub(model.arch, "auxiliary"), seed_of(server.seed, "heads", -1, 0))
             return State(model, server.seed, heads={n: v.to(kind) for n, v in part_of(drawn.weights, "head").items()})
         if isinstance(where, Clusters):
             if len(fleet.devices) % where.size:
-                raise ValueError(
-                    f"{len(fleet.devices)} devices do not make clusters of {where.size}: change data.clients"
+                count = len(fleet.devices)
+                raise ConfigError(
+                    f"data.clients = {count}: do not make clusters of {where.size}; choose a multiple of it"
                 )
             options = {**sub(model.arch, "ensemble").options, "count": where.size}
             drawn = Model.init(Arch("ensemble", options), seed_of(server.seed, "ensemble", -1, 0))
@@ -185,7 +195,13 @@ class SparseCollaborative:
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """Send, train where the topology says, weigh by distance, step."""
         phase = {Flat: self._flat, Split: self._split, LocalLoss: self._local_loss, Clusters: self._clusters}
-        return phase[type(self.topology)](state, t, fleet)
+        try:
+            return phase[type(self.topology)](state, t, fleet)
+        except Unanswered as error:
+            if not error.forgot:
+                raise
+            mended = {name: held.forgotten(error.forgot) for name, held in state.broadcasts.items()}
+            return replace(state, broadcasts=mended)  # they get everything next time
 
     # --- the four topologies ---------------------------------------------------------------------------------------
 
@@ -212,7 +228,7 @@ class SparseCollaborative:
         back = Part.fresh(sub(arch, "back"), behind)
         shared, seed = where.version == 2, seed_of(state.seed, "split", t, 0)
         result = sequential.train(fleet, requests, back, self.sgd, where.gradients, seed, shared)
-        combined = replace(combine(result.answers, down.start, fleet, self.weighting), loss=result.loss)
+        combined = replace(self._combined(result, down, fleet), loss=result.loss)
         self._note(down, "", combined.devices, result.silent)
         learned = sequential.averaged(result.backs, combined.shares, shared)
         if not shared and self.rate != 1:
@@ -239,7 +255,7 @@ class SparseCollaborative:
             seed_of(state.seed, "local loss", t, 0),
             t % where.every == 0,
         )
-        combined = combine(result.answers, down.start, fleet, self.weighting)
+        combined = self._combined(result, down, fleet)
         self._note(down, "", combined.devices, result.silent)
         return self._stepped(state, t, weights, down, combined, result.back.weights)
 
@@ -269,7 +285,10 @@ class SparseCollaborative:
         result = relay.train(
             fleet, groups, how, lambda device: sent["fronts"][device], lambda device, j: sent[f"backs.{j}"][device]
         )
-        combined = replace(combine(result.answers, down.start, fleet, self.weighting), loss=result.loss)
+        combined = replace(self._combined(result, down, fleet), loss=result.loss)
+        for id in result.members.keys() - combined.devices:  # a cluster counts as a whole, and so does what it kept
+            for member in result.members[id]:
+                fleet.reject(Device(member))
         for id in combined.devices:
             members = result.members[id]
             for j, member in enumerate(members):
@@ -279,14 +298,24 @@ class SparseCollaborative:
 
     # --- what they share -------------------------------------------------------------------------------------------
 
+    def _combined(self, result: Any, down: Descent, fleet: Fleet) -> Combined:
+        """Mean of what a conversation gave."""
+        try:
+            return combine(result.answers, down.start, fleet, self.weighting)
+        except Unanswered as error:
+            raise Unanswered(str(error), forgetful(result.silent)) from None
+
     def _up(self, t: int) -> Chain:
         """The uplink of a round: all values while the ramp lasts."""
         if t >= self.ramp:
             return self.uplink
-        stages = [s for family, s in self.uplink.parts.items() if family not in ("sparsifier", "positions")]
-        if "values" not in self.uplink.parts:
-            stages = []
-        return Chain(tuple(stages))
+        left = [s for family, s in self.uplink.parts.items() if family not in ("sparsifier", "positions")]
+        for stages in (left, [s for s in left if s.family != "feedback"]):
+            try:
+                return Chain(tuple(stages)) if "values" in self.uplink.parts else Chain()
+            except ValueError:  # nothing is lost any more, so there is nothing to feed back
+                continue
+        return Chain()
 
     def _down(self, state: State, parts: Mapping[str, Weights | Mapping[str, Tensor]], t: int) -> Descent:
         down = Descent({}, {}, {})
@@ -299,7 +328,7 @@ class SparseCollaborative:
 
     def _note(self, down: Descent, part: str, ids: tuple[str, ...], silent: Mapping[Device, Any]) -> None:
         if self.downlink.delta:
-            down.held[part] = down.held[part].heard(ids).silent(silent)
+            down.held[part] = down.held[part].heard(ids).forgotten(forgetful(silent))
 
     def _groups(self, fleet: Fleet, seed: int, t: int) -> list[list[Device]]:
         """Clusters: drawn once, or in every round; then as many of them as take part."""

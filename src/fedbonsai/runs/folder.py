@@ -15,9 +15,7 @@ from typing import Any, cast
 from fedbonsai.core import Kept
 from fedbonsai.data.extras import extra
 from fedbonsai.errors import BadMessage, ConfigError
-from fedbonsai.wire import decode, encode
-
-LARGEST = 1 << 40  # bytes; files of one's own folder are not strangers' messages
+from fedbonsai.wire import OWN, decode, encode
 
 
 def write(path: Path, data: bytes | bytearray) -> None:
@@ -132,9 +130,9 @@ class Checkpoint:
             return None
         try:
             self._manifest = json.loads(manifest.read_text())
-            state = decode((self.path / self._manifest["state"]).read_bytes(), LARGEST)
+            state = decode((self.path / self._manifest["state"]).read_bytes(), OWN)
             memories = {
-                id: cast(Kept, decode((self.path / name).read_bytes(), LARGEST))
+                id: cast(Kept, decode((self.path / name).read_bytes(), OWN))
                 for id, name in self._manifest["memories"].items()
             }
         except (OSError, ValueError, KeyError, BadMessage) as error:

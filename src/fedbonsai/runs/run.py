@@ -74,7 +74,7 @@ def execute(config: RunConfig, folder: Path, resume: bool = False, observers: It
         ConfigError: the folder holds a run already (and ``resume`` is not set), or holds none to resume.
     """
     files = Folder(folder)
-    if files.config.exists() and not resume:
+    if files.config.exists() and not resume and not _never_began(files):
         raise ConfigError(
             f"{folder} holds a run already; resume it (fedbonsai run --resume {folder}), "
             "choose another --name, or delete the folder"
@@ -82,7 +82,7 @@ def execute(config: RunConfig, folder: Path, resume: bool = False, observers: It
     if resume:
         config = stored(folder)
     # built before anything is written: a fault of the configuration must not leave a folder that blocks the name
-    stage = scene(config, files.split if files.split.exists() else None, files.answers)
+    stage = scene(config, files.split if resume and files.split.exists() else None, files.answers)
     if not resume:
         folder.mkdir(parents=True, exist_ok=True)
         text = tomli_w.dumps(unstructure(config)).encode()
@@ -109,9 +109,17 @@ def execute(config: RunConfig, folder: Path, resume: bool = False, observers: It
     except KeyboardInterrupt:
         files.set_info(status="interrupted")
         raise
+    except Exception as error:
+        files.set_info(status="failed", reason=str(error))
+        raise
     finally:
         stage.fleet.close()
     return load(folder)
+
+
+def _never_began(files: Folder) -> bool:
+    """Whether a run failed before its first checkpoint: nothing is lost when its name is used again."""
+    return json.loads(files.info.read_text()).get("status") == "failed" and not (files.path / "checkpoint").exists()
 
 
 def stored(folder: Path) -> RunConfig:

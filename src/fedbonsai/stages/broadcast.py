@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedbonsai.core import Device, Memory, Silence
+from fedbonsai.core import Device, Memory
 from fedbonsai.errors import Forgotten
 from fedbonsai.model import Arch, Model, forms
 from fedbonsai.stages.codec import Chain, Packed
-from fedbonsai.tree import Tree, Weights
+from fedbonsai.tree import Tree, Weights, part_of
 from fedbonsai.wire import message
 
 LOST, NEVER = -1, -2  # versions of who must be sent everything, and of who was never asked
-BASE = "broadcast"  # what a client keeps: {"version", "weights"} under this name, or one of its own
+BASE = "broadcast"  # what a client keeps: {"version", "weights"} under this name, or that of a part
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,9 @@ class Broadcast:
         """These devices answered, so they hold this version."""
         return replace(self, holders={**self.holders, **dict.fromkeys(ids, self.version)})
 
-    def silent(self, silent: Mapping[Device, Silence]) -> Broadcast:
+    def forgotten(self, ids: Iterable[str]) -> Broadcast:
         """Devices that lost what they held get the whole next time; others still hold what they held."""
-        lost = {device.id: LOST for device, why in silent.items() if why.forgot}
-        return replace(self, holders={**self.holders, **lost})
+        return replace(self, holders={**self.holders, **dict.fromkeys(ids, LOST)})
 
 
 def grouped(state: Broadcast, devices: list[Device], common: Sent) -> dict[Device, Sent]:
@@ -156,23 +155,24 @@ def grouped(state: Broadcast, devices: list[Device], common: Sent) -> dict[Devic
     return found
 
 
-def received(sent: Sent, arch: Arch, memory: Memory, name: str = BASE) -> tuple[Weights, Memory]:
+def received(sent: Sent, arch: Arch, memory: Memory, part: str = "") -> tuple[Weights, Memory]:
     """The client's side: the weights to start from, and the memory with what must be kept.
 
     Args:
         sent: what came.
         arch: of the model, which tells names and shapes where all weights come packed.
         memory: of the client.
-        name: under which the copy is kept.
+        part: of the model that was sent; "" for all of it. Each part is kept under a name of its own.
 
     Raises:
         Forgotten: the changes are of a version that is not held here.
     """
+    name = f"{BASE}/{part}" if part else BASE
     if isinstance(sent, Whole):
         weights = dict(sent.weights)
         return weights, {**memory, name: {"version": sent.version, "weights": weights}} if sent.version >= 0 else memory
     if isinstance(sent, Coded):
-        return sent.packed.dense(forms(arch)), memory
+        return sent.packed.dense(part_of(forms(arch), part)), memory
     held: dict[str, Any] | None = memory.get(name)
     if sent.seed >= 0:
         held = {"version": 0, "weights": Model.init(arch, sent.seed).weights}

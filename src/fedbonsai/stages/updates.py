@@ -9,14 +9,16 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fedbonsai import tree
-from fedbonsai.core import Answer, Client, Fleet, Memory
+from fedbonsai.core import Answer, Answers, Client, Fleet, Memory, forgetful
 from fedbonsai.errors import BadMessage, NotFinite, Unanswered
 from fedbonsai.local import Trained
 from fedbonsai.stages.codec import EF14, Chain, Packed, apply
 from fedbonsai.stages.weighting import Weighting, weights
-from fedbonsai.tree import Tree, Weights
+from fedbonsai.tree import Tree, Weights, part_of
 from fedbonsai.wire import message
 
+MOST = 1 << 40  # samples that a client can claim
+STATISTICS = ("running_mean", "running_var")  # of BatchNorm
 FEEDBACK = "feedback"  # what error feedback keeps, in a client's memory
 
 
@@ -38,11 +40,6 @@ class Parts:
         if found.keys() != like.keys():
             raise BadMessage(f"parts {sorted(self.packed)} do not make up the model")
         return {name: found[name] for name in like}
-
-
-def part_of(weights: Tree, part: str) -> Weights:
-    """The weights of a part, under their whole names; the part named "" is all of them."""
-    return {name: value for name, value in weights.items() if not part or name.startswith(part + ".")}
 
 
 @message("update@1")
@@ -120,7 +117,7 @@ def combine(answers: Iterable[Answer[Update]], start: Tree, fleet: Fleet, how: W
         withheld += share * answer.value.withheld
         total, loss, examples = total + share, loss + share * answer.value.loss, examples + answer.value.examples
     if not mean.weight:
-        raise Unanswered(f"no update could be used ({dropped} dropped)")
+        raise _nothing(answers, dropped)
     shares = dict(zip(devices, (share / total for share in counts), strict=True))
     return Combined(
         mean.result(), whole, examples, loss / total, dropped, tuple(devices), shares, withheld=withheld / total
@@ -141,7 +138,7 @@ def _by_distance(answers: Iterable[Answer[Update]], start: Tree, fleet: Fleet, h
         norms.append(tree.norm(change))
         plain.add(change, answer.value.examples if how.prior == "examples" else 1)
     if not plain.weight:
-        raise Unanswered(f"no update could be used ({dropped} dropped)")
+        raise _nothing(answers, dropped)
     middle = plain.result()
     if how.reference == "mean":
         distances = [tree.norm(tree.subtract(change, middle)) for change in _changes(held, start)]
@@ -157,7 +154,7 @@ def _by_distance(answers: Iterable[Answer[Update]], start: Tree, fleet: Fleet, h
     loss = math.fsum(share * answer.value.loss for share, answer in zip(shares, held, strict=True)) / sum(shares)
     ids = [answer.device.id for answer in held]
     return Combined(
-        result.result(),
+        _finite(result),
         False,
         sum(answer.value.examples for answer in held),
         loss,
@@ -167,6 +164,19 @@ def _by_distance(answers: Iterable[Answer[Update]], start: Tree, fleet: Fleet, h
         dict(zip(ids, distances, strict=True)),
         math.fsum(share * answer.value.withheld for share, answer in zip(shares, held, strict=True)) / sum(shares),
     )
+
+
+def _nothing(answers: Iterable[Answer[Update]], dropped: int) -> Unanswered:
+    silent = answers.silent if isinstance(answers, Answers) else {}
+    return Unanswered(f"no update could be used ({dropped} dropped)", forgetful(silent))
+
+
+def _finite(mean: tree.Mean) -> Weights:
+    """The mean, which can still exceed its type where every part of it was finite."""
+    found = mean.result()
+    if not tree.finite(found):
+        raise Unanswered("the mean of the updates is beyond what its type holds; lower the learning rate")
+    return found
 
 
 def _changes(held: list[Answer[Update]], start: Tree) -> Iterator[Weights]:
@@ -184,9 +194,10 @@ def _usable(answer: Answer[Update], start: Tree, fleet: Fleet) -> Tree | None:
     value = answer.value
     try:
         found = value.result.dense(start) if isinstance(value.result, Packed | Parts) else value.result
-        fits = found.keys() == start.keys() and all(found[name].shape == start[name].shape for name in start)
-        if fits and tree.finite(found) and value.examples > 0:
-            return found
+        forms = {name: (form.shape, form.dtype) for name, form in start.items()}
+        fits = forms == {name: (form.shape, form.dtype) for name, form in found.items()}
+        if fits and tree.finite(found) and 0 < value.examples < MOST:
+            return {name: found[name] for name in start}  # in the server's order, whatever the client's was
     except BadMessage:
         pass
     fleet.reject(answer.device)
@@ -202,8 +213,11 @@ def moved(weights: Tree, start: Tree, combined: Combined, rate: float = 1.0) -> 
         combined: of this round.
         rate: the server's step.
     """
-    if not combined.whole:
-        return tree.add(weights, combined.mean, rate)
-    if rate == 1 and start is weights:
-        return combined.mean
-    return tree.add(weights, tree.subtract(combined.mean, start), rate)
+    change = combined.mean if not combined.whole else None
+    if change is None:
+        if rate == 1 and start is weights:
+            return combined.mean
+        change = tree.subtract(combined.mean, start)
+    # statistics are measured, not learned: a step of more than one would overshoot, variances even below zero
+    still = {name: value for name, value in change.items() if name.endswith(STATISTICS)}
+    return tree.add(tree.add(weights, {n: v for n, v in change.items() if n not in still}, rate), still)

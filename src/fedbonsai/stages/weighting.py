@@ -70,22 +70,25 @@ def weights(distances: Sequence[float], examples: Sequence[float], how: Weightin
     d = [x / scale if fine else 0.0 for x, fine in zip(distances, usable, strict=True)]  # no sum can overflow now
     mean = sum(d) / sum(usable)
     if how.rule == "inverse":
-        if mean == 0 or any(x + how.eps * mean == 0 for x, fine in zip(d, usable, strict=True) if fine):
-            exponents = [0.0 if mean == 0 or x > 0 else math.inf for x in d]
-            if any(math.isinf(e) and fine for e, fine in zip(exponents, usable, strict=True)):
-                raw = [p if math.isinf(e) else 0.0 for p, e in zip(prior, exponents, strict=True)]
-                return _mixed(raw, prior, how.kappa)
-        else:
-            exponents = [
-                -how.beta * math.log(x + how.eps * mean) if fine else 0.0 for x, fine in zip(d, usable, strict=True)
-            ]
+        exponents = [_inverse(x + how.eps * mean, how.beta) if mean else 0.0 for x in d]
+        if any(e == math.inf and fine for e, fine in zip(exponents, usable, strict=True)):
+            exponents = [0.0 if e == math.inf else -math.inf for e in exponents]  # at no distance at all: they share
     elif how.rule == "attention":
         exponents = [x * scale for x in d]
     else:
         exponents = [-how.beta * (x / mean if mean else 0.0) for x in d]
+    if all(e == -math.inf for e, fine in zip(exponents, usable, strict=True) if fine):
+        return prior
     top = max(e for e, fine in zip(exponents, usable, strict=True) if fine)
     raw = [p * math.exp(e - top) if fine else 0.0 for p, e, fine in zip(prior, exponents, usable, strict=True)]
     return _mixed(raw, prior, how.kappa)
+
+
+def _inverse(distance: float, power: float) -> float:
+    """Log of ``distance ** -power``."""
+    if distance:
+        return -power * math.log(distance)
+    return math.inf if power > 0 else -math.inf
 
 
 def _mixed(raw: list[float], prior: list[float], kappa: float) -> list[float]:

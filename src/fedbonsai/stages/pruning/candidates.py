@@ -280,11 +280,14 @@ class Selected:
 
 
 def select(model: Model, counts: Sequence[Counts], how: Selection, fleet: Fleet) -> Selected:
-    """Choose among candidates: pass A with all devices (unless vanilla), pass B with those that answered it.
+    """Choose among candidates: pass A with all devices, pass B with those that answered it; ``none`` takes the first.
 
     Raises:
         Unanswered: no device gave statistics or losses that can be used.
     """
+    if how.by == "none":
+        masks = by_magnitude(model.weights, counts[0])
+        return Selected(0, masks, model.replace(masked(model.weights, masks)), ())
     shown = Measure(
         model.arch, shared(model, counts, how.nested), tuple(counts), how.statistics, how.momentum, how.merge, how.batch
     )

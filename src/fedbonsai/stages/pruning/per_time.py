@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedbonsai.stages.pruning.masks import Masks, masked
+from fedbonsai.stages.pruning.time_model import Seconds
 from fedbonsai.tree import Tree, Weights
 
 
@@ -82,9 +83,25 @@ def optimum(
         gain = base + sum(float(scores[name][new].sum()) for name, new in more.items())
         time = cost + sum(seconds[name] * int(new.sum()) for name, new in more.items())
         higher = gain / time if time else 0.0
-        if higher <= ratio:
+        if not higher > ratio:
             return {name: held[name] | more[name] for name in masks}
         ratio = higher
+
+
+def reconfigured(
+    weights: Tree,
+    shelf: Tree,
+    masks: Tree,
+    importance: Tree,
+    times: Seconds,
+    fraction: float,
+    stale: bool,
+    always: float = 0.0,
+) -> tuple[Weights, Weights, Masks]:
+    """Weights, shelf and masks after a reconfiguration: `optimum`, then `turned`; arguments as there."""
+    whole = full(weights, shelf, masks)
+    new = optimum(whole, masks, importance, times.each, times.constant, fraction, always)
+    return (*turned(weights, shelf, masks, new, stale), new)
 
 
 def turned(weights: Tree, shelf: Tree, old: Tree, new: Tree, stale: bool) -> tuple[Weights, Weights]:

@@ -4,6 +4,8 @@
 sums are exact; that they spread evenly over the weights of all layers with a slope is ours. `Measured` is for one's own
 numbers. This library has no sparse kernels: on the machine it runs on a pruned weight computes as long as any other,
 so a mask's slope in compute is zero and only bytes are saved. Whoever measures here sets no slopes.
+
+`prototype` is the authors' other account of a mask: the bytes of their messages by formula.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from torch import Tensor
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.stages.choice import Choice, choice
@@ -38,7 +42,7 @@ class Measured(TimeModel):
 
     communication: float = TAU
     """tau: seconds a remaining weight costs in a round, up and down together."""
-    base: float = 0.1
+    base: float = 0.001
     """kappa_0: seconds of a local step with no weights."""
     latency: float = 0.0
     """Seconds of a round that neither weights nor steps change."""
@@ -131,3 +135,27 @@ def seconds(model: TimeModel, names: list[str], steps: int) -> Seconds:
             f"time: weights {free} cost nothing, or base or latency is negative; expected communication > 0"
         )
     return Seconds(own.communication, own.base, own.latency, slopes, steps)
+
+
+def prototype(
+    weights: Tree, masks: Tree, asked: int, new_to: int, answered: int, importance: bool = False
+) -> tuple[int, int]:
+    """Bytes down and up of a round by the authors' message format, framing left out.
+
+    With n kept and s never pruned: 4 n + 4 s each way; down to ``new_to`` of the ``asked`` devices also `positions`; up
+    from the ``answered`` ones, where importances are wanted, also 4 bytes for each pruned weight.
+    """
+    kept = sum(int(mask.sum()) for mask in masks.values())
+    values = 4 * kept + 4 * sum(value.numel() for name, value in weights.items() if name not in masks)
+    pruned = sum(mask.numel() for mask in masks.values()) - kept
+    where = sum(map(positions, masks.values())) if new_to else 0
+    return asked * values + new_to * where, answered * (values + 4 * pruned * importance)
+
+
+def positions(mask: Tensor) -> int:
+    """Bytes of a mask as the authors write it: (row, column) below a density of 1/32, else a bit each, rows padded."""
+    rows, columns = mask.shape[0], mask[0].numel()
+    kept = int(mask.sum())
+    if 32 * kept >= rows * columns:
+        return rows * -(-columns // 8)
+    return 2 * kept * next(size for size in (1, 2, 4, 8) if max(rows, columns) <= 1 << 8 * size - (size > 1))

@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedbonsai.core import Client, Memory, task
+from fedbonsai.core import Client, Memory, Samples, task
 from fedbonsai.errors import Forgotten
-from fedbonsai.local import SGD, Trained, augmented
+from fedbonsai.local import SGD, Trained
 from fedbonsai.model import Arch
 from fedbonsai.stages.broadcast import Sent, received
 from fedbonsai.stages.codec import Chain, Packed
 from fedbonsai.stages.split.part import Part, batch, coded, decoded, renamed
-from fedbonsai.stages.updates import FEEDBACK, Update, part_of, update
-from fedbonsai.tree import Weights, generator, seed_of
+from fedbonsai.stages.updates import FEEDBACK, Update, update
+from fedbonsai.tree import Weights, part_of, seed_of
 from fedbonsai.wire import message
 
 HERE = "cluster"  # what a member keeps within a round
@@ -183,7 +183,7 @@ def jensen_shannon(logits: Sequence[Tensor]) -> Tensor:
 def place(request: Place, me: Client, memory: Memory) -> tuple[Placed, Memory]:
     """Take the back of this round, and the fronts if they come."""
     name = f"backs.{request.mine}"
-    back, memory = received(request.back, request.how.whole, memory, name)
+    back, memory = received(request.back, request.how.whole, memory, part=name)
     own: dict[str, Any] = {
         "how": request.how,
         "mine": request.mine,
@@ -192,7 +192,7 @@ def place(request: Place, me: Client, memory: Memory) -> tuple[Placed, Memory]:
         "back start": part_of(back, name),
     }
     if request.fronts is not None:
-        fronts, memory = received(request.fronts, request.how.whole, memory, "fronts")
+        fronts, memory = received(request.fronts, request.how.whole, memory, part="fronts")
         own |= {"fronts": _parts(fronts, request.how), "fronts start": part_of(fronts, "fronts")}
     return Placed(), {**memory, HERE: own}
 
@@ -213,16 +213,10 @@ def _here(memory: Memory) -> dict[str, Any]:
     return dict(memory[HERE])
 
 
-def _view(own: dict[str, Any], me: Client, j: int) -> tuple[Tensor, Tensor] | None:
+def _view(own: dict[str, Any], me: Client, j: int) -> Samples | None:
     """The current batch as front ``j`` sees it."""
     how: How = own["how"]
-    found = batch(me, own["seed"], how.sgd, own["number"])
-    if found is None:
-        return None
-    if not me.augment:
-        return found.x, found.y
-    view = seed_of(own["seed"], f"view {0 if how.same_view else j}", own["number"], 0)
-    return augmented(found.x.cpu(), generator(view)).to(me.device), found.y
+    return batch(me, own["seed"], how.sgd, own["number"], f"view {0 if how.same_view else j}")
 
 
 @task("cluster/own")
@@ -239,8 +233,8 @@ def own_turn(request: Own, me: Client, memory: Memory) -> tuple[Activations | Fr
         for j, pulled in request.gradients.items():
             seen = _view(own, me, int(j))
             assert seen is not None
-            shape = tuple(parts[int(j)].output(seen[0], me.device).shape)
-            parts[int(j)] = parts[int(j)].pulled(seen[0], decoded(pulled, shape, seen[0].dtype), how.sgd, me.device)
+            shape = tuple(parts[int(j)].output(seen.x, me.device).shape)
+            parts[int(j)] = parts[int(j)].pulled(seen.x, decoded(pulled, shape, seen.x.dtype), how.sgd, me.device)
         own |= {"fronts": tuple(parts), "number": own["number"] + 1}
     if _view(own, me, 0) is None:
         del own["number"]
@@ -251,7 +245,7 @@ def own_turn(request: Own, me: Client, memory: Memory) -> tuple[Activations | Fr
         if j != own["mine"]:
             seen = _view(own, me, j)
             assert seen is not None
-            sent = part.output(seen[0], me.device)
+            sent = part.output(seen.x, me.device)
             shape, packed[str(j)] = tuple(sent.shape), coded(how.activations, sent, seed_of(me.seed, str(j), 0, 0))
     return Activations(packed, shape), {**memory, HERE: own}
 
@@ -276,17 +270,17 @@ def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
         raise Forgotten("scores came, but no batch is in progress here")
     fronts, back = list(own["fronts"]), own["back"]
     front_net, back_net = fronts[mine].net(me.device), back.net(me.device)
-    scores = back_net.module(front_net.module(seen[0]))
+    scores = back_net.module(front_net.module(seen.x))
     others = {j: request.logits[j].to(me.device).clone().requires_grad_() for j in sorted(request.logits, key=int)}
     everyone = [scores if j == mine else others[str(j)] for j in range(how.members)]
-    loss = losses(everyone, seen[1], how.cotraining)
+    loss = losses(everyone, seen.y, how.cotraining)
     at_front, at_back = list(front_net.parameters.values()), list(back_net.parameters.values())
     grads = torch.autograd.grad(loss, [*at_front, *at_back, *others.values()])
     cut, end = len(at_front), len(at_front) + len(at_back)
     fronts[mine] = fronts[mine].stepped(front_net, list(grads[:cut]), how.sgd)
     own |= {"fronts": tuple(fronts), "back": back.stepped(back_net, list(grads[cut:end]), how.sgd)}
     gradients = {j: grad.cpu() for j, grad in zip(others, grads[end:], strict=True)}
-    return Judged(gradients, float(loss.detach()), len(seen[1])), {**memory, HERE: own}
+    return Judged(gradients, float(loss.detach()), len(seen.y)), {**memory, HERE: own}
 
 
 @task("cluster/backward")

@@ -105,11 +105,13 @@ def round_(
         return Result(answers, back, float("nan"), silent)
     question = Show(activations)
     shown = fleet.ask(show, {answer.device: question for answer in answers}, 0)
+    came: set[Device] = set()
     for answer in shown:
+        came.add(answer.device)
         value = answer.value
         try:
             whole = decoded(value.packed, value.shape, next(iter(back.weights.values())).dtype)
-            if value.y.shape != value.shape[:1]:
+            if tuple(value.y.shape) != value.shape[:1]:
                 raise BadMessage(f"activations of {value.shape} with labels of {tuple(value.y.shape)}")
             for order, cuts in epochs(len(value.y), sgd, generator(seed_of(seed, answer.device.id, 0, 0))):
                 for begin, end in cuts:
@@ -120,5 +122,11 @@ def round_(
                     total, count = total + loss * len(pick), count + len(pick)
         except (BadMessage, NotFinite) as error:
             silent[answer.device] = Silence(answer.device, str(error))
+    silent |= {
+        answer.device: Silence(answer.device, "no activations") for answer in answers if answer.device not in came
+    }
     silent |= shown.silent
+    for device in silent.keys() & {answer.device for answer in answers}:
+        fleet.reject(device)  # its activations are missing, so its update does not count either, nor what it kept
+    answers = [answer for answer in answers if answer.device not in silent]
     return Result(answers, back, total / max(1, count), silent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,11 +10,14 @@ import torch
 from torch import Tensor
 
 from fedbonsai.core import Client, Samples
-from fedbonsai.local import SGD, descend, epochs
+from fedbonsai.errors import BadMessage, ConfigError
+from fedbonsai.local import SGD, augmented, descend, epochs
 from fedbonsai.model import Arch, Model, Skeleton, skeleton
 from fedbonsai.stages.codec import Chain, Packed
-from fedbonsai.tree import Tree, Weights, generator
+from fedbonsai.tree import Tree, Weights, generator, seed_of
 from fedbonsai.wire import message
+
+LARGEST = 1 << 26  # values of one batch behind a cut
 
 
 @message("split/part@1")
@@ -63,19 +67,29 @@ class Part:
         return self.stepped(net, list(grads), sgd)
 
 
-def batch(me: Client, seed: int, sgd: SGD, number: int) -> Samples | None:
-    """The round's batch of that number, as `local.batches` would give it (without augmentation); None behind the last.
+def batch(me: Client, seed: int, sgd: SGD, number: int, view: str = "view") -> Samples | None:
+    """The round's batch of that number; None behind the last. Without augmentation it is that of `local.batches`.
 
     Args:
         me: whose samples.
         seed: of the round's first message to this client.
         sgd: size of batches and number of epochs.
         number: from 0.
+        view: name of the augmentation's draws, which are equal whenever the batch is asked for again.
+
+    Raises:
+        ConfigError: the client has no samples.
     """
+    if not len(me.train):
+        raise ConfigError(f"client {me.id} has no training samples; ask for a larger minimum per client (data.minimum)")
+    whole = number
     for order, cuts in epochs(len(me.train), sgd, generator(seed)):
         if number < len(cuts):
             begin, end = cuts[number]
-            return me.train[order[begin:end]].to(me.device)
+            found = me.train[order[begin:end]]
+            if me.augment:
+                found = Samples(augmented(found.x, generator(seed_of(seed, view, whole, 0))), found.y)
+            return found.to(me.device)
         number -= len(cuts)
     return None
 
@@ -86,12 +100,19 @@ def coded(chain: Chain, value: Tensor, seed: int) -> Packed:
 
 
 def decoded(packed: Packed, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Inverse of `coded`; the receiver knows the shape from its own part.
+    """Inverse of `coded`.
+
+    Args:
+        packed: what came.
+        shape: as the sender says; it is bounded before memory is taken.
+        dtype: of the receiver's part.
 
     Raises:
-        BadMessage: something else was packed.
+        BadMessage: something else was packed, or the shape cannot be that of a batch.
     """
-    return packed.dense({"": torch.zeros(shape, dtype=dtype)})[""]
+    if len(shape) > 8 or any(size < 0 for size in shape) or math.prod(shape) > LARGEST:
+        raise BadMessage(f"activations or gradients of shape {shape}: at most {LARGEST} values are taken")
+    return packed.dense({"": torch.zeros(1, dtype=dtype).expand(shape)})[""]
 
 
 def renamed(weights: Tree, old: str, new: str) -> Weights:

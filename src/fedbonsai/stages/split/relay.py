@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from fedbonsai.core import Answer, Device, Fleet, Silence, Task
+from fedbonsai.errors import BadMessage
 from fedbonsai.stages.broadcast import Sent
 from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.split import clusters as c
@@ -51,6 +52,14 @@ class Relay:
         self.silent: dict[Device, Silence] = {}
         self._home = {device: cluster for cluster in self.clusters for device in cluster.members}
 
+    def out(self, cluster: Cluster, why: str = "") -> None:
+        """A cluster is out for this round; what its members kept does not count."""
+        cluster.alive = False
+        for member in cluster.members:
+            self.fleet.reject(member)
+            if why:
+                self.silent.setdefault(member, Silence(member, why))
+
     def ask(self, task: Task[Any, Any], send: Mapping[Device, Any]) -> dict[Device, Any]:
         """Answers of the clusters in which everyone answered."""
         send = {device: message for device, message in send.items() if self._home[device].alive}
@@ -62,9 +71,7 @@ class Relay:
         for device in send.keys() - found.keys():
             cluster = self._home[device]
             if cluster.alive:
-                cluster.alive = False
-                for member in cluster.members:
-                    self.fleet.reject(member)
+                self.out(cluster)
         return {device: value for device, value in found.items() if self._home[device].alive}
 
 
@@ -101,7 +108,14 @@ def train(
             for j, device in enumerate(cluster.members)
         },
     )
-    answers = [_merged(cluster, ends) for cluster in relay.clusters if cluster.alive]
+    answers: list[Answer[Update]] = []
+    for cluster in relay.clusters:
+        if not cluster.alive:
+            continue
+        try:
+            answers.append(_merged(cluster, ends))
+        except BadMessage as error:
+            relay.out(cluster, str(error))
     examples = sum(cluster.examples for cluster in relay.clusters)
     loss = sum(cluster.loss for cluster in relay.clusters) / max(1, examples) / how.members
     members = {cluster.members[0].id: tuple(d.id for d in cluster.members) for cluster in relay.clusters}
@@ -124,6 +138,11 @@ def _turn(relay: Relay, turn: int) -> None:
             if isinstance(value, c.Fronts):
                 owners[owner].fronts = value.weights
         owners = {o: owners[o] for o, value in shown.items() if isinstance(value, c.Activations)}
+        for o, cluster in list(owners.items()):
+            wanted = {str(j) for j in range(len(cluster.members)) if cluster.members[j] != o}
+            if shown[o].packed.keys() != wanted:
+                relay.out(cluster, f"activations for backs {sorted(shown[o].packed)}, expected {sorted(wanted)}")
+                del owners[o]
         asked = {
             owners[o].members[int(j)]: c.Forward(packed, shown[o].shape)
             for o in owners
@@ -136,6 +155,10 @@ def _turn(relay: Relay, turn: int) -> None:
             {o: c.Judge({j: scores[k.members[int(j)]].logits for j in shown[o].packed}) for o, k in owners.items()},
         )
         owners = {o: owners[o] for o in judged}
+        for o, cluster in list(owners.items()):
+            if judged[o].gradients.keys() != shown[o].packed.keys():
+                relay.out(cluster, "gradients for other scores than those sent")
+                del owners[o], judged[o]
         back = relay.ask(
             c.backward,
             {
@@ -154,13 +177,26 @@ def _turn(relay: Relay, turn: int) -> None:
 
 
 def _merged(cluster: Cluster, ends: Mapping[Device, c.Updates]) -> Answer[Update]:
-    """One update of the whole ensemble from the members' parts."""
-    parts = {name: part for member in cluster.members for name, part in ends[member].parts.items()}
-    examples = sum(ends[member].parts[f"backs.{j}"].examples for j, member in enumerate(cluster.members))
+    """One update of the whole ensemble from the members' parts.
+
+    Raises:
+        BadMessage: a member did not send exactly the parts that it holds, all packed or all whole.
+    """
+    parts: dict[str, Update] = {}
+    last = len(cluster.members) - 1
+    for j, member in enumerate(cluster.members):
+        wanted = {f"backs.{j}", "fronts"} if j == last else {f"backs.{j}"}
+        if set(ends[member].parts) != wanted:
+            raise BadMessage(f"{member.id} sent {sorted(ends[member].parts)}, expected {sorted(wanted)}")
+        parts |= ends[member].parts
     ordered = ["fronts", *(f"backs.{j}" for j in range(len(cluster.members)))]
-    packed = {name: parts[name].result for name in ordered}
-    if all(isinstance(value, Packed) for value in packed.values()):
-        result: Any = Parts(packed)  # type: ignore[arg-type]
-    else:
-        result = {name: tensor for value in packed.values() for name, tensor in value.items()}  # type: ignore[union-attr]
-    return Answer(cluster.members[0], Update(result, examples, cluster.steps, cluster.loss / max(1, cluster.examples)))
+    results = {name: parts[name].result for name in ordered}
+    packed = {name: value for name, value in results.items() if isinstance(value, Packed)}
+    whole = {n: v for value in results.values() if isinstance(value, Mapping) for n, v in value.items()}
+    if packed and len(packed) != len(results):
+        raise BadMessage("some parts came packed and others whole")
+    examples = sum(parts[f"backs.{j}"].examples for j in range(len(cluster.members)))
+    withheld = sum(part.withheld for part in parts.values()) / len(parts)
+    loss = cluster.loss / max(1, cluster.examples)
+    update = Update(Parts(packed) if packed else whole, examples, cluster.steps, loss, withheld)
+    return Answer(cluster.members[0], update)

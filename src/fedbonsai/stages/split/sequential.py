@@ -167,9 +167,9 @@ def learn(back: Part, got: Activations, sgd: SGD) -> tuple[Part, Tensor, float]:
     Raises:
         BadMessage: activations and labels do not fit each other or the back.
     """
-    cut = decoded(got.packed, got.shape, _dtype(back.weights)).requires_grad_()
-    if got.y.shape != got.shape[:1] or got.y.dtype != torch.int64:
+    if tuple(got.y.shape) != got.shape[:1] or got.y.dtype != torch.int64:
         raise BadMessage(f"activations of {got.shape} with labels of {tuple(got.y.shape)}")
+    cut = decoded(got.packed, got.shape, _dtype(back.weights)).requires_grad_()
     net = back.net("cpu")
     try:
         loss = F.cross_entropy(net.module(cut), got.y)
