@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedbonsai.errors import ConfigError
+from fedbonsai.model import networks
 from fedbonsai.stages.pruning.masks import keep_global
 from fedbonsai.stages.pruning.per_time import full, halved, importances, optimum, protected, settled, turned
 from fedbonsai.stages.pruning.scores import snip
@@ -293,16 +294,20 @@ def test_the_round_time_of_the_full_model(network, weights, total):  # 8.12
     assert times.round({n: ~m for n, m in masks.items()}) == pytest.approx(times.constant)
 
 
-def test_parameter_counts_of_the_networks_that_are_built():  # 8.12
-    from fedbonsai.model import networks
-
-    for name, options, parameters, weights in (
-        ("conv2", {}, 6_603_710, 6_601_504),
-        ("vgg11", {}, 9_750_922, 9_747_136),
-    ):
-        found = [p.numel() for p in networks()[name](**options).parameters()]
-        assert sum(found) == parameters
-        assert sum(p.numel() for p in networks()[name](**options).parameters() if p.ndim > 1) == weights
+@pytest.mark.parametrize(
+    ("name", "table", "parameters", "weights", "total"),
+    [
+        ("conv2", "conv2", 6_603_710, 6_601_504, 51.081),
+        ("vgg11", "vgg11", 9_750_922, 9_747_136, 209.614),
+        ("resnet18-7x7", "resnet18", 11_227_812, 11_046_080, 201.266),
+    ],
+)
+def test_parameter_counts_of_the_networks_that_are_built(name, table, parameters, weights, total):  # 8.12
+    net = dict(networks()[name]().named_parameters())
+    masks = {n: torch.ones(p.shape, dtype=torch.bool) for n, p in net.items() if p.ndim > 1 and "shortcut" not in n}
+    assert sum(p.numel() for p in net.values()) == parameters
+    assert sum(m.numel() for m in masks.values()) == weights
+    assert seconds(Table(table), list(masks), 5).round(masks) == pytest.approx(total, abs=2e-3)
 
 
 def test_measured_coefficients():

@@ -97,7 +97,7 @@ def merge(base: Table, over: Table) -> Table:
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
             renamed = "name" in value and "name" in merged[key] and value["name"] != merged[key]["name"]
-            renamed = renamed and key in ("method", "model", "topology")
+            renamed = renamed and key != "data"  # other data keep their split; any other choice has settings of its own
             merged[key] = value if renamed else merge(merged[key], value)
         else:
             merged[key] = copy.deepcopy(value)
