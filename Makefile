@@ -40,6 +40,7 @@ bench: $(READY)  ## speed and size, side by side in one run, into bench/results
 	$(BIN)/python -m bench.wire
 	$(BIN)/python -m bench.engine
 	$(BIN)/python -m bench.codec
+	$(BIN)/python -m bench.pruned_step
 
 clean:  ## remove what was made
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

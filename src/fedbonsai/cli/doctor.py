@@ -12,6 +12,7 @@ PARTS = {
     "base": ("torch", "numpy", "cattrs", "rich", "safetensors", "zstandard", "tomli-w"),
     "sim": ("datasets", "flwr-datasets", "matplotlib", "pillow", "pyarrow", "scikit-learn"),
     "codecs": ("constriction",),
+    "prune": ("torch-pruning",),
 }
 
 
