@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-from fedbonsai.core import Answer, Answers, Client, Device, Kept, Scope, Silence, Task
+from fedbonsai.core import Answer, Answers, Client, Device, Scope, Silence, Task
 from fedbonsai.errors import Forgotten, Silent
 from fedbonsai.fleets.envelope import envelope, perform, receipt
-from fedbonsai.fleets.slots import Slots
+from fedbonsai.fleets.slots import Remembers
 from fedbonsai.wire import OWN, decode, encode
 
 M = TypeVar("M")
 R = TypeVar("R")
 
 
-class LocalFleet:
+class LocalFleet(Remembers):
     """All clients in this process.
 
     Args:
@@ -25,10 +25,10 @@ class LocalFleet:
     """
 
     def __init__(self, clients: Sequence[Client], wire: bool = True) -> None:
+        super().__init__()
         self.devices = tuple(Device(client.id) for client in clients)
         self._clients = {client.id: client for client in clients}
         self._wire = wire
-        self._slots = Slots()
 
     def ask(self, task: Task[M, R], send: Mapping[Device, M], at_least: int = 1) -> Answers[R]:
         """Ask; tasks run as their answers are read."""
@@ -65,30 +65,6 @@ class LocalFleet:
                 value = decode(reply, OWN)
             self._slots.keep(device.id, memory)
             yield Answer(device, value, down, up)
-
-    def open(self, scope: Scope) -> None:
-        """Begin a round."""
-        self._slots.open(scope)
-
-    def reject(self, device: Device) -> None:
-        """Drop what the device kept in this round."""
-        self._slots.reject(device.id)
-
-    def pending(self) -> Mapping[str, Kept]:
-        """Memories that this round changed."""
-        return self._slots.pending()
-
-    def commit(self) -> None:
-        """Accept the memories of this round."""
-        self._slots.commit()
-
-    def abort(self) -> None:
-        """Drop the memories of this round."""
-        self._slots.abort()
-
-    def restore(self, memories: Mapping[str, Kept]) -> None:
-        """Set accepted memories."""
-        self._slots.restore(memories)
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -12,11 +12,11 @@ from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar, cast
 
 from fedbonsai import model
-from fedbonsai.core import Answer, Answers, Client, Device, Kept, Scope, Silence, Task
+from fedbonsai.core import Answer, Answers, Client, Device, Scope, Silence, Task
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.envelope import envelope
 from fedbonsai.fleets.local import post
-from fedbonsai.fleets.slots import Slots
+from fedbonsai.fleets.slots import Remembers
 from fedbonsai.fleets.worker import Done, Job, share, work
 from fedbonsai.wire import OWN, decode, encode
 
@@ -44,7 +44,7 @@ class _Worker:
     queue: deque[_Post] = field(default_factory=deque["_Post"])
 
 
-class PoolFleet:
+class PoolFleet(Remembers):
     """Clients in worker processes. A script that uses it needs the usual ``if __name__ == "__main__":``.
 
     Args:
@@ -55,8 +55,8 @@ class PoolFleet:
     def __init__(self, clients: Sequence[Client], workers: int = 2) -> None:
         if workers < 1:
             raise ConfigError(f"fleet.workers = {workers}: expected at least 1")
+        super().__init__()
         self.devices = tuple(Device(client.id) for client in clients)
-        self._slots = Slots()
         self._shared = share(clients)
         # forkserver: torch is imported once, in a process that has no threads yet, and workers are forked from there
         kind = "spawn" if sys.platform == "win32" else "forkserver"
@@ -173,30 +173,10 @@ class PoolFleet:
                 worker.pipe.close()
                 self._workers[place] = self._start()
 
-    def open(self, scope: Scope) -> None:
-        """Begin a round."""
-        self._slots.open(scope)
-
-    def reject(self, device: Device) -> None:
-        """Drop what the device kept in this round."""
-        self._slots.reject(device.id)
-
-    def pending(self) -> Mapping[str, Kept]:
-        """Memories that this round changed."""
-        return self._slots.pending()
-
-    def commit(self) -> None:
-        """Accept the memories of this round."""
-        self._slots.commit()
-
     def abort(self) -> None:
         """Drop the memories of this round."""
         self._reset()
-        self._slots.abort()
-
-    def restore(self, memories: Mapping[str, Kept]) -> None:
-        """Set accepted memories."""
-        self._slots.restore(memories)
+        super().abort()
 
     def close(self) -> None:
         """End the workers."""

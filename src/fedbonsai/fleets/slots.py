@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedbonsai.core import Answers, Kept, Memory, Scope
+from fedbonsai.core import Answers, Device, Kept, Memory, Scope
 
 NEVER = (-2, 0)
 
@@ -84,3 +84,34 @@ class Slots:
         if self._unread is not None and not self._unread.finished:
             raise RuntimeError("answers of the ask before were not read to the end; iterate over all of them")
         self._unread = None
+
+
+class Remembers:
+    """The part of a fleet's port that concerns rounds and memories, for fleets whose server process owns them."""
+
+    def __init__(self) -> None:
+        self._slots = Slots()
+
+    def open(self, scope: Scope) -> None:
+        """Begin a round."""
+        self._slots.open(scope)
+
+    def reject(self, device: Device) -> None:
+        """Drop what the device kept in this round."""
+        self._slots.reject(device.id)
+
+    def pending(self) -> Mapping[str, Kept]:
+        """Memories that this round changed."""
+        return self._slots.pending()
+
+    def commit(self) -> None:
+        """Accept the memories of this round."""
+        self._slots.commit()
+
+    def abort(self) -> None:
+        """Drop the memories of this round."""
+        self._slots.abort()
+
+    def restore(self, memories: Mapping[str, Kept]) -> None:
+        """Set accepted memories."""
+        self._slots.restore(memories)
