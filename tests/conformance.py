@@ -28,7 +28,9 @@ from fedbonsai.runs.setup import Scene, clients, federation, initial_model, scen
 from fedbonsai.wire import decode, encode, name_of
 from tests.cases import CASES, ROUNDS, Case
 
-each = pytest.mark.parametrize("case", CASES, ids=str)
+# `make check` runs the first row only; `make test` runs them all
+SUITE = [pytest.param(case, marks=[pytest.mark.slow] if number else []) for number, case in enumerate(CASES)]
+each = pytest.mark.parametrize("case", SUITE, ids=str)
 
 
 def stage(case: Case, fleet=None, seed: int = 0) -> Scene:

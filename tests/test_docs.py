@@ -123,6 +123,7 @@ PLAYED = [document for document in DOCUMENTS if any(block.kind in ("python", "ba
 SLOW = {"README.md", "docs/your-own-model-and-data.md"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "document",
     [pytest.param(d, id=label(d), marks=[pytest.mark.slow] if label(d) in SLOW else []) for d in PLAYED],

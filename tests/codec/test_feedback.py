@@ -26,6 +26,7 @@ def test_c3_what_was_sent_and_what_is_held_is_what_was_given():
 
 
 @pytest.mark.parametrize(("feedback", "converges"), [([], False), (["ef14"], True), (["ef21"], True)])
+@pytest.mark.slow
 def test_c4_three_quadratics(feedback, converges):
     a = torch.tensor([[-3.0, 2, 2], [2, -3, 2], [2, 2, -3]], dtype=torch.float64)
     chain = parse([*feedback, {"topk": {"count": 1, "min_numel": 0}}])

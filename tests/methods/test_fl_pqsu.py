@@ -85,6 +85,7 @@ def test_1_2_parameters_and_multiplications_of_the_published_widths(full, name, 
 
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg16"])
+@pytest.mark.slow
 def test_3_keeping_everything_is_the_identity(full, name):
     model, _, _, same = full(name)
     assert all(torch.equal(same.weights[n], value) for n, value in model.weights.items())
@@ -94,6 +95,7 @@ def test_3_keeping_everything_is_the_identity(full, name):
 
 
 @pytest.mark.parametrize(("name", "counts"), [("alexnet", (64, 128, 256, 256, 200, 3300, 3500)), ("vgg16", VGG_90)])
+@pytest.mark.slow
 def test_4_units_that_are_silent_can_be_removed(full, name, counts):
     model, groups, kept, small = full(name, counts)
     x = torch.randn(4, *SIZES[name], generator=torch.Generator().manual_seed(0))
@@ -340,6 +342,7 @@ def test_11_messages_are_as_long_as_the_rule_says(full):
         ("vgg16", VGG_90, 3_330_631, 13_290_320),
     ],
 )
+@pytest.mark.slow
 def test_11_the_table_of_sizes(full, name, counts, coded, dense):
     held = entries(full(name, counts)[3])
     counters = len(held) - len(full(name, counts)[3].weights)  # int64 in the authors' files of fp32
