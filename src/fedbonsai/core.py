@@ -20,7 +20,6 @@ from fedbonsai.wire import message
 M = TypeVar("M")
 R = TypeVar("R")
 S = TypeVar("S")
-M_contra = TypeVar("M_contra", contravariant=True)
 
 Memory = dict[str, Any]  # what a client keeps between rounds: anything that travels by the wire
 
@@ -172,11 +171,6 @@ class Answers(Generic[R]):
             reasons = "; ".join(f"{device.id}: {silence.reason}" for device, silence in list(self.silent.items())[:5])
             text = f"{count} answers, at least {self._at_least} needed ({reasons or 'nobody was asked'})"
             raise Unanswered(text, forgetful(self.silent))
-
-    def one(self) -> R:
-        """The only answer."""
-        (answer,) = self
-        return answer.value
 
 
 def forgetful(silent: Mapping[Device, Silence]) -> tuple[str, ...]:

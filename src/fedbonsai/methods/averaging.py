@@ -20,7 +20,7 @@ from fedbonsai.errors import Unanswered
 from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
-from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, grouped, received
+from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, each, grouped, received
 from fedbonsai.stages.codec import EF21, Chain, TopK
 from fedbonsai.stages.codec.feedback import fed_back
 from fedbonsai.stages.sampling import cohort
@@ -135,8 +135,7 @@ class Averaging:
         held, common, start = state.broadcast.advance(weights, self.downlink, seed_of(state.seed, "down", t, 0))
         uplink = warmed(self.uplink, self.warmup, t)
         sent = grouped(held, devices, common)
-        made = {id(part): Train(state.model.arch, part, self.sgd, uplink, t) for part in sent.values()}
-        answers = fleet.ask(train, {device: made[id(part)] for device, part in sent.items()})
+        answers = fleet.ask(train, each(sent, lambda part: Train(state.model.arch, part, self.sgd, uplink, t)))
         try:
             combined = combine(answers, start, fleet)
         except Unanswered as error:

@@ -22,7 +22,7 @@ from fedbonsai.local import SGD
 from fedbonsai.methods.averaging import Train, train
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model, skeleton
-from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, grouped
+from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, each, grouped
 from fedbonsai.stages.choice import Choice, choice
 from fedbonsai.stages.codec import EF21, Chain, parse
 from fedbonsai.stages.sampling import cohort
@@ -372,9 +372,3 @@ class SparseCollaborative:
     def metrics(self, state: State) -> Mapping[str, float]:
         """Mean training loss, dropped updates, withheld share of the updates; with distances also the range of shares."""
         return state.figures
-
-
-def each(sent: Mapping[Device, Sent], make: Any) -> dict[Device, Any]:
-    """A request for each device; devices that are sent the same object get the same request."""
-    made = {id(part): make(part) for part in sent.values()}
-    return {device: made[id(part)] for device, part in sent.items()}
