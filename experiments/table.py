@@ -1,7 +1,9 @@
-"""The README's tables of numbers, made from the committed JSON of experiments and benchmarks.
+"""The tables of numbers, made from the committed JSON of experiments and benchmarks.
 
-python -m experiments.table           # print
-python -m experiments.table --write   # replace the section of the README
+python -m experiments.table           # print docs/results.md, which has all of them
+python -m experiments.table --write   # write docs/results.md and the section of the README
+
+The README shows the runs that a ``plan.toml`` lists under ``highlights``, and how many bytes a goal took.
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ import json
 import statistics
 import tomllib
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "results.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 PARTITIONS = {
@@ -26,43 +30,74 @@ PARTITIONS = {
 }
 
 
+ACCURACY = [
+    "Accuracy on the test set is the mean of the last five evaluated rounds, mean ± standard deviation over the seeds;",
+    "megabytes are all that was encoded up and down, mean over the seeds. Weights kept and multiplications are the",
+    "method's own figures for the last round's model, where it prunes. `python -m experiments.run EXPERIMENT` runs it.",
+]
+HEAD = [
+    "| experiment | setting | data | seeds | accuracy, % | MB up | MB down | weights kept | MMACs | commit | machine |",
+    "|---|---|---|---|---|---|---|---|---|---|---|",
+]
+
+
 def section() -> str:
-    """Everything between the markers: the tables, with a line above each."""
-    return "\n".join([*accuracy(), "", *reach(), "", *speed(), "", *sizes()]).rstrip()
+    """Everything between the README's markers."""
+    shown = [row(*group) for group in groups() if group[1] in highlights(group[0])]
+    return "\n".join([*ACCURACY, "", *HEAD, *shown, "", *reach()]).rstrip()
 
 
-def accuracy() -> list[str]:
-    """One row for each setting: mean and sample standard deviation over its seeds."""
+def page() -> str:
+    """The whole of docs/results.md."""
     lines = [
-        "Accuracy on the test set is the mean of the last five evaluated rounds, mean ± standard deviation over the seeds;",
-        "megabytes are all that was encoded in both directions, mean over the seeds. `python -m experiments.run EXPERIMENT`",
-        "runs it.",
+        "# Results",
         "",
-        "| experiment | setting | data | seeds | accuracy, % | MB moved | commit | machine |",
-        "|---|---|---|---|---|---|---|---|",
+        "Made by `python -m experiments.table --write` from the committed JSON.",
+        "",
+        "## Accuracy",
+        "",
     ]
+    lines += [*ACCURACY, "", *HEAD, *(row(*group) for group in groups()), "", "## Bytes to a goal", "", *reach(), ""]
+    lines += ["## Speed", "", *speed(), "", "## Size", "", *sizes()]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def groups() -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
+    """Experiment, setting and its results, one for each seed, in the order of the plans."""
     for folder in sorted(path.parent for path in (ROOT / "experiments").glob("*/plan.toml")):
         plan = [run["name"] for run in tomllib.loads((folder / "plan.toml").read_text())["runs"]]
-        groups: dict[str, list[dict[str, Any]]] = {name: [] for name in plan}
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in plan}
         for file in sorted((folder / "results").glob("*.json")):
             result = json.loads(file.read_text())
-            groups.setdefault(result["name"], []).append(result)
-        lines += [row(folder.name, name, results) for name, results in groups.items() if results]
-    return lines
+            found.setdefault(result["name"], []).append(result)
+        yield from ((folder.name, name, results) for name, results in found.items() if results)
+
+
+@cache
+def highlights(experiment: str) -> frozenset[str]:
+    """Settings of an experiment that the README shows."""
+    plan = tomllib.loads((ROOT / "experiments" / experiment / "plan.toml").read_text())
+    return frozenset(plan.get("highlights", ()))
 
 
 def row(experiment: str, name: str, results: list[dict[str, Any]]) -> str:
     """One line of the accuracy table."""
     percent = [100 * result["last five"] for result in results]
     spread = f" ± {statistics.stdev(percent):.2f}" if len(percent) > 1 else ""
-    moved = statistics.mean(sum(result["bytes"].values()) for result in results) / 1e6
+
+    def last(metric: str, show: str, scale: float = 1.0) -> str:
+        values = [result["method metrics"][metric][-1] for result in results if result["method metrics"].get(metric)]
+        return format(scale * statistics.mean(values), show) if values else ""
+
     cells = [
         experiment,
         name,
         data_of(results[0]),
         str(len(results)),
         f"{statistics.mean(percent):.2f}{spread}",
-        f"{moved:.1f}",
+        *(f"{statistics.mean(result['bytes'][way] for result in results) / 1e6:.2f}" for way in ("up", "down")),
+        last("density", ".3f"),
+        last("macs", ".3f", 1e-6),
         ", ".join(sorted({str(result["commit"]) for result in results})),
         ", ".join(sorted({f"{result['processor']}, {result['machine']['cores']} cores" for result in results})),
     ]
@@ -184,9 +219,9 @@ def held(readme: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="replace the section of the README")
+    parser.add_argument("--write", action="store_true", help="write docs/results.md and the section of the README")
     if not parser.parse_args().write:
-        print(section())
+        print(page())
         return
     file = ROOT / "README.md"
     before, begin, rest = file.read_text().partition(BEGIN)
@@ -194,7 +229,8 @@ def main() -> None:
     if not (begin and end):
         raise SystemExit(f"README.md lacks the markers {BEGIN} and {END}")
     file.write_text(f"{before}{BEGIN}\n{section()}\n{END}{after}")
-    print("wrote the section of README.md")
+    PAGE.write_text(page())
+    print("wrote docs/results.md and the section of README.md")
 
 
 if __name__ == "__main__":

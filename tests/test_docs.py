@@ -186,10 +186,11 @@ def test_links_lead_somewhere(document):
     assert not broken
 
 
-def test_the_tables_of_the_readme_are_those_of_the_results():
-    from experiments.table import held, section
+def test_the_tables_are_those_of_the_results():
+    from experiments.table import PAGE, held, page, section
 
     assert held((ROOT / "README.md").read_text()) == section(), "run: python -m experiments.table --write"
+    assert PAGE.read_text() == page(), "run: python -m experiments.table --write"
 
 
 if __name__ == "__main__":

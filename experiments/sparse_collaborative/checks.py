@@ -1,6 +1,7 @@
 """C13 to C16 of the specification against the committed results: ``python -m experiments.sparse_collaborative.checks``.
 
-Prints a table; ``--write`` puts it into ``checks.md``. A line that is not met says so.
+Prints a table for digits, for which the specification gives bounds, and one for MNIST, where the same differences are
+held against the same bounds; ``--write`` puts both into ``checks.md``. A line that is not met says so.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 
-def load() -> dict[str, list[dict]]:
+def load(folder: Path) -> dict[str, list[dict]]:
     """Results by name of the run, in the order of the seeds."""
     found: dict[str, list[dict]] = {}
-    for file in sorted((HERE / "results").glob("*.json")):
+    for file in sorted((folder / "results").glob("*.json")):
         result = json.loads(file.read_text())
         found.setdefault(result["name"], []).append(result)
     return found
@@ -47,35 +48,33 @@ def checks(runs: dict[str, list[dict]]) -> list[tuple[str, str, float, bool]]:
         at_least("C14", "1 % EF minus 1 % without", mean("top1-ef-01") - mean("top1-01"), 3.0),
         at_least("C14", "8 bit minus unquantized, 1 % EF", mean("top1-ef-8bit-01") - mean("top1-ef-01"), -0.7),
     ]
+    pairs = [
+        ("dense", "dense-beta1", "fedavg"),
+        ("5 % EF 8 bit", "top5-ef-8bit-beta1", "top5-ef-8bit"),
+        ("T3", "t3-all-beta1", "t3-all-beta0"),
+    ]
     for tag in ("05", "01"):
         alpha = f"Dirichlet {tag[0]}.{tag[1]}"
         found += [
-            at_least(
-                "C15", f"beta 1 minus 0, dense, {alpha}", mean(f"dense-beta1-{tag}") - mean(f"fedavg-{tag}"), -1.5
-            ),
-            at_least(
-                "C15",
-                f"beta 1 minus 0, 5 % EF 8 bit, {alpha}",
-                mean(f"top5-ef-8bit-beta1-{tag}") - mean(f"top5-ef-8bit-{tag}"),
-                -1.5,
-            ),
-            at_least(
-                "C15", f"beta 1 minus 0, T3, {alpha}", mean(f"t3-all-beta1-{tag}") - mean(f"t3-all-beta0-{tag}"), -1.5
-            ),
+            at_least("C15", f"beta 1 minus 0, {what}, {alpha}", mean(f"{one}-{tag}") - mean(f"{zero}-{tag}"), -1.5)
+            for what, one, zero in pairs
+            if f"{one}-{tag}" in runs
         ]
     for name in ("top5-ef-8bit-05", "top1-ef-8bit-05"):
+        if len(runs[name][0]["curve"]) < 60:
+            continue  # the residual is judged over rounds 40 to 60
         value = growth(name)
         found.append(("C16", f"growth of the residual over the last 18 rounds, %, {name} <= 25", value, value <= 25))
     return found
 
 
-def table() -> str:
+def table(folder: Path, data: str) -> str:
     """The checks as Markdown, with how many seeds stand behind them."""
-    runs = load()
+    runs = load(folder)
     seeds = min(len(results) for results in runs.values())
     commits = ", ".join(sorted({str(result["commit"]) for results in runs.values() for result in results}))
     lines = [
-        f"Points of test accuracy on digits, mean over {seeds} seeds of the last five rounds; commit {commits}.",
+        f"Points of test accuracy on {data}, mean over {seeds} seeds of the last five rounds; commit {commits}.",
         "",
         "| check | asked | measured | met |",
         "|---|---|---|---|",
@@ -85,6 +84,7 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    print(table())
+    text = table(HERE, "digits") + "\n" + table(HERE.parent / "sparse_collaborative_mnist", "MNIST")
+    print(text)
     if "--write" in sys.argv:
-        (HERE / "checks.md").write_text(table())
+        (HERE / "checks.md").write_text(text)
