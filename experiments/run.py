@@ -3,7 +3,8 @@
     python -m experiments.run averaging
     python -m experiments.run averaging --only fedavg-mnist-lenet5 --seeds 0 1
 
-Data that is no package's own is looked for in the folder ``FEDBONSAI_DATA`` (``mnist/``, ``cifar10/`` in Hugging Face
+A run of the plan may vary one setting: ``vary = { setting = [values] }`` makes a run of each value, whose name ends with
+it. Data that is no package's own is looked for in the folder ``FEDBONSAI_DATA`` (``mnist/``, ``cifar10/`` in Hugging Face
 Parquet layout), else on the hub. A finished run is never run again; delete its JSON to do so.
 """
 
@@ -30,6 +31,23 @@ def settings_of(plan: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     if home and name != "digits":
         settings["data.path"] = str(Path(home) / name)
     return settings
+
+
+def runs_of(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """The plan's runs, those that vary a setting once for each of its values."""
+    found: list[dict[str, Any]] = []
+    for run in plan["runs"]:
+        varied = run.get("vary", {})
+        if len(varied) > 1:
+            raise SystemExit(f"run {run['name']!r} varies {sorted(varied)}; at most one setting can vary")
+        for setting, values in varied.items():
+            found += [
+                {**run, "name": f"{run['name']}-{value}", "settings": {**run.get("settings", {}), setting: value}}
+                for value in values
+            ]
+        if not varied:
+            found.append(run)
+    return found
 
 
 def one(name: str, recipe: str, preset: str, settings: dict[str, Any], seed: int, target: Path) -> str:
@@ -91,12 +109,13 @@ def main() -> None:
     args = parser.parse_args()
     folder = HERE / args.experiment
     plan = tomllib.loads((folder / "plan.toml").read_text())
-    names = [run["name"] for run in plan["runs"]]
+    runs = runs_of(plan)
+    names = [run["name"] for run in runs]
     if unknown := set(args.only) - set(names):
         parser.error(f"no such runs: {sorted(unknown)}; the plan has {names}")
     jobs = []
     for seed in args.seeds if args.seeds is not None else plan["seeds"]:
-        for run in plan["runs"]:
+        for run in runs:
             target = folder / "results" / f"{run['name']}-{seed}.json"
             if (not args.only or run["name"] in args.only) and not target.exists():
                 settings = settings_of(plan, run)

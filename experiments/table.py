@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from experiments.run import runs_of
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -65,7 +67,7 @@ def page() -> str:
 def groups() -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
     """Experiment, setting and its results, one for each seed, in the order of the plans."""
     for folder in sorted(path.parent for path in (ROOT / "experiments").glob("*/plan.toml")):
-        plan = [run["name"] for run in tomllib.loads((folder / "plan.toml").read_text())["runs"]]
+        plan = [run["name"] for run in runs_of(tomllib.loads((folder / "plan.toml").read_text()))]
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in plan}
         for file in sorted((folder / "results").glob("*.json")):
             result = json.loads(file.read_text())
