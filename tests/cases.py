@@ -134,4 +134,65 @@ CASES = [
             "method.scouting": {"iterations": 60, "batches": 5, "every": 5},
         },
     ),
+    *(
+        Case(
+            recipe,
+            asks=1,
+            down=frozenset({"under-masks/train@1"}),
+            up=frozenset({"update@1"}),
+            settings={"method.density": 0.3, **settings},
+        )
+        for recipe, settings in (
+            ("random-mask", {}),
+            ("static-magnitude", {}),
+            ("snip", {}),
+            ("synflow", {}),
+            ("iterative-pruning", {"method.schedule": {"first": 0, "every": 1, "times": 3}}),
+            ("lottery-ticket", {"method.schedule.first": 1}),
+        )
+    ),
+    Case(
+        "feddst",
+        asks=1,
+        down=frozenset({"under-masks/train@1", "feddst/readjust@1"}),
+        up=frozenset({"update@1", "feddst/readjusted@1"}),
+        settings={"method.density": 0.3, "method.sgd.epochs": 2, "method.readjustment": {"interval": 2, "stop": 9}},
+    ),
+    Case(
+        "lotteryfl",
+        asks=1,
+        down=frozenset({"lotteryfl/train@1"}),
+        up=frozenset({"lotteryfl/trained@1"}),
+        settings={"method.rule": {"threshold": 0.1, "target": 0.6}},
+    ),
+    Case(
+        "online",
+        asks=1,
+        down=frozenset({"online/train@1"}),
+        up=frozenset({"online/trained@1"}),
+        settings={"method.sgd": {"lr": 0.1, "batch": 10, "steps": 10}, "method.warmup": 1},
+    ),
+    Case(
+        "small-dense",
+        asks=1,
+        down=frozenset({"small-dense/train@1"}),
+        up=frozenset({"update@1"}),
+        settings={"method.density": 0.5},
+    ),
+    Case(
+        "fl-pqsu",
+        preset="random-skip",
+        asks=1,
+        down=frozenset({"fl-pqsu/train@1"}),
+        up=frozenset({"fl-pqsu/upload@1", "fl-pqsu/skip@1"}),
+        settings={"data.server": 0, "method.pretrain": 0, "method.finetune": 0, "method.gate.share": 0.5},
+    ),
+    Case(
+        "fl-pqsu",
+        preset="lazy",
+        asks=1,
+        down=frozenset({"fl-pqsu/train@1"}),
+        up=frozenset({"fl-pqsu/upload@1"}),
+        settings={"data.server": 0, "method.pretrain": 0, "method.finetune": 0},
+    ),
 ]

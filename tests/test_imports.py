@@ -9,23 +9,25 @@ SRC = Path(__file__).parents[1] / "src" / "fedbonsai"
 
 GROUND = {"errors", "tree", "wire"}
 MODEL = GROUND | {"model"}
-CORE = MODEL | {"core", "local"}
+CORE = MODEL | {"work", "core", "local"}
 MAY = {  # package or module directly under fedbonsai -> what it may import of its siblings
     "errors": set(),
     "tree": {"errors"},
     "wire": {"errors", "tree"},
     "model": GROUND,
-    "core": MODEL,
-    "local": MODEL | {"core"},
+    "work": MODEL,
+    "core": MODEL | {"work"},
+    "local": MODEL | {"work", "core"},
     "zoo": MODEL,
     "devices": CORE,
     "data": GROUND | {"core"},
     "stages": CORE | {"devices"},
     "methods": CORE | {"zoo", "stages", "devices"},
     "fleets": CORE | {"stages", "devices", "data"},
-    "export": CORE | {"zoo", "data", "stages"},
     "recipes": set(),
-    "runs": CORE | {"zoo", "devices", "data", "stages", "methods", "fleets", "export", "recipes"},
+    "runs": CORE | {"zoo", "devices", "data", "stages", "methods", "fleets", "recipes"},
+    "reports": CORE | {"runs"},
+    "export": CORE | {"stages", "runs"},
 }
 ALL = {"__init__", "api", "cli"}  # these see everything; nothing but cli and __init__ sees them
 BY_NAME = {("model", "zoo")}  # imported late, by its name as a string, to register the shipped networks

@@ -16,6 +16,7 @@ from torch import Tensor
 from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.model import Model
 from fedbonsai.wire import message
+from fedbonsai.work import Work
 
 M = TypeVar("M")
 R = TypeVar("R")
@@ -126,23 +127,25 @@ def task_named(name: str) -> Task[Any, Any]:
 
 @dataclass(frozen=True)
 class Answer(Generic[R]):
-    """One device's answer, with what it cost in bytes (0 where nothing was encoded)."""
+    """One device's answer, with what it cost in bytes (0 where nothing was encoded) and what the device computed."""
 
     device: Device
     value: R
     down: int = 0
     up: int = 0
+    work: Work = ()
 
 
 @dataclass(frozen=True)
 class Silence:
-    """Why a device did not answer, and the bytes that were spent on it."""
+    """Why a device did not answer, the bytes that were spent on it, and what it computed all the same."""
 
     device: Device
     reason: str
     down: int = 0
     up: int = 0
     forgot: bool = False  # the client lost what it held: send it everything next time
+    work: Work = ()
 
 
 class Answers(Generic[R]):

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedbonsai import work
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model, Skeleton, skeleton
@@ -131,9 +132,25 @@ def train(
                 descend(params, grads, sgd, momentum, start, shifts)
                 _apply(held)
                 loss_sum += value.detach() * len(batch)
+            del grads, value  # kept until the next ones exist they would double the memory of the gradients
             steps += 1
             seen += len(batch)
+    work.report(
+        model,
+        me.train.x.shape[1:],
+        backward=seen,
+        passes=steps,
+        steps=steps,
+        batch=min(sgd.batch, len(me.train)),
+        held=work.size_of(start, momentum, shifts, (keep for _, keep in held)) + _sample_bytes(me),
+        masks=mask,
+    )
     return Trained(net.snapshot(), len(me.train), steps, float(loss_sum) / seen)
+
+
+def _sample_bytes(me: Client) -> int:
+    """Bytes of a client's samples, of an epoch of them as `batches` gathers it, and of that epoch augmented."""
+    return work.size_of([me.train.x]) * (2 + me.augment) + 2 * work.size_of([me.train.y])
 
 
 @contextmanager
@@ -271,6 +288,8 @@ def evaluate(model: Model, samples: Samples, device: str = "cpu", batch: int = 5
             scores = net.module(part.x)
             loss += float(F.cross_entropy(scores, part.y, reduction="sum"))
             correct += int((scores.argmax(1) == part.y).sum())
+    passes = -(-len(samples) // batch)
+    work.report(model, samples.x.shape[1:], forward=len(samples), passes=passes, batch=min(batch, len(samples)))
     return Score(loss / len(samples), correct / len(samples), len(samples))
 
 
@@ -292,5 +311,13 @@ def gradient(model: Model, samples: Samples, device: str = "cpu", batch: int = 2
         part = samples[begin : begin + batch].to(device)
         loss = F.cross_entropy(net.module(part.x), part.y, reduction="sum")
         torch._foreach_add_(total, torch.autograd.grad(loss, params))
+    work.report(
+        model,
+        samples.x.shape[1:],
+        backward=len(samples),
+        passes=-(-len(samples) // batch),
+        batch=min(batch, len(samples)),
+        held=work.size_of(total),
+    )
     torch._foreach_div_(total, max(1, len(samples)))
     return {name: value.cpu() for name, value in zip(net.parameters, total, strict=True)}

@@ -19,9 +19,11 @@ from fedbonsai.model import Arch, Model, skeleton
 from fedbonsai.runs import recipes
 from fedbonsai.stages.held_masks import HeldMasks
 from fedbonsai.stages.pruning import count
-from fedbonsai.stages.pruning.candidates import Selection, statistics_of
-from fedbonsai.stages.pruning.grow_prune import Growth, checked
+from fedbonsai.stages.pruning.grow_prune import checked
+from fedbonsai.stages.pruning.growth import Growth
 from fedbonsai.stages.pruning.masks import masked
+from fedbonsai.stages.pruning.norm_statistics import statistics_of
+from fedbonsai.stages.pruning.selection import Selection
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import decode, encode
 
@@ -208,7 +210,8 @@ def test_bytes_of_uploads_are_those_of_the_account():
     """Check 9: within 2 % and a head, by round type; the account is `count`'s."""
     method = FedTiny(density=0.05, growth=Growth(interval=1), sgd=SGD(steps=1, batch=4))
     model = Model.init(Arch("resnet-tiny"), 0)
-    names, kept = method.pruned(model)
+    forms, kept = method.pruned(model)
+    names = list(forms)
     assert names[0].startswith("features")  # at 5 % the input stays dense
     state = run(replace(method, selection=Selection(by="none")), rounds=0, model=model)[0][0]
     assert sum(counts_of(state).values()) == kept
@@ -230,6 +233,102 @@ def test_bytes_of_uploads_are_those_of_the_account():
     assert count.storage_bytes(model.weights) == 4 * tree.size(model.weights)
     pairs, exact = len(encode(adjusting)) - size, count.growth_bytes(model.weights, counts)
     assert 0.85 * exact < pairs < 1.02 * exact + 80 * len(counts)  # places are coded in less than ceil(log2 n) bits
+
+
+def by_hand(weights, masks):
+    """Bytes of a model, each tensor in the cheapest of four formats, with the formulas of the specification's section 3."""
+    bits = 0
+    for name, value in weights.items():
+        n = value.numel()
+        if name not in masks:
+            bits += 32 * n
+            continue
+        m, rows, log = int(masks[name].sum()), value.shape[0], lambda count: math.ceil(math.log2(count))
+        bits += min(32 * n, n + 32 * m, m * (32 + log(n)), 32 * m + m * log(n // rows) + rows * log(m))
+    return -(-bits // 8)
+
+
+@pytest.mark.parametrize("by", ["adaptive", "vanilla", "none"])
+def test_the_account_of_the_paper(by):
+    """Check 9, in the column of the account: rounds O_s each way, O_xi more up where it adjusts; the selection's bytes."""
+    growth = Growth(interval=2, stop=100, units="entire")
+    method = FedTiny(density=0.2, growth=growth, sgd=STEPS, selection=Selection(by=by, pool=3), cohort=2)
+    states, fleet = run(method, rounds=2)
+    state, after = states[0], states[2]
+    storage = by_hand(state.model.weights, state.held.masks)
+    pairs = growth.counts(2, state.held.masks)
+    log = {"stem.conv.weight": 8, "features.conv1.weight": 13, "features.conv2.weight": 15}
+    o_xi = -(-sum(count * (32 + log[name]) for name, count in pairs.items()) // 8)
+    found = [method.metrics(state) for state in states]
+    assert [(each["paper_down"], each["paper_up"]) for each in found] == [
+        (0, 0),
+        (2 * storage, 2 * storage),
+        (2 * storage, 2 * (storage + o_xi)),
+    ]
+    statistics = 8 * (16 + 32 + 64) if by == "adaptive" else 0
+    shown = [request.counts for _, _, request in fleet.sent if type(request).__name__ == "Measure"]
+    want = (0, 0)
+    if by != "none":
+        masks = [
+            {name: torch.arange(state.model.weights[name].numel()) < count for name, count in each.items()}
+            for each in shown[0]
+        ]
+        down = sum(by_hand(state.model.weights, each) for each in masks) + 3 * statistics
+        want = (3 * down, 3 * (3 * statistics + 4 * 3))
+    assert all((each["selection_down"], each["selection_up"]) == want for each in found)
+    kept = sum(counts_of(after).values())
+    assert found[2]["kept"] == kept
+    assert found[2]["parameters"] == 24058 - (23184 - kept)
+    layers = {
+        "stem.conv.weight": 64,
+        "features.conv1.weight": 16,
+        "features.conv2.weight": 4,
+    }  # places of their outputs
+    assert found[2]["macs"] == 640 + sum(layers[name] * count for name, count in counts_of(after).items())
+    memory = 3 * storage + 8 * sum(pairs.values()) + count.activation_bytes(after.model, (1, 8, 8), STEPS.batch)
+    assert found[2]["training_memory"] == memory
+
+
+def test_when_all_lost_their_masks_they_get_them_again():
+    fleet = LocalFleet(PEOPLE)
+    method = FedTiny(density=0.2, growth=Growth(interval=100), sgd=STEPS, selection=Selection(by="none"))
+    with scope(fleet, Scope("r", 0, -1, 0)) as open_:
+        state = method.begin(Model.init(CNN, 1), open_, PEOPLE[0])
+    losses = []
+    for t in range(4):
+        with scope(fleet, Scope("r", 0, t, 0)) as open_:
+            state = method.round(state, t, open_)
+            open_.commit()
+        losses.append(state.loss)
+        if t == 1:
+            fleet.restore({})  # every device loses what it held
+    assert losses[2] == losses[1]  # nobody could train
+    assert losses[3] != losses[2]
+    assert all(state.held.holds(device) for device in fleet.devices)
+
+
+@pytest.mark.slow
+def test_blocks_of_a_deep_network_take_their_turns():
+    """Check 4 on a network of many layers: B = 5, every second round, from the output to the input and round again."""
+    random = torch.Generator().manual_seed(0)
+    x, y = torch.randn(4, 3, 32, 32, generator=random), torch.arange(4)
+    people = [Client("a", 7, Samples(x, y), Samples(x[:0], y[:0]))]
+    growth = Growth(interval=2, stop=100)
+    method = FedTiny(density=0.1, growth=growth, sgd=SGD(lr=0.01, steps=1), selection=Selection(by="none"))
+    model = Model.init(Arch("resnet-tiny"), 0)
+    states, _ = run(method, people, rounds=12, model=model)
+    groups = growth.groups(list(states[0].held.masks))
+    assert len(groups) == 5
+    changed = [
+        {n for n, mask in after.held.masks.items() if not torch.equal(before.held.masks[n], mask)}
+        for before, after in pairwise(states)
+    ]
+    assert [each for t, each in enumerate(changed) if t % 2 == 0] == [set()] * 6
+    for event, found in enumerate(changed[1::2]):
+        block = set(groups[4 - event % 5])
+        assert found
+        assert found <= block
+        assert found == {name for name in block if growth.counts(2 * event + 2, states[0].held.masks).get(name)}
 
 
 def test_the_last_round_counts_and_small_clients_train():

@@ -1,4 +1,4 @@
-"""Checks 8.6, 8.7, 8.8, 8.9, 8.11 and 8.13 of PruneFL's specification, held masks, and who is asked for what."""
+"""Checks 8.6, 8.7, 8.8 and 8.9 of PruneFL's specification, held masks, and who is asked for what."""
 
 import math
 from dataclasses import replace
@@ -6,23 +6,29 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fedbonsai import local
 from fedbonsai.core import Answer, Client, Samples, Scope, Silence, scope
 from fedbonsai.errors import ConfigError, Forgotten, Unanswered
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Metered, Wrapper
-from fedbonsai.local import SGD, Score
+from fedbonsai.local import SGD
 from fedbonsai.methods import prunefl
-from fedbonsai.methods.prunefl import KEPT, Pilot, PruneFL, Scouting, State, Train
+from fedbonsai.methods.prunefl import PruneFL, State, Train
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages import held_masks
 from fedbonsai.stages.held_masks import HeldMasks
+from fedbonsai.stages.pruning.importance import KEPT, Wanted, processed
 from fedbonsai.stages.pruning.masks import masked, prunable
-from fedbonsai.stages.pruning.time_model import Measured, positions, prototype, seconds
+from fedbonsai.stages.pruning.per_time import halved
+from fedbonsai.stages.pruning.scout import Scouting
+from fedbonsai.stages.pruning.time_model import Measured, seconds
+from fedbonsai.wire import encode
 
 MLP = Arch("mlp", {"widths": (30,), "size": 2, "classes": 3})
 START = Model.init(MLP, 1)
 NAMES = prunable(START)
+SIZES = {name: START.weights[name].numel() for name in NAMES}
 COSTS = Measured(communication=2e-3, base=0.1)
 QUICK = Scouting(batches=2, iterations=120, every=10)
 
@@ -63,7 +69,7 @@ class Watching(Wrapper):
     def ask(self, task, send, at_least=1):
         t = self._scope.round
         self.sent.append((t, {d.id: m for d, m in send.items()}))
-        answers = self.inner.ask(task, {d: m for d, m in send.items() if (t, d.id) not in self.mute}, at_least)
+        answers = self.inner.ask(task, {d: m for d, m in send.items() if (t, d.id) not in self.mute}, 0)
 
         def each():
             for answer in answers:
@@ -83,7 +89,8 @@ def masks_of(seed=3, share=0.4):
 def ask(masks, sgd=None, since=0, asked=True, accumulate=False, derived=False, memory=None, me=PEOPLE[0]):
     """One client's task under given masks."""
     sent = HeldMasks(masks).send(START.weights, [me], 0)[me]
-    request = Train(MLP, sent, sgd or SGD(lr=0.1, batch=20, steps=5), since, asked, accumulate, derived)
+    wanted = Wanted(asked, accumulate, derived, since)
+    request = Train(MLP, sent, sgd or SGD(lr=0.1, batch=20, steps=5), wanted)
     return prunefl.train.run(request, me, memory or {})
 
 
@@ -193,9 +200,9 @@ def shrunk(stale=True):
     masks = masks_of()
     shelf = masked(START.weights, {n: ~m for n, m in masks.items()})
     weights = masked(START.weights, masks)
-    times = seconds(how.time, NAMES, 5)
+    times = seconds(how.time, SIZES, 5)
     kept = {n: shelf[n] for n in NAMES} if stale else {}
-    return how, State(START.replace(weights), 0, HeldMasks(masks), kept, times)
+    return how, State(START.replace(weights), 0, HeldMasks(masks), kept, times, (1, 2, 2))
 
 
 @pytest.mark.parametrize("stale", [True, False])
@@ -219,7 +226,7 @@ def test_regrown_weights_have_their_old_value_or_zero(stale):  # 8.7, 8.8
 def test_reconfigurations_come_every_interval():  # 8.9
     fleet = Watching(LocalFleet(PEOPLE))
     states = run(method(interval=3), fleet, 8)
-    assert [t for t, sent in fleet.sent if t >= 0 and sent["a"].asked] == [3, 6]
+    assert [t for t, sent in fleet.sent if t >= 0 and sent["a"].wanted.asked] == [3, 6]
     assert [state.since for state in states[1:]] == [0, 0, 0, 3, 3, 3, 6, 6]
     assert PruneFL().interval == 50
     assert [t for t in range(200) if t > 0 and t % PruneFL().interval == 0] == [50, 100, 150]
@@ -233,56 +240,19 @@ def test_the_learning_rate_halves():  # 8.9
     )
 
 
-# --- the scout ------------------------------------------------------------------------------------------------------
+def test_the_share_that_may_go_halves(monkeypatch):  # 8.9
+    seen, whole = [], prunefl.reconfigured
 
+    def watched(weights, shelf, masks, z, times, fraction, *more):
+        seen.append(fraction)
+        return whole(weights, shelf, masks, z, times, fraction, *more)
 
-def explore(how, me=PEOPLE[0], stale=True):
-    times = seconds(COSTS, NAMES, 5)
-    return prunefl.scout.run(Pilot(START, SGD(lr=0.1, batch=20, steps=5), how, times, stale), me, {})[0]
-
-
-def test_the_gate_decides_when_the_first_reconfiguration_comes(monkeypatch):  # 8.11
-    looks = iter([False, True])
-    monkeypatch.setattr(prunefl, "reached", lambda *_: next(looks))
-    found = explore(Scouting(batches=1, iterations=120, every=50))
-    assert found.at == (11, 61, 111)
-
-
-@pytest.mark.parametrize(("accuracy", "open_"), [(1.49 / 62, False), (1.51 / 62, True), (0.0242, True)])
-def test_the_gate_for_62_classes(monkeypatch, accuracy, open_):  # 8.11
-    monkeypatch.setattr(prunefl.local, "evaluate", lambda *_: Score(0.0, accuracy, 1))
-    model = Model.init(Arch("mlp", {"widths": (5,), "size": 2, "classes": 62}), 0)
-    assert prunefl.reached(model, PEOPLE[0].train, 1.5, "cpu") is open_
-
-
-def test_the_scout_shrinks_only_unless_it_may_regrow():
-    shrinking = explore(replace(QUICK, regrow=False, tolerance=0.0, iterations=400))
-    assert list(shrinking.densities) == sorted(shrinking.densities, reverse=True)
-    assert shrinking.densities[-1] < shrinking.densities[0] < 1
-    for name, mask in shrinking.masks.items():
-        assert not bool(shrinking.weights[name][~mask].any())
-        assert not bool(shrinking.shelf[name][mask].any())
-        assert bool(mask.any())
-    steady = explore(QUICK)
-    assert len(steady.at) >= 6  # five changes need six
-    assert explore(QUICK, stale=False).shelf == {}
-
-
-def test_the_scouts_modelled_time():
-    found = explore(Scouting(batches=2, iterations=7, gate=99))
-    assert found.at == ()
-    assert found.seconds == pytest.approx(7 * 2 * 0.1)  # no slopes here
-
-
-def test_a_silent_scout_is_replaced():
-    fleet = Watching(LocalFleet(PEOPLE), silent={(-1, "a"), (-1, "b")})
-    states = run(method(), fleet, 1)
-    assert [list(sent) for t, sent in fleet.sent if t < 0] == [["a"], ["b"], ["c"]]
-    first = next(sent for t, sent in fleet.sent if t == 0)
-    assert {id for id, m in first.items() if m.sent.masks is None} == {"c"}
-    assert states[0].held.holders == {"c": 1}
-    with pytest.raises(Unanswered, match="initial pruning"):
-        run(method(), Watching(LocalFleet(PEOPLE), silent={(-1, id) for id in "abcd"}), 0)
+    monkeypatch.setattr(prunefl, "reconfigured", watched)
+    run(method(interval=2, fraction_half_life=2), LocalFleet(PEOPLE), 7)
+    assert seen == pytest.approx([0.15, 0.075, 0.0375])  # rounds 2, 4 and 6
+    assert [PruneFL().fraction * halved(t, PruneFL().fraction_half_life) for t in (0, 5_000)] == pytest.approx(
+        [0.3, 0.21213], abs=1e-5
+    )
 
 
 # --- held masks -----------------------------------------------------------------------------------------------------
@@ -319,39 +289,196 @@ def test_bits_only_for_values():
     assert held.renewed({n: ~m for n, m in held.masks.items()}).version == 2
 
 
-# --- both accountings -----------------------------------------------------------------------------------------------
+# --- what goes wrong on the way ---------------------------------------------------------------------------------------
 
 
-def exactly(kept, rows=2048, columns=3136):
-    mask = torch.zeros(rows * columns, dtype=torch.bool)
-    mask[:kept] = True
-    return mask.reshape(rows, columns)
+def test_samples_processed_are_those_of_the_batches():
+    sgd = SGD(lr=0.1, batch=20, steps=5)
+    for count in (5, 20, 25, 41, 60, 300):
+        assert processed(count, sgd) == sum(len(batch) for batch in local.batches(person(count=count), sgd))
+    assert processed(25, sgd) == 20 + 5 + 20 + 5 + 20
+    result, _ = ask(masks_of(), me=person(count=25))
+    assert result.update.examples == 70
 
 
-def test_sizes_of_the_papers_messages():  # 8.13
-    whole, s, kept = 2048 * 3136, 2206, 900_000
-    weights, masks = {"w": torch.zeros(2048, 3136), "b": torch.zeros(s)}, {"w": exactly(kept)}
-    assert prototype(weights, masks, 1, 0, 1, False) == (4 * kept + 4 * s,) * 2
-    assert prototype(weights, masks, 1, 0, 1, True)[1] == 4 * whole + 4 * s
-    assert prototype(weights, masks, 10, 3, 8, False) == (10 * 4 * (kept + s) + 3 * whole // 8, 8 * 4 * (kept + s))
-    assert positions(exactly(whole // 32)) == whole // 8  # 1/32 is a bitmap
-    assert positions(exactly(whole // 32 - 1)) == 4 * (whole // 32 - 1)  # with its value 8 bytes a weight
-    assert 4 * (whole // 32) + positions(exactly(whole // 32)) == 8 * (whole // 32)  # where they break even
-    assert positions(exactly(9, 10, 9)) == 10 * 2  # rows are padded to a byte
-    assert positions(exactly(1, 256, 200)) == 2  # one byte for each of row and column
-    assert positions(exactly(1, 40_000, 2)) == 8  # too many for int16
+class Forgetting(LocalFleet):
+    """Clients lose their memories before a round."""
+
+    def __init__(self, people, t, ids):
+        super().__init__(people)
+        self.t, self.ids = t, ids
+
+    def open(self, scope):
+        if scope.round == self.t:
+            self.restore({id: kept for id, kept in self._slots._accepted.items() if id not in self.ids})
+        super().open(scope)
 
 
-@pytest.mark.parametrize(
-    ("density", "measured"), [(0.010, 514_068), (0.0314, 1_610_512), (0.134, 4_247_984), (0.50, 13_642_692)]
-)
-def test_sizes_measured_with_the_authors_code(density, measured):  # 8.13
-    # their masks were drawn, so the count is known to a few standard deviations; 1 kB is for their framing
-    whole = 2048 * 3136
-    kept = round(density * whole)
-    each = 8 if density < 1 / 32 else 4
-    found = 4 * kept + positions(exactly(kept))
-    assert abs(found - measured) < 1000 + 3 * each * math.sqrt(whole * density * (1 - density))
+@pytest.mark.parametrize("importance", ["round", "interval"])
+def test_when_all_forget_their_masks_they_get_them_again(importance):
+    fleet = Watching(Forgetting(PEOPLE, 2, "abcd"))
+    states = run(method(interval=2, importance=importance), fleet, 5)  # round 2 would have been a reconfiguration
+    new = {t: "".join(id for id, m in sent.items() if m.sent.masks is not None) for t, sent in fleet.sent if t >= 0}
+    assert (new[2], new[3]) == ("", "abcd")
+    assert all(torch.equal(states[3].model.weights[n], w) for n, w in states[2].model.weights.items())
+    assert [sent["a"].wanted.asked for t, sent in fleet.sent if t >= 0] == [False, False, True, True, True]
+    assert [state.since for state in states[1:]] == [0, 0, 0, 3, 4]  # made up for, then in step again
+
+
+def test_when_some_forget_in_a_reconfiguration_the_others_decide():
+    fleet = Watching(Forgetting(PEOPLE, 2, "bd"))
+    states = run(method(interval=2, importance="interval"), fleet, 4)
+    assert states[3].since == 2
+    assert states[3].held.version == states[2].held.version + 1
+    assert [id for t, id, _ in fleet.got if t == 2] == ["a", "c"]
+    sent = dict(fleet.sent)[3]
+    assert all(m.sent.masks is not None for m in sent.values())
+
+
+def test_all_silent_is_an_error_and_leaves_the_state():
+    fleet = Watching(LocalFleet(PEOPLE), silent={(0, id) for id in "abcd"})
+    with pytest.raises(Unanswered, match="at least 1 needed"):
+        run(method(), fleet, 1)
+
+
+def test_a_round_that_is_tried_again_counts_importances_once():
+    def after(failed):
+        how, fleet = method(interval=3, importance="interval"), LocalFleet(PEOPLE)
+        [state] = run(how, fleet, 0)
+        for t in range(4):
+            for attempt in range(1 + (t in failed)):
+                with scope(fleet, Scope("r", 0, t, attempt)) as open_:
+                    new = how.round(state, t, open_)
+                    if attempt == (t in failed):
+                        state = new
+                        open_.commit()
+        return state
+
+    one, other = after({}), after({1, 3})
+    assert one.since == other.since == 3
+    assert all(torch.equal(one.held.masks[n], m) for n, m in other.held.masks.items())
+    assert all(torch.equal(one.model.weights[n], w) for n, w in other.model.weights.items())
+
+
+def test_importances_begin_anew_after_a_reconfiguration():
+    how, fleet = method(interval=2, importance="interval"), Watching(LocalFleet(PEOPLE))
+    run(how, fleet, 5)
+    memory = fleet.inner._slots.memory("a")
+    assert KEPT not in memory  # sent in round 4
+    masks = masks_of()
+    _, memory = ask(masks, asked=False, accumulate=True)
+    _, memory = ask(masks, accumulate=True, memory=memory)
+    _, memory = ask(masks, asked=False, accumulate=True, since=2, memory=memory)
+    second, _ = ask(masks, accumulate=True, since=2, memory=memory)
+    assert second.rest == pytest.approx(2 * ask(masks)[0].rest)
+
+
+class Claiming(Wrapper):
+    """Device b claims a number of samples that nobody can have."""
+
+    examples = 1 << 50
+
+    def ask(self, task, send, at_least=1):
+        answers = self.inner.ask(task, send, at_least)
+
+        def each():
+            for a in answers:
+                if self._scope.round >= 0 and a.device.id == "b":
+                    a = replace(a, value=replace(a.value, update=replace(a.value.update, examples=self.examples)))
+                yield a
+
+        return type(answers)(each(), at_least)
+
+
+@pytest.mark.parametrize("derive", [True, False])
+@pytest.mark.parametrize("claim", [0, -3, 1 << 50])
+def test_importances_of_a_dropped_update_do_not_count(monkeypatch, claim, derive):
+    monkeypatch.setattr(Claiming, "examples", claim)
+    sgd = SGD(lr=0.1, batch=20, steps=5, momentum=0.0 if derive else 1e-9)
+    lying = run(method(interval=1, sgd=sgd), Claiming(LocalFleet(PEOPLE)), 2)
+    silent = run(method(interval=1, sgd=sgd), Watching(LocalFleet(PEOPLE), silent={(0, "b"), (1, "b")}), 2)
+    assert [state.dropped for state in lying[1:]] == [1, 1]
+    assert all(torch.equal(lying[2].held.masks[n], m) for n, m in silent[2].held.masks.items())
+    assert all(torch.equal(lying[2].model.weights[n], w) for n, w in silent[2].model.weights.items())
+
+
+def test_a_device_that_comes_back_after_many_masks_gets_the_newest():
+    away = {(t, "d") for t in range(6)}
+    fleet = Watching(LocalFleet(PEOPLE), silent=away)
+    states = run(method(interval=1), fleet, 8)
+    assert states[6].held.version >= 4
+    sent = dict(fleet.sent)
+    assert all(m.sent.version == states[6].held.version for m in sent[6].values())
+    assert sent[6]["d"].sent.masks is not None
+    answers = {(t, id): value for t, id, value in fleet.got}
+    found = answers[6, "d"].update.result.dense(START.weights, states[6].held.masks)
+    assert all(not bool(found[n][~m].any()) for n, m in states[6].held.masks.items())
+
+
+def test_a_part_of_the_devices_at_a_time():
+    fleet = Watching(LocalFleet(PEOPLE))
+    states = run(method(interval=2, cohort=2, importance="interval"), fleet, 9)
+    held = {}
+    for sent in (sent for t, sent in fleet.sent if t >= 0):
+        assert len(sent) == 2
+        for id, m in sent.items():  # a mask travels exactly to those whose last one is another
+            last = held.get(id, 1 if id == "a" else None)
+            assert (m.sent.masks is None) == (last == m.sent.version)
+            held[id] = m.sent.version
+    assert [state.since for state in states[1:]] == [0, 0, 2, 2, 4, 4, 6, 6, 8]
+
+
+def test_statistics_of_normalisation_are_averaged_and_nothing_but_matrices_is_pruned():
+    arch = Arch("resnet-tiny", {"channels": 1, "size": 8, "classes": 3})
+    start = Model.init(arch, 0)
+    wide = [replace(p, train=Samples(p.train.x.repeat(1, 1, 4, 4), p.train.y)) for p in PEOPLE[:2]]
+    how = method(interval=1, scouting=Scouting(batches=1, iterations=3, every=1, gate=0))
+    fleet = Watching(LocalFleet(wide))
+    with scope(fleet, Scope("r", 0, -1, 0)) as open_:
+        first = how.begin(start, open_, wide[0])
+        open_.commit()
+    with scope(fleet, Scope("r", 0, 0, 0)) as open_:
+        state = how.round(first, 0, open_)
+    names = set(first.held.masks)
+    assert len(names) == 1 + 12 + 1
+    assert not any("shortcut" in name or "norm" in name or "bias" in name for name in names)
+    assert any("shortcut" in name for name in start.weights)
+    uploads = [v.update.result.dense(start.weights, first.held.masks) for t, _, v in fleet.got if t == 0]
+    statistics = [name for name in start.weights if "running" in name]
+    assert statistics
+    for name in statistics:
+        mean = (uploads[0][name] + uploads[1][name]) / 2
+        assert torch.allclose(state.model.weights[name], mean, rtol=1e-5, atol=1e-7)
+
+
+def test_an_upload_of_resnet_tiny_at_five_percent():
+    model = Model.init(Arch("resnet-tiny", {"channels": 1, "size": 8}), 0)
+    names = [n for n in prunable(model) if "shortcut" not in n]
+    random = torch.Generator().manual_seed(0)
+    masks = {n: torch.rand(model.weights[n].shape, generator=random) < 0.05 for n in names}
+    sent = HeldMasks(masks).send(model.weights, [PEOPLE[0]], 0)[PEOPLE[0]]
+    me = replace(PEOPLE[0], train=Samples(PEOPLE[0].train.x.repeat(1, 1, 4, 4), PEOPLE[0].train.y))
+    request = Train(model.arch, sent, SGD(lr=0.1, batch=20, steps=1), Wanted(False, False, True, 0))
+    result, _ = prunefl.train.run(request, me, {})
+    assert len(encode(result)) < 70_000
+    found = result.update.result.dense(model.weights, masks)
+    assert all(not bool(found[n][~m].any()) for n, m in masks.items())
+
+
+def test_layers_that_lose_nothing_and_layers_of_one_weight():
+    masks = {n: torch.ones_like(START.weights[n], dtype=torch.bool) for n in NAMES}
+    result, _ = ask(masks, derived=True)
+    z = result.importance.dense({n: START.weights[n] for n in NAMES}, {n: ~m for n, m in masks.items()})
+    assert not any(bool(v.any()) for v in z.values())
+    for mask in masks.values():
+        mask.zero_()
+        mask.view(-1)[0] = True
+    result, _ = ask(masks, derived=True)
+    found = result.update.result.dense(START.weights, masks)
+    assert all(int((found[n] != 0).sum()) <= 1 for n in NAMES)
+
+
+# --- both accounts ---------------------------------------------------------------------------------------------------
 
 
 def test_the_ledger_and_the_papers_bytes():
@@ -364,7 +491,15 @@ def test_the_ledger_and_the_papers_bytes():
         for side in ("down", "up"):
             ours = sum(row["bytes"] for row in rows if row["round"] == t and row["direction"] == side)
             assert figures[f"paper_{side}"] < ours < figures[f"paper_{side}"] + 4 * 700  # heads of four small messages
-    assert how.metrics(states[-1])["scout_seconds"] > 0
+    last = how.metrics(states[-1])
+    assert last["scout_seconds"] > 0
+    # by the authors' account the sum of the rounds, each under the mask it was trained with, and nothing before
+    assert last["paper_seconds"] == pytest.approx(sum(how.metrics(state)["modelled_seconds"] for state in states[:-1]))
+    assert last["whole_seconds"] > last["paper_seconds"] + last["scout_seconds"]
+    assert last["conventional_seconds"] == pytest.approx(0.5 + 2e-3 * sum(SIZES.values()))
+    assert last["scout_reconfigurations"] == len(states[0].densities) > 0
+    assert last["macs"] == last["kept"]  # without convolutions a weight is one multiplication
+    assert last["parameters"] == last["kept"] + 33
     assert how.metrics(states[2])["modelled_seconds"] == pytest.approx(0.5 + 2e-3 * how.metrics(states[2])["kept"])
 
 
@@ -375,5 +510,11 @@ def test_settings_that_cannot_be_meant_are_refused():
         PruneFL(interval=0)
     with pytest.raises(ValueError, match="share"):
         PruneFL(fraction=1.0)
+    with pytest.raises(ValueError, match="density"):
+        PruneFL(density=0.0)
+    with pytest.raises(ValueError, match="half_life"):
+        PruneFL(lr_half_life=-1)
+    with pytest.raises(ValueError, match="no effect"):
+        PruneFL(lr_every=10)
     with pytest.raises(ConfigError, match="never"):
         run(method(never=("",)), LocalFleet(PEOPLE), 0)

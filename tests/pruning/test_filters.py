@@ -3,11 +3,12 @@ import importlib.util
 
 import pytest
 import torch
+from torch import nn
 
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import BadMessage, ConfigError, Missing
 from fedbonsai.local import SGD, train
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Arch, Model, network
 from fedbonsai.stages.pruning import count
 from fedbonsai.stages.pruning.filters import (
     All,
@@ -195,3 +196,95 @@ def test_without_the_library_the_text_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *p: None if n == "torch_pruning" else found(n, *p))
     with pytest.raises(Missing, match=r"fedbonsai\[prune\]"):
         units(*made("cnn-bn"))
+
+
+class Pooled(nn.Module):
+    """Four pixels a filter are left by a pool before the linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
+        self.pool, self.last = nn.AdaptiveAvgPool2d(2), nn.Linear(32, 10)
+
+    def forward(self, x):
+        return self.last(torch.flatten(self.pool(torch.relu(self.two(torch.relu(self.one(x))))), 1))
+
+
+class Linear(nn.Module):
+    """Two hidden layers, put together by a subclass."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.last = nn.Linear(64, 12), nn.Linear(12, 12), nn.Linear(12, 10)
+        self.scale = nn.Parameter(torch.rand(12)) if isinstance(self, Scaled) else 1.0
+
+    def forward(self, x):
+        return self.last(self.middle(torch.relu(self.one(x.flatten(1)))))
+
+
+class Added(Linear):
+    def middle(self, x):
+        return x + torch.relu(self.two(x))
+
+
+class Repeated(Linear):
+    def middle(self, x):
+        return torch.relu(self.two(torch.relu(self.two(x))))
+
+
+class Scaled(Linear):
+    def middle(self, x):
+        return torch.relu(self.two(x)) * self.scale
+
+
+class ReadAgain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(64, 10), nn.Linear(10, 10)
+
+    def forward(self, x):
+        hidden = self.one(x.flatten(1))
+        return hidden + self.two(torch.relu(hidden))
+
+
+class Joined(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(1, 4, 3, padding=1)
+        self.last = nn.Linear(8 * 64, 10)
+
+    def forward(self, x):
+        return self.last(torch.cat([self.one(x), self.two(x)], 1).flatten(1))
+
+
+def own(kind):
+    name = f"test-{kind.__name__.lower()}"
+    network(name)(lambda: kind())
+    return Model.init(Arch(name, {}), 0), (1, 8, 8)
+
+
+@pytest.mark.parametrize("kind", [Pooled, Added, Repeated], ids=lambda kind: kind.__name__)
+def test_pools_sums_and_layers_that_are_used_twice_shrink_as_they_should(kind):
+    model, size = own(kind)
+    groups = units(model, size)
+    kept = select(model.weights, groups, widths(Ratio(0.5), model, groups, size))
+    gap = output(prune(model, groups, kept), size) - output(silenced(model, groups, kept), size)
+    assert float(gap.abs().max()) < 1e-6
+    assert ("two.weight", 1) in groups[0].readers
+
+
+@pytest.mark.parametrize("kind", [Scaled, ReadAgain, Joined], ids=lambda kind: kind.__name__)
+def test_a_network_that_cannot_be_taken_apart_is_refused_before_it_is_sent(kind):
+    with pytest.raises(ConfigError, match=f"network 'test-{kind.__name__.lower()}' cannot be pruned by units"):
+        units(*own(kind))
+
+
+@pytest.mark.slow
+def test_a_large_residual_network_too():
+    model = Model.init(Arch("resnet18", {}), 0)
+    size = (3, 32, 32)
+    groups = units(model, size)
+    kept = select(model.weights, groups, widths(Target(0.3, "bytes"), model, groups, size))
+    gap = output(prune(model, groups, kept), size) - output(silenced(model, groups, kept), size)
+    assert len(groups) == 12
+    assert float(gap.abs().max()) < 1e-5

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import networks
+from fedbonsai.stages.pruning.importance import importances
 from fedbonsai.stages.pruning.masks import keep_global
-from fedbonsai.stages.pruning.per_time import full, halved, importances, optimum, protected, settled, turned
+from fedbonsai.stages.pruning.per_time import full, halved, optimum, protected, settled, turned
 from fedbonsai.stages.pruning.scores import snip
 from fedbonsai.stages.pruning.time_model import TABLES, TAU, Measured, Seconds, Table, seconds
 
@@ -194,6 +195,48 @@ def test_invariances():  # 8.5
     assert all(torch.equal(last[n], held[n] | (z[n] > 0)) for n in "AB")
 
 
+def test_a_bound_on_what_is_kept_is_exact():  # 7.6: 0.8 of 10 weights are 8, where the authors' check lets 9 through
+    weights, ones = {"A": torch.arange(10.0, 0, -1)}, {"A": torch.ones(10, dtype=torch.bool)}
+    z = {"A": torch.arange(10.0, 0, -1).double()}
+    args = (weights, ones, z, {"A": 1.0}, 1e9, 0.9)
+    assert text(optimum(*args)["A"]) == "1111111111"
+    assert text(optimum(*args, most=8)["A"]) == "1111111100"
+    assert text(optimum(*args, most=1)["A"]) == "1000000000"
+    assert text(optimum(*args, most=0)["A"]) == "1000000000"  # the protected one stays
+    free = optimum(**WORKED, seconds=TIMES, constant=4, fraction=0.3)
+    for most, want in ((12, free), (11, free), (10, {"A": "1111100100", "B": "111100"})):
+        found = optimum(**WORKED, seconds=TIMES, constant=4, fraction=0.3, most=most)
+        assert {n: text(m) for n, m in found.items()} == {
+            n: m if isinstance(m, str) else text(m) for n, m in want.items()
+        }
+
+
+def test_under_a_bound_the_best_by_ratio_are_kept_and_ties_go_to_the_lower_layer():
+    for seed in range(100):
+        given_, times, constant = instance(seed)
+        held = sum(int(m.sum()) for m in protected(given_["weights"], given_["masks"], 0.5).values())
+        free = greedy(**given_, times=times, constant=constant, fraction=0.5)
+        for most in range(held, sum(int(m.sum()) for m in free.values()) + 1):
+            found = optimum(**given_, seconds=times, constant=constant, fraction=0.5, most=most)
+            assert sum(int(m.sum()) for m in found.values()) == most
+            assert all(not bool((found[n] & ~free[n]).any()) for n in found)
+            left = [
+                float(given_["importance"][n][j]) / times[n] for n in found for j in torch.where(free[n] & ~found[n])[0]
+            ]
+            inside = protected(given_["weights"], given_["masks"], 0.5)
+            kept = [
+                float(given_["importance"][n][j]) / times[n]
+                for n in found
+                for j in torch.where(found[n] & ~inside[n])[0]
+            ]
+            assert not left or not kept or min(kept) >= max(left)
+    two = {"A": row(3, 1), "B": row(3, 1)}
+    both = {"A": bits("11"), "B": bits("11")}
+    ones = {"A": row(9, 5), "B": row(9, 5)}
+    found = optimum(two, both, ones, {"A": 1.0, "B": 1.0}, 1e6, 0.5, most=3)
+    assert {n: text(m) for n, m in found.items()} == {"A": "11", "B": "10"}
+
+
 def test_what_is_never_pruned_counts_as_gain_and_not_as_time():
     args = ({"A": row(3, 2, 1)}, {"A": bits("111")}, {"A": row(4, 4, 2.001)}, {"A": 1.0}, 2, 0.4)
     assert text(optimum(*args)["A"]) == "111"
@@ -263,66 +306,72 @@ def test_snip_and_iterative_pruning_are_these_stages():  # 8.14
         assert 0 <= int(mask.sum()) - density * mask.numel() < 1 / share
 
 
-LAYERS = {  # prunable weights in the network's order, where the specification lists them
-    "conv2": [800, 51_200, 6_422_528, 126_976],
-    "vgg11": [
-        9 * i * o
-        for i, o in ((3, 64), (64, 128), (128, 256), (256, 256), (256, 512), (512, 512), (512, 512), (512, 512))
-    ]
-    + [512 * 512, 512 * 512, 5_120],
-    "conv4": [864, 9_216, 9_216, 9_216, 2_304],
-    "resnet18": [9_408, 11_046_080 - 9_408],  # two parts: of the rest only the sum is known
-}
-
-
 @pytest.mark.parametrize(
-    ("network", "weights", "total"),
+    ("network", "weights", "total", "conventional", "constant", "compute", "spread", "step"),
     [
-        ("conv2", 6_601_504, 51.081),
-        ("vgg11", 9_747_136, 209.614),
-        ("conv4", 30_816, 13.417),
-        ("resnet18", 11_046_080, 201.266),
+        ("conv2", 6_601_504, 51.081, 47.958, 6.2464, 8.120, 7.4, None),
+        ("vgg11", 9_747_136, 209.614, 211.781, 86.8495, 68.555, 9.1, 31.081),
+        ("conv4", 30_816, 13.417, 18.793, 7.9900, 5.256, 307, None),
+        ("resnet18", 11_046_080, 201.266, 188.112, 72.8002, 67.032, 10.5, 27.966),
     ],
 )
-def test_the_round_time_of_the_full_model(network, weights, total):  # 8.12
-    names = [str(k) for k in range(len(LAYERS[network]))]
-    assert sum(LAYERS[network]) == weights
-    times = seconds(Table(network), names, 5)
-    masks = {n: torch.ones(k, dtype=torch.bool) for n, k in zip(names, LAYERS[network], strict=True)}
+def test_the_round_time_of_the_full_model(  # 8.12, and the table of section 1.5
+    network, weights, total, conventional, constant, compute, spread, step
+):
+    sizes = {str(k): n for k, n in enumerate(TABLES[network].weights)}
+    assert sum(sizes.values()) == weights
+    times = seconds(Table(network), sizes, 5)
+    masks = {n: torch.ones(k, dtype=torch.bool) for n, k in sizes.items()}
     assert times.round(masks) == pytest.approx(total, abs=2e-3)
-    assert times.constant == pytest.approx(TABLES[network].constant)
+    assert times.constant == pytest.approx(constant, abs=1e-4)
     assert times.round({n: ~m for n, m in masks.items()}) == pytest.approx(times.constant)
+    assert 5 * (times.step(masks) - times.base) == pytest.approx(compute, abs=1e-3)
+    assert times.conventional(masks) == pytest.approx(conventional, abs=2e-3)
+    assert max(times.each.values()) / min(times.each.values()) == pytest.approx(spread, rel=8e-3)
+    if step is not None:  # where the sum equals what was measured with all weights in sparse form
+        assert times.step(masks) == pytest.approx(step, abs=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("name", "table", "parameters", "weights", "total"),
+    ("name", "table", "parameters", "total"),
     [
-        ("conv2", "conv2", 6_603_710, 6_601_504, 51.081),
-        ("vgg11", "vgg11", 9_750_922, 9_747_136, 209.614),
-        ("resnet18-7x7", "resnet18", 11_227_812, 11_046_080, 201.266),
+        ("conv2", "conv2", 6_603_710, 51.081),
+        ("vgg11", "vgg11", 9_750_922, 209.614),
+        ("resnet18-7x7", "resnet18", 11_227_812, 201.266),
     ],
 )
-def test_parameter_counts_of_the_networks_that_are_built(name, table, parameters, weights, total):  # 8.12
+def test_coefficients_meet_the_networks_that_are_built(name, table, parameters, total):  # 8.12
     net = dict(networks()[name]().named_parameters())
     masks = {n: torch.ones(p.shape, dtype=torch.bool) for n, p in net.items() if p.ndim > 1 and "shortcut" not in n}
+    sizes = {n: m.numel() for n, m in masks.items()}
     assert sum(p.numel() for p in net.values()) == parameters
-    assert sum(m.numel() for m in masks.values()) == weights
-    assert seconds(Table(table), list(masks), 5).round(masks) == pytest.approx(total, abs=2e-3)
+    assert tuple(sizes.values()) == TABLES[table].weights  # layer by layer
+    assert seconds(Table(table), sizes, 5).round(masks) == pytest.approx(total, abs=2e-3)
+
+
+def test_a_table_is_for_as_many_layers_as_it_has():
+    with pytest.raises(ConfigError, match="of 4 layers, this network has 2"):
+        seconds(Table("conv2"), {"a": 3, "b": 4}, 5)
 
 
 def test_measured_coefficients():
-    times = seconds(Measured(communication=0.5, base=2, latency=1, slopes={"a": 0.25}), ["a", "b"], 4)
-    assert times == Seconds(0.5, 2, 1, {"a": 0.25, "b": 0.0}, 4)
+    times = seconds(Measured(communication=0.5, base=2, latency=1, slopes={"a": 0.25}), {"a": 3, "b": 4}, 4)
+    assert times == Seconds(0.5, 2, 1, {"a": 0.25, "b": 0.0}, 4, 2 + 3 * 0.25)
     assert times.each == {"a": 1.5, "b": 0.5}
     masks = {"a": bits("101"), "b": bits("1000")}
     assert times.round(masks) == 1 + 4 * 2 + 2 * 1.5 + 0.5
     assert times.step(masks) == 2 + 2 * 0.25
-    assert set(seconds(Measured(), ["a"], 5).slopes.values()) == {0.0}  # no sparse kernels here
+    assert times.conventional(masks) == 1 + 4 * 2.75 + 7 * 0.5
+    assert times.travel(16) == 1.0
+    assert seconds(Measured(dense=9.0), {"a": 3}, 5).dense == 9
+    assert set(seconds(Measured(), {"a": 3}, 5).slopes.values()) == {0.0}  # no sparse kernels here
     assert math.isclose(TAU, 8 / 1.4384e6, rel_tol=1e-4)
 
 
 def test_slopes_of_unknown_weights_and_free_weights_are_refused():
     with pytest.raises(ConfigError, match="slopes of"):
-        seconds(Measured(slopes={"x": 1.0}), ["a"], 5)
+        seconds(Measured(slopes={"x": 1.0}), {"a": 3}, 5)
     with pytest.raises(ConfigError, match="cost nothing"):
-        seconds(Measured(communication=0), ["a"], 5)
+        seconds(Measured(communication=0), {"a": 3}, 5)
+    with pytest.raises(ConfigError, match="negative"):
+        seconds(Measured(slopes={"a": -1e-9}), {"a": 3}, 5)

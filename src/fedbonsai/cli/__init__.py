@@ -13,11 +13,15 @@ from importlib import import_module
 
 VERBS = {
     "run": "train: run a recipe, or resume a run",
-    "ls": "list recipes, methods, models, data or runs",
+    "ls": "list recipes, methods, models, data, devices, links or runs",
     "show": "print a recipe with everything that it leaves to defaults",
     "cp": "copy a recipe to a file of your own",
     "validate": "check a recipe and its overrides, and name every fault",
     "report": "table and plots of one run or several",
+    "profile": "measure this machine and write its device profile, for the virtual clock",
+    "keys": "make the certificates of a federation, or the keys of a device",
+    "serve": "run the server of a federation of real devices",
+    "join": "take part in a federation with this device",
     "doctor": "what is installed, what is missing, how fast this machine is",
 }
 

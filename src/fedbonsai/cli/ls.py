@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedbonsai.errors import ConfigError
 
-WHAT = ("recipes", "methods", "models", "data", "runs")
+WHAT = ("recipes", "methods", "models", "data", "devices", "links", "runs")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,15 @@ def main(args: argparse.Namespace, rest: list[str]) -> None:
     """List."""
     if rest or args.what not in WHAT:
         raise ConfigError(f"ls {' '.join([args.what, *rest])}: expected one of {', '.join(WHAT)}")
-    rows = {"recipes": _recipes, "methods": _methods, "models": _models, "data": _data, "runs": _runs}[args.what](args)
+    rows = {
+        "recipes": _recipes,
+        "methods": _methods,
+        "models": _models,
+        "data": _data,
+        "devices": _devices,
+        "links": _links,
+        "runs": _runs,
+    }[args.what](args)
     for name, text in rows:
         print(f"{name:<28} {text}".rstrip())
     if not rows:
@@ -59,6 +67,20 @@ def _data(args: argparse.Namespace) -> list[tuple[str, str]]:
         ("owner/name", "any image-classification dataset of the Hugging Face hub"),
         ("--data.path FOLDER", "train-*.parquet and test-*.parquet in Hugging Face layout"),
     ]
+
+
+def _devices(args: argparse.Namespace) -> list[tuple[str, str]]:
+    from fedbonsai.devices.figures import shipped
+    from fedbonsai.devices.profile import profile
+
+    return [(name, f"{profile(name).about}; link {profile(name).link}") for name in shipped("profiles")]
+
+
+def _links(args: argparse.Namespace) -> list[tuple[str, str]]:
+    from fedbonsai.devices.figures import shipped
+    from fedbonsai.devices.link import link
+
+    return [(name, link(name).about) for name in shipped("links")]
 
 
 def _runs(args: argparse.Namespace) -> list[tuple[str, str]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fedbonsai.errors import ConfigError
 
@@ -15,6 +17,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="", help="a preset of the recipe, such as published (default: modern)")
     parser.add_argument("--resume", type=Path, default=None, metavar="RUN", help="continue the run in this folder")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder under which the run's folder is made")
+    parser.add_argument("--devices", default="", help="device profile of the virtual clock: short for --clock.devices")
+    parser.add_argument("--link", default="", help="link of the virtual clock: short for --clock.link")
+    parser.add_argument("--fleet", default="", help="where clients run, local, pool or flower: short for --fleet.kind")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("-h", "--help", action="store_true", help="this help; after a recipe: all of its settings")
 
@@ -26,21 +31,31 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         return 0 if args.help else 2
     from fedbonsai.fleets.allocator import keep_memory
     from fedbonsai.runs import recipes
-    from fedbonsai.runs.progress import progress
+    from fedbonsai.runs.progress import energy, line, progress, span
     from fedbonsai.runs.run import execute, name_of, stored
+    from fedbonsai.runs.submit import submit
 
     if args.resume:
-        if args.recipe or rest:
+        if args.recipe or rest or args.devices or args.link or args.fleet:
             raise ConfigError("--resume continues a run as it was begun; leave out the recipe and its settings")
         config, folder = stored(args.resume), args.resume
     else:
-        config = recipes.load(args.recipe, args.preset, recipes.overrides_of(rest))
+        short = {"clock.devices": args.devices, "clock.link": args.link, "fleet.kind": args.fleet}
+        given = recipes.overrides_of(rest) | {name: value for name, value in short.items() if value}
+        config = recipes.load(args.recipe, args.preset, given)
         folder = args.runs / name_of(args.recipe, config)
     for module in config.imports:
         __import__(module)
     keep_memory()
+
+    def tell(row: Mapping[str, Any]) -> None:
+        print(line(config, row, row["seconds"] * (config.rounds - row["round"] - 1)), flush=True)
+
     try:
-        run = execute(config, folder, bool(args.resume), [] if args.quiet else [progress()])
+        if config.fleet.kind == "flower":
+            run = submit(config, folder, bool(args.resume), None if args.quiet else tell)
+        else:
+            run = execute(config, folder, bool(args.resume), [] if args.quiet else [progress()])
     except KeyboardInterrupt:
         print(
             f"\ninterrupted; what was finished is kept. Continue with: fedbonsai run --resume {folder}", file=sys.stderr
@@ -49,12 +64,16 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     moved = {way: size / 1e6 for way, size in run.bytes.items()}
     print(f"accuracy {run.accuracy:.4f} on the test set after {len(run.metrics)} rounds ({run.info['reason']})")
     print(f"{moved['up']:.2f} MB up, {moved['down']:.2f} MB down; everything is in {folder}")
+    if config.clock.devices:
+        print(f"{span(run.seconds)} of simulated time, {energy(run.joules)} of all devices ({config.clock.devices})")
     print(f"plots: fedbonsai report {folder}")
     return 0
 
 
 def _help(recipe: str, preset: str) -> None:
-    print("usage: fedbonsai run RECIPE [--preset P] [--runs FOLDER] [--quiet] [--SETTING VALUE ...]")
+    print(
+        "usage: fedbonsai run RECIPE [--preset P] [--runs FOLDER] [--quiet] [--devices D] [--link L] [--SETTING VALUE ...]"
+    )
     print("       fedbonsai run --resume RUN\n")
     if not recipe:
         print("recipes: fedbonsai ls recipes\nsettings of a recipe: fedbonsai run RECIPE --help")

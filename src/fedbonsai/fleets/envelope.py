@@ -11,7 +11,9 @@ from typing import Any
 
 from fedbonsai import tree
 from fedbonsai.core import Client, Memory, Scope, Task
+from fedbonsai.errors import Silent
 from fedbonsai.wire import message
+from fedbonsai.work import Work, collecting, note
 
 
 @message("envelope@1")
@@ -55,16 +57,23 @@ class Written(RuntimeError):
     """A task wrote into the message that it received."""
 
 
-def perform(task: Task[Any, Any], request: object, client: Client, seed: int, memory: Memory) -> tuple[Any, Memory]:
-    """Run a task on a client.
+def perform(
+    task: Task[Any, Any], request: object, client: Client, seed: int, memory: Memory
+) -> tuple[Any, Memory, Work]:
+    """Run a task on a client: its answer, the new memory, and what was computed.
 
     Raises:
-        Silent: the task has no answer to give.
+        Silent: the task has no answer to give; `work.spent` tells what it computed.
         Written: the task wrote into its request, which other clients share.
     """
     sent = list(tree.tensors(request))
     before = [value._version for value in sent]
-    answer, kept = task.run(request, replace(client, seed=seed), dict(memory))
+    with collecting() as done:
+        try:
+            answer, kept = task.run(request, replace(client, seed=seed), dict(memory))
+        except Silent as error:
+            note(error, done)
+            raise
     if before != [value._version for value in sent]:
         raise Written(f"task {task.name!r} wrote into a tensor of its request; copy before you write")
-    return answer, kept
+    return answer, kept, tuple(done)

@@ -26,6 +26,7 @@ class Ledger:
         self._open: dict[tuple[int, int, str, str, str], tuple[int, int]] = {}
         self.total: dict[str, int] = {"down": 0, "up": 0}
         self.kinds: dict[tuple[str, str], int] = {}
+        self.clients: dict[str, int] = {}
 
     def add(self, row: Row) -> None:
         """Book one transfer; transfers of the same client, round, direction and class are added up."""
@@ -35,6 +36,7 @@ class Ledger:
         self.total[row.direction] += row.bytes
         kind = (row.direction, row.kind)
         self.kinds[kind] = self.kinds.get(kind, 0) + row.bytes
+        self.clients[row.client] = self.clients.get(row.client, 0) + row.bytes
 
     def take(self) -> list[dict[str, Any]]:
         """Rows since the last call, ready for a table; they are forgotten here, the sums stay."""
@@ -49,5 +51,6 @@ class Ledger:
         """Sums as an earlier process left them."""
         for row in rows:
             direction, kind, size = str(row["direction"]), str(row["kind"]), int(row["bytes"])
+            self.clients[row["client"]] = self.clients.get(row["client"], 0) + size
             self.total[direction] += size
             self.kinds[(direction, kind)] = self.kinds.get((direction, kind), 0) + size

@@ -10,6 +10,7 @@ from fedbonsai.errors import Forgotten, Silent
 from fedbonsai.fleets.envelope import envelope, perform, receipt
 from fedbonsai.fleets.slots import Remembers
 from fedbonsai.wire import OWN, decode, encode
+from fedbonsai.work import spent
 
 M = TypeVar("M")
 R = TypeVar("R")
@@ -52,19 +53,19 @@ class LocalFleet(Remembers):
                 received = opened[1]
                 down = len(encode(head)) + len(payloads[index])
             try:
-                value, memory = perform(
+                value, memory, work = perform(
                     task, received, self._clients[device.id], head.seed, self._slots.memory(device.id)
                 )
             except Silent as error:
                 up = len(encode(receipt(head, str(error)))) if self._wire else 0
-                yield Silence(device, str(error), down, up, isinstance(error, Forgotten))
+                yield Silence(device, str(error), down, up, isinstance(error, Forgotten), spent(error))
                 continue
             if self._wire:
                 reply = encode(value)
                 up = len(encode(receipt(head))) + len(reply)
                 value = decode(reply, OWN)
             self._slots.keep(device.id, memory)
-            yield Answer(device, value, down, up)
+            yield Answer(device, value, down, up, work)
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -143,9 +143,9 @@ class PoolFleet(Remembers):
             self._reset()
             raise RuntimeError(f"task {item.job.head.task!r} failed on client {item.device.id}:\n{done.error}")
         if done.silent:
-            return Silence(item.device, done.silent, item.down, done.head, done.forgot)
+            return Silence(item.device, done.silent, item.down, done.head, done.forgot, done.work)
         self._slots.keep(item.device.id, decode(done.memory, limit=OWN))
-        return Answer(item.device, decode(done.reply, limit=OWN), item.down, done.head + len(done.reply))
+        return Answer(item.device, decode(done.reply, limit=OWN), item.down, done.head + len(done.reply), done.work)
 
     def _replace(self, place: int) -> dict[int, Answer[Any] | Silence]:
         """Put a new worker in a dead one's place and give it the queue; the task in progress gets one more try."""

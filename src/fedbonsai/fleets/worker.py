@@ -20,6 +20,7 @@ from fedbonsai.errors import Forgotten, Silent
 from fedbonsai.fleets.allocator import keep_memory
 from fedbonsai.fleets.envelope import Envelope, perform, receipt
 from fedbonsai.wire import OWN, decode, encode, message
+from fedbonsai.work import Work, spent
 
 
 @message("pool/job@1")
@@ -44,6 +45,7 @@ class Done:
     silent: str = ""
     forgot: bool = False
     error: str = ""
+    work: Work = ()
 
 
 @dataclass(frozen=True)
@@ -139,11 +141,15 @@ def _do(job: Job, raw: bytes, held: tuple[int, Any], client: Client) -> tuple[Do
         if held[0] != job.payload:
             held = (job.payload, decode(raw, limit=OWN))
         before = decode(job.memory, limit=OWN)
-        value, memory = perform(task_named(head.task), held[1], client, head.seed, before)
-        spent = len(encode(receipt(head)))
-        return Done(head.device, job.payload, spent, bytes(encode(value)), bytes(encode(memory))), held
+        value, memory, done = perform(task_named(head.task), held[1], client, head.seed, before)
+        size = len(encode(receipt(head)))
+        return Done(head.device, job.payload, size, bytes(encode(value)), bytes(encode(memory)), work=done), held
     except Silent as error:
-        spent, why = len(encode(receipt(head, str(error)))), str(error) or "no answer"
-        return Done(head.device, job.payload, spent, silent=why, forgot=isinstance(error, Forgotten)), held
+        size, why, forgot = (
+            len(encode(receipt(head, str(error)))),
+            str(error) or "no answer",
+            isinstance(error, Forgotten),
+        )
+        return Done(head.device, job.payload, size, silent=why, forgot=forgot, work=spent(error)), held
     except Exception:  # a bug in a task is the parent's to raise, with the text it had here
         return Done(head.device, job.payload, 0, error=traceback.format_exc()), held

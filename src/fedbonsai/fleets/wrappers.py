@@ -11,6 +11,7 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.ledger import Ledger, Row
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import OWN, decode, encode, name_of
+from fedbonsai.work import Work
 
 M = TypeVar("M")
 R = TypeVar("R")
@@ -133,7 +134,7 @@ class Flaky(Wrapper):
             for answer in answers:
                 if answer.device in lost:
                     self.inner.reject(answer.device)
-                    yield Silence(answer.device, "reply lost", answer.down, answer.up)
+                    yield Silence(answer.device, "reply lost", answer.down, answer.up, work=answer.work)
                 else:
                     yield answer
             yield from answers.silent.values()
@@ -157,12 +158,14 @@ class Recorded(Wrapper):
         answers = self.inner.ask(task, send, 0)
 
         def kept() -> Iterator[Answer[R] | Silence]:
-            lines: list[tuple[str, object, str | None, int, int, bool]] = []
+            lines: list[tuple[str, object, str | None, int, int, bool, Work]] = []
             for answer in answers:
-                lines.append((answer.device.id, answer.value, None, answer.down, answer.up, False))
+                lines.append((answer.device.id, answer.value, None, answer.down, answer.up, False, answer.work))
                 yield answer
             for silence in answers.silent.values():
-                lines.append((silence.device.id, None, silence.reason, silence.down, silence.up, silence.forgot))
+                lines.append(
+                    (silence.device.id, None, silence.reason, silence.down, silence.up, silence.forgot, silence.work)
+                )
                 yield silence
             recording(self.path, scope, ask).write_bytes(encode((task.name, tuple(lines))))
 
@@ -196,10 +199,10 @@ class Replayed(Wrapper):
         if name != task.name or {line[0] for line in lines} != {device.id for device in send}:
             raise ConfigError(f"{file} holds answers to {name!r} of other devices, asked now: {task.name!r}")
         items = (
-            Silence(Device(id), reason, down, up, forgot)
+            Silence(Device(id), reason, down, up, forgot, work)
             if reason is not None
-            else Answer(Device(id), cast("R", value), down, up)
-            for id, value, reason, down, up, forgot in lines
+            else Answer(Device(id), cast("R", value), down, up, work)
+            for id, value, reason, down, up, forgot, work in lines
         )
         return Answers(items, at_least)
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedbonsai import local, tree
+from fedbonsai import local, tree, work
 from fedbonsai.core import Client, Device, Fleet, Memory, Samples, task
 from fedbonsai.errors import ConfigError, Forgotten, NotFinite, Unanswered
 from fedbonsai.local import SGD
@@ -26,6 +26,7 @@ from fedbonsai.stages.sampling import cohort
 from fedbonsai.wire import message
 from fedbonsai.zoo.parts import chain
 
+BATCH = 512  # samples of a forward pass alone
 GRID = 4  # a convolutional stem's output is averaged to 4x4 before the client's classifier
 
 
@@ -93,6 +94,7 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Knowledge, Memory
     net = skeleton(model.replace(trained.weights), me.device).module
     features = outputs(net.get_submodule("stem"), x, me.device)
     scores = outputs(net.get_submodule("head"), features, me.device)
+    work.report(model, x.shape[1:], forward=len(x), passes=-(-len(x) // BATCH), batch=min(BATCH, len(x)))
     extractor = {name: value for name, value in trained.weights.items() if name.startswith("stem.")}
     return Knowledge(features, scores, labels, extractor, trained.loss), {"weights": trained.weights}
 
@@ -122,7 +124,7 @@ def distillation(scores: Tensor, labels: Tensor, teacher: Tensor, alpha: float, 
     return F.cross_entropy(scores, labels) + alpha * temperature**2 * divergence
 
 
-def outputs(net: nn.Module, x: Tensor, device: str, batch: int = 512) -> Tensor:
+def outputs(net: nn.Module, x: Tensor, device: str, batch: int = BATCH) -> Tensor:
     """What a network gives in evaluation mode, on the CPU."""
     net.eval()
     with torch.no_grad():

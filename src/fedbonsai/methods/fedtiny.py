@@ -1,32 +1,34 @@
 """FedTiny: choose a coarsely pruned model by re-measured batch-norm statistics, then adjust its masks block by block.
 
 Huang, Zhang, Sun, Fang, Yuan and Wu, "Distributed Pruning Towards Tiny Neural Networks in Federated Learning", ICDCS 2023.
-``begin`` is adaptive batch-norm selection (`stages.pruning.candidates`); ``round`` is FedAvg under masks that both ends
+``begin`` is adaptive batch-norm selection (`stages.pruning.selection`); ``round`` is FedAvg under masks that both ends
 hold, and in adjusting rounds progressive pruning (`stages.pruning.grow_prune`) of one group of layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import field, replace
 from math import nan
 from typing import Literal
 
-from fedbonsai import local, tree
-from fedbonsai.core import Answer, Client, Fleet, Memory, task
-from fedbonsai.errors import BadMessage, ConfigError, NotFinite
+from fedbonsai.core import Client, Device, Fleet, Memory, forgetful, task
+from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
-from fedbonsai.model import Arch, Model, skeleton
-from fedbonsai.stages.codec import Packed
-from fedbonsai.stages.held_masks import HeldMasks, Sent, pack, received
-from fedbonsai.stages.pruning import candidates
-from fedbonsai.stages.pruning.candidates import Selection, pool, pool_size, select, statistics_of
-from fedbonsai.stages.pruning.grow_prune import Gradients, Growth, Pairs, adjust, checked, mean_gradients, top_gradients
-from fedbonsai.stages.pruning.masks import density, prunable
+from fedbonsai.model import Arch, Model
+from fedbonsai.stages.held_masks import HeldMasks, Sent, received
+from fedbonsai.stages.pruning.candidates import without
+from fedbonsai.stages.pruning.grow_prune import adjust
+from fedbonsai.stages.pruning.growth import Growth
+from fedbonsai.stages.pruning.norm_statistics import statistics_of
+from fedbonsai.stages.pruning.pool import allowed, pool, pool_size
+from fedbonsai.stages.pruning.progressive import Gathered, Trained, trained
+from fedbonsai.stages.pruning.selection import Selection, select
+from fedbonsai.stages.pruning.sparse_accounts import figures, round_bytes, selection_bytes
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.updates import Update, combine
-from fedbonsai.tree import seed_of
+from fedbonsai.stages.updates import combine
+from fedbonsai.tree import Weights, seed_of
 from fedbonsai.wire import message
 
 
@@ -41,25 +43,21 @@ class Train:
     batch: int
 
 
-@message("fedtiny/trained@1")
-class Trained:
-    """Trained weights under the masks that came, and the largest gradients at pruned places."""
-
-    packed: Packed
-    examples: int
-    steps: int
-    loss: float
-    pairs: Mapping[str, Pairs]
-
-
 @message("fedtiny/state@1")
 class State:
-    """Model, masks and who holds them, the run's seed, the candidate chosen, and figures of the last round."""
+    """Model, masks and who holds them, the run's seed, an image's size, the candidate chosen, and figures.
+
+    ``counts`` are those of the last round's growth, ``paper`` its bytes down and up, ``selected`` those of the selection.
+    """
 
     model: Model
     held: HeldMasks
     seed: int
+    size: tuple[int, int, int]
     candidate: int
+    selected: tuple[int, int]
+    paper: tuple[int, int] = (0, 0)
+    counts: Mapping[str, int] = field(default_factory=dict[str, int])
     loss: float = nan
     dropped: int = 0
     traded: int = 0
@@ -69,16 +67,8 @@ class State:
 def train(request: Train, me: Client, memory: Memory) -> tuple[Trained, Memory]:
     """E local epochs under the masks, then, if asked, the gradients of one batch at the trained weights."""
     start, masks, memory = received(request.sent, request.arch, memory)
-    found = local.train(Model(request.arch, start), me, request.sgd, mask=masks)
-    if not tree.finite(found.weights):
-        raise NotFinite(f"training gave values that are not finite (loss {found.loss}); lower the learning rate")
-    pairs: Mapping[str, Pairs] = {}
-    if request.counts:
-        once = replace(me, seed=seed_of(me.seed, "growth", 0, 0))
-        batch = next(local.batches(once, SGD(batch=request.batch)))
-        pairs = top_gradients(Model(request.arch, found.weights), once, masks, request.counts, batch)
-    answer = Trained(pack(found.weights, masks, me.seed), found.examples, found.steps, found.loss, pairs)
-    return answer, {name: value for name, value in memory.items() if name != candidates.HELD}
+    answer = trained(Model(request.arch, start), masks, me, request.sgd, request.counts, request.batch)
+    return answer, without(memory)
 
 
 @method("fedtiny")
@@ -116,52 +106,51 @@ class FedTiny:
                 f"fedtiny selects by the running statistics of batch normalisation, which {model.arch.name!r} lacks; "
                 'take a network that has them, such as "cnn-bn" or "resnet-tiny" with norm = "batch"'
             )
-        names, budget = self.pruned(model)
-        how, forms = self.selection, {name: model.weights[name] for name in names}
+        how, (forms, budget) = self.selection, self.pruned(model)
         count = 1 if how.by == "none" else how.pool or pool_size(self.density)
         counts = pool(forms, budget, count, how.noise, seed_of(server.seed, "pool", -1, 0))
         chosen = select(model, counts, how, fleet)
-        return State(chosen.model, HeldMasks(chosen.masks), server.seed, chosen.index)
+        channels, height, width = server.train.x.shape[1:]
+        return State(
+            chosen.model,
+            HeldMasks(chosen.masks),
+            server.seed,
+            (channels, height, width),
+            chosen.index,
+            selection_bytes(model.weights, counts, len(fleet.devices), how.by),
+        )
 
-    def pruned(self, model: Model) -> tuple[list[str], int]:
-        """Names of the weights that are pruned, and how many of their values are kept in all."""
-        names = prunable(model)[:-1]
-        if self.input_layer == "dense" or (self.input_layer == "auto" and self.density <= 0.05):
-            names = names[1:]
-        if not names:
-            raise ConfigError(
-                f"{model.arch.name!r} has no layer between those that stay dense; choose a deeper network"
-            )
-        weights = sum(model.weights[name].numel() for name in names)
-        if not self.strict:
-            return names, int(self.density * weights)
-        everything = tree.size(skeleton(model).parameters)
-        return names, int(self.density * everything) - (everything - weights)
+    def pruned(self, model: Model) -> tuple[Weights, int]:
+        """The weights that are pruned, and how many of their values are kept in all."""
+        first = self.input_layer == "pruned" or (self.input_layer == "auto" and self.density > 0.05)
+        return allowed(model, self.density, self.strict, first)
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """Train under the masks and average; in adjusting rounds grow and prune."""
-        weights, masks = state.model.weights, state.held.masks
+        weights, held, masks = state.model.weights, state.held, state.held.masks
         counts = self.growth.counts(t + 1, masks)  # the paper counts rounds from 1
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
-        sent = state.held.send(weights, devices, seed_of(state.seed, "down", t, 0))
+        sent = held.send(weights, devices, seed_of(state.seed, "down", t, 0))
         made = {id(part): Train(state.model.arch, part, self.sgd, counts, self.growth.batch) for part in sent.values()}
         answers = fleet.ask(train, {device: made[id(part)] for device, part in sent.items()})
-        pairs: dict[str, Gradients] = {}
-        combined = combine(opened(answers, state, counts, pairs), weights, fleet)
-        held = state.held.heard(combined.devices).silent(d for d, why in answers.silent.items() if why.forgot)
-        mean, traded = combined.mean, 0
-        if counts:
-            gradients = mean_gradients([(combined.shares[id], pairs[id]) for id in combined.devices])
-            adjusted = adjust(mean, masks, gradients, counts)
-            mean, held = adjusted.weights, held.renewed(adjusted.masks)
-            traded = sum(int(changed.sum()) for changed in adjusted.changed.values()) // 2
+        gathered = Gathered(masks, counts)
+        try:
+            combined = combine(gathered.updates(answers, weights), weights, fleet)
+        except Unanswered:
+            if not (forgot := forgetful(answers.silent)):
+                raise
+            return replace(state, held=held.silent(map(Device, forgot)))  # they get the masks next time
+        adjusted = adjust(combined.mean, masks, gathered.mean(combined.shares), counts)
+        held = held.heard(combined.devices).silent(map(Device, forgetful(answers.silent)))
         return replace(
             state,
-            model=state.model.replace(mean),
-            held=held,
+            model=state.model.replace(adjusted.weights),
+            held=held.renewed(adjusted.masks),
+            paper=round_bytes(weights, masks, counts, len(devices), len(combined.devices)),
+            counts=counts,
             loss=combined.loss,
             dropped=combined.dropped,
-            traded=traded,
+            traded=adjusted.traded,
         )
 
     def model(self, state: State) -> Model:
@@ -169,26 +158,15 @@ class FedTiny:
         return state.model
 
     def metrics(self, state: State) -> Mapping[str, float]:
-        """Mean training loss; dropped updates; share of the prunable weights kept; weights traded; the candidate chosen."""
+        """Loss, dropped updates, size and cost of the model (`figures`), weights traded, candidate, the paper's bytes."""
         return {
             "train_loss": state.loss,
             "dropped": state.dropped,
-            "density": density(state.held.masks),
+            **figures(state.model, state.held.masks, state.size, self.sgd, state.counts),
             "traded": state.traded,
             "candidate": state.candidate,
+            "selection_down": state.selected[0],
+            "selection_up": state.selected[1],
+            "paper_down": state.paper[0],
+            "paper_up": state.paper[1],
         }
-
-
-def opened(
-    answers: Iterable[Answer[Trained]], state: State, counts: Mapping[str, int], pairs: dict[str, Gradients]
-) -> Iterator[Answer[Update]]:
-    """Answers as weights; their gradients go to ``pairs``. One that is damaged comes as no weights, which is dropped."""
-    for answer in answers:
-        value = answer.value
-        try:
-            pairs[answer.device.id] = checked(value.pairs, state.held.masks, counts)
-            found = value.packed.dense(state.model.weights, state.held.masks)
-        except BadMessage:
-            found = {}
-        update = Update(found, value.examples, value.steps, value.loss)
-        yield Answer(answer.device, update, answer.down, answer.up)

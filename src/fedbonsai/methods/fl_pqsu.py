@@ -9,45 +9,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field, replace
-from math import nan
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from fedbonsai import local, tree
-from fedbonsai.core import Answers, Client, Fleet, Memory, forgetful, task
-from fedbonsai.errors import BadMessage, ConfigError, Forgotten, NotFinite, Unanswered
+from fedbonsai.core import Client, Fleet, Memory, task
+from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
-from fedbonsai.stages.broadcast import Broadcast, Coded, Downlink, Sent, grouped, received
-from fedbonsai.stages.codec import EF21, Chain, Packed, apply, parse
-from fedbonsai.stages.codec.feedback import fed_back
-from fedbonsai.stages.pruning import count, gates, scores
-from fedbonsai.stages.pruning.filters import All, Keep, Shapes, Target, forms_of, narrowed, prune, select, units, widths
-from fedbonsai.stages.pruning.gates import Agreement, Evidence, Gate, Lazy, Loss, Seen
+from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, grouped
+from fedbonsai.stages.codec import EF21, Chain, Packed, parse
+from fedbonsai.stages.newest import Tally, averaged, heard
+from fedbonsai.stages.pruning import gates
+from fedbonsai.stages.pruning.filters import Keep, Shapes, Target, forms_of, narrowed
+from fedbonsai.stages.pruning.gates import Agreement, Gate, Lazy, Loss
+from fedbonsai.stages.pruning.one_shot import Cost, Score, pruned, taught
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.updates import FEEDBACK
-from fedbonsai.tree import Tree, Weights, seed_of
+from fedbonsai.stages.selective import Rule, begun, selected, trained
+from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
 
 
 @message("fl-pqsu/train@1")
 class Train:
-    """Model, how to train it, whether to upload it, and how to pack it; nothing sent: go on from your own."""
+    """Model, how to train it, and when and how to upload it; nothing sent: go on from your own."""
 
     arch: Arch
     shapes: Shapes
     sent: Sent | None
     sgd: SGD
-    uplink: Chain
-    changes: bool
-    own: bool
-    gate: Gate
-    moved: float
-    t: int
+    rule: Rule
 
 
 @message("fl-pqsu/upload@1")
@@ -66,84 +56,25 @@ class Skip:
 
 @message("fl-pqsu/state@1")
 class State:
-    """Pruned model, newest upload of each client, who goes on from a model of its own, and figures."""
+    """Pruned model and what it costs, newest upload of each client, who goes on from a model of its own, and figures."""
 
     model: Model
     seed: int
-    parameters: int
-    macs: int
+    cost: Cost
     broadcast: Broadcast
     cache: Mapping[str, Upload] = field(default_factory=dict[str, Upload])
     own: tuple[str, ...] = ()
     steps: tuple[float, ...] = ()  # squared norms of the model's last steps, latest first (LAQ)
-    loss: float = nan
-    uploads: int = 0
-    skipped: int = 0
-    dropped: int = 0
+    tally: Tally = field(default_factory=Tally)
 
 
 @task("fl-pqsu/train")
 def train(request: Train, me: Client, memory: Memory) -> tuple[Upload | Skip, Memory]:
     """The client's part: dequantize, train in fp32, gate, pack."""
-    like = forms_of(request.arch, request.shapes)
-    start, memory = _start(request, like, memory)
-    last_batch = [torch.tensor(nan)]
-
-    def objective(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        loss = F.cross_entropy(net(x), y)
-        last_batch[0] = loss.detach()
-        return loss
-
-    trained = local.train(Model(request.arch, start), me, request.sgd, loss=objective)
-    if not tree.finite(trained.weights):
-        raise NotFinite(f"training gave values that are not finite (loss {trained.loss}); lower the learning rate")
-    change = tree.subtract(trained.weights, start)
-    goal = change if request.changes else trained.weights
-    feedback = request.uplink.feedback is not None
-    packed, held = apply(request.uplink, goal, memory.get(FEEDBACK, {}), me.seed, request.t if feedback else None)
-    last: Packed | None = memory.get("last")
-    before: Tree | None = memory.get("before")
-    error = 0.0
-    if isinstance(request.gate, Lazy):
-        error = tree.norm(held["residual"]) ** 2 if feedback else gates.squared(goal, packed.dense(like))
-    found = Evidence(
-        _statistic(request.gate, request.arch, trained, float(last_batch[0]), me),
-        lambda: gates.draw(me.seed),
-        lambda: gates.squared(packed.dense(like), last.dense(like) if last is not None else {}),
-        lambda: error + memory.get("error", 0.0),
-        request.moved,
-        lambda: gates.agreement(change, tree.subtract(start, before)) if before is not None else None,
-    )
-    uploads, seen = gates.decide(request.gate, found, memory.get("seen", Seen()))
-    memory = {**memory, "seen": seen}
-    if isinstance(request.gate, Agreement):
-        memory["before"] = start
-    if not uploads:  # the residual stays: what this round learned is learned again from the next model
-        return Skip(), {**memory, "own": packed} if request.own else memory
-    memory = {key: value for key, value in memory.items() if key != "own"}
-    if feedback:
-        memory[FEEDBACK] = held
-    if isinstance(request.gate, Lazy):
-        memory |= {"last": packed, "error": error}
-    return Upload(packed, trained.examples, trained.loss), memory
-
-
-def _start(request: Train, like: Tree, memory: Memory) -> tuple[Weights, Memory]:
-    if request.sent is None:
-        if "own" not in memory:
-            raise Forgotten("nothing was sent, and there is no model of its own here to go on from")
-        return memory["own"].dense(like), memory
-    if isinstance(request.sent, Coded):  # a pruned network has other forms than its builder's
-        return request.sent.packed.dense(like), memory
-    return received(request.sent, request.arch, memory)
-
-
-def _statistic(gate: Gate, arch: Arch, trained: local.Trained, last: float, me: Client) -> float:
-    how: Any = gate
-    kind = how.statistic if isinstance(gate, Loss) else "mean"
-    if kind == "valid":
-        return local.evaluate(Model(arch, trained.weights), me.valid, me.device).loss
-    return last if kind == "last" else trained.loss
+    start, memory = begun(request.sent, request.arch, forms_of(request.arch, request.shapes), memory)
+    found, loss = trained(Model(request.arch, start), me, request.sgd, request.rule.gate)
+    packed, memory = selected(request.rule, start, found.weights, loss, memory, me)
+    return Skip() if packed is None else Upload(packed, found.examples, found.loss), memory
 
 
 @method("fl-pqsu")
@@ -156,7 +87,7 @@ class FlPqsu:
     """Epochs on the server's samples (`data.server`) before pruning; 0 for none."""
     keep: Keep = field(default_factory=Target)
     """How many filters and neurons of each layer stay: `all`, `widths`, `ratio` or `target`."""
-    score: Literal["l1", "taylor"] = "l1"
+    score: Score = "l1"
     """What makes a unit worth keeping: norm of its weights, or (w g)^2 on the server's samples."""
     finetune: int = 0
     """Epochs on the server's samples after pruning."""
@@ -189,6 +120,8 @@ class FlPqsu:
                  isinstance(self.gate, Lazy) and not (self.changes and self.skippers == "cache")),
                 ("after_skip = 'own' is for weights sent whole: set changes = false and downlink.delta = false",
                  self.after_skip == "own" and (self.changes or self.downlink.delta)),
+                ("gate agreement compares with the global model's changes: set after_skip = 'global'",
+                 isinstance(self.gate, Agreement) and self.after_skip == "own"),
                 (f"pretrain = {self.pretrain}, finetune = {self.finetune}: expected epochs >= 0",
                  min(self.pretrain, self.finetune) < 0),
             )
@@ -204,124 +137,58 @@ class FlPqsu:
             ConfigError: the server has no samples to do this with.
         """
         if not len(server.train) and (self.pretrain or self.finetune or self.score == "taylor"):
-            raise ConfigError("fl-pqsu trains on samples of the server: set data.server, or pretrain and finetune to 0")
+            raise ConfigError(
+                "fl-pqsu needs samples of the server: set data.server, or pretrain and finetune to 0 and score to 'l1'"
+            )
         channels, height, width = server.train.x.shape[1:]
         size = (channels, height, width)
-        model = self._taught(model, server, self.pretrain, "pretrain")
-        if not isinstance(self.keep, All):
-            groups, values = units(model, size), model.weights
-            if self.score == "taylor":
-                slopes = local.gradient(model, server.train, server.device)
-                values = scores.taylor({name: model.weights[name] for name in slopes}, slopes)
-            model = prune(model, groups, select(values, groups, widths(self.keep, model, groups, size)))
-        model = self._taught(model, server, self.finetune, "finetune")
-        return State(
-            model, server.seed, count.parameters(model), count.macs(model, size), Broadcast.of(model, self.downlink)
-        )
-
-    def _taught(self, model: Model, server: Client, epochs: int, name: str) -> Model:
-        if not epochs:
-            return model
-        sgd = replace(self.sgd, epochs=epochs, steps=0, proximal=0.0)
-        return model.replace(local.train(model, replace(server, seed=seed_of(server.seed, name, -1, 0)), sgd).weights)
+        model = taught(model, server, self.sgd, self.pretrain, "pretrain")
+        model = pruned(model, self.keep, self.score, server, size)
+        model = taught(model, server, self.sgd, self.finetune, "finetune")
+        return State(model, server.seed, Cost.of(model, size, self.sgd), Broadcast.of(model, self.downlink))
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """Broadcast, collect what passes the gates, average the newest uploads."""
-        weights, stale = state.model.weights, self.skippers == "cache"
+        weights, own = state.model.weights, self.after_skip == "own"
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
         held, common, _ = state.broadcast.advance(weights, self.downlink, seed_of(state.seed, "down", t, 0))
-        base = Train(
-            state.model.arch, narrowed(state.model), None, self.sgd, self.uplink, self.changes,
-            self.after_skip == "own", self.gate, gates.moved(self.gate, state.steps), t,
-        )  # fmt: skip
+        rule = Rule(self.uplink, self.changes, own, self.gate, gates.moved(self.gate, state.steps), t)
+        base = Train(state.model.arch, narrowed(state.model), None, self.sgd, rule)
         sent = grouped(held, devices, common)
         made = {id(part): replace(base, sent=part) for part in sent.values()}
         send = {device: base if device.id in state.own else made[id(part)] for device, part in sent.items()}
-        answers = fleet.ask(train, send)
+        models = sum(request is not base for request in send.values())
         try:
-            fresh, skipped, dropped = _collected(answers, weights, fleet)
+            found = heard(fleet.ask(train, send), Upload, weights, fleet)
         except Unanswered as error:
             if not error.forgot:
                 raise
-            own = tuple(id for id in state.own if id not in error.forgot)
-            return replace(state, broadcast=state.broadcast.forgotten(error.forgot), own=own)
-        forgot = forgetful(answers.silent)
-        if self.downlink.delta:
-            held = held.heard([*fresh, *skipped]).forgotten(forgot)
-        own = {id for id in state.own if id not in fresh and id not in forgot} | set(skipped)
-        cache = {**state.cache, **fresh} if stale else fresh
-        new = self._averaged(weights, cache, [*fresh, *skipped] if self.changes else list(cache), fresh, fleet)
-        steps = gates.stepped(self.gate, state.steps, new, weights)
-        total = sum(upload.examples for upload in fresh.values())
+            return replace(
+                state,
+                broadcast=state.broadcast.forgotten(error.forgot),
+                own=tuple(id for id in state.own if id not in error.forgot),
+                tally=state.tally.unheard(models),
+            )
+        who = [*found.fresh, *found.skipped]
+        cache = {**state.cache, **found.fresh} if self.skippers == "cache" else found.fresh
+        counted = who if self.changes else cache  # a change is of this round's model, weights are of any
+        order = [device.id for device in fleet.devices if device.id in counted]
+        new = averaged(weights, cache, found.fresh, order, self.changes, self.weigh == "examples")
+        gone = {*found.fresh, *found.forgot}
         return replace(
             state,
             model=state.model.replace(new),
-            broadcast=held,
-            cache=cache if stale else {},
-            own=tuple(sorted(own)) if self.after_skip == "own" else (),
-            steps=steps,
-            loss=sum(u.examples * u.loss for u in fresh.values()) / total if total else state.loss,
-            uploads=len(fresh),
-            skipped=len(skipped),
-            dropped=dropped,
+            broadcast=held.heard(who).forgotten(found.forgot) if self.downlink.delta else held,
+            cache=cache if self.skippers == "cache" else {},
+            own=tuple(sorted({*state.own, *found.skipped} - gone)) if own else (),
+            steps=gates.stepped(self.gate, state.steps, new, weights),
+            tally=state.tally.counted(models, found),
         )
-
-    def _averaged(
-        self, weights: Tree, cache: Mapping[str, Upload], who: list[str], fresh: Mapping[str, Upload], fleet: Fleet
-    ) -> Weights:
-        """Mean of newest uploads in the fleet's order, decoded one at a time; the same weights if there are none."""
-        mean, within = tree.Mean(), set(fed_back(self.uplink, weights))
-        for id in (device.id for device in fleet.devices):
-            if id not in who or id not in cache:
-                continue
-            found: Tree = cache[id].packed.dense(weights)
-            if self.changes and id not in fresh:  # statistics of normalisation do not move on twice by one change
-                found = {n: value if n in within else torch.zeros_like(value) for n, value in found.items()}
-            mean.add(found, cache[id].examples if self.weigh == "examples" else 1)
-        if not mean.weight:
-            return dict(weights)
-        return tree.add(weights, mean.result()) if self.changes else mean.result()
 
     def model(self, state: State) -> Model:
         """The global model, pruned."""
         return state.model
 
     def metrics(self, state: State) -> Mapping[str, float]:
-        """Mean training loss of the latest uploads; uploads, skips and drops; cost of the pruned network."""
-        return {
-            "train_loss": state.loss,
-            "uploads": state.uploads,
-            "skipped": state.skipped,
-            "dropped": state.dropped,
-            "parameters": state.parameters,
-            "macs": state.macs,
-        }
-
-
-def _collected(answers: Answers[Upload | Skip], like: Tree, fleet: Fleet) -> tuple[dict[str, Upload], list[str], int]:
-    """New uploads by device, who skipped, and how many were dropped: damaged, not finite, of another form.
-
-    Raises:
-        Unanswered: nobody uploaded or skipped.
-    """
-    fresh: dict[str, Upload] = {}
-    skipped: list[str] = []
-    dropped = 0
-    for answer in answers:
-        if isinstance(answer.value, Skip):
-            skipped.append(answer.device.id)
-        elif _usable(answer.value, like):
-            fresh[answer.device.id] = answer.value
-        else:
-            fleet.reject(answer.device)
-            dropped += 1
-    if not fresh and not skipped:
-        raise Unanswered(f"no upload could be used ({dropped} dropped)", forgetful(answers.silent))
-    return fresh, skipped, dropped
-
-
-def _usable(upload: Upload, like: Tree) -> bool:
-    try:
-        return upload.examples > 0 and tree.finite(upload.packed.dense(like))
-    except BadMessage:
-        return False
+        """Loss; uploads, skips and drops, share of skips so far; the network's cost; bytes so far as a paper counts."""
+        return state.tally.figures(state.model, self.uplink, self.downlink.chain) | state.cost.figures()

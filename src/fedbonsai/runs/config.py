@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from fedbonsai.data.config import DataConfig
@@ -19,11 +19,45 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class FlowerConfig:
+    """Devices that joined with `fedbonsai join`, where `fedbonsai serve` runs on this machine."""
+
+    folder: str = "federation"
+    """Folder of the federation."""
+    devices: int = 2
+    """Devices to wait for when the run begins."""
+    at_least: int = 0
+    """Devices that will do when the wait is over; 0: all that are waited for."""
+    patience: float = 300.0
+    """Seconds to wait for them."""
+    deadline: float = 600.0
+    """Seconds in which devices must answer; who is later counts as silent."""
+    first: int = 0
+    """If positive: do not wait for more answers than these, the earliest."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        faults = [
+            f"{name} = {getattr(self, name)}: expected {want}"
+            for name, want, fine in (
+                ("devices", "at least 1", self.devices >= 1),
+                ("at_least", "0, or up to devices", 0 <= self.at_least <= self.devices),
+                ("patience", "seconds >= 0", self.patience >= 0),
+                ("deadline", "seconds > 0", self.deadline > 0),
+                ("first", "a number >= 0", self.first >= 0),
+            )
+            if not fine
+        ]
+        if faults:
+            raise ValueError("; ".join(faults))
+
+
+@dataclass(frozen=True)
 class FleetConfig:
     """Where the clients run."""
 
-    kind: Literal["local", "pool"] = "local"
-    """`local`: this process. `pool`: worker processes of one thread each."""
+    kind: Literal["local", "pool", "flower"] = "local"
+    """`local`: this process. `pool`: worker processes of one thread each. `flower`: devices that joined a server."""
     workers: int = 2
     """Processes of a pool."""
     wire: bool = True
@@ -36,6 +70,78 @@ class FleetConfig:
     """Write all answers into the run's folder, to replay the run without its clients."""
     threads: int = 1
     """Threads of torch in this process; results are byte-equal only between equal counts."""
+    flower: FlowerConfig = field(default_factory=FlowerConfig)
+    """Real devices (`kind = "flower"`)."""
+
+
+@dataclass(frozen=True)
+class ClockConfig:
+    """A virtual clock: which devices and links the clients are said to have, and how long the server waits."""
+
+    devices: str = ""
+    """Device profile by name or path, or several with shares: `raspberry-pi-4 0.7, jetson-nano 0.3`. Empty: no clock."""
+    link: str = ""
+    """Link by name or path, or several with shares; empty is the one that each device profile names."""
+    deadline: float = 0.0
+    """If positive: seconds that the server waits for the answers to one question; later ones are dropped."""
+    first: int = 0
+    """If positive: the server goes on with this many answers, the earliest; later ones are dropped."""
+    availability: float = 1.0
+    """Share of each simulated day in which a device can be reached; the hours are drawn for each device."""
+    dropout: float = 0.0
+    """Probability that a device gives up in the middle of a task."""
+    stragglers: float = 0.0
+    """Probability that a device computes slowly in a round."""
+    slowdown: float = 5.0
+    """How many times slower a straggler computes."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant, and settings without a clock that they could concern."""
+        faults = [
+            f"{name} = {getattr(self, name)}: expected {want}"
+            for name, want, fine in (
+                ("deadline", "seconds >= 0", self.deadline >= 0),
+                ("first", "a number >= 0", self.first >= 0),
+                ("availability", "a share in (0, 1]", 0 < self.availability <= 1),
+                ("dropout", "a probability in [0, 1)", 0 <= self.dropout < 1),
+                ("stragglers", "a probability in [0, 1]", 0 <= self.stragglers <= 1),
+                ("slowdown", "a factor >= 1", self.slowdown >= 1),
+            )
+            if not fine
+        ]
+        idle = [entry.name for entry in fields(self) if getattr(self, entry.name) != entry.default]
+        if idle and not self.devices:
+            faults.append(f"devices is empty, so there is no clock that {', '.join(idle)} could concern")
+        if faults:
+            raise ValueError("; ".join(faults))
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """What a run may spend; it ends after the round in which a budget is used up. 0 is no limit."""
+
+    bytes: int = 0
+    """Bytes of all devices, both directions."""
+    seconds: float = 0.0
+    """Simulated seconds of the whole run."""
+    joules: float = 0.0
+    """Joules of all devices."""
+    device_bytes: int = 0
+    """Bytes of the device that moved most."""
+    device_seconds: float = 0.0
+    """Simulated seconds in which the busiest device received, computed or sent."""
+    device_joules: float = 0.0
+    """Joules of the device that spent most."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        if faults := [f"{name} = {value}: expected a number >= 0" for name, value in vars(self).items() if value < 0]:
+            raise ValueError("; ".join(faults))
+
+    @property
+    def timed(self) -> list[str]:
+        """Names of the budgets that only a clock can keep."""
+        return [name for name, value in vars(self).items() if value and not name.endswith("bytes")]
 
 
 @dataclass(frozen=True)
@@ -64,6 +170,10 @@ class RunConfig:
     """Network."""
     fleet: FleetConfig = field(default_factory=FleetConfig)
     """Where clients run."""
+    clock: ClockConfig = field(default_factory=ClockConfig)
+    """Virtual clock."""
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    """What the run may spend."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -77,5 +187,9 @@ class RunConfig:
             )
             if not fine
         ]
+        if self.budget.timed and not self.clock.devices:
+            faults.append(f"budget.{self.budget.timed[0]} needs a clock: set clock.devices, such as raspberry-pi-4")
+        if self.clock.devices and not self.fleet.wire:
+            faults.append("clock.devices needs fleet.wire: a clock counts the seconds of real bytes")
         if faults:
             raise ValueError("; ".join(faults))

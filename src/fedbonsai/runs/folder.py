@@ -61,20 +61,32 @@ class Folder:
 
     def ledger(self, rows: list[dict[str, Any]], round: int) -> None:
         """Write the ledger's part of one round."""
-        pa, pq = extra("pyarrow"), extra("pyarrow.parquet")
-        schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in LEDGER.items()])
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
-        write(self._part(round), sink.getvalue().to_pybytes())
+        self._write_part("ledger", LEDGER, rows, round)
 
     def ledger_rows(self) -> Iterator[dict[str, Any]]:
         """All rows of the ledger."""
-        pq = extra("pyarrow.parquet")
-        for part in sorted((self.path / "ledger").glob("*.parquet")):
-            yield from cast("list[dict[str, Any]]", pq.read_table(part).to_pylist())
+        return self._parts("ledger")
 
-    def _part(self, round: int) -> Path:
-        return self.path / "ledger" / f"round-{round + 1:05d}.parquet"  # begin is round 0 here
+    def costs(self, rows: list[dict[str, Any]], round: int) -> None:
+        """Write what the virtual clock booked in one round."""
+        self._write_part("costs", COSTS, rows, round)
+
+    def cost_rows(self) -> Iterator[dict[str, Any]]:
+        """All that the virtual clock booked; nothing where there was none."""
+        return self._parts("costs")
+
+    def _write_part(self, table: str, columns: Mapping[str, str], rows: list[dict[str, Any]], round: int) -> None:
+        pa, pq = extra("pyarrow"), extra("pyarrow.parquet")
+        schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in columns.items()])
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
+        # begin is round 0 here
+        write(self.path / table / f"round-{round + 1:05d}.parquet", sink.getvalue().to_pybytes())
+
+    def _parts(self, table: str) -> Iterator[dict[str, Any]]:
+        pq = extra("pyarrow.parquet")
+        for part in sorted((self.path / table).glob("*.parquet")):
+            yield from cast("list[dict[str, Any]]", pq.read_table(part).to_pylist())
 
     def set_info(self, **facts: Any) -> dict[str, Any]:
         """Merge facts into ``run.json``."""
@@ -92,6 +104,24 @@ LEDGER = {
     "kind": "string",
     "messages": "int32",
     "bytes": "int64",
+}
+
+COSTS = {
+    "round": "int32",
+    "attempt": "int32",
+    "client": "string",  # empty in the row that holds how long an attempt took
+    "profile": "string",
+    "asks": "int32",
+    "dropped": "int32",
+    "elapsed": "float64",
+    "down_seconds": "float64",
+    "compute_seconds": "float64",
+    "up_seconds": "float64",
+    "idle_seconds": "float64",
+    "joules": "float64",
+    "macs": "int64",
+    "kept_macs": "int64",
+    "peak_memory": "int64",
 }
 
 
@@ -144,7 +174,7 @@ class Checkpoint:
         folder = self._folder
         lines = [json.dumps(row) for row in self._whole_rows() if row["round"] <= last]
         write(folder.metrics, "".join(line + "\n" for line in lines).encode())
-        for part in (folder.path / "ledger").glob("round-*.parquet"):
+        for part in [*folder.path.glob("ledger/round-*.parquet"), *folder.path.glob("costs/round-*.parquet")]:
             if int(part.stem.split("-")[1]) - 1 > last:
                 part.unlink()
 

@@ -11,6 +11,7 @@ import torch
 
 from fedbonsai.core import Samples, Scope, scope
 from fedbonsai.errors import Unanswered
+from fedbonsai.fleets.costs import Totals
 from fedbonsai.local import Score, evaluate
 from fedbonsai.model import Model
 from fedbonsai.runs.config import RunConfig
@@ -66,19 +67,21 @@ def loop(
         assert folder is not None
         rows = folder.rows()
         ledger.resume(folder.ledger_rows())
+        if scene.costs is not None:
+            scene.costs.resume(folder.cost_rows())
     for observer in watching:
         observer.begin(config, scene, last + 1)
     reason = "all rounds done"
     try:
-        if rows and _reached(config, rows[-1]):
-            return Outcome(state, rows, "target reached")
+        if rows and (ended := _ended(config, scene, rows[-1])):
+            return Outcome(state, rows, ended)
         for t in range(last + 1, config.rounds):
             state, row = _round(config, scene, run, t, state, checkpoint, folder)
             rows.append(row)
             for observer in watching:
                 observer.round(row, method.model(state))
-            if _reached(config, row):
-                reason = "target reached"
+            if ended := _ended(config, scene, row):
+                reason = ended
                 break
     finally:
         for observer in watching:
@@ -97,6 +100,8 @@ def _begin(config: RunConfig, scene: Scene, run: str, checkpoint: Checkpoint | N
                 continue
             if checkpoint and folder:
                 folder.ledger(scene.ledger.take(), -1)
+                if scene.costs is not None:
+                    folder.costs(scene.costs.take(), -1)
                 checkpoint.save(-1, state, fleet.pending())
             fleet.commit()
             return state
@@ -119,11 +124,15 @@ def _round(
                     continue
             else:
                 skipped = False
+            spent = scene.costs.take() if scene.costs is not None else []
             row = _row(config, scene, t, attempt, state, skipped, before, time.perf_counter() - start)
+            row |= _simulated(scene, spent)
             if notes:
                 row["unanswered"] = notes
             if checkpoint and folder:
                 folder.ledger(scene.ledger.take(), t)
+                if scene.costs is not None:
+                    folder.costs(spent, t)
                 folder.append(row)
                 checkpoint.save(t, state, {} if skipped else fleet.pending())
             if not skipped:
@@ -166,5 +175,52 @@ def _pooled(scene: Scene, model: Model, device: str) -> Score | None:
     return evaluate(model, pooled, device)
 
 
-def _reached(config: RunConfig, row: Mapping[str, Any]) -> bool:
-    return bool(config.target) and row.get("valid_accuracy", 0.0) >= config.target
+def _simulated(scene: Scene, spent: list[dict[str, Any]]) -> dict[str, Any]:
+    """Columns of the virtual clock: of this round with all of its attempts, and of the run so far."""
+    if scene.costs is None:
+        return {}
+    this, total = Totals(), scene.costs.total
+    this.add(spent)
+    return {
+        "round_seconds": this.seconds,
+        "simulated_seconds": total.seconds,
+        "joules": this.joules,
+        "total_joules": total.joules,
+        "macs": this.macs,
+        "total_macs": total.macs,
+        "peak_memory": this.peak_memory,
+        "lost_answers": sum(row["dropped"] for row in spent),
+    }
+
+
+def _ended(config: RunConfig, scene: Scene, row: Mapping[str, Any]) -> str:
+    """Why the run ends after this round; empty if it goes on."""
+    if config.target and row.get("valid_accuracy", 0.0) >= config.target:
+        return "target reached"
+    budget, moved = config.budget, scene.ledger
+    limits = [
+        (budget.bytes, sum(moved.total.values()), "bytes", "bytes"),
+        (budget.device_bytes, max(moved.clients.values(), default=0), "device_bytes", "bytes of one device"),
+    ]
+    if scene.costs is not None:
+        total = scene.costs.total
+        limits += [
+            (budget.seconds, total.seconds, "seconds", "simulated seconds"),
+            (budget.joules, total.joules, "joules", "joules"),
+            (
+                budget.device_seconds,
+                max(total.device_seconds.values(), default=0.0),
+                "device_seconds",
+                "busy seconds of one device",
+            ),
+            (
+                budget.device_joules,
+                max(total.device_joules.values(), default=0.0),
+                "device_joules",
+                "joules of one device",
+            ),
+        ]
+    for limit, spent, name, unit in limits:
+        if limit and spent >= limit:
+            return f"budget.{name} of {limit:g} used up: {spent:g} {unit}"
+    return ""

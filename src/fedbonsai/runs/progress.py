@@ -42,6 +42,15 @@ def span(seconds: float) -> str:
     )
 
 
+def energy(joules: float) -> str:
+    """Joules for people."""
+    for unit in ("J", "kJ", "MJ"):
+        if joules < 1000 or unit == "MJ":
+            return f"{joules:.1f} {unit}"
+        joules /= 1000
+    raise AssertionError("unreachable")
+
+
 def estimate(config: RunConfig, scene: Scene, first: int) -> str:
     """What the run may take: measured on a few steps here, and from the dense model's size; both are upper guesses."""
     method: Any = config.method
@@ -85,7 +94,10 @@ def line(config: RunConfig, row: Mapping[str, Any], left: float) -> str:
     parts += [
         f"{name} {row[key]:.4f}" for name, key in (("accuracy", "accuracy"), ("loss", "train_loss")) if key in row
     ]
-    parts += [f"up {size(row['total_bytes_up'])}", f"down {size(row['total_bytes_down'])}", f"left {span(left)}"]
+    parts += [f"up {size(row['total_bytes_up'])}", f"down {size(row['total_bytes_down'])}"]
+    if "simulated_seconds" in row:
+        parts += [f"simulated {span(row['simulated_seconds'])}", energy(row["total_joules"])]
+    parts.append(f"left {span(left)}")
     return "  ".join(parts)
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,7 +26,7 @@ from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Folder, write
 from fedbonsai.runs.loop import Observer, loop
 from fedbonsai.runs.recipes import own_modules
-from fedbonsai.runs.setup import scene
+from fedbonsai.runs.setup import Scene, scene
 from fedbonsai.runs.structure import structure, unstructure
 
 
@@ -62,13 +62,33 @@ class Run:
         last: dict[str, Any] = self.metrics[-1] if self.metrics else {}
         return {way: int(last.get(f"total_bytes_{way}", 0)) for way in ("down", "up")}
 
+    @property
+    def seconds(self) -> float:
+        """Simulated seconds of the whole run; not a number without a clock."""
+        return float(self.metrics[-1].get("simulated_seconds", "nan")) if self.metrics else float("nan")
+
+    @property
+    def joules(self) -> float:
+        """Joules of all devices over the whole run; not a number without a clock."""
+        return float(self.metrics[-1].get("total_joules", "nan")) if self.metrics else float("nan")
+
+    def costs(self) -> list[dict[str, Any]]:
+        """What the virtual clock booked: seconds, joules, operations and memory by round, attempt and client."""
+        return list(Folder(self.path).cost_rows())
+
     def ledger(self) -> list[dict[str, Any]]:
         """Rows of the ledger: bytes by round, attempt, client, direction and message class."""
         return list(Folder(self.path).ledger_rows())
 
 
-def execute(config: RunConfig, folder: Path, resume: bool = False, observers: Iterable[Observer] = ()) -> Run:
-    """Run a configuration in a folder, or resume what is there.
+def execute(
+    config: RunConfig,
+    folder: Path,
+    resume: bool = False,
+    observers: Iterable[Observer] = (),
+    build: Callable[[RunConfig, Path | None, Path | None], Scene] = scene,
+) -> Run:
+    """Run a configuration in a folder, or resume what is there; ``build`` makes all that a loop needs.
 
     Raises:
         ConfigError: the folder holds a run already (and ``resume`` is not set), or holds none to resume.
@@ -82,7 +102,7 @@ def execute(config: RunConfig, folder: Path, resume: bool = False, observers: It
     if resume:
         config = stored(folder)
     # built before anything is written: a fault of the configuration must not leave a folder that blocks the name
-    stage = scene(config, files.split if resume and files.split.exists() else None, files.answers)
+    stage = build(config, files.split if resume and files.split.exists() else None, files.answers)
     if not resume:
         folder.mkdir(parents=True, exist_ok=True)
         text = tomli_w.dumps(unstructure(config)).encode()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,17 @@ import torch
 from fedbonsai import data
 from fedbonsai.core import Client, Fleet, Method, Samples
 from fedbonsai.data.federation import Federation
+from fedbonsai.devices.link import link
+from fedbonsai.devices.profile import profile
 from fedbonsai.errors import ConfigError
+from fedbonsai.fleets.costs import Costs
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.pool import PoolFleet
+from fedbonsai.fleets.timed import Clock, Timed
 from fedbonsai.fleets.wrappers import Flaky, Metered, Recorded
 from fedbonsai.model import Arch, Model
-from fedbonsai.runs.config import FleetConfig, RunConfig
+from fedbonsai.runs.config import ClockConfig, FleetConfig, RunConfig
 from fedbonsai.tree import seed_of
 
 
@@ -31,6 +37,8 @@ class Scene:
     server: Client
     fleet: Fleet
     ledger: Ledger
+    costs: Costs | None = None
+    """Of the virtual clock, where there is one."""
 
 
 def clients(federation: Federation, device: str = "cpu") -> list[Client]:
@@ -78,12 +86,68 @@ def options_of(config: RunConfig) -> set[str]:
     return Arch(config.model.name, config.model.options).takes()
 
 
-def fleet_of(config: FleetConfig, people: list[Client], ledger: Ledger, answers: Path | None = None) -> Fleet:
-    """The fleet that a configuration names.
+def shared_out(names: str, ids: Sequence[str], seed: int) -> dict[str, str]:
+    """Names for devices by a setting such as ``raspberry-pi-4 0.7, jetson-nano 0.3``; who gets which is drawn.
+
+    Raises:
+        ConfigError: shares are missing, or do not sum to 1.
+    """
+    parts = [part.split() for part in names.split(",")]
+    if len(parts) == 1 and len(parts[0]) == 1:
+        return dict.fromkeys(ids, parts[0][0])
+    try:
+        shares = [(name, float(share)) for name, share in parts]
+    except ValueError:
+        shares = []
+    if not shares or min(share for _, share in shares) <= 0 or abs(sum(share for _, share in shares) - 1) > 1e-6:
+        raise ConfigError(f"{names!r}: expected one name, or names with shares that sum to 1, such as 'a 0.7, b 0.3'")
+    drawn = sorted(ids, key=lambda id: seed_of(seed, f"clock/share {names} {id}", -1, 0))
+    found: dict[str, str] = {}
+    begin = total = 0.0
+    for name, share in shares:
+        total += share
+        end = round(total * len(drawn))
+        found |= dict.fromkeys(drawn[int(begin) : end], name)
+        begin = end
+    return found
+
+
+def clock_of(config: ClockConfig, ids: Sequence[str], seed: int) -> Clock:
+    """Profiles and links of all devices.
+
+    Raises:
+        ConfigError: no such profile or link.
+    """
+    kinds = shared_out(config.devices, ids, seed)
+    profiles = {name: profile(name) for name in dict.fromkeys(kinds.values())}
+    carriers = shared_out(config.link, ids, seed) if config.link else {id: profiles[kinds[id]].link for id in ids}
+    links = {name: link(name) for name in dict.fromkeys(carriers.values())}
+    return Clock(
+        {id: profiles[kinds[id]] for id in ids},
+        {id: links[carriers[id]] for id in ids},
+        config.deadline,
+        config.first,
+        config.availability,
+        config.dropout,
+        config.stragglers,
+        config.slowdown,
+    )
+
+
+def fleet_of(
+    config: FleetConfig,
+    people: list[Client],
+    ledger: Ledger,
+    answers: Path | None = None,
+    timed: Callable[[Fleet], Fleet] | None = None,
+) -> Fleet:
+    """The fleet that a configuration names; ``timed`` puts a clock around it.
 
     Raises:
         ConfigError: settings that exclude each other.
     """
+    if config.kind == "flower":
+        raise ConfigError("fleet.kind = 'flower': real devices are driven by `fedbonsai run`, see docs/flower.md")
     if config.kind == "pool" and not config.wire:
         raise ConfigError("fleet.wire = false: worker processes always use the wire; use fleet.kind = 'local'")
     if config.device != "cpu":
@@ -95,6 +159,8 @@ def fleet_of(config: FleetConfig, people: list[Client], ledger: Ledger, answers:
     fleet = Metered(fleet, ledger)
     if config.flaky:
         fleet = Flaky(fleet, config.flaky)
+    if timed is not None:
+        fleet = timed(fleet)
     if config.record and answers is not None:
         fleet = Recorded(fleet, answers)
     return fleet
@@ -105,8 +171,12 @@ def scene(config: RunConfig, split: Path | None = None, answers: Path | None = N
     torch.set_num_threads(config.fleet.threads)
     held = federation(config, split)
     start = initial_model(config, held)
-    ledger = Ledger()
-    fleet = fleet_of(config.fleet, clients(held, config.fleet.device), ledger, answers)
+    ledger, costs, timed = Ledger(), None, None
+    if config.clock.devices:
+        costs = Costs()
+        clock = clock_of(config.clock, held.ids, config.seed)
+        timed = partial(Timed, clock=clock, costs=costs)
+    fleet = fleet_of(config.fleet, clients(held, config.fleet.device), ledger, answers, timed)
     empty = Samples(held.x[:0], held.y[:0])
     server = Client("server", config.seed, held.server if len(held.server) else empty, empty, config.fleet.device)
-    return Scene(config.method, start, held, server, fleet, ledger)  # type: ignore[arg-type]
+    return Scene(config.method, start, held, server, fleet, ledger, costs)  # type: ignore[arg-type]

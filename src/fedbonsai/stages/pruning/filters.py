@@ -23,7 +23,7 @@ from fedbonsai.stages.choice import Choice, choice
 from fedbonsai.stages.pruning.count import Size, layer_macs
 from fedbonsai.stages.pruning.masks import keep_top
 from fedbonsai.stages.pruning.scores import filters
-from fedbonsai.tree import Tree, Weights
+from fedbonsai.tree import Tree, Weights, generator
 
 Shapes = Mapping[str, tuple[int, ...]]  # by name of weight
 
@@ -58,7 +58,8 @@ def units(model: Model, size: Size) -> list[Units]:
 
     Raises:
         Missing: torch-pruning is not installed.
-        ConfigError: a layer of a kind that is not known here depends on a unit.
+        ConfigError: a layer of a kind that is not known here depends on a unit, or the network without some of its
+            units would not compute what is left of it.
     """
     pruning = _torch_pruning()
     module = model.build().eval()
@@ -86,6 +87,7 @@ def units(model: Model, size: Size) -> list[Units]:
         done |= {maker.removesuffix(".weight") for maker in made.makers}
         if made.readers:
             found.append(made)
+    _check(model, found, size)
     return found
 
 
@@ -106,6 +108,25 @@ def _units(name: str, width: int, items: Sequence[tuple[str, nn.Module, bool, in
         else:
             readers.append((f"{path}.weight", count))
     return Units(name, width, groups, tuple(makers), tuple(rows), tuple(readers))
+
+
+def _check(model: Model, groups: Sequence[Units], size: Size) -> None:
+    """Try it: a tensor that is no layer's, a joined channel or an output that is read again is not in the groups."""
+    kept = [torch.arange(group.width).reshape(group.groups, -1)[:, ::2].flatten() for group in groups]
+    x = torch.randn(2, *size, generator=generator(0)).to(next(iter(model.weights.values())).dtype)
+    with torch.inference_mode():
+        try:
+            small = prune(model, groups, kept).build().eval()(x)
+        except (RuntimeError, IndexError) as error:
+            raise ConfigError(f"network {model.arch.name!r} cannot be pruned by units; use masks ({error})") from None
+        rest = silenced(model, groups, kept).build().eval()(x)
+    exact = all(group.groups == 1 for group in groups)  # a normalisation of groups sees fewer values
+    gap = (small - rest).abs().max() if small.shape == rest.shape else torch.tensor(torch.inf)
+    if small.shape != rest.shape or (exact and bool(gap > 1e-3 * rest.abs().max())):
+        raise ConfigError(
+            f"network {model.arch.name!r} cannot be pruned by units: without some of them it does not compute what the "
+            "others did; use masks"
+        )
 
 
 def _torch_pruning() -> Any:

@@ -3,6 +3,8 @@
 `Loss` is the gate of FL-PQSU (Xu et al., IEEE Access 2021; its authors' code), with two references that move on and so
 cannot freeze; `Lazy` is the rule of LAQ (Sun et al. 2019/2022), `Agreement` that of CMFL (Wang et al., ICDCS 2019),
 `Chance` what any of them must beat at the same rate. Every gate can be held to a bounded staleness by ``every``.
+Distances and signs are of trained values: running statistics of normalisation, which are measured and have the scale of
+the data, say nothing of what was learned.
 """
 
 from __future__ import annotations
@@ -16,13 +18,17 @@ import torch
 
 from fedbonsai import tree
 from fedbonsai.stages.choice import Choice
-from fedbonsai.tree import Tree, generator, seed_of
+from fedbonsai.stages.updates import STATISTICS
+from fedbonsai.tree import Tree, Weights, generator, seed_of
 from fedbonsai.wire import message
 
 
 @message("gate/seen@1")
 class Seen:
-    """What a client remembers: the loss to beat (None at first), and how many rounds in a row it has skipped."""
+    """What a client remembers: the loss to beat, and how many rounds in a row it has skipped.
+
+    For gates that beat no loss the reference is the one at the last upload; None is a client that never uploaded.
+    """
 
     reference: float | None = None
     skipped: int = 0
@@ -39,6 +45,7 @@ class Evidence:
         error: squared error of packing, of this change and of the one sent last together.
         moved: sum of xi_d ||w^(t+1-d) - w^(t-d)||^2 over the server's last D steps.
         agrees: share of this change's signs that are those of the global model's last one; None before there is one.
+        t: round, from 0.
     """
 
     loss: float
@@ -47,6 +54,7 @@ class Evidence:
     error: Callable[[], float]
     moved: float
     agrees: Callable[[], float | None]
+    t: int
 
 
 class Gate(Choice):
@@ -92,16 +100,19 @@ class Loss(Gate):
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        if not 0 <= self.memory < 1 or self.slack < 0 or self.every < 0:
+        if not self.initial > 0 or not 0 <= self.memory < 1 or self.slack < 0 or self.every < 0:
             raise ValueError(
-                f"memory = {self.memory}, slack = {self.slack}, every = {self.every}: "
-                "expected memory in [0, 1), slack >= 0 and every >= 0"
+                f"initial = {self.initial}, memory = {self.memory}, slack = {self.slack}, every = {self.every}: "
+                "expected initial > 0, memory in [0, 1), slack >= 0 and every >= 0"
             )
 
 
 @_gate("lazy")
 class Lazy(Gate):
-    """LAQ: if the change is far enough from the one that was sent last, by how much the global model moves."""
+    """LAQ: if the change is far enough from the one that was sent last, by how much the global model moves.
+
+    A client that never uploaded does: there is nothing that the server could take again.
+    """
 
     depth: int = 10
     """D: steps of the server that count."""
@@ -124,18 +135,30 @@ class Agreement(Gate):
 
     least: float = 0.6
     """v: the share."""
+    falling: bool = False
+    """v_t = v / sqrt(t) instead, with rounds counted from 1: the gate opens by and by."""
     every: int = 0
     """At least one upload in this many rounds; 0 forces none."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        if not 0 <= self.least <= 1 or self.every < 0:
+            raise ValueError(f"least = {self.least}, every = {self.every}: expected least in [0, 1], every >= 0")
 
 
 @_gate("chance")
 class Chance(Gate):
-    """At random."""
+    """At random, but for a client's first upload: there would be nothing for the server to keep."""
 
     share: float = 0.5
     """Probability of an upload."""
     every: int = 0
     """At least one upload in this many rounds; 0 forces none."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        if not 0 <= self.share <= 1 or self.every < 0:
+            raise ValueError(f"share = {self.share}, every = {self.every}: expected share in [0, 1], every >= 0")
 
 
 def decide(gate: Gate, found: Evidence, seen: Seen) -> tuple[bool, Seen]:
@@ -152,18 +175,21 @@ def _passes(gate: Gate, found: Evidence, seen: Seen) -> bool:
     how: Any = gate
     if isinstance(gate, Loss):
         return found.loss < (how.initial if seen.reference is None else seen.reference * (1 + how.slack))
+    if isinstance(gate, Agreement):
+        least = how.least / math.sqrt(found.t + 1) if how.falling else how.least
+        return (agrees := found.agrees()) is None or agrees >= least
+    if seen.reference is None:
+        return True
     if isinstance(gate, Lazy):
         return found.innovation() > found.moved + 3 * found.error()
-    if isinstance(gate, Agreement):
-        return (agrees := found.agrees()) is None or agrees >= how.least
     return found.draw() < how.share if isinstance(gate, Chance) else True
 
 
 def _reference(gate: Gate, loss: float, passes: bool, seen: Seen) -> float | None:
     how: Any = gate
-    if not isinstance(gate, Loss) or not math.isfinite(loss):
+    if not math.isfinite(loss):
         return seen.reference
-    if how.rule == "best":
+    if not isinstance(gate, Loss) or how.rule == "best":
         return loss if passes else seen.reference
     if how.rule == "previous" or seen.reference is None:
         return loss
@@ -171,9 +197,10 @@ def _reference(gate: Gate, loss: float, passes: bool, seen: Seen) -> float | Non
 
 
 def agreement(change: Tree, other: Tree) -> float:
-    """CMFL's relevance: share of all values whose signs are equal in both; two zeros agree."""
-    same = sum(int((torch.sign(value) == torch.sign(other[name])).sum()) for name, value in change.items())
-    return same / max(1, tree.size(change))
+    """CMFL's relevance: share of trained values whose signs are equal in both; two zeros agree."""
+    learned = _learned(change)
+    same = sum(int((torch.sign(value) == torch.sign(other[name])).sum()) for name, value in learned.items())
+    return same / max(1, tree.size(learned))
 
 
 def moved(gate: Gate, steps: Sequence[float]) -> float:
@@ -197,5 +224,10 @@ def draw(seed: int) -> float:
 
 
 def squared(left: Tree, right: Mapping[str, torch.Tensor]) -> float:
-    """``||left - right||^2``; names that ``right`` lacks count as zeros there."""
-    return tree.norm({name: value - right[name] if name in right else value for name, value in left.items()}) ** 2
+    """``||left - right||^2`` of trained values; names that ``right`` lacks count as zeros there."""
+    learned = _learned(left)
+    return tree.norm({name: value - right[name] if name in right else value for name, value in learned.items()}) ** 2
+
+
+def _learned(weights: Tree) -> Weights:
+    return {name: value for name, value in weights.items() if not name.endswith(STATISTICS)}

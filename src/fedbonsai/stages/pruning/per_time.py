@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
-from torch import Tensor
 
-from fedbonsai.stages.pruning.masks import Masks, masked
+from fedbonsai.stages.pruning.masks import Masks, keep_global, masked
 from fedbonsai.stages.pruning.time_model import Seconds
 from fedbonsai.tree import Tree, Weights
 
@@ -53,8 +52,9 @@ def optimum(
     constant: float,
     fraction: float,
     always: float = 0.0,
+    most: int | None = None,
 ) -> Masks:
-    """The mask of largest importance per second; pruned weights may come back, without a cap.
+    """The mask of largest importance per second; pruned weights may come back, as many as are worth it.
 
     Dinkelbach's step instead of a sort: raise Gamma to the ratio of {j : z_j > Gamma t_j} until it rises no more. A
     weight whose ratio is exactly Gamma is not kept.
@@ -67,6 +67,7 @@ def optimum(
         constant: c >= 0, seconds of a round that no mask changes.
         fraction: d, the share of each layer's remaining weights that may go.
         always: importance of what is never pruned; it counts in Delta and not in T.
+        most: weights that may be kept, the best by ratio; what is protected stays even so.
 
     Raises:
         ValueError: a weight costs no time, and then all are worth keeping.
@@ -84,8 +85,17 @@ def optimum(
         time = cost + sum(seconds[name] * int(new.sum()) for name, new in more.items())
         higher = gain / time if time else 0.0
         if not higher > ratio:
-            return {name: held[name] | more[name] for name in masks}
+            return {name: held[name] | new for name, new in _best(scores, seconds, more, held, most).items()}
         ratio = higher
+
+
+def _best(scores: Tree, seconds: Mapping[str, float], more: Masks, held: Masks, most: int | None) -> Masks:
+    """Of the weights in ``more`` those of largest ratio, as many as there is room for; ties go to the lower layer."""
+    kept, wanted = (sum(int(mask.sum()) for mask in masks.values()) for masks in (held, more))
+    if most is None or kept + wanted <= most:
+        return more
+    ratios = {name: torch.where(more[name], score / seconds[name], -torch.inf) for name, score in scores.items()}
+    return keep_global(ratios, max(0, most - kept))
 
 
 def reconfigured(
@@ -97,10 +107,11 @@ def reconfigured(
     fraction: float,
     stale: bool,
     always: float = 0.0,
+    most: int | None = None,
 ) -> tuple[Weights, Weights, Masks]:
     """Weights, shelf and masks after a reconfiguration: `optimum`, then `turned`; arguments as there."""
     whole = full(weights, shelf, masks)
-    new = optimum(whole, masks, importance, times.each, times.constant, fraction, always)
+    new = optimum(whole, masks, importance, times.each, times.constant, fraction, always, most)
     return (*turned(weights, shelf, masks, new, stale), new)
 
 
@@ -141,16 +152,3 @@ def settled(densities: Sequence[float], tolerance: float = 0.1, times: int = 5) 
     """Whether the last ``times`` relative changes of the density are all at most ``tolerance``."""
     last = densities[-times - 1 :]
     return len(last) > times and all(abs(now / before - 1) <= tolerance for before, now in pairwise(last))
-
-
-def importances(summed: Tree, masks: Tree, examples: float) -> tuple[Weights, float]:
-    """Importances z of what masks touch, and the sum of it over everything else.
-
-    Args:
-        summed: gradients of a client's local steps, added up before they are squared: n (sum_e g)^2.
-        masks: names that count one by one.
-        examples: n, samples processed.
-    """
-    squares: dict[str, Tensor] = {name: examples * value.square() for name, value in summed.items()}
-    rest = sum(float(value.double().sum()) for name, value in squares.items() if name not in masks)
-    return {name: squares[name] for name in masks}, float(rest)

@@ -7,9 +7,10 @@ et al., NeurIPS 2020); Taylor: (w g)^2 (Molchanov et al. 2019); L1 of filters an
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedbonsai.model import Model
+from fedbonsai.model import Model, skeleton
 from fedbonsai.tree import Tree, Weights, generator, seed_of
 
 
@@ -49,13 +50,25 @@ def filters(weight: Tensor) -> Tensor:
 def synflow(model: Model, names: list[str], size: tuple[int, ...]) -> Weights:
     """Synaptic flow ``|w * dR/dw|`` with R the sum of the outputs of the network of absolute weights for an input of ones.
 
+    Normalisation layers are bypassed, as they would level the flow. In float64, since it spans many orders of magnitude.
+
     Args:
-        model: in float64 for deep networks, where the flow spans many orders of magnitude.
+        model: network.
         names: weights to score.
         size: of the input, [channels, height, width].
     """
-    module = model.replace({name: value.abs().double() for name, value in model.weights.items()}).build().eval()
-    flow = module(torch.ones(1, *size, dtype=torch.float64)).sum()
-    parameters = dict(module.named_parameters())
-    gradients = torch.autograd.grad(flow, [parameters[name] for name in names])
-    return {n: (parameters[n].detach() * g).abs() for n, g in zip(names, gradients, strict=True)}
+    net = skeleton(model.replace({name: value.abs().double() for name, value in model.weights.items()}))
+    net.module.eval()
+    norms = [layer for layer in net.module.modules() if isinstance(layer, _BatchNorm | nn.GroupNorm)]
+    handles = [layer.register_forward_hook(_bypass) for layer in norms]
+    try:
+        flow = net.module(torch.ones(1, *size, dtype=torch.float64)).sum()
+        gradients = torch.autograd.grad(flow, [net.parameters[name] for name in names])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {n: (net.parameters[n].detach() * g).abs() for n, g in zip(names, gradients, strict=True)}
+
+
+def _bypass(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return inputs[0]

@@ -1,27 +1,24 @@
-"""Seconds of a round as an affine function of a mask, as data (PruneFL, section IV: t_j = tau + E kappa_l, c = E kappa_0).
+"""Seconds of a round as an affine function of a mask, as data (PruneFL: t_j = tau + E kappa_l, c = E kappa_0).
 
-`Table` holds what is known of the authors' Raspberry Pi with sparse kernels: sums for each network, not its layers. The
-sums are exact; that they spread evenly over the weights of all layers with a slope is ours. `Measured` is for one's own
-numbers. This library has no sparse kernels: on the machine it runs on a pruned weight computes as long as any other,
-so a mask's slope in compute is zero and only bytes are saved. Whoever measures here sets no slopes.
-
-`prototype` is the authors' other account of a mask: the bytes of their messages by formula.
+`Table` holds what the authors measured on a Raspberry Pi with sparse kernels, layer by layer, from the configurations in
+their public repository (jiangyuang/PruneFL, ``configs``). `Measured` is for one's own numbers,
+`Profiled` for those of a device profile. This library has no sparse
+kernels: on the machine it runs on a pruned weight computes as long as any other, so a mask's slope in compute is zero and
+only bytes are saved. Whoever measures here sets no slopes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
-
-from torch import Tensor
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.stages.choice import Choice, choice
 from fedbonsai.tree import Tree
 from fedbonsai.wire import message
 
-TAU = 5.561621e-6  # seconds a weight, up and down: 8 bytes at 1.4384 MB/s
+TAU = 5.561621025626998e-6  # seconds a weight, up and down: 8 bytes at 1.4384 MB/s
 
 
 class TimeModel(Choice):
@@ -30,10 +27,10 @@ class TimeModel(Choice):
 
 @choice("table")
 class Table(TimeModel):
-    """Coefficients of the authors' networks on a Raspberry Pi 4 with sparse kernels."""
+    """Coefficients of the authors' networks on a Raspberry Pi 4 with sparse kernels, in the order of the layers."""
 
     network: Literal["conv2", "vgg11", "conv4", "resnet18"] = "conv2"
-    """Whose coefficients; on another network they count for each weight."""
+    """Whose coefficients; another network of as many layers takes them layer by layer, for each weight."""
 
 
 @choice("measured")
@@ -48,25 +45,69 @@ class Measured(TimeModel):
     """Seconds of a round that neither weights nor steps change."""
     slopes: Mapping[str, float] = field(default_factory=dict[str, float])
     """kappa by name of the weight: seconds of a local step for each remaining one; 0 for names that are missing."""
+    dense: float = 0.0
+    """Seconds of a local step of the whole model by dense kernels, for comparison; 0: as `base` and `slopes` have it."""
+
+
+@choice("profile")
+class Profiled(TimeModel):
+    """What a device's profile and a link say of this very network (`stages.pruning.profiled`)."""
+
+    device: str = "raspberry-pi-4"
+    """A shipped profile, or the path of one's own; its curve for masks decides what a pruned weight saves."""
+    link: str = ""
+    """A shipped link, or the path of one's own; empty is the profile's."""
 
 
 @dataclass(frozen=True)
-class Sums:
-    """Of a network with all weights and E = 5: seconds of compute beyond the constant, and who pays none of them."""
+class Coefficients:
+    """Of one network at batch 20.
 
-    constant: float
-    compute: float
-    sloped: int  # weights of layers with a slope
-    first: bool  # whether the first layer has one
-    last: bool
+    Attributes:
+        base: kappa_0, seconds of a step with no weights.
+        slopes: kappa_l, seconds of a step for each weight, by layer.
+        weights: prunable ones of each layer.
+        dense: seconds of a step by dense kernels.
+    """
+
+    base: float
+    slopes: tuple[float, ...]
+    weights: tuple[int, ...]
+    dense: float
 
 
-STEPS = 5  # for which the sums below hold
-TABLES = {
-    "conv2": Sums(6.2464, 8.120, 6_601_504 - 800, False, True),
-    "vgg11": Sums(86.8495, 68.555, 9_747_136 - 1_728 - 5_120, False, False),
-    "conv4": Sums(7.9900, 5.256, 30_816 - 2_304, True, False),
-    "resnet18": Sums(72.8002, 67.032, 11_046_080 - 9_408, False, True),
+TABLES = {  # first and last layers whose slope could not be told from none have 0
+    "conv2": Coefficients(
+        1.2492789765,
+        (0, 7.098850e-6, 1.927325e-7, 1.782308e-7),
+        (800, 51_200, 6_422_528, 126_976),
+        2.2486449218,
+    ),
+    "vgg11": Coefficients(
+        17.3699010599,
+        (
+            *(0, 8.95507e-6, 2.495288e-6, 2.780686e-6, 1.024265e-6, 1.277773e-6, 1.843831e-6),
+            *(8.066104e-7, 5.145334e-7, 2.430023e-7, 0),
+        ),
+        (1_728, 73_728, 294_912, 589_824, 1_179_648, 2_359_296, 2_359_296, 2_359_296, 262_144, 262_144, 5_120),
+        31.5142767214,
+    ),
+    "conv4": Coefficients(
+        1.5979929064,
+        (3.404870761e-4, 6.077740465e-5, 1.759035482e-5, 3.774421855e-6, 0),
+        (864, 9_216, 9_216, 9_216, 2_304),
+        3.7242865185,
+    ),
+    "resnet18": Coefficients(
+        14.5600414828,
+        (
+            *(0, 2.340521716e-6, 1.002368175e-5, 1.056062089e-5, 4.237937059e-6, 5.671268790e-6, 2.123146074e-6),
+            *(2.328795336e-6, 6.735456427e-7, 6.624979741e-6, 5.137498356e-7, 1.974388604e-7, 3.703237561e-8),
+            *(9.910993133e-7, 1.496653257e-6, 7.477319511e-7, 8.722523120e-7, 6.128180224e-6),
+        ),
+        (9_408, *[36_864] * 4, 73_728, *[147_456] * 3, 294_912, *[589_824] * 3, 1_179_648, *[2_359_296] * 3, 51_200),
+        25.3356386726,
+    ),
 }
 
 
@@ -80,6 +121,7 @@ class Seconds:
         latency: of a round.
         slopes: kappa, of a weight and step; every name that may be pruned has one.
         steps: E.
+        dense: of a step of the whole model by dense kernels.
     """
 
     communication: float
@@ -87,6 +129,7 @@ class Seconds:
     latency: float
     slopes: Mapping[str, float]
     steps: int
+    dense: float = 0.0
 
     @property
     def each(self) -> dict[str, float]:
@@ -106,56 +149,52 @@ class Seconds:
         """A local step under these masks, without communication."""
         return self.base + sum(self.slopes[name] * int(mask.sum()) for name, mask in masks.items())
 
+    def conventional(self, masks: Tree) -> float:
+        """A round of conventional FL: dense kernels, and every weight travels."""
+        weights = sum(mask.numel() for mask in masks.values())
+        return self.latency + self.steps * self.dense + self.communication * weights
 
-def seconds(model: TimeModel, names: list[str], steps: int) -> Seconds:
+    def travel(self, size: float) -> float:
+        """Seconds of ``size`` bytes at the rate of tau, which is of 8 bytes."""
+        return self.communication / 8 * size
+
+
+def seconds(model: TimeModel, sizes: Mapping[str, int], steps: int) -> Seconds:
     """A time model for a network.
 
     Args:
         model: the setting.
-        names: weights that may be pruned, in the network's order.
+        sizes: how many weights may be pruned, by name in the network's order.
         steps: E, local steps of a round.
 
     Raises:
-        ConfigError: slopes for weights that the network lacks, or a weight that costs nothing.
+        ConfigError: coefficients for weights that the network lacks, or a weight that costs nothing.
     """
     own: Any = model
+    names = list(sizes)
     if isinstance(model, Table):
-        sums = TABLES[own.network]
-        slope = sums.compute / STEPS / sums.sloped
-        without = {names[0]} if not sums.first else set[str]()
-        without |= {names[-1]} if not sums.last else set[str]()
-        slopes = {name: 0.0 if name in without else slope for name in names}
-        return Seconds(TAU, sums.constant / STEPS, 0.0, slopes, steps)
+        held = TABLES[own.network]
+        if len(held.slopes) != len(names):
+            raise ConfigError(
+                f"time: the table of {own.network!r} is of {len(held.slopes)} layers, this network has {len(names)} that "
+                f"may be pruned ({', '.join(names)}); give it slopes of its own: time.name = measured"
+            )
+        slopes = dict(zip(names, held.slopes, strict=True))
+        found = Seconds(TAU, held.base, 0.0, slopes, steps)
+        sparse = held.base + sum(k * n for k, n in zip(held.slopes, held.weights, strict=True))
+        return replace(found, dense=held.dense / sparse * _whole(found, sizes))
     if wrong := own.slopes.keys() - set(names):
         raise ConfigError(f"time.slopes of {sorted(wrong)}: weights that may be pruned are {names}")
-    slopes = {name: own.slopes.get(name, 0.0) for name in names}
+    slopes = {name: float(own.slopes.get(name, 0.0)) for name in names}
     free = [name for name, slope in slopes.items() if own.communication + steps * slope <= 0]
-    if free or min(own.base, own.latency) < 0:
+    if free or min(own.base, own.latency, own.dense, *slopes.values()) < 0:
         raise ConfigError(
-            f"time: weights {free} cost nothing, or base or latency is negative; expected communication > 0"
+            f"time: weights {free} cost nothing, or a coefficient is negative; expected communication > 0, others >= 0"
         )
-    return Seconds(own.communication, own.base, own.latency, slopes, steps)
+    found = Seconds(own.communication, own.base, own.latency, slopes, steps)
+    return replace(found, dense=own.dense or _whole(found, sizes))
 
 
-def prototype(
-    weights: Tree, masks: Tree, asked: int, new_to: int, answered: int, importance: bool = False
-) -> tuple[int, int]:
-    """Bytes down and up of a round by the authors' message format, framing left out.
-
-    With n kept and s never pruned: 4 n + 4 s each way; down to ``new_to`` of the ``asked`` devices also `positions`; up
-    from the ``answered`` ones, where importances are wanted, also 4 bytes for each pruned weight.
-    """
-    kept = sum(int(mask.sum()) for mask in masks.values())
-    values = 4 * kept + 4 * sum(value.numel() for name, value in weights.items() if name not in masks)
-    pruned = sum(mask.numel() for mask in masks.values()) - kept
-    where = sum(map(positions, masks.values())) if new_to else 0
-    return asked * values + new_to * where, answered * (values + 4 * pruned * importance)
-
-
-def positions(mask: Tensor) -> int:
-    """Bytes of a mask as the authors write it: (row, column) below a density of 1/32, else a bit each, rows padded."""
-    rows, columns = mask.shape[0], mask[0].numel()
-    kept = int(mask.sum())
-    if 32 * kept >= rows * columns:
-        return rows * -(-columns // 8)
-    return 2 * kept * next(size for size in (1, 2, 4, 8) if max(rows, columns) <= 1 << 8 * size - (size > 1))
+def _whole(times: Seconds, sizes: Mapping[str, int]) -> float:
+    """A local step with all weights."""
+    return times.base + sum(times.slopes[name] * size for name, size in sizes.items())

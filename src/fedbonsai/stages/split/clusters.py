@@ -270,12 +270,15 @@ def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
         raise Forgotten("scores came, but no batch is in progress here")
     fronts, back = list(own["fronts"]), own["back"]
     front_net, back_net = fronts[mine].net(me.device), back.net(me.device)
-    scores = back_net.module(front_net.module(seen.x))
+    front_out = front_net.module(seen.x)
+    scores = back_net.module(front_out)
     others = {j: request.logits[j].to(me.device).clone().requires_grad_() for j in sorted(request.logits, key=int)}
     everyone = [scores if j == mine else others[str(j)] for j in range(how.members)]
     loss = losses(everyone, seen.y, how.cotraining)
     at_front, at_back = list(front_net.parameters.values()), list(back_net.parameters.values())
     grads = torch.autograd.grad(loss, [*at_front, *at_back, *others.values()])
+    fronts[mine].report(seen.x, backward=len(seen.x))
+    back.report(front_out, backward=len(seen.x), inward=True)
     cut, end = len(at_front), len(at_front) + len(at_back)
     fronts[mine] = fronts[mine].stepped(front_net, list(grads[:cut]), how.sgd)
     own |= {"fronts": tuple(fronts), "back": back.stepped(back_net, list(grads[cut:end]), how.sgd)}
@@ -295,6 +298,7 @@ def backward(request: Backward, me: Client, memory: Memory) -> tuple[CutGradient
     gradient, *grads = torch.autograd.grad(
         net.module(cut), [cut, *net.parameters.values()], request.gradient.to(me.device)
     )
+    back.report(cut, backward=len(cut), inward=True)
     own["back"] = back.stepped(net, grads, own["how"].sgd)
     return CutGradient(coded(own["how"].gradients, gradient, me.seed)), {**memory, HERE: own}
 

@@ -69,6 +69,7 @@ def show(request: Show, me: Client, memory: Memory) -> tuple[Activations, Memory
     net.module.eval()
     with torch.no_grad():
         found: Tensor = net.module(me.train.x.to(me.device)).cpu()
+    front.report(me.train.x, forward=len(me.train))
     kept = {name: value for name, value in memory.items() if name != FRONT}
     packed = coded(request.activations, found, me.seed)
     return Activations(packed, tuple(found.shape), me.train.y, len(me.train)), kept

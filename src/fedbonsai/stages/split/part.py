@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedbonsai import work
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import BadMessage, ConfigError
 from fedbonsai.local import SGD, augmented, descend, epochs
@@ -42,7 +43,22 @@ class Part:
     def output(self, x: Tensor, device: str) -> Tensor:
         """Forward without gradients [samples, ...]; running statistics stay as they were, since only weights are kept."""
         with torch.no_grad():
-            return self.net(device).module(x)
+            out = self.net(device).module(x)
+        self.report(x, forward=len(x))
+        return out
+
+    def report(self, x: Tensor, forward: int = 0, backward: int = 0, inward: bool = False) -> None:
+        """Say that a batch went through this part, and with ``backward`` that a step was made on it."""
+        held, steps = work.size_of(self.momentum.values()), int(backward > 0)
+        work.report(
+            Model(self.arch, self.weights),
+            x.shape[1:],
+            forward=forward,
+            backward=backward,
+            steps=steps,
+            held=held,
+            inward=inward,
+        )
 
     def stepped(self, net: Skeleton, grads: list[Tensor], sgd: SGD) -> Part:
         """The part after one step on gradients of the network's parameters."""
@@ -64,6 +80,7 @@ class Part:
         net = self.net(device)
         params = list(net.parameters.values())
         grads = torch.autograd.grad(net.module(x), params, gradient.to(device))
+        self.report(x, backward=len(x))
         return self.stepped(net, list(grads), sgd)
 
 

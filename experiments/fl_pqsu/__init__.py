@@ -1,0 +1,1 @@
+"""FL-PQSU's statistical checks."""

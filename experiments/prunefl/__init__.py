@@ -1,0 +1,1 @@
+"""PruneFL on digits: settings, results, the specification's statistical checks and the main table."""

@@ -1,0 +1,69 @@
+"""``fedbonsai compare``: several recipes on the same data, and one report of them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from fedbonsai.errors import ConfigError
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb; all others are settings of every run."""
+    parser.add_argument(
+        "recipes", nargs="+", help="recipes, such as fedavg or fl-pqsu:published; the first is the baseline"
+    )
+    parser.add_argument("--data", default="", help="data for all of them (default: each recipe's own)")
+    parser.add_argument("--seeds", type=int, default=1, help="seeds for each recipe (default: 1)")
+    parser.add_argument("--first-seed", type=int, default=0, help="the first of the seeds (default: 0)")
+    parser.add_argument("--target", type=float, default=0.0, help="accuracy to which costs are told")
+    parser.add_argument("--name", default="comparison", help="folder below --runs (default: comparison)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the comparison's folder")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time (default: all cores)")
+    parser.add_argument("--plan", action="store_true", help="only tell what would run")
+
+
+def main(args: argparse.Namespace, rest: list[str]) -> int:
+    """Compare."""
+    from fedbonsai.reports.series import goal_of, together
+    from fedbonsai.runs import recipes
+    from fedbonsai.runs.compare import carry_out, plan
+    from fedbonsai.runs.progress import span
+
+    if args.workers < 1:
+        raise ConfigError(f"--workers {args.workers}: expected at least 1")
+    home: Path = args.runs / args.name
+    overrides = dict(recipes.overrides_of(rest)) | ({"data.name": args.data} if args.data else {})
+    jobs = plan(args.recipes, args.seeds, home, overrides, args.first_seed)
+    left = [job for job in jobs if job.status != "finished"]
+    for job in jobs:
+        print(f"{job.name:40} {job.config.rounds:5} rounds   {job.status}")
+    print(f"{len(left)} of {len(jobs)} runs to do, {args.workers} at a time, in {home}", flush=True)
+    if args.plan:
+        return 0
+    start, failed = time.perf_counter(), list[str]()
+    try:
+        for done, (job, text) in enumerate(carry_out(left, args.workers), 1):
+            passed = time.perf_counter() - start
+            rest_of_it = f", about {span(passed / done * (len(left) - done))} left" if done < len(left) else ""
+            print(f"{done} of {len(left)} done: {job.name}: {text}{rest_of_it}", flush=True)
+            failed += [job.name] if text.startswith("failed") else []
+    except KeyboardInterrupt:
+        print("\ninterrupted; what was finished is kept. The same command goes on from there", file=sys.stderr)
+        return 130
+    if failed:
+        print(f"fedbonsai: {len(failed)} runs failed: {', '.join(failed)}; the others are kept", file=sys.stderr)
+        return 1
+    from fedbonsai.reports.files import write
+    from fedbonsai.runs.run import load
+
+    series = together([load(job.folder) for job in jobs])
+    goal = goal_of(series[0], args.target)
+    for kind in ("html", "md", "csv", "png"):
+        write(home / f"report.{kind}", series, series[0], goal, f"{', '.join(each.label for each in series)}")
+    print((home / "report.md").read_text())
+    print(f"report: {home / 'report.html'}")
+    return 0

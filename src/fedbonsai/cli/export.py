@@ -1,0 +1,65 @@
+"""``fedbonsai export``: the trained model of a run as a file that devices run, checked against what was trained."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from fedbonsai.errors import ConfigError
+
+LEAST = 0.99  # agreement below which the file is not called good
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--to", required=True, metavar="FORMAT", help="onnx, executorch, safetensors or compact")
+    parser.add_argument(
+        "--int8", action="store_true", help="8-bit integers, calibrated on the clients' training samples"
+    )
+    parser.add_argument("--out", type=Path, default=None, help="the file (default: model[-int8].ENDING in the run)")
+
+
+def main(args: argparse.Namespace, rest: list[str]) -> int:
+    """Export, run what was exported, and compare."""
+    import torch
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from fedbonsai.export.formats import format_named
+    from fedbonsai.export.parity import compare
+    from fedbonsai.export.trained import Trained
+    from fedbonsai.runs.run import load
+
+    if rest:
+        raise ConfigError(f"export does not take {' '.join(rest)}")
+    form = format_named(args.to)
+    torch.set_num_threads(1)
+    trained = Trained.of(load(args.run))
+    target: Path = args.out or args.run / f"model{'-int8' if args.int8 else ''}.{form.ending}"
+    if target.exists() and target == args.run / "model.safetensors":
+        raise ConfigError(f"{target} is the run's own; give another file: --out exported.safetensors")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    form.write(trained, target, args.int8)
+    network = trained.network()
+    found = compare(target.name, target, form.runner(trained, target), network, trained.test)
+    dense = compare("as trained, in PyTorch", args.run / "model.safetensors", network, network, trained.test)
+    table = Table(
+        Column("", no_wrap=True), "bytes", "accuracy, %", "same class, %", "largest difference", "ms an image"
+    )
+    for row in (dense, found):
+        table.add_row(
+            row.name,
+            f"{row.bytes:,}",
+            f"{100 * row.accuracy:.2f}",
+            f"{100 * row.agreement:.2f}",
+            f"{row.difference:.2g}",
+            f"{row.milliseconds:.3f}",
+        )
+    Console(width=None if os.isatty(1) else 120).print(table)
+    print(f"wrote {target}")
+    if found.agreement < LEAST:
+        print(f"it agrees with the trained model on less than {100 * LEAST:.0f} % of the test images: do not ship it")
+        return 1
+    return 0

@@ -1,0 +1,178 @@
+"""``fedbonsai join``: take part with this device."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedbonsai.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedbonsai.fleets.flower.device import DeviceConfig
+
+LOOK = 1.0  # seconds between looks whether the node still runs
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb; all others are settings of the data of a trial."""
+    parser.add_argument("server", help="address and port of the server, such as fed.example.org:8443")
+    parser.add_argument(
+        "--ca", type=Path, default=Path("ca.crt"), help="certificate authority, from the server's folder"
+    )
+    parser.add_argument("--key", type=Path, required=True, help="private key of this device (fedbonsai keys device)")
+    parser.add_argument("--name", default="", help="id of this device (default: the key's file name)")
+    parser.add_argument(
+        "--data",
+        default="",
+        help="this device's own data: a folder with one folder of images for each class, a folder of train-*.parquet, "
+        "a file .npz with arrays x and y, or module:function that returns x and y",
+    )
+    parser.add_argument(
+        "--valid", type=float, default=0.1, help="fraction of its data that is kept apart for decisions"
+    )
+    parser.add_argument(
+        "--part", type=int, default=-1, help="for trials, instead of --data: which client's part it has"
+    )
+    parser.add_argument("--recipe", default="", help="for trials: the recipe whose data settings divide the data")
+    parser.add_argument("--folder", type=Path, default=None, help="its memory (default: ~/.local/share/fedbonsai/NAME)")
+    parser.add_argument("--device", default="cpu", help="torch device")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--imports", default="", help="modules to import first, separated by commas")
+    parser.add_argument("--plain", action="store_true", help="no resident worker: import torch anew for every message")
+
+
+def main(args: argparse.Namespace, rest: list[str]) -> int:
+    """Take part until the process is told to end."""
+    from fedbonsai.fleets.flower import compat
+    from fedbonsai.fleets.flower.names import check_name
+
+    if compat.release() < (1, 40):
+        raise ConfigError(f"flwr {compat.require()} is too old to join; pip install -U 'fedbonsai[flower]'")
+    for what, file in (("--ca", args.ca), ("--key", args.key)):
+        if not file.is_file():
+            raise ConfigError(f"{what} {file} is no file; see docs/flower.md, or: fedbonsai keys --help")
+    if not re.fullmatch(r"[A-Za-z0-9.:\[\]-]+:\d{1,5}", args.server):
+        raise ConfigError(f"server {args.server!r}: expected address:port, such as fed.example.org:8443")
+    name = check_name(args.name or args.key.stem)
+    folder: Path = (args.folder or Path.home() / ".local" / "share" / "fedbonsai" / name).resolve()
+    device = _device(args, rest, name, folder)
+    _write(device, folder)
+    resident = None if args.plain else _resident(device, folder)
+    signal.signal(signal.SIGTERM, _end)
+    node = subprocess.Popen(
+        _command(args, folder), env=_environment(folder, args.plain), cwd=Path.cwd(), start_new_session=True
+    )
+    print(f"device {name!r} with its memory in {folder} joins {args.server}", flush=True)
+    try:
+        while node.poll() is None:
+            time.sleep(LOOK)
+        print(
+            f"fedbonsai: the node ended with {node.returncode}. If the server refused it: is its .pub file in the "
+            "server's folder `devices`, is --ca the server's, and is this clock right (5 s slow to 305 s fast at most)?",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        if resident is not None:
+            resident.close()
+        _stop(node)
+
+
+def _device(args: argparse.Namespace, rest: list[str], name: str, folder: Path) -> DeviceConfig:
+    from dataclasses import asdict
+
+    from fedbonsai.fleets.flower.device import DeviceConfig
+    from fedbonsai.runs import recipes
+
+    trial: dict[str, Any] = {}
+    seed = 0
+    if args.part >= 0:
+        if not args.recipe:
+            raise ConfigError(
+                "--part needs --recipe, whose data settings divide the data (and --data.x to change them)"
+            )
+        config = recipes.load(args.recipe, "", recipes.overrides_of(rest))
+        trial = {key: value for key, value in asdict(config.data).items() if value is not None}
+        seed = config.seed if config.data.seed is None else config.data.seed
+    elif rest or args.recipe:
+        raise ConfigError(f"{' '.join([args.recipe, *rest]).strip()}: only for trials with --part")
+    data = str(Path(args.data).resolve()) if args.data and Path(args.data).exists() else args.data
+    imports = tuple(part for part in args.imports.split(",") if part)
+    return DeviceConfig(name, str(folder), data, args.valid, args.part, trial, seed, args.device, args.threads, imports)
+
+
+def _write(device: DeviceConfig, folder: Path) -> None:
+    import tomli_w
+
+    from fedbonsai.fleets.flower.device import table_of
+
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        (folder / "device.toml").write_text(tomli_w.dumps(table_of(device)))
+    except OSError as error:
+        raise ConfigError(f"{folder}: {error.strerror}; choose another --folder") from None
+
+
+def _resident(device: DeviceConfig, folder: Path) -> Any:
+    from fedbonsai.fleets.allocator import keep_memory
+    from fedbonsai.fleets.flower.resident import Resident
+    from fedbonsai.methods.registry import methods
+
+    keep_memory()
+    methods()
+    resident = Resident(folder, device.worker())
+    resident.start()
+    return resident
+
+
+def _command(args: argparse.Namespace, folder: Path) -> list[str]:
+    from fedbonsai.fleets.flower.app import SETTING
+    from fedbonsai.fleets.flower.federation import program
+
+    return [
+        program("flower-supernode"),
+        *("--root-certificates", str(args.ca.resolve()), "--auth-supernode-private-key", str(args.key.resolve())),
+        *("--superlink", args.server, "--host", "127.0.0.1", "--port", str(_free_port())),
+        *("--node-config", f'{SETTING}="{folder / "device.toml"}"'),
+    ]
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _environment(folder: Path, plain: bool) -> dict[str, str]:
+    from fedbonsai.fleets.flower.app import PLAIN
+    from fedbonsai.fleets.flower.federation import environment
+
+    home = folder / "flower"
+    home.mkdir(mode=0o700, exist_ok=True)
+    return environment(home) | ({PLAIN: "1"} if plain else {})
+
+
+def _end(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _stop(node: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(node.pid, signal.SIGTERM)
+        node.wait(15)
+    except ProcessLookupError:
+        return
+    except subprocess.TimeoutExpired:
+        os.killpg(node.pid, signal.SIGKILL)

@@ -1,0 +1,104 @@
+"""``fedbonsai serve``: the server of a federation."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedbonsai.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedbonsai.fleets.flower.federation import Federation
+
+LOOK = 5.0  # seconds between looks at the folder of devices
+START = 120.0  # seconds in which the SuperLink must answer
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("--folder", type=Path, default=Path("federation"), help="made by: fedbonsai keys server")
+    parser.add_argument("--host", default="0.0.0.0", help="address on which devices are listened to (all)")
+    parser.add_argument("--port", type=int, default=8443, help="port on which devices are listened to")
+
+
+def main(args: argparse.Namespace, rest: list[str]) -> int:
+    """Serve until the process is told to end."""
+    from fedbonsai.fleets.flower.federation import Federation
+    from fedbonsai.fleets.flower.gate import Gate
+    from fedbonsai.runs.submit import resume_all
+
+    if rest:
+        raise ConfigError(f"serve does not take {' '.join(rest)}")
+    federation = Federation(args.folder)
+    inner = _free_port()
+    federation.prepare(inner)
+    gate = Gate(args.host, args.port, inner, federation.ca, federation.certificate, federation.key)
+    signal.signal(signal.SIGTERM, _end)
+    with federation.log.open("ab") as log:
+        link = subprocess.Popen(
+            federation.superlink(inner), env=federation.environment(), stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        _wait(federation, link, inner)
+        gate.start()
+        federation.state.write_text(json.dumps({"pid": os.getpid(), "port": args.port, "inner": inner}))
+        print(f"serving on {args.host}:{args.port}; Flower's own log: {federation.log}", flush=True)
+        print(f"devices: copy their .pub files to {federation.devices}; runs: fedbonsai run RECIPE --fleet flower")
+        for line in [*federation.enrol(), *resume_all(federation)]:
+            print(line, flush=True)
+        while link.poll() is None:
+            time.sleep(LOOK)
+            for line in federation.enrol():
+                print(line, flush=True)
+        print(f"fedbonsai: the SuperLink ended with {link.returncode}; see {federation.log}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        federation.state.unlink(missing_ok=True)
+        gate.close()
+        _stop(link)
+
+
+def _end(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process and those that it started."""
+    try:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(15)
+    except ProcessLookupError:
+        return
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait(federation: Federation, link: subprocess.Popen[bytes], port: int) -> None:
+    trusted = ssl.create_default_context(cafile=str(federation.ca))
+    until = time.monotonic() + START
+    while time.monotonic() < until and link.poll() is None:
+        try:
+            with urllib.request.urlopen(f"https://127.0.0.1:{port}/health", context=trusted, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+    raise ConfigError(f"the SuperLink did not start; the reason stands at the end of {federation.log}")

@@ -1,0 +1,83 @@
+"""``fedbonsai watch``: a training in the terminal as it goes on, from another one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedbonsai.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+BLOCKS = " ▁▂▃▄▅▆▇█"
+SHOWN = ("valid_accuracy", "loss", "train_loss", "density", "simulated_seconds", "total_joules")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("run", type=Path, help="folder of a run, finished or not")
+    parser.add_argument("--every", type=float, default=1.0, metavar="SECONDS", help="between two looks (default: 1)")
+    parser.add_argument("--once", action="store_true", help="show it as it is now, and end")
+
+
+def main(args: argparse.Namespace, rest: list[str]) -> None:
+    """Watch until the run ends."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from fedbonsai.runs.run import load
+
+    if rest:
+        raise ConfigError(f"watch does not take {' '.join(rest)}")
+    if args.every <= 0:
+        raise ConfigError(f"--every {args.every:g}: expected seconds above 0")
+    if args.once:
+        Console().print(view(load(args.run)))
+        return
+    with Live(view(load(args.run)), refresh_per_second=4) as live:
+        while running(args.run):
+            time.sleep(args.every)
+            live.update(view(load(args.run)))
+        live.update(view(load(args.run)))
+
+
+def running(folder: Path) -> bool:
+    """Whether the run has not ended, as far as its folder says."""
+    return json.loads((folder / "run.json").read_text()).get("status", "running") == "running"
+
+
+def view(run: Any) -> RenderableType:
+    """Where a run stands: figures of its last round and how accuracy got there."""
+    from rich.panel import Panel
+    from rich.table import Table
+
+    from fedbonsai.runs.progress import size
+
+    rows = run.metrics
+    scores = [row["accuracy"] for row in rows if "accuracy" in row]
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row("status", str(run.info.get("status", "running")))
+    grid.add_row("round", f"{len(rows)} of {run.config.rounds}")
+    if scores:
+        grid.add_row("accuracy", f"{scores[-1]:.4f} (best {max(scores):.4f})  {sparkline(scores)}")
+    if rows:
+        grid.add_row("moved", f"{size(run.bytes['up'])} up, {size(run.bytes['down'])} down")
+        last = rows[-1]
+        for name in SHOWN:
+            if name in last:
+                grid.add_row(name.replace("_", " "), f"{last[name]:.4g}")
+        grid.add_row("a round takes", f"{sum(row['seconds'] for row in rows[-5:]) / len(rows[-5:]):.2f} s here")
+    return Panel(grid, title=str(run.path), expand=False)
+
+
+def sparkline(values: list[float], width: int = 40) -> str:
+    """Values as blocks, at most ``width`` of them, from the lowest to the highest."""
+    step = max(1, -(-len(values) // width))
+    taken = values[::-step][::-1]
+    low, high = min(taken), max(taken)
+    scale = (len(BLOCKS) - 2) / (high - low) if high > low else 0.0
+    return "".join(BLOCKS[1 + round(scale * (value - low))] for value in taken)

@@ -1,0 +1,121 @@
+"""The virtual clock's arithmetic: operations and seconds of a device's work, joules of its time, length of a round.
+
+Nothing sleeps: seconds are counted. A training sample costs one forward pass, one pass for the gradients by the weights
+and one for the gradients by the inputs, which the first layer does without. A network that is physically smaller takes
+the profile's ``structured`` curve of the whole network's time, a mask its ``masked`` one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from fedbonsai.devices.networks import Kind, Layer, counted, layers
+from fedbonsai.devices.profile import Profile
+from fedbonsai.work import Episode
+
+FORWARD = 1 / 3  # share of a step's cost beside multiplications that a batch without a backward pass takes
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates: what dense kernels do, and of those the ones with a weight that is kept."""
+
+    done: int
+    kept: int
+
+
+def passes(layer: Layer, episode: Episode) -> int:
+    """How often the layer's forward multiply-accumulates are done in an episode, over all of its samples."""
+    backward = 2 if episode.inward or not layer.first else 1
+    return episode.forward + episode.backward * (1 + backward)
+
+
+def macs(work: Sequence[Episode]) -> Macs:
+    """Multiply-accumulates of a task."""
+    done, kept = 0, 0.0
+    for episode in work:
+        for layer in layers(episode):
+            count = layer.macs * passes(layer, episode)
+            done += count
+            kept += count * episode.kept.get(layer.name, 1.0)
+    return Macs(done, round(kept))
+
+
+def kept(episode: Episode) -> tuple[float, float]:
+    """Kept fractions of an episode's network: by structure against the builder's own network, and by its mask.
+
+    Both count multiply-accumulates, not weights: a weight of a convolution is used at every place of its output.
+    """
+    now = layers(episode)
+    total = sum(layer.macs for layer in now)
+    if not total:
+        return 1.0, 1.0
+    masked = sum(layer.macs * episode.kept.get(layer.name, 1.0) for layer in now) / total
+    whole = sum(layer.macs for layer in layers(unpruned(episode)))
+    return total / whole, masked
+
+
+def unpruned(episode: Episode) -> Episode:
+    """The episode with the network as its builder makes it."""
+    return replace(episode, shapes={})
+
+
+def compute_seconds(profile: Profile, work: Sequence[Episode]) -> float:
+    """Seconds that a device of this kind takes for a task."""
+    return sum(_seconds(profile, episode) for episode in work)
+
+
+def _seconds(profile: Profile, episode: Episode) -> float:
+    structure, mask = kept(episode)
+    whole = unpruned(episode) if structure < 1 else episode  # a curve says nothing of wider networks
+    rates: dict[Kind, float] = {"conv": profile.conv.value, "linear": profile.linear.value}
+    dense = sum(layer.macs * passes(layer, episode) / rates[layer.kind] for layer in layers(whole))
+    network, share = counted(whole), 1.0 if episode.backward else FORWARD
+    dense += share * network.values * (episode.forward + episode.backward) / profile.values.value
+    dense += share * network.modules * episode.passes * profile.overhead.value
+    return dense * profile.structured.at(min(1.0, structure)) * profile.masked.at(mask)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one device in one ask, in the order in which they pass."""
+
+    down: float
+    compute: float
+    up: float
+
+    @property
+    def total(self) -> float:
+        """From the sending of the question to the arrival of the answer."""
+        return self.down + self.compute + self.up
+
+    def until(self, end: float) -> Times:
+        """What had passed of each at a moment: the device stops when nobody waits for it any more."""
+        down = min(self.down, end)
+        compute = min(self.compute, end - down)
+        return Times(down, compute, min(self.up, end - down - compute))
+
+
+def joules(profile: Profile, times: Times, idle: float) -> float:
+    """Energy of the whole device, its waiting included."""
+    return (
+        profile.receive.value * times.down
+        + profile.compute.value * times.compute
+        + profile.transmit.value * times.up
+        + profile.idle.value * idle
+    )
+
+
+def end(totals: Sequence[float], deadline: float = 0.0, first: int = 0) -> float:
+    """When an ask ends, in seconds from its sending.
+
+    Args:
+        totals: when each answer comes.
+        deadline: nobody is waited for longer than this; 0 means as long as it takes.
+        first: the ask ends with this many answers; 0 means all of them.
+    """
+    if not totals:
+        return 0.0
+    wanted = sorted(totals)[min(first, len(totals)) - 1] if first else max(totals)
+    return min(wanted, deadline) if deadline else wanted

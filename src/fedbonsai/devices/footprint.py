@@ -1,0 +1,104 @@
+"""Peak memory of a real process that trains a network, to check predictions and to measure a machine.
+
+The child process imports torch, notes its memory, then builds a model, trains it and notes the peak. Its blocks of 64 kB
+and more go back to the system at once, as a device with little memory should have it (glibc would otherwise keep up to
+twice as much in pieces).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedbonsai.errors import ConfigError
+from fedbonsai.work import Work
+
+TIDY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training to be measured: one client, batches of equal size, momentum."""
+
+    name: str
+    sample: tuple[int, ...]
+    batch: int = 32
+    steps: int = 3
+    options: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes."""
+
+    torch: int
+    """Of a process that has imported torch."""
+    peak: int
+    """Above that, at the peak of the training."""
+
+
+def trained(job: Job) -> Work:
+    """Do a job in this process; what it reported."""
+    import torch
+
+    from fedbonsai import local
+    from fedbonsai.core import Client, Samples
+    from fedbonsai.model import Arch, Model
+    from fedbonsai.work import collecting
+
+    torch.set_num_threads(1)
+    count = job.batch * job.steps
+    samples = Samples(torch.zeros(count, *job.sample), torch.zeros(count, dtype=torch.int64))
+    me = Client("footprint", 0, samples, samples[:0])
+    with collecting() as done:
+        local.train(
+            Model.init(Arch(job.name, dict(job.options or {})), 0), me, local.SGD(batch=job.batch, momentum=0.9)
+        )
+    return tuple(done)
+
+
+def measure(job: Job) -> Footprint:
+    """Do a job in a process of its own.
+
+    Raises:
+        ConfigError: it failed; the text is the process's own.
+    """
+    if not sys.platform.startswith("linux"):
+        raise ConfigError(f"memory is measured on Linux only, this is {sys.platform}")
+    words = json.dumps([job.name, list(job.sample), job.batch, job.steps, dict(job.options or {})])
+    child = subprocess.run(
+        [sys.executable, "-m", "fedbonsai.devices.footprint", words],
+        env=os.environ | TIDY,
+        capture_output=True,
+        text=True,
+    )
+    if child.returncode:
+        raise ConfigError(f"the process that trains {job.name!r} failed: {child.stderr[-500:]}")
+    before, after = json.loads(child.stdout)
+    return Footprint(before, after - before)
+
+
+def _resident(peak: bool) -> int:
+    """Bytes of this process that lie in memory, now or at most so far."""
+    with open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith("VmHWM:" if peak else "VmRSS:"))
+    return int(line.split()[1]) * 1024
+
+
+def main() -> None:
+    """The child."""
+    importlib.import_module("torch")  # what that takes is not the training's
+    before = _resident(False)
+    name, sample, batch, steps, options = json.loads(sys.argv[1])
+    trained(Job(name, tuple(sample), batch, steps, options))
+    print(json.dumps([before, _resident(True)]))
+
+
+if __name__ == "__main__":
+    main()

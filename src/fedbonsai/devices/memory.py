@@ -1,0 +1,144 @@
+"""Peak memory of training, predicted from what a step allocates.
+
+One step is played without values (torch's meta device), and every buffer is followed from its making to its end: so
+activations, gradients and temporary buffers need no rule for each kind of layer. Added to it are the weights (as they
+were received, of the network object, and their copy at the end), what the task held beside them, and what the kernels
+of convolutions need inside of one call, where the processor's library reorders inputs, weights and outputs.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fedbonsai.devices.networks import key, layers, like, network
+from fedbonsai.devices.profile import Profile
+from fedbonsai.tree import tensors
+from fedbonsai.work import Episode
+
+_held: OrderedDict[object, int] = OrderedDict()
+KEEP = 1024
+
+
+class _Watch(TorchDispatchMode):
+    """Follows buffers: bytes that are alive, and the most there were at any call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        inside = 0
+        if func.overloadpacket in (torch.ops.aten.convolution, torch.ops.aten.convolution_backward):
+            given = [value for value in tensors([*args, out]) if value.ndim > 1]
+            inside = sum(value.numel() * value.element_size() for value in given)
+        for value in tensors(out):
+            self._follow(value)
+        self.peak = max(self.peak, self.alive + inside)
+        return out
+
+    def _follow(self, value: Tensor) -> None:
+        storage = value.untyped_storage()
+        name, size = storage._cdata, storage.nbytes()
+        if name in self._known:
+            return
+        self._known.add(name)
+        self.alive += size
+        weakref.finalize(storage, self._gone, name, size)
+
+    def _gone(self, name: int, size: int) -> None:
+        self._known.discard(name)
+        self.alive -= size
+
+
+def step_bytes(episode: Episode) -> int:
+    """Bytes that a batch of the episode allocates at its peak: activations, gradients, temporary buffers, no weights.
+
+    Between the batches of `around` it is the chord, which lies above, since the peak is the largest of several
+    quantities that grow in proportion.
+
+    Raises:
+        NotImplementedError: the network looks at values, so it cannot be played.
+    """
+    low, high = around(episode.batch)
+    below = _at(replace(episode, batch=low))
+    if low == high:
+        return below
+    above = _at(replace(episode, batch=high))
+    return below + (above - below) * (episode.batch - low) // (high - low)
+
+
+def around(batch: int) -> tuple[int, int]:
+    """The nearest batch sizes that are played, four to a doubling, so that clients of many sizes cost few plays.
+
+    >>> [around(batch) for batch in (7, 20, 21, 100)]
+    [(7, 7), (20, 20), (20, 24), (96, 112)]
+    """
+    step = max(1, 1 << max(0, batch.bit_length() - 3))
+    low = batch // step * step
+    return (low, low) if low == batch else (low, low + step)
+
+
+def _at(episode: Episode) -> int:
+    name = (key(episode), episode.batch, episode.inward, bool(episode.backward))
+    if name not in _held:
+        _held[name] = _played(episode)
+        while len(_held) > KEEP:
+            _held.popitem(last=False)
+    _held.move_to_end(name)
+    return _held[name]
+
+
+def _played(episode: Episode) -> int:
+    net = network(episode).train(bool(episode.backward))
+    batch = max(episode.batch, 2) if episode.backward else episode.batch  # statistics of one value do not exist
+    x = torch.zeros(batch, *episode.sample, device="meta").requires_grad_(episode.inward)
+    params = list(net.parameters())
+    with _Watch() as watch:
+        if not episode.backward:
+            with torch.no_grad():
+                net(x)
+        else:
+            out = net(x)
+            wanted = [*params, x] if episode.inward else params
+            gradients = torch.autograd.grad(out.square().sum(), wanted, allow_unused=True)
+            del gradients, out
+    return watch.peak
+
+
+def weight_bytes(episode: Episode) -> int:
+    """Bytes of one copy of the network's weights and buffers."""
+    return sum(value.numel() * value.element_size() for value in like(episode).values())
+
+
+COPIES = 3  # as received, as trained, and the answer's
+
+
+def peak_bytes(work: Sequence[Episode]) -> int:
+    """Bytes at the peak of a task, above a process that has made such a step before; 0 where no network ran."""
+    return max((_peak(episode) for episode in work), default=0)
+
+
+def _peak(episode: Episode) -> int:
+    copies = COPIES if episode.steps else COPIES - 1
+    during = step_bytes(episode) + (copies - 1) * weight_bytes(episode)
+    after = copies * weight_bytes(episode)
+    return max(during, after) + episode.held
+
+
+def process_bytes(profile: Profile, work: Sequence[Episode]) -> int:
+    """Bytes of the whole process at the peak of a task: Python, torch, this library, kernels and the step itself."""
+    if not work:
+        return round(profile.runtime.value)
+    convolves = any(layer.kind == "conv" for episode in work for layer in layers(episode))
+    once = profile.runtime.value + profile.library.value + profile.kernels.value * convolves
+    return round(once) + peak_bytes(work)

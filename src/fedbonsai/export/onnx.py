@@ -1,0 +1,112 @@
+"""ONNX: the network by torch's exporter, and 8-bit integers by onnxruntime's static quantization."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedbonsai.core import Samples
+from fedbonsai.export.needs import need, quiet
+from fedbonsai.export.trained import Trained
+
+INPUT, OUTPUT = "images", "scores"
+
+
+def to_onnx(trained: Trained, target: Path, int8: bool = False) -> None:
+    """Write an ONNX file that takes any batch.
+
+    Args:
+        trained: what is exported.
+        target: the file.
+        int8: weights by channel and activations as 8-bit integers, ranges from the calibration samples.
+
+    Raises:
+        Missing: onnx, onnxscript or onnxruntime are not installed.
+    """
+    onnx = need("onnx")
+    need("onnxscript")
+    example = trained.calibration.x[:2]
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        plain = Path(folder) / "plain.onnx"
+        program = torch.onnx.export(
+            trained.network(),
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            verbose=False,
+        )
+        assert program is not None
+        program.save(str(plain))
+        made = plain
+        if int8:
+            made = Path(folder) / "int8.onnx"
+            _quantize(plain, made, trained.calibration)
+        graph = onnx.load(str(made))
+        _strip(graph)
+        for key, value in trained.notes().items():
+            entry = graph.metadata_props.add()
+            entry.key, entry.value = key, value
+        onnx.save(graph, str(target))
+
+
+def _quantize(plain: Path, target: Path, calibration: Samples) -> None:
+    tools, shapes = need("onnxruntime.quantization"), need("onnxruntime.quantization.shape_inference")
+
+    class Reader(tools.CalibrationDataReader):  # type: ignore[misc]
+        """The calibration samples, 32 at a time."""
+
+        def __init__(self) -> None:
+            self.batches: Iterator[Tensor] = iter(calibration.x.split(32))
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {INPUT: batch.numpy()}
+
+    ready = plain.with_name("ready.onnx")
+    shapes.quant_pre_process(str(plain), str(ready))
+    kind = tools.QuantType.QInt8
+    tools.quantize_static(
+        str(ready),
+        str(target),
+        Reader(),
+        quant_format=tools.QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=kind,
+        weight_type=kind,
+    )
+
+
+def _strip(graph: Any) -> None:
+    """Without the exporter's stack traces, which can be half of a small network's file."""
+    graph.doc_string = ""
+    for function in graph.functions:
+        function.doc_string = ""
+    for part in (graph.graph, *graph.functions):
+        for node in part.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+        for value in getattr(part, "value_info", ()):
+            del value.metadata_props[:]
+        del part.metadata_props[:]
+
+
+class OnnxRunner:
+    """An ONNX file in onnxruntime, on one thread of the CPU."""
+
+    def __init__(self, file: Path) -> None:
+        runtime = need("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Scores of some images."""
+        return torch.from_numpy(self._session.run(None, {INPUT: images.numpy()})[0])

@@ -1,0 +1,205 @@
+"""The folder of a federation on its server: certificates, devices, Flower's home, the app, and the jobs.
+
+Copying a device's public key into ``devices`` lets it in, deleting the file there puts it out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fedbonsai.errors import ConfigError
+from fedbonsai.fleets.flower import compat
+from fedbonsai.fleets.flower.certificates import CA, SERVER, SERVER_KEY
+
+LINK = "fedbonsai"  # name of the connection in Flower's configuration
+OLDEST = (1, 40)  # the first release whose SuperLink speaks HTTP on one port, which `gate` relies on
+
+PYPROJECT = """[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "fedbonsai-app"
+version = "{version}"
+description = "All methods of fedbonsai; the library itself is installed on every device."
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "fedbonsai"
+
+[tool.flwr.app.components]
+serverapp = "fedbonsai_app.server_app:app"
+clientapp = "fedbonsai_app.client_app:app"
+
+[tool.flwr.app.config]
+job = ""
+"""
+SERVER_APP = '''"""Drives a run that `fedbonsai run --fleet flower` handed in."""
+
+from fedbonsai.fleets.flower.server import server_app
+from fedbonsai.runs.flower import drive
+
+app = server_app(drive)
+'''
+CLIENT_APP = '''"""Does the work of a device that `fedbonsai join` started."""
+
+from fedbonsai.fleets.flower.app import device_app
+
+
+def methods() -> None:
+    from fedbonsai.methods.registry import methods
+
+    methods()
+
+
+app = device_app(methods)
+'''
+
+
+class Federation:
+    """Files of one federation.
+
+    Args:
+        folder: made by ``fedbonsai keys server``.
+
+    Raises:
+        ConfigError: Flower is too old for it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if compat.release() < OLDEST:
+            raise ConfigError(
+                f"flwr {compat.require()} is too old to serve; on this machine: pip install -U 'fedbonsai[flower]'"
+            )
+        self.folder = folder.resolve()
+        self.ca, self.certificate, self.key = (self.folder / name for name in (CA, SERVER, SERVER_KEY))
+        self.devices, self.jobs = self.folder / "devices", self.folder / "jobs"
+        self.app, self.home = self.folder / "app", self.folder / "flower"
+        self.state, self.log = self.folder / "serve.json", self.folder / "superlink.log"
+        self.known = self.folder / "registered.json"
+
+    def prepare(self, port: int) -> None:
+        """Write what Flower needs to find its SuperLink at a port of this machine, and the app.
+
+        Raises:
+            ConfigError: there are no certificates.
+        """
+        if missing := [path.name for path in (self.ca, self.certificate, self.key) if not path.exists()]:
+            raise ConfigError(
+                f"{self.folder} lacks {', '.join(missing)}; make them: fedbonsai keys server ADDRESS --folder "
+                f"{self.folder}, where ADDRESS is how devices reach this machine"
+            )
+        for folder in (self.devices, self.jobs, self.home, self.app / "fedbonsai_app"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self.home / "config.toml").write_text(
+            f'[superlink]\ndefault = "{LINK}"\n\n[superlink.{LINK}]\naddress = "127.0.0.1:{port}"\n'
+            f"root-certificates = {json.dumps(str(self.ca))}\n"
+        )
+        (self.app / "pyproject.toml").write_text(PYPROJECT.format(version=version("fedbonsai")))
+        for name, text in (("__init__", ""), ("server_app", SERVER_APP), ("client_app", CLIENT_APP)):
+            (self.app / "fedbonsai_app" / f"{name}.py").write_text(text)
+
+    def superlink(self, port: int) -> list[str]:
+        """Command of the SuperLink; it listens on this machine only, and `gate` lets devices through to it."""
+        return [
+            program("flower-superlink"),
+            *("--ssl-ca-certfile", str(self.ca), "--ssl-certfile", str(self.certificate)),
+            *("--ssl-keyfile", str(self.key), "--enable-supernode-auth"),
+            *("--host", "127.0.0.1", "--port", str(port)),
+            *("--database", str(self.folder / "superlink.db"), "--disable-runtime-dependency-installation"),
+        ]
+
+    def environment(self) -> dict[str, str]:
+        """Environment of Flower's processes on the server."""
+        return environment(self.home)
+
+    def flwr(self, *words: str, timeout: float = 120.0) -> dict[str, Any]:
+        """Run a command of Flower's and return what it says.
+
+        Raises:
+            ConfigError: it failed; the text is Flower's.
+        """
+        command = [program("flwr"), *words, "--format", "json"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, env=self.environment(), timeout=timeout)
+        except subprocess.TimeoutExpired:
+            raise ConfigError(
+                f"flwr {words[0]} did not end within {timeout:g} s; is `fedbonsai serve` running?"
+            ) from None
+        begin = done.stdout.find("{")
+        try:
+            said: dict[str, Any] = json.loads(done.stdout[begin:]) if begin >= 0 else {}
+        except ValueError:
+            said = {}
+        if done.returncode or said.get("success") is False:
+            text = said.get("error-message") or said.get("error") or done.stderr or done.stdout
+            raise ConfigError(f"flwr {' '.join(words[:2])}: {str(text).strip()[-500:]}")
+        return said
+
+    def enrol(self) -> list[str]:
+        """Let in devices whose public keys came into the folder, put out those whose keys went; a line for each."""
+        known: dict[str, dict[str, str]] = json.loads(self.known.read_text()) if self.known.exists() else {}
+        there = {file.stem: file for file in sorted(self.devices.glob("*.pub"))}
+        lines: list[str] = []
+        for name in [name for name in known if name not in there or known[name]["key"] != _key(there[name])]:
+            self.flwr("supernode", "unregister", known[name]["node"], LINK)
+            del known[name]
+            self.known.write_text(json.dumps(known, indent=1))
+            lines.append(f"{name} is out")
+        for name, file in there.items():
+            if name in known:
+                continue
+            try:
+                said = self.flwr("supernode", "register", str(file), LINK)
+            except ConfigError as error:
+                lines.append(f"{name} was not let in: {error}")
+                continue
+            known[name] = {"key": _key(file), "node": str(said["node-id"])}
+            self.known.write_text(json.dumps(known, indent=1))
+            lines.append(f"{name} is in")
+        return lines
+
+    def running(self) -> dict[str, Any]:
+        """What `fedbonsai serve` says of itself.
+
+        Raises:
+            ConfigError: it does not run.
+        """
+        try:
+            held: dict[str, Any] = json.loads(self.state.read_text())
+            os.kill(int(held["pid"]), 0)
+        except (OSError, ValueError, KeyError):
+            raise ConfigError(
+                f"no server runs for {self.folder}; start it: fedbonsai serve --folder {self.folder}"
+            ) from None
+        return held
+
+
+def _key(file: Path) -> str:
+    return " ".join(file.read_text().split()[:2])
+
+
+def program(name: str) -> str:
+    """Path of a program that was installed with this Python.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if found is None:
+        raise ConfigError(f"{name} is not installed here: pip install 'fedbonsai[flower]'")
+    return found
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Environment of Flower's processes: quiet, with this Python's programs first, and all of Flower's files in one."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**os.environ, **compat.QUIET, "FLWR_HOME": str(home), "PATH": path}

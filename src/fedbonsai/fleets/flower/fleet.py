@@ -1,0 +1,279 @@
+"""The fleet behind a Flower Grid: own polling, deadline and first-k, stable device ids, memories that devices own.
+
+What the server keeps of a device's memory is the name of its slot; that name is what a checkpoint holds, so a server
+that was killed goes on with the memories that lie on the devices.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+from flwr.app import ArrayRecord, Message
+from flwr.serverapp import Grid
+
+from fedbonsai.core import Answer, Answers, Device, Kept, Scope, Silence, Task
+from fedbonsai.errors import BadMessage, ConfigError
+from fedbonsai.fleets.envelope import Envelope, envelope, receipt
+from fedbonsai.fleets.flower import hello
+from fedbonsai.fleets.flower.frames import Form, Reply, Request, check, open_head
+from fedbonsai.fleets.flower.record import pack, packed, unpack
+from fedbonsai.fleets.flower.spool import Spool
+from fedbonsai.fleets.local import post
+from fedbonsai.fleets.slots import Remembers
+from fedbonsai.wire import LIMIT, decode, encode
+
+M = TypeVar("M")
+R = TypeVar("R")
+
+TRAIN, QUERY = "train", "query"
+AT_ONCE = 8  # replies that are pulled by one call: a Grid holds all of them in memory
+NEAR = 256 << 20  # bytes of replies that wait in memory for their turn
+AFTER = 60.0  # seconds for which Flower keeps a message beyond its deadline
+
+log = logging.getLogger("fedbonsai")
+
+
+class FlowerFleet(Remembers):
+    """Devices behind a Grid. Who they are is settled when the fleet is made.
+
+    Args:
+        grid: Flower's, or `grid.InProcessGrid`.
+        form: what samples must look like on every device.
+        expect: number of devices to wait for.
+        at_least: number that will do when the wait is over; 0 means all that are expected.
+        patience: seconds to wait for them.
+        deadline: seconds in which the devices must answer an ask.
+        first: if positive: an ask is over when so many have answered; all others are silent.
+        codecs: optional codecs that the run uses.
+        limit: bytes of the largest answer that is accepted.
+        poll: seconds between looks for answers.
+
+    Raises:
+        ConfigError: too few devices came, or too few that can take part; the text says why, and what mends it.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        form: Form,
+        *,
+        expect: int = 1,
+        at_least: int = 0,
+        patience: float = 300.0,
+        deadline: float = 600.0,
+        first: int = 0,
+        codecs: Iterable[str] = (),
+        limit: int = LIMIT,
+        poll: float = 0.2,
+    ) -> None:
+        super().__init__()
+        self._grid, self._form, self._codecs = grid, form, frozenset(codecs)
+        self._deadline, self._first, self._limit, self._poll = deadline, first, limit, poll
+        self._nodes: dict[str, int] = {}  # of each device
+        self._known: set[int] = set()  # nodes that were asked who they are
+        self._claims: dict[int, str] = {}  # nodes that say they are a device which another node is
+        self.refused: dict[str, str] = {}
+        """Why a device cannot take part, by its id (or its node, where it has not said its id)."""
+        self._gather(expect, at_least or expect, patience)
+        self.devices: Sequence[Device] = tuple(Device(id) for id in sorted(self._nodes))
+
+    def _gather(self, expect: int, at_least: int, patience: float) -> None:
+        until = time.monotonic() + patience
+        while True:
+            self._greet(min(self._deadline, max(1.0, until - time.monotonic())))
+            if len(self._nodes) >= expect or time.monotonic() >= until:
+                break
+            time.sleep(self._poll)
+        if len(self._nodes) < at_least:
+            why = "; ".join(f"{id} {reason}" for id, reason in self.refused.items())
+            raise ConfigError(
+                f"{len(self._nodes)} devices can take part, {at_least} are needed; "
+                f"{why or 'start more: fedbonsai join'}"
+            )
+
+    def _greet(self, seconds: float) -> None:
+        """Ask nodes that are new here who they are."""
+        fresh = [node for node in self._grid.get_node_ids() if node not in self._known]
+        if not fresh:
+            return
+        head = pack(encode(hello.Hello(hello.VERSION, hello.WIRE, self._form)), packed(b""))
+        sent = {node: Message(head, node, QUERY, ttl=seconds + AFTER) for node in fresh}
+        ids = dict(zip(self._grid.push_messages(sent.values()), sent, strict=False))
+        until = time.monotonic() + seconds
+        waiting = {id: node for id, node in ids.items() if id}
+        while waiting and time.monotonic() < until:
+            come = self._pull(list(waiting))
+            for reply in come:
+                node = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if node is not None:
+                    self._known.add(node)
+                    self._meet(node, reply)
+            if not come:
+                time.sleep(self._poll)
+
+    def _meet(self, node: int, reply: Message) -> None:
+        try:
+            if reply.has_error():
+                raise BadMessage(f"failed: {reply.error.reason}")
+            raw, _ = unpack(reply, self._limit)
+            card = cast(hello.Card, open_head(raw, hello.Card))
+        except BadMessage as error:
+            self._refuse(f"node {node}", str(error))
+            return
+        if why := hello.mismatch(card, self._codecs):
+            self._refuse(card.device, why)
+        elif card.device in self._nodes and self._nodes[card.device] in set(self._grid.get_node_ids()):
+            self._claims[node] = card.device  # nobody takes another's place while that one is there
+            self._refuse(
+                f"node {node}", f"says it is {card.device!r}, and so does another node; give each its own name"
+            )
+        else:
+            self.refused.pop(card.device, None)
+            self._nodes[card.device] = node
+
+    def _refuse(self, who: str, why: str) -> None:
+        self.refused[who] = why
+        log.warning("device %s cannot take part: it %s", who, why)
+
+    def open(self, scope: Scope) -> None:
+        """Begin a round; a device that came back as another node is met again."""
+        super().open(scope)
+        there = set(self._grid.get_node_ids())
+        gone = [id for id, node in self._nodes.items() if node not in there]
+        if gone:
+            known = list(self._nodes)
+            self._greet(self._deadline)
+            self._nodes |= {id: node for node, id in self._claims.items() if id in gone and node in there}
+            self._nodes = {id: self._nodes[id] for id in known}  # who is new waits for the next run
+
+    def ask(self, task: Task[M, R], send: Mapping[Device, M], at_least: int = 1) -> Answers[R]:
+        """Ask; all requests are sent at once, answers wait until it is their turn."""
+        scope, ask = self._slots.next_ask()
+        until = time.monotonic() + self._deadline
+        letters = self._send(scope, ask, task, send)
+        answers = Answers[R](self._run(task, letters, until), at_least)
+        self._slots.reading(cast("Answers[object]", answers))
+        return answers
+
+    def _send(self, scope: Scope, ask: int, task: Task[Any, Any], send: Mapping[Device, object]) -> list[_Letter]:
+        there = set(self._grid.get_node_ids())
+        shared: dict[int, ArrayRecord] = {}
+        letters: list[_Letter] = []
+        messages: list[Message] = []
+        for (device, _), payload in zip(send.items(), post(send), strict=True):
+            head = envelope(scope, ask, task.name, device.id, self._slots.base(device.id))
+            node = self._nodes.get(device.id)
+            if node not in there:
+                letters.append(_Letter(device, head, 0, trouble="not connected"))
+                continue
+            start = self._slots.memory(device.id).get("slot")
+            raw = encode(Request(head, start, self._form, hello.VERSION))
+            array = shared.get(id(payload)) or shared.setdefault(id(payload), packed(payload))
+            letters.append(_Letter(device, head, len(raw) + len(payload)))
+            messages.append(
+                Message(pack(raw, array), node, TRAIN, ttl=self._deadline + AFTER, group_id=str(scope.round))
+            )
+        ids = iter(self._grid.push_messages(messages) if messages else ())
+        for letter in letters:
+            if not letter.trouble:
+                letter.id = next(ids, None) or ""
+                letter.trouble = "" if letter.id else "Flower did not take the message"
+        return letters
+
+    def _run(self, task: Task[Any, Any], letters: list[_Letter], until: float) -> Iterator[Answer[Any] | Silence]:
+        outstanding = {letter.id: number for number, letter in enumerate(letters) if not letter.trouble}
+        spool, heard, faults, answered = Spool(NEAR), 0, list[str](), 0
+        try:
+            for number, letter in enumerate(letters):
+                while letter.id in outstanding:
+                    come = self._pull(list(outstanding))
+                    for reply in come:
+                        heard += self._receive(letters, outstanding, spool, reply)
+                    enough = self._first and heard >= self._first
+                    if enough or (not come and time.monotonic() >= until):
+                        why = "enough others answered" if enough else f"no answer within {self._deadline:g} s"
+                        for late in outstanding.values():
+                            letters[late].trouble = why
+                        outstanding.clear()
+                    elif not come:
+                        time.sleep(self._poll)
+                item = self._open(task, letter, spool.take(number) if letter.reply else b"")
+                answered += isinstance(item, Answer)
+                faults += [letter.fault] if letter.fault else []
+                yield item
+        finally:
+            spool.close()
+        if faults and not answered and len(faults) == len(letters):
+            raise RuntimeError(f"task {task.name!r} failed on every device; on the first:\n{faults[0]}")
+
+    def _receive(self, letters: list[_Letter], outstanding: dict[str, int], spool: Spool, reply: Message) -> bool:
+        """Put a reply where its turn will find it; whether it is an answer."""
+        number = outstanding.pop(reply.metadata.reply_to_message_id, None)
+        if number is None:
+            return False  # to nothing that was asked, or a second one
+        letter = letters[number]
+        try:
+            if reply.has_error():
+                raise BadMessage(f"the app failed: {reply.error.reason}")
+            raw, payload = unpack(reply, self._limit)
+            letter.up = len(raw) + len(payload)
+            letter.reply = cast(Reply, open_head(raw, Reply))
+            if letter.reply.receipt != receipt(letter.head, letter.reply.receipt.silent):
+                letter.reply = None
+                raise BadMessage("the reply is to another request")
+        except BadMessage as error:
+            letter.trouble = str(error)
+            return False
+        spool.put(number, payload)
+        return not letter.reply.receipt.silent
+
+    def _open(self, task: Task[Any, Any], letter: _Letter, payload: bytes) -> Answer[Any] | Silence:
+        """The answer in a letter, with what it says of the device's memory."""
+        device, reply = letter.device, letter.reply
+        if reply is None:
+            return Silence(device, letter.trouble, letter.down, letter.up)
+        if reply.lost:
+            self._slots.keep(device.id, {})  # what it had is gone: it begins anew
+        if reply.receipt.silent:
+            letter.fault = reply.fault
+            return Silence(device, reply.receipt.silent, letter.down, letter.up, reply.forgot)
+        try:
+            value = decode(payload, self._limit)
+            check(task, value, "answer")
+        except BadMessage as error:
+            return Silence(device, str(error), letter.down, letter.up)
+        self._slots.keep(device.id, {"slot": reply.kept} if reply.kept else {})
+        return Answer(device, value, letter.down, letter.up)
+
+    def _pull(self, ids: Sequence[str]) -> list[Message]:
+        """Replies that came, a few at a time."""
+        for begin in range(0, len(ids), AT_ONCE):
+            if come := list(self._grid.pull_messages(list(ids[begin : begin + AT_ONCE]))):
+                return come
+        return []
+
+    def restore(self, memories: Mapping[str, Kept]) -> None:
+        """Set what devices keep, as a checkpoint named it.
+
+        Raises:
+            ConfigError: the checkpoint holds memories themselves: a simulation wrote it.
+        """
+        if any(kept.memory.keys() - {"slot"} for kept in memories.values()):
+            raise ConfigError("this run was begun as a simulation: its clients' memories are not on devices")
+        super().restore(memories)
+
+    def close(self) -> None:
+        """Nothing to give back: the Grid is Flower's."""
+
+
+class _Letter:
+    """One request on its way, and what became of it."""
+
+    def __init__(self, device: Device, head: Envelope, down: int, trouble: str = "") -> None:
+        self.device, self.head, self.down, self.trouble = device, head, down, trouble
+        self.id, self.up = "", 0
+        self.reply: Reply | None = None
+        self.fault = ""

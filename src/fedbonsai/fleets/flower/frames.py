@@ -1,0 +1,98 @@
+"""Heads of requests and replies between server and device; the payload behind each is a method's own message."""
+
+from __future__ import annotations
+
+import types
+from functools import cache
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from fedbonsai.core import Task
+from fedbonsai.errors import BadMessage
+from fedbonsai.fleets.envelope import Envelope, Receipt
+from fedbonsai.fleets.flower.limits import HEAD
+from fedbonsai.fleets.flower.memory import Slot
+from fedbonsai.wire import decode, message
+
+
+@message("flower/form@1")
+class Form:
+    """Samples as the task wants them: a device's own data are brought into this form or refused.
+
+    ``shape`` is that of one sample, channels first; ``names`` are those of the classes, in the order of their numbers;
+    ``mean`` and ``std`` hold one value a channel, for values from 0 to 1, and normalise; ``augment`` asks for random
+    crops and flips.
+    """
+
+    shape: tuple[int, ...]
+    names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: bool = False
+
+
+@message("flower/request@1")
+class Request:
+    """Head of a request: the envelope, the memory to start from, and whose library wrote it."""
+
+    head: Envelope
+    start: Slot | None
+    form: Form
+    version: str
+
+
+@message("flower/reply@1")
+class Reply:
+    """Head of a reply: which request it answers, the memory that was kept, and what went wrong if anything did.
+
+    ``lost`` says that the memory to start from is not there any more, ``fault`` holds the text of a bug in a task.
+    """
+
+    receipt: Receipt
+    kept: Slot | None = None
+    forgot: bool = False
+    lost: bool = False
+    fault: str = ""
+
+
+def open_head(raw: bytes, kind: type[Any]) -> Any:
+    """Decode a head.
+
+    Raises:
+        BadMessage: it is none of that kind.
+    """
+    value = decode(raw, HEAD)
+    if not isinstance(value, kind):
+        raise BadMessage(f"a head of {kind.__name__} expected, got a {type(value).__name__}")
+    return value
+
+
+def check(task: Task[Any, Any], value: object, side: str) -> None:
+    """Refuse a payload that is no message of the kind that the task's annotations name.
+
+    Args:
+        task: whose payload it is.
+        value: decoded.
+        side: ``request`` or ``answer``.
+
+    Raises:
+        BadMessage: it is another kind of message.
+    """
+    kinds = kinds_of(task, side)
+    if kinds and not isinstance(value, kinds):
+        raise BadMessage(
+            f"{side} of task {task.name!r}: expected {' or '.join(kind.__name__ for kind in kinds)}, "
+            f"got a {type(value).__name__}"
+        )
+
+
+@cache
+def kinds_of(task: Task[Any, Any], side: str) -> tuple[type[Any], ...]:
+    """Classes that a task takes or gives, from its annotations; none where it does not say."""
+    hints = get_type_hints(task.run)
+    if side == "answer":
+        hint = (get_args(hints.get("return")) or (None,))[0]
+    else:
+        hint = next((hint for name, hint in hints.items() if name != "return"), None)
+    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    kinds = tuple(part for part in parts if isinstance(part, type))
+    return kinds if len(kinds) == len(parts) else ()

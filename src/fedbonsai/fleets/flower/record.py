@@ -1,0 +1,46 @@
+"""A head and a payload as the content of a Flower message, and back.
+
+The payload's array has a type of its own, so that a strategy which averages arrays fails loudly instead of averaging
+packed bytes. Equal payloads are one object for Flower, which sends and stores it once, however many messages name it;
+therefore what differs by device is in the head. This module and those it imports do without torch: an app whose work
+another process does must start quickly.
+"""
+
+from __future__ import annotations
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+
+from fedbonsai.errors import BadMessage
+from fedbonsai.fleets.flower.limits import HEAD, PAYLOAD, STYPE
+
+
+def packed(payload: bytes | bytearray) -> ArrayRecord:
+    """One array of bytes."""
+    return ArrayRecord({"payload": Array("uint8", (len(payload),), STYPE, bytes(payload))})
+
+
+def pack(head: bytes | bytearray, payload: ArrayRecord) -> RecordDict:
+    """Content of a message."""
+    return RecordDict({"head": ConfigRecord({"head": bytes(head)}), "payload": payload})
+
+
+def unpack(message: Message, limit: int = PAYLOAD) -> tuple[bytes, bytes]:
+    """Head and payload of a message, still encoded.
+
+    Raises:
+        BadMessage: it holds anything else, or more than ``limit`` bytes.
+    """
+    if not message.has_content():
+        raise BadMessage("a message without content")
+    content = message.content
+    configs, arrays = content.config_records, content.array_records
+    if set(content) != {"head", "payload"} or set(configs) != {"head"} or set(arrays) != {"payload"}:
+        raise BadMessage(f"records {sorted(content)[:8]}; expected a head and a payload")
+    head, array = configs["head"].get("head"), arrays["payload"].get("payload")
+    if len(configs["head"]) != 1 or not isinstance(head, bytes) or len(head) > HEAD:
+        raise BadMessage(f"a head of at most {HEAD} bytes expected")
+    if len(arrays["payload"]) != 1 or array is None or array.stype != STYPE:
+        raise BadMessage(f"one array of type {STYPE!r} expected, got {None if array is None else array.stype!r}")
+    if len(array.data) > limit:
+        raise BadMessage(f"payload of {len(array.data)} bytes, the limit here is {limit}")
+    return head, array.data

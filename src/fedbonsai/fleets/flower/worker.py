@@ -1,0 +1,94 @@
+"""A device's work on requests: bytes in, bytes out. It knows nothing of Flower and crashes on no bytes."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+
+from fedbonsai.core import Client, Samples, task_named
+from fedbonsai.errors import BadMessage, ConfigError, Forgotten, Missing, Silent
+from fedbonsai.fleets.envelope import perform, receipt
+from fedbonsai.fleets.flower.frames import Form, Reply, Request, check, open_head
+from fedbonsai.fleets.flower.hello import VERSION, WIRE, Card, Hello, codecs, tasks
+from fedbonsai.fleets.flower.memory import Lost, Store
+from fedbonsai.wire import LIMIT, decode, encode
+
+NOTHING = b""
+TEXT = 4000  # characters of an error's text that travel
+
+Source = Callable[[Form], tuple[Samples, Samples]]
+"""A device's data: samples to train on and to decide on, in the form that is asked for."""
+
+
+class Worker:
+    """One device.
+
+    Args:
+        device: its id, the same over its whole life.
+        source: its data; raises `ConfigError` where they do not fit the form.
+        store: its memory.
+        torch_device: where it computes, such as ``cuda``.
+    """
+
+    def __init__(self, device: str, source: Source, store: Store, torch_device: str = "cpu") -> None:
+        self.device, self.store = device, store
+        self._source, self._torch_device = source, torch_device
+        self._held: tuple[Form, Client] | None = None
+
+    def hello(self, raw: bytes) -> bytes:
+        """Answer a `Hello` with a `Card`.
+
+        Raises:
+            BadMessage: it is none.
+        """
+        asked = open_head(raw, Hello)
+        card = Card(self.device, VERSION, WIRE, tasks(), codecs(), 0, 0)
+        try:
+            client = self._client(asked.form)
+        except (ConfigError, Missing) as error:
+            return bytes(encode(_with(card, fault=str(error)[:TEXT])))
+        return bytes(encode(_with(card, train=len(client.train), valid=len(client.valid))))
+
+    def perform(self, raw: bytes, payload: bytes) -> tuple[bytes, bytes]:
+        """Run a task: head and payload of the reply.
+
+        Raises:
+            BadMessage: the head is not a request to this device; a bad payload is answered instead.
+        """
+        request = open_head(raw, Request)
+        head = request.head
+        if head.device != self.device:
+            raise BadMessage(f"a request to device {head.device[:80]!r}, this is {self.device!r}")
+        if request.version != VERSION:
+            return _silent(request, f"fedbonsai {VERSION} here, {request.version[:40]} on the server; update this end")
+        try:
+            task = task_named(head.task)
+            memory = self.store.load(head.run, request.start)
+            value = decode(payload, LIMIT)
+            check(task, value, "request")
+            answer, kept, _ = perform(task, value, self._client(request.form), head.seed, memory)
+            reply = bytes(encode(answer))
+            slot = self.store.save(head, request.start, kept)
+            self.store.tidy(head, request.start)
+        except Silent as error:
+            return _silent(request, str(error) or "no answer", isinstance(error, Forgotten), isinstance(error, Lost))
+        except (BadMessage, ConfigError, Missing) as error:
+            return _silent(request, str(error))
+        except Exception:  # a bug in a task: the server raises it when all devices have it
+            fault = traceback.format_exc()[-TEXT:]
+            return bytes(encode(Reply(receipt(head, "the task failed"), fault=fault))), NOTHING
+        return bytes(encode(Reply(receipt(head), slot))), reply
+
+    def _client(self, form: Form) -> Client:
+        if self._held is None or self._held[0] != form:
+            train, valid = self._source(form)
+            self._held = form, Client(self.device, 0, train, valid, self._torch_device, form.augment)
+        return self._held[1]
+
+
+def _with(card: Card, train: int = 0, valid: int = 0, fault: str = "") -> Card:
+    return Card(card.device, card.version, card.wire, card.tasks, card.codecs, train, valid, fault)
+
+
+def _silent(request: Request, why: str, forgot: bool = False, lost: bool = False) -> tuple[bytes, bytes]:
+    return bytes(encode(Reply(receipt(request.head, why[:TEXT]), None, forgot, lost))), NOTHING

@@ -1,0 +1,211 @@
+"""A fleet with a virtual clock: what every answer would have taken on its device and its link. Nothing sleeps.
+
+Devices work at the same time and the server waits for the slowest of them, for a deadline or for the first few. Its own
+computing takes no time. Seconds follow from the bytes that were really encoded and the work that was really done, so
+the clock needs the wire.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO, TypeVar
+
+from fedbonsai.core import Answer, Answers, Device, Fleet, Scope, Silence, Task
+from fedbonsai.devices.clock import Macs, Times, compute_seconds, end, joules, macs
+from fedbonsai.devices.link import Ask, Link
+from fedbonsai.devices.memory import process_bytes
+from fedbonsai.devices.profile import Profile
+from fedbonsai.fleets.costs import Costs
+from fedbonsai.fleets.wrappers import Wrapper
+from fedbonsai.tree import seed_of
+from fedbonsai.wire import OWN, decode, encode
+
+M = TypeVar("M")
+R = TypeVar("R")
+
+DAY = 86_400.0  # seconds
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What is known of the devices, and how long the server waits."""
+
+    profiles: Mapping[str, Profile]
+    """By device id."""
+    links: Mapping[str, Link]
+    """By device id."""
+    deadline: float = 0.0
+    """Seconds that an ask is waited for at most; 0 is without end."""
+    first: int = 0
+    """Answers after which an ask ends; 0 is all."""
+    availability: float = 1.0
+    """Share of the day in which a device can be reached; the hours are drawn for each device."""
+    dropout: float = 0.0
+    """Probability that a device gives up in the middle of an ask."""
+    stragglers: float = 0.0
+    """Probability that a device computes slowly in a round."""
+    slowdown: float = 5.0
+    """How much slower that is."""
+
+    def away(self, seed: int, device: str, now: float) -> float:
+        """Seconds until a device can be reached; 0 when it can be."""
+        shift = fraction(seed, f"clock/hours {device}", -1, 0)
+        hour = (now / DAY + shift) % 1.0
+        return 0.0 if hour < self.availability else (1.0 - hour) * DAY
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one ask costs one device, if it is waited for."""
+
+    device: Device
+    times: Times
+    macs: Macs
+    peak: int
+    failed: str = ""
+    """Why no answer comes, though the task had one."""
+
+
+class Timed(Wrapper):
+    """Counts seconds and joules, and drops what comes too late.
+
+    Args:
+        inner: a fleet that encodes its messages.
+        clock: devices, links and rules.
+        costs: where it is booked.
+    """
+
+    def __init__(self, inner: Fleet, clock: Clock, costs: Costs) -> None:
+        super().__init__(inner)
+        self.clock = clock
+        self.costs = costs
+
+    def ask(self, task: Task[M, R], send: Mapping[Device, M], at_least: int = 1) -> Answers[R]:
+        """Ask those who can be reached; answers that come too late are silences, and what was kept does not count."""
+        scope, number = self.where()
+        away = self._away(scope, list(send))
+        reached = {device: request for device, request in send.items() if device not in away}
+        link = Ask(
+            tuple(device.id for device in reached),
+            scope.seed,
+            scope.round,
+            len({id(request) for request in reached.values()}) == 1,
+            {device.id: hertz for device, request in reached.items() if (hertz := granted(request)) is not None},
+        )
+        answers = self.inner.ask(task, reached, 0)
+        run = self._first(scope, number, link, answers) if self.clock.first else self._all(scope, number, link, answers)
+
+        def rest() -> Iterator[Answer[R] | Silence]:
+            yield from run
+            yield from (Silence(device, f"away for {away[device] / 3600:.1f} hours") for device in away)
+
+        return Answers(rest(), at_least)
+
+    def _away(self, scope: Scope, devices: list[Device]) -> dict[Device, float]:
+        """Who cannot be reached, and for how long; when it is all of them, the server waits for the first to return."""
+        if self.clock.availability >= 1 or not devices:
+            return {}
+        hours = {device: self.clock.away(scope.seed, device.id, self.costs.now) for device in devices}
+        if wait := min(hours.values()):
+            self.costs.pass_time(scope, wait)
+        return {device: left - wait for device, left in hours.items() if left > wait}
+
+    def _all(self, scope: Scope, ask: int, link: Ask, answers: Answers[R]) -> Iterator[Answer[R] | Silence]:
+        """Answers as they come in the mapping's order: whether one is late does not depend on the others."""
+        costs: list[Cost] = []
+        deadline = self.clock.deadline
+        for answer in answers:
+            costs.append(cost := self._cost(scope, ask, link, answer))
+            if cost.failed or (deadline and cost.times.total > deadline):
+                yield self._dropped(answer, cost.failed or f"late: {cost.times.total:.1f} s")
+            else:
+                yield answer
+        silent = list(answers.silent.values())
+        costs += [self._cost(scope, ask, link, silence) for silence in silent]
+        self._book(scope, costs, self._end(silent, costs), link)
+        yield from silent
+
+    def _first(self, scope: Scope, ask: int, link: Ask, answers: Answers[R]) -> Iterator[Answer[R] | Silence]:
+        """The earliest answers in the mapping's order; encoded, they wait on the disk until all have come."""
+        came: list[tuple[Answer[Any], Cost, int]] = []
+        with tempfile.TemporaryFile() as spool:
+            for answer in answers:
+                cost = self._cost(scope, ask, link, answer)
+                came.append((replace(answer, value=None), cost, spool.tell()))
+                spool.write(encode(answer.value))
+            silent = list(answers.silent.values())
+            good = [cost.times.total for _, cost, _ in came if not cost.failed]
+            costs = [cost for _, cost, _ in came] + [self._cost(scope, ask, link, silence) for silence in silent]
+            enough = len(good) >= self.clock.first
+            last = end(good, self.clock.deadline, self.clock.first) if enough else self._end(silent, costs)
+            self._book(scope, costs, last, link)
+            left = self.clock.first
+            ends = [where for _, _, where in came[1:]] + [spool.tell()]
+            for (answer, cost, begin), stop in zip(came, ends, strict=True):
+                if cost.failed or cost.times.total > last or not left:
+                    yield self._dropped(answer, cost.failed or f"late: {cost.times.total:.1f} s")
+                else:
+                    left -= 1
+                    yield replace(answer, value=_read(spool, begin, stop))
+        yield from silent
+
+    def _end(self, silent: list[Silence], costs: list[Cost]) -> float:
+        """When all have come, or at the deadline; who never says anything is waited for until then."""
+        mute = any(not silence.up for silence in silent) or any(cost.failed for cost in costs)
+        if mute and self.clock.deadline:
+            return self.clock.deadline
+        return end([cost.times.total for cost in costs], self.clock.deadline)
+
+    def _dropped(self, answer: Answer[Any], why: str) -> Silence:
+        self.inner.reject(answer.device)
+        return Silence(answer.device, why, answer.down, answer.up, work=answer.work)
+
+    def _cost(self, scope: Scope, ask: int, link: Ask, item: Answer[Any] | Silence) -> Cost:
+        id, clock = item.device.id, self.clock
+        profile, carrier = clock.profiles[id], clock.links[id]
+        now = self.costs.now
+        slow = fraction(scope.seed, f"clock/slow {id}", scope.round, 0) < clock.stragglers
+        down = carrier.seconds("down", item.down, now, id, link)
+        compute = compute_seconds(profile, item.work) * (clock.slowdown if slow else 1.0)
+        up = carrier.seconds("up", item.up, now + down + compute, id, link)
+        times, peak, failed = Times(down, compute, up), process_bytes(profile, item.work), ""
+        if peak > profile.memory.value:
+            failed = f"out of memory: needs {peak / 1e6:.0f} MB, has {profile.memory.value / 1e6:.0f} MB"
+            times = replace(times, up=0.0)
+        elif fraction(scope.seed, f"clock/dropout {scope.attempt} {id}", scope.round, ask) < clock.dropout:
+            failed = "dropped out"
+            times = times.until(
+                times.total * fraction(scope.seed, f"clock/moment {scope.attempt} {id}", scope.round, ask)
+            )
+        return Cost(item.device, times, macs(item.work), peak, failed)
+
+    def _book(self, scope: Scope, costs: list[Cost], last: float, link: Ask) -> None:
+        for cost in costs:
+            id = cost.device.id
+            if id not in link.devices:
+                continue
+            spent = cost.times.until(last)
+            idle = last - spent.total
+            profile = self.clock.profiles[id]
+            energy = joules(profile, spent, idle)
+            entry = self.costs.book(scope, id, profile.name, spent, idle, energy, cost.macs, cost.peak)
+            entry.dropped += bool(cost.failed) or cost.times.total > last
+        self.costs.pass_time(scope, last)
+
+
+def _read(spool: BinaryIO, begin: int, stop: int) -> Any:
+    spool.seek(begin)
+    return decode(spool.read(stop - begin), OWN)
+
+
+def granted(request: object) -> float | None:
+    """Hz that a request grants its device, where it says so in an attribute ``bandwidth``."""
+    value = getattr(request, "bandwidth", None)
+    return float(value) if isinstance(value, int | float) and value > 0 else None
+
+
+def fraction(seed: int, who: str, round: int, ask: int) -> float:
+    """A number in [0, 1) by seed alone."""
+    return seed_of(seed, who, round, ask) / (1 << 63)

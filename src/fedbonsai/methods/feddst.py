@@ -1,0 +1,191 @@
+"""FedDST: a sparse model from the start, whose masks the clients readjust now and then and the server brings together.
+
+Bibikar, Vikalo, Wang, Chen, "Federated Dynamic Sparse Training: Computing Less, Communicating Less, Yet Learning Better",
+AAAI 2022. ``begin`` is the Erdős-Rényi-Kernel mask of the largest initial weights; ``round`` is FedAvg under the mask, and
+in readjusting rounds the task ``readjust`` and the average over those that keep a coordinate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import field, replace
+from math import nan
+
+import torch
+from torch import Tensor
+
+from fedbonsai import local, tree
+from fedbonsai.core import Answer, Client, Device, Fleet, Memory, forgetful, task
+from fedbonsai.errors import Unanswered
+from fedbonsai.local import SGD
+from fedbonsai.methods.registry import method
+from fedbonsai.model import Arch, Model
+from fedbonsai.stages.held_masks import HeldMasks, Sent, received
+from fedbonsai.stages.pruning.criteria import best, kept
+from fedbonsai.stages.pruning.masks import masked
+from fedbonsai.stages.pruning.readjust import MaskedMean, Readjustment, changed, cut_back, readjusted
+from fedbonsai.stages.pruning.scores import magnitude
+from fedbonsai.stages.pruning.under_masks import averaged, costs, names_of, packed, unpacked
+from fedbonsai.stages.sampling import cohort
+from fedbonsai.stages.updates import MOST, Update
+from fedbonsai.tree import Tree, seed_of
+from fedbonsai.wire import message
+
+
+@message("feddst/readjust@1")
+class Readjust:
+    """Values under masks, how to train them, what share of a layer to trade, and the epochs that come after it."""
+
+    arch: Arch
+    sent: Sent
+    sgd: SGD
+    fraction: float
+    after: int
+    batch: int
+
+
+@message("feddst/readjusted@1")
+class Readjusted:
+    """Weights under the client's new masks; the masks only where they are not those that came."""
+
+    update: Update
+    masks: Mapping[str, Tensor] | None
+
+
+@message("feddst/state@1")
+class State:
+    """Model with exact zeros, masks and their holders, size of an image, costs, and figures of the last round."""
+
+    model: Model
+    seed: int
+    held: HeldMasks
+    size: tuple[int, ...]
+    costs: Mapping[str, float]
+    loss: float = nan
+    dropped: int = 0
+    traded: int = 0
+
+
+@task("feddst/readjust")
+def readjust(request: Readjust, me: Client, memory: Memory) -> tuple[Readjusted, Memory]:
+    """Train, trade the smallest weights for those of largest gradient on one batch, train on."""
+    start, masks, memory = received(request.sent, request.arch, memory)
+    before = replace(request.sgd, epochs=request.sgd.epochs - request.after)
+    trained = local.train(Model(request.arch, start), me, before, mask=masks)
+    once = replace(me, seed=seed_of(me.seed, "growth", 0, 0))
+    batch = next(local.batches(once, SGD(batch=request.batch)))
+    slopes = local.gradient(Model(request.arch, trained.weights), batch, me.device, request.batch, training=True)
+    weights, new = readjusted(trained.weights, masks, slopes, request.fraction)
+    after = replace(request.sgd, epochs=request.after)
+    last = local.train(Model(request.arch, weights), replace(me, seed=seed_of(me.seed, "after", 0, 0)), after, mask=new)
+    mean = (before.epochs * trained.loss + request.after * last.loss) / request.sgd.epochs
+    last = replace(last, steps=trained.steps + last.steps, loss=mean)
+    return Readjusted(packed(last, new, me.seed), new if changed(masks, new) else None), memory
+
+
+@method("feddst")
+class FedDST:
+    """Sparse FedAvg with masks that clients readjust."""
+
+    sgd: SGD = field(default_factory=lambda: SGD(epochs=2))
+    """Local training by epochs."""
+    density: float = 0.1
+    """Share of the prunable weights that is kept, spread over layers by Erdős-Rényi-Kernel."""
+    readjustment: Readjustment = field(default_factory=Readjustment)
+    """When masks are readjusted, and by how much."""
+    after: int = 1
+    """Of `sgd.epochs` in a readjusting round, those that come after it."""
+    batch: int = 64
+    """Samples of the batch whose gradient decides what grows."""
+    never: tuple[str, ...] = ("shortcut",)
+    """Weights whose names contain one of these are never pruned."""
+    cohort: int = 0
+    """Devices asked in a round; 0 means all."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        if not 0 < self.density <= 1 or self.batch < 2:
+            raise ValueError(f"density = {self.density}, batch = {self.batch}: expected a share in (0, 1], at least 2")
+        if self.sgd.steps or not 0 < self.after < self.sgd.epochs:
+            raise ValueError(
+                f"after = {self.after}, sgd.epochs = {self.sgd.epochs}, sgd.steps = {self.sgd.steps}: a readjusting round "
+                "trains before and after; set sgd.epochs to 2 or more, after below it, and no sgd.steps"
+            )
+
+    def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
+        """The largest initial weights, spread over layers by Erdős-Rényi-Kernel.
+
+        Raises:
+            ConfigError: too few weights for the layers.
+        """
+        weights = {name: model.weights[name] for name in names_of(model, self.never)}
+        ones = {name: torch.ones_like(value, dtype=torch.bool) for name, value in weights.items()}
+        masks = best(magnitude(weights), ones, kept(self.density, tree.size(weights)), "erk")
+        size = tuple(server.train.x.shape[1:])
+        start = model.replace(masked(model.weights, masks))
+        return State(start, server.seed, HeldMasks(masks), size, costs(model, masks, size, self.sgd))
+
+    def round(self, state: State, t: int, fleet: Fleet) -> State:
+        """FedAvg under the masks, or a round that readjusts them."""
+        devices = cohort(fleet.devices, self.cohort, state.seed, t)
+        if fraction := self.readjustment.fraction(t):
+            return self.readjusting(state, t, fleet, devices, fraction)
+        combined, held = averaged(state.model, state.held, self.sgd, devices, state.seed, t, fleet)
+        if combined is None:
+            return replace(state, held=held)  # all had lost the masks; they get them next time
+        model = state.model.replace(combined.mean)
+        return replace(state, model=model, held=held, loss=combined.loss, dropped=combined.dropped, traded=0)
+
+    def readjusting(self, state: State, t: int, fleet: Fleet, devices: list[Device], fraction: float) -> State:
+        """Average each coordinate over those that keep it, and cut each layer back to its count."""
+        sent = state.held.send(state.model.weights, devices, seed_of(state.seed, "down", t, 0))
+        made = {
+            id(part): Readjust(state.model.arch, part, self.sgd, fraction, self.after, self.batch)
+            for part in sent.values()
+        }
+        answers = fleet.ask(readjust, {device: made[id(part)] for device, part in sent.items()}, at_least=0)
+        mean, loss, dropped, heard = MaskedMean(), 0.0, 0, list[str]()
+        for answer in answers:
+            masks = answer.value.masks or state.held.masks
+            weights = usable(answer, state.model.weights, state.held.masks, masks)
+            if not weights:
+                fleet.reject(answer.device)
+                dropped += 1
+                continue
+            mean.add(weights, masks, answer.value.update.examples)
+            loss += answer.value.update.examples * answer.value.update.loss
+            heard.append(answer.device.id)
+        if not heard:
+            if forgetful(answers.silent):
+                return replace(state, held=state.held.silent(answers.silent))
+            raise Unanswered(f"no update could be used ({dropped} dropped)")
+        weights, masks = cut_back(mean.result(state.model.weights), state.held.masks)
+        model = state.model.replace(weights)
+        return replace(
+            state,
+            model=model,
+            held=state.held.heard(heard).silent(answers.silent).renewed(masks),
+            costs=costs(model, masks, state.size, self.sgd),
+            loss=loss / mean.weight,
+            dropped=dropped,
+            traded=changed(state.held.masks, masks) // 2,
+        )
+
+    def model(self, state: State) -> Model:
+        """The global model, exactly zero where it is pruned."""
+        return state.model
+
+    def metrics(self, state: State) -> Mapping[str, float]:
+        """Mean training loss, dropped updates, weights traded, weights kept, and what training under the masks costs."""
+        return {"train_loss": state.loss, "dropped": state.dropped, "traded": state.traded, **state.costs}
+
+
+def usable(answer: Answer[Readjusted], like: Tree, old: Tree, masks: Tree) -> tree.Weights:
+    """Weights of an answer; none where it is damaged, not finite, or its masks keep more or less than those that came."""
+    update = answer.value.update
+    fits = masks.keys() == old.keys() and all(
+        mask.dtype == torch.bool and mask.shape == old[name].shape and int(mask.sum()) == int(old[name].sum())
+        for name, mask in masks.items()
+    )
+    weights = unpacked(update, like, masks) if fits and 0 < update.examples < MOST else {}
+    return weights if tree.finite(weights) else {}

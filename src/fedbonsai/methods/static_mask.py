@@ -1,0 +1,208 @@
+"""Baselines with one mask for all: SNIP, SynFlow, random and magnitude masks, iterative pruning, lottery tickets.
+
+Lee et al., "SNIP", ICLR 2019; Tanaka et al., "Pruning Neural Networks without Any Data by Iteratively Conserving Synaptic
+Flow", NeurIPS 2020; Frankle and Carbin, "The Lottery Ticket Hypothesis", ICLR 2019; as the baselines of PruneFL and
+FedTiny have them. ``round`` is FedAvg under the mask (`stages.pruning.under_masks`), and where the schedule says so a
+pruning after it; ``begin`` is the pruning before any round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import field, replace
+from math import nan
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fedbonsai import local, tree
+from fedbonsai.core import Client, Fleet
+from fedbonsai.errors import ConfigError
+from fedbonsai.local import SGD
+from fedbonsai.methods.registry import method
+from fedbonsai.model import Model, skeleton
+from fedbonsai.stages.held_masks import HeldMasks
+from fedbonsai.stages.pruning.criteria import (
+    Criterion,
+    Distribution,
+    Gradient,
+    Magnitude,
+    OfRun,
+    Saliency,
+    Schedule,
+    Single,
+    Structure,
+    kept,
+    pruned,
+    scores_of,
+    structured,
+)
+from fedbonsai.stages.pruning.masks import Masks, masked
+from fedbonsai.stages.pruning.under_masks import averaged, costs, names_of
+from fedbonsai.stages.sampling import cohort
+from fedbonsai.tree import seed_of
+from fedbonsai.wire import message
+
+
+@message("static-mask/state@1")
+class State:
+    """Model with exact zeros, masks and their holders, and figures.
+
+    ``initial`` are the weights to go back to, as long as a pruning may come; ``done`` counts prunings, ``size`` is of an
+    image, ``costs`` are of training under the masks.
+    """
+
+    model: Model
+    seed: int
+    held: HeldMasks
+    initial: Mapping[str, Tensor]
+    size: tuple[int, ...]
+    costs: Mapping[str, float]
+    done: int = 0
+    loss: float = nan
+    dropped: int = 0
+
+
+@method("static-mask")
+class StaticMask:
+    """FedAvg under one mask for all, made before training or by a schedule, and never regrown."""
+
+    sgd: SGD = field(default_factory=SGD)
+    """Local training."""
+    density: float = 0.1
+    """Share of the weights that is kept in the end."""
+    of: Literal["prunable", "all"] = "prunable"
+    """Of which weights: those that may be pruned, or all, where what is never pruned lies inside the share."""
+    criterion: Criterion = field(default_factory=Magnitude)
+    """Which weights are kept: `magnitude`, `random`, `saliency` (SNIP), `synflow`, or those of another `run`."""
+    distribution: Distribution = "global"
+    """Over layers: the best of all, or in each layer a share of its own: `uniform`, `erk`."""
+    structure: Structure = field(default_factory=Single)
+    """What is kept together: `weights` one by one, `n-of-m` neighbours, or `blocks`; the last two uniformly and once."""
+    schedule: Schedule = field(default_factory=Schedule)
+    """When it is pruned, and how often."""
+    rewind: Literal["none", "init", "random"] = "none"
+    """After a pruning: train on, go back to the initial weights, or draw new ones."""
+    never: tuple[str, ...] = ("shortcut",)
+    """Weights whose names contain one of these are never pruned."""
+    cohort: int = 0
+    """Devices asked in a round; 0 means all."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that have no meaning or no effect."""
+        how: Any = self.criterion
+        if not 0 < self.density <= 1:
+            raise ValueError(f"density = {self.density}: expected a share in (0, 1]")
+        asks = isinstance(self.criterion, Saliency) and how.data == "devices"
+        if asks and (self.schedule.first < 0 or self.sgd.lr <= 0):
+            raise ValueError(
+                "criterion.data = 'devices' takes the gradient from a round: set schedule.first to 0 or more, sgd.lr > 0"
+            )
+        if not isinstance(self.structure, Single) and (
+            self.schedule.times > 1
+            or self.distribution != "uniform"
+            or self.of == "all"
+            or getattr(how, "iterations", 1) > 1
+            or isinstance(self.criterion, OfRun)
+        ):
+            raise ValueError(
+                "structure other than 'weights' is pruned once and uniformly: set distribution = 'uniform', "
+                "of = 'prunable', schedule.times = 1, criterion.iterations = 1 (for synflow too), no criterion 'run'"
+            )
+        if isinstance(self.criterion, OfRun) and self.schedule != Schedule():
+            raise ValueError("criterion 'run' has its mask before the first round: leave schedule out")
+        if self.rewind == "init" and self.schedule.first + (self.schedule.times - 1) * self.schedule.every < 0:
+            raise ValueError("rewind = 'init' has no effect on a mask made before training: set schedule.first >= 0")
+
+    def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
+        """All-ones masks, and the pruning that comes before any round.
+
+        Raises:
+            ConfigError: nothing may be pruned, or the server has no samples to take a gradient of.
+        """
+        how: Any = self.criterion
+        masks = {name: torch.ones_like(model.weights[name], dtype=torch.bool) for name in names_of(model, self.never)}
+        if isinstance(self.criterion, Saliency) and how.data == "server":
+            if self.schedule != Schedule():
+                raise ConfigError("criterion.data = 'server' is asked before any round: leave method.schedule out")
+            if not len(server.train):
+                raise ConfigError("criterion.data = 'server': the server has no samples; set data.server, or 'devices'")
+        size = tuple(server.train.x.shape[1:])
+        initial = model.weights if self.rewind == "init" else {}
+        state = State(model, server.seed, HeldMasks(masks), initial, size, costs(model, masks, size, self.sgd))
+
+        def gradient(now: Model) -> tree.Weights:
+            return local.gradient(now, server.train, server.device)
+
+        return self.cut(state, model, gradient) if self.schedule.due(0, -1) else state
+
+    def round(self, state: State, t: int, fleet: Fleet) -> State:
+        """FedAvg under the masks; where the schedule says so, prune."""
+        devices = cohort(fleet.devices, self.cohort, state.seed, t)
+        combined, held = averaged(state.model, state.held, self.sgd, devices, state.seed, t, fleet)
+        if combined is None:
+            return replace(state, held=held)  # all had lost the masks; they get them next time
+        start, mean = state.model, state.model.replace(combined.mean)
+        state = replace(state, model=mean, held=held, loss=combined.loss, dropped=combined.dropped)
+        if not self.schedule.due(state.done, t):
+            return state
+
+        def gradient(_: Model) -> tree.Weights:
+            """The mean change of a round is so many steps along the mean gradient."""
+            change = tree.subtract(start.weights, mean.weights)
+            return {name: value / self.sgd.lr for name, value in change.items()}
+
+        # SNIP is of the weights from which the round began, and cuts those that it ended with
+        return self.cut(state, start if isinstance(self.criterion, Saliency) else mean, gradient)
+
+    def cut(self, state: State, scored: Model, gradient: Gradient) -> State:
+        """Prune once, and rewind if wanted."""
+        seed, held = seed_of(state.seed, "mask", state.done, 0), dict(state.held.masks)
+        if isinstance(self.structure, Single):
+            count = self.budget(state.model, held, state.done)
+            masks = pruned(scored, held, self.criterion, count, self.distribution, gradient, seed, state.size)
+        else:
+            value = scores_of(scored, list(held), self.criterion, gradient, seed, state.size)
+            masks = structured(value, self.structure, self.density)
+        done, weights = state.done + 1, state.model.weights
+        if self.rewind == "init":
+            weights = state.initial
+        elif self.rewind == "random":
+            weights = Model.init(state.model.arch, seed_of(state.seed, "model", -1, done)).weights
+        model = state.model.replace(masked(weights, masks))
+        return replace(
+            state,
+            model=model,
+            held=state.held.renewed(masks),
+            initial=state.initial if done < self.schedule.times else {},
+            costs=costs(model, masks, state.size, self.sgd),
+            done=done,
+        )
+
+    def budget(self, model: Model, masks: Masks, done: int) -> int:
+        """Weights that the next pruning leaves; SNIP by devices keeps the one at the threshold too.
+
+        Raises:
+            ConfigError: what is never pruned is more than the share.
+        """
+        how: Any = self.criterion
+        prunable = sum(mask.numel() for mask in masks.values())
+        everything = tree.size(skeleton(model).parameters) if self.of == "all" else prunable
+        share = (self.density * everything - (everything - prunable)) / prunable
+        if share <= 0:
+            raise ConfigError(
+                f"density = {self.density} of all {everything} weights: {everything - prunable} are never pruned; "
+                "choose a larger density, or of = 'prunable'"
+            )
+        target = kept(self.schedule.density(done, share), prunable)
+        threshold = isinstance(self.criterion, Saliency) and how.data == "devices" and how.of == "snip"
+        return min(prunable, target + threshold)
+
+    def model(self, state: State) -> Model:
+        """The global model, exactly zero where it is pruned."""
+        return state.model
+
+    def metrics(self, state: State) -> Mapping[str, float]:
+        """Mean training loss, dropped updates, weights kept, and what training under the masks costs."""
+        return {"train_loss": state.loss, "dropped": state.dropped, **state.costs}

@@ -1,0 +1,100 @@
+"""The same report as files for a paper or a spreadsheet: Markdown and CSV tables, PNG and SVG plots, and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedbonsai.errors import ConfigError, Missing
+from fedbonsai.reports.costs import measured, outcomes, to_goal
+from fedbonsai.reports.figures import COLOURS
+from fedbonsai.reports.page import page
+from fedbonsai.reports.series import Series
+
+KINDS = (".html", ".png", ".svg", ".csv", ".md")
+DASHES = ("-", "--", ":", "-.", (0, (8, 3)), (0, (8, 3, 2, 3)))
+MARKERS = "osDP^X*p"
+
+
+def write(target: Path, series: Sequence[Series], reference: Series, goal: float, title: str = "fedbonsai") -> None:
+    """Write one file; its ending says which kind.
+
+    Raises:
+        ConfigError: no such kind.
+        Missing: a library that the kind needs is not installed.
+    """
+    kind = target.suffix.lower()
+    if kind not in KINDS:
+        raise ConfigError(f"{target}: a report is one of {', '.join(KINDS)}, not {kind or 'a file without an ending'}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if kind in (".png", ".svg"):
+        picture(target, series)
+    elif kind == ".html":
+        target.write_text(page(series, reference, goal, title))
+    elif kind == ".csv":
+        target.write_text(curves(series))
+    else:
+        tables = [outcomes(series), *([to_goal(series, reference, goal)] if len(series) > 1 else [])]
+        target.write_text(f"# {title}\n\n" + "\n".join(table.markdown() for table in tables))
+
+
+def curves(series: Sequence[Series]) -> str:
+    """Every point of every curve as comma-separated values: run, axis, place, mean, lowest and highest accuracy."""
+    lines = ["run,axis,value,accuracy,lowest,highest"]
+    for each in series:
+        for axis in measured(series):
+            lines += [
+                f'"{each.label}",{axis.name},{x:.10g},{mean:.6g},{low:.6g},{high:.6g}'
+                for x, mean, low, high in each.curve(axis)
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def picture(target: Path, series: Sequence[Series]) -> None:
+    """Accuracy along every axis on which there are figures; lines differ by dash and marker as well as by colour.
+
+    Raises:
+        Missing: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise Missing("plots need matplotlib: pip install 'fedbonsai[sim]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    axes = measured(series)
+    columns = min(3, len(axes))
+    rows = -(-len(axes) // columns)
+    figure, places = pyplot.subplots(
+        rows, columns, figsize=(5.2 * columns, 4.0 * rows), sharey=True, squeeze=False, layout="constrained"
+    )
+    for place in places.flat[len(axes) :]:
+        place.set_visible(False)
+    for place, axis in zip(places.flat, axes, strict=False):
+        for number, each in enumerate(series):
+            points = each.curve(axis)
+            if not points:
+                continue
+            x, mean, low, high = (list(values) for values in zip(*points, strict=True))
+            mean, low, high = ([100 * value for value in values] for values in (mean, low, high))
+            colour = COLOURS[number % len(COLOURS)]
+            place.plot(
+                x,
+                mean,
+                label=each.label,
+                color=colour,
+                linestyle=DASHES[number % len(DASHES)],
+                marker=MARKERS[number % len(MARKERS)],
+                markevery=max(1, len(x) // 10),
+                markersize=4,
+            )
+            if len(each.runs) > 1:
+                place.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        place.set(xlabel=axis.label, xscale="log" if axis.log else "linear")
+        place.grid(alpha=0.3)
+    for line in places:
+        line[0].set_ylabel("test accuracy (%)")
+    places.flat[0].legend(loc="lower right", fontsize=8)
+    figure.savefig(target, dpi=150)
+    pyplot.close(figure)

@@ -1,0 +1,158 @@
+"""Runs put together for a report: one series for each configuration, its seeds side by side.
+
+A series knows its runs' evaluated rounds and can tell them along any axis on which they have figures.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedbonsai.errors import ConfigError
+from fedbonsai.runs.run import Run
+from fedbonsai.runs.structure import unstructure
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What an accuracy can be drawn against: sums over the run up to a round, of one or more columns of the metrics."""
+
+    name: str
+    columns: tuple[str, ...]
+    label: str
+    scale: float = 1.0
+    log: bool = False
+
+    def value(self, row: Row) -> float | None:
+        """Value in a round, None where the run has no such figures."""
+        if not all(column in row for column in self.columns):
+            return None
+        return self.scale * (sum(row[column] for column in self.columns) + (self.name == "rounds"))
+
+
+AXES = (
+    Axis("rounds", ("round",), "round"),
+    Axis("bytes", ("total_bytes_up", "total_bytes_down"), "megabytes moved, both directions", 1e-6, True),
+    Axis("seconds", ("simulated_seconds",), "simulated seconds"),
+    Axis("energy", ("total_joules",), "joules, all devices together", 1.0, True),
+    Axis("work", ("total_device_macs",), "multiplications on all devices, millions", 1e-6, True),
+)
+
+
+@dataclass(frozen=True)
+class Series:
+    """Runs of one configuration that differ in their seeds only."""
+
+    label: str
+    runs: tuple[Run, ...]
+
+    def evaluated(self) -> list[list[Row]]:
+        """Rows with an accuracy, by run."""
+        return [[row for row in run.metrics if "accuracy" in row] for run in self.runs]
+
+    def curve(self, axis: Axis) -> list[tuple[float, float, float, float]]:
+        """Points (x, mean accuracy, lowest, highest) over the rounds that all seeds have; empty without such figures."""
+        points: list[tuple[float, float, float, float]] = []
+        for rows in zip(*self.evaluated(), strict=False):
+            places = [axis.value(row) for row in rows]
+            if any(place is None for place in places):
+                return []
+            accuracies = [float(row["accuracy"]) for row in rows]
+            place = statistics.mean(place for place in places if place is not None)
+            points.append((place, statistics.mean(accuracies), min(accuracies), max(accuracies)))
+        return points
+
+    def column(self, name: str) -> list[tuple[int, float]]:
+        """Mean over the seeds of one column of the metrics, as (round from 1, value); empty where no run has it."""
+        found: list[tuple[int, float]] = []
+        for rows in zip(*(run.metrics for run in self.runs), strict=False):
+            values = [float(row[name]) for row in rows if name in row]
+            if len(values) == len(rows):
+                found.append((int(rows[0]["round"]) + 1, statistics.mean(values)))
+        return found
+
+    def final(self) -> tuple[float, float]:
+        """Accuracy over the last five evaluated rounds: mean over the seeds and sample standard deviation (0 for one)."""
+        each = [statistics.mean(float(row["accuracy"]) for row in rows[-5:]) for rows in self.evaluated()]
+        return statistics.mean(each), statistics.stdev(each) if len(each) > 1 else 0.0
+
+    def to(self, goal: float, axis: Axis) -> float | None:
+        """Mean place on an axis where the accuracy first reaches a goal; None unless every seed gets there."""
+        places: list[float] = []
+        for rows in self.evaluated():
+            first = next((row for row in rows if row["accuracy"] >= goal), None)
+            place = axis.value(first) if first is not None else None
+            if place is None:
+                return None
+            places.append(place)
+        return statistics.mean(places)
+
+    def kinds(self) -> dict[tuple[str, str], float]:
+        """Bytes by direction and message class, mean over the seeds."""
+        sums: dict[tuple[str, str], float] = {}
+        for run in self.runs:
+            for row in run.ledger():
+                key = (str(row["direction"]), str(row["kind"]))
+                sums[key] = sums.get(key, 0.0) + row["bytes"] / len(self.runs)
+        return sums
+
+
+def together(runs: Sequence[Run]) -> list[Series]:
+    """Group runs by configuration, in the order in which they were given.
+
+    Raises:
+        ConfigError: a run has no evaluated round yet, or two folders hold the same configuration and seed.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if not any("accuracy" in row for row in run.metrics):
+            raise ConfigError(f"{run.path} has no evaluated round yet; wait for the first, or leave it out")
+        settings = {key: value for key, value in unstructure(run.config).items() if key not in ("seed", "name")}
+        groups.setdefault(json.dumps(settings, sort_keys=True, default=str), []).append(run)
+    found: list[Series] = []
+    for group in groups.values():
+        seeds = [run.config.seed for run in group]
+        if twice := {seed for seed in seeds if seeds.count(seed) > 1}:
+            same = ", ".join(str(run.path) for run in group if run.config.seed in twice)
+            raise ConfigError(f"{same} hold the same configuration and seed; name one of them")
+        found.append(Series(_label(group[0], {series.label for series in found}), tuple(group)))
+    return found
+
+
+def baseline(series: Sequence[Series], name: str = "") -> Series:
+    """The series that others are held against: the one of that name, else the first.
+
+    Raises:
+        ConfigError: no series has that name.
+    """
+    if not name:
+        return series[0]
+    for each in series:
+        if each.label == name:
+            return each
+    raise ConfigError(f"no run {name!r} to compare with; there are {', '.join(each.label for each in series)}")
+
+
+def goal_of(reference: Series, wanted: float = 0.0) -> float:
+    """The accuracy to which costs are told: what was asked for, else what the reference ends with minus one point.
+
+    Raises:
+        ConfigError: it is no accuracy.
+    """
+    if not 0 <= wanted <= 1:
+        raise ConfigError(f"target {wanted:g}: expected an accuracy between 0 and 1, such as 0.95")
+    return wanted or reference.final()[0] - 0.01
+
+
+def _label(run: Run, taken: set[str]) -> str:
+    base = re.sub(rf"-{run.config.seed}$", "", run.path.name) or run.path.name
+    label, number = base, 2
+    while label in taken:
+        label, number = f"{base} ({number})", number + 1
+    return label

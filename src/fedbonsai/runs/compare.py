@@ -1,0 +1,127 @@
+"""Many runs in one go: recipes by seeds, several at a time, each in a folder of its own, resumable.
+
+A run that is finished is left alone, one that was interrupted goes on, so the same command again does what is left.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal
+
+from fedbonsai.errors import ConfigError
+from fedbonsai.runs import recipes
+from fedbonsai.runs.config import RunConfig
+from fedbonsai.runs.folder import Folder
+from fedbonsai.runs.run import execute, stored
+from fedbonsai.runs.structure import unstructure
+
+Status = Literal["new", "begun", "finished"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a comparison."""
+
+    recipe: str
+    preset: str
+    seed: int
+    folder: Path
+    config: RunConfig
+    status: Status
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder."""
+        return self.folder.name
+
+
+def plan(
+    names: Sequence[str], seeds: int, home: Path, overrides: Mapping[str, object], first_seed: int = 0
+) -> list[Job]:
+    """What a comparison consists of, seed by seed, so that every recipe has a first result soon.
+
+    Args:
+        names: recipes; ``fl-pqsu:published`` is a preset of one.
+        seeds: how many for each recipe.
+        home: folder of the comparison.
+        overrides: settings of all runs, by dotted path.
+        first_seed: the first of the seeds.
+
+    Raises:
+        ConfigError: a recipe or setting is wrong, or a folder holds a run of another configuration.
+    """
+    if seeds < 1:
+        raise ConfigError(f"seeds = {seeds}: expected at least 1")
+    if twice := {name for name in names if list(names).count(name) > 1}:
+        raise ConfigError(f"{', '.join(sorted(twice))} given twice; each recipe is compared once")
+    if taken := {"seed", "name"} & overrides.keys():
+        raise ConfigError(f"--{min(taken)} is set by the comparison; use --seeds and --first-seed")
+    jobs: list[Job] = []
+    for seed in range(first_seed, first_seed + seeds):
+        for name in names:
+            recipe, _, preset = name.partition(":")
+            label = f"{Path(recipe).stem}-{preset}-{seed}" if preset else f"{Path(recipe).stem}-{seed}"
+            config = recipes.load(recipe, preset, {**overrides, "seed": seed, "name": label})
+            jobs.append(Job(recipe, preset, seed, home / label, config, status(home / label, config)))
+    return jobs
+
+
+def status(folder: Path, config: RunConfig) -> Status:
+    """Where the run of a folder stands.
+
+    Raises:
+        ConfigError: it holds a run of another configuration.
+    """
+    files = Folder(folder)
+    if not files.config.exists():
+        return "new"
+    if unstructure(stored(folder)) != unstructure(config):
+        raise ConfigError(f"{folder} holds a run with other settings; choose another --name, or delete the folder")
+    return "finished" if json.loads(files.info.read_text()).get("status") == "finished" else "begun"
+
+
+def carry_out(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, str]]:
+    """Do what is left, ``workers`` runs at a time; each job as it ends, with what to tell of it.
+
+    A run that fails is told and does not stop the others. Ctrl-C stops all of them, and each keeps what it has.
+    """
+    left = [job for job in jobs if job.status != "finished"]
+    context = get_context("spawn")
+    with ProcessPoolExecutor(max(1, min(workers, len(left))), mp_context=context) as pool:
+        going: dict[Future[str], Job] = {pool.submit(_run, job): job for job in left}
+        try:
+            while going:
+                for future in wait(going, return_when=FIRST_COMPLETED).done:
+                    yield going.pop(future), _told(future.result)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(getattr(pool, "_processes", {}).values()):
+                process.terminate()
+            raise
+
+
+def _told(result: Callable[[], str]) -> str:
+    try:
+        return result()
+    except Exception as error:
+        return f"failed: {error}"
+
+
+def _run(job: Job) -> str:
+    """In a process of its own: one run from its first or next round to its last."""
+    from fedbonsai.fleets.allocator import keep_memory
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; what was finished is on disk
+    keep_memory()
+    start = time.perf_counter()
+    recipes.own_modules({"imports": list(job.config.imports)})
+    run = execute(job.config, job.folder, job.status == "begun")
+    moved = sum(run.bytes.values()) / 1e6
+    return f"{100 * run.accuracy:.2f} %, {moved:.2f} MB, {time.perf_counter() - start:.0f} s"

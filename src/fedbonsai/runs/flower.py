@@ -1,0 +1,123 @@
+"""A run whose clients are devices behind Flower: what the app on the server does with the job that it was given.
+
+The test set and the server's own samples stay on the server; devices have data of their own, and the server never looks
+at the parts that a simulation would give them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedbonsai.core import Client, Fleet, Samples
+from fedbonsai.data.federation import Federation
+from fedbonsai.errors import ConfigError
+from fedbonsai.fleets.allocator import keep_memory
+from fedbonsai.fleets.ledger import Ledger
+from fedbonsai.fleets.wrappers import Flaky, Metered, Recorded
+from fedbonsai.runs.config import RunConfig
+from fedbonsai.runs.folder import write
+from fedbonsai.runs.recipes import own_modules
+from fedbonsai.runs.run import execute
+from fedbonsai.runs.setup import Scene, federation, initial_model
+from fedbonsai.runs.structure import structure
+
+Build = Callable[[RunConfig, Path | None, Path | None], Scene]
+
+
+def refuse(config: RunConfig) -> None:
+    """Refuse settings that mean nothing for devices behind Flower.
+
+    Raises:
+        ConfigError: names every one of them.
+    """
+    faults = [
+        text
+        for bad, text in (
+            (bool(config.target), "target: the server does not see the devices' validation parts"),
+            (bool(config.clock.devices), "clock.devices: real devices take real time"),
+            (not config.fleet.wire, "fleet.wire = false: real devices always use the wire"),
+        )
+        if bad
+    ]
+    if faults:
+        raise ConfigError("fleet.kind = 'flower' excludes " + "; ".join(faults))
+
+
+def behind(grid: Any) -> Build:
+    """How to build a run's parts when its clients are behind a Flower Grid."""
+
+    def build(config: RunConfig, split: Path | None = None, answers: Path | None = None) -> Scene:
+        from fedbonsai.fleets.flower.fleet import FlowerFleet
+        from fedbonsai.fleets.flower.frames import Form
+        from fedbonsai.fleets.flower.hello import needed
+
+        refuse(config)
+        torch.set_num_threads(config.fleet.threads)
+        held = _servers(federation(config, split))
+        start = initial_model(config, held)
+        form = Form(tuple(held.x.shape[1:]), held.class_names, held.mean, held.std, held.augment)
+        asked, ledger = config.fleet.flower, Ledger()
+        fleet: Fleet = FlowerFleet(
+            grid,
+            form,
+            expect=asked.devices,
+            at_least=asked.at_least,
+            patience=asked.patience,
+            deadline=asked.deadline,
+            first=asked.first,
+            codecs=needed(config.method),
+        )
+        fleet = Metered(fleet, ledger)
+        if config.fleet.flaky:
+            fleet = Flaky(fleet, config.fleet.flaky)
+        if config.fleet.record and answers is not None:
+            fleet = Recorded(fleet, answers)
+        none = Samples(held.x[:0], held.y[:0])
+        server = Client("server", config.seed, held.server, none, config.fleet.device)
+        return Scene(config.method, start, held, server, fleet, ledger)  # type: ignore[arg-type]
+
+    return build
+
+
+def _servers(data: Federation) -> Federation:
+    """What of a data set is the server's: its own samples and the test set."""
+    own = data.server
+    return replace(data, x=own.x, y=own.y, split=replace(data.split, ids=(), train=(), valid=()))
+
+
+def result_of(job: Path) -> Path:
+    """Where the end of a job is written."""
+    return job.with_suffix(".result.json")
+
+
+def drive(grid: Any, settings: Mapping[str, Any]) -> None:
+    """Run a job: the main function of the app on the server.
+
+    Args:
+        grid: Flower's.
+        settings: of the Flower run; ``job`` names the file that `submit.submit` wrote.
+
+    Raises:
+        ConfigError: there is no such job.
+    """
+    job = Path(str(settings.get("job", "")))
+    if not job.is_file():
+        raise ConfigError(f"job = {str(job)!r} is no file; start runs with: fedbonsai run RECIPE --fleet flower")
+    told = tomllib.loads(job.read_text())
+    os.chdir(told["cwd"])  # paths of the configuration are those of whoever started the run
+    try:
+        own_modules(told["config"])
+        keep_memory()
+        execute(structure(told["config"], RunConfig), Path(told["folder"]), told["resume"], build=behind(grid))
+    except BaseException as error:
+        write(result_of(job), json.dumps({"status": "failed", "reason": f"{error}" or type(error).__name__}).encode())
+        raise
+    write(result_of(job), json.dumps({"status": "finished", "reason": ""}).encode())

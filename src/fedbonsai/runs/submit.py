@@ -1,0 +1,115 @@
+"""Hand a run to the server of a federation, and follow it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tomli_w
+
+from fedbonsai.errors import ConfigError
+from fedbonsai.runs.config import RunConfig
+from fedbonsai.runs.flower import refuse, result_of
+from fedbonsai.runs.folder import Folder, write
+from fedbonsai.runs.run import Run, load
+from fedbonsai.runs.structure import unstructure
+
+if TYPE_CHECKING:
+    from fedbonsai.fleets.flower.federation import Federation
+
+LOOK = 0.5  # seconds between looks at the run's folder
+ASK = 20.0  # seconds between questions whether Flower still runs it
+ENDED = "finished"
+LINK = "fedbonsai"  # name of the connection in Flower's configuration
+
+Tell = Callable[[Mapping[str, Any]], None]
+
+
+def submit(config: RunConfig, folder: Path, resume: bool, tell: Tell | None = None) -> Run:
+    """Run a configuration on the devices of a federation, in this folder, and wait for its end.
+
+    Args:
+        config: what to run.
+        folder: of the run.
+        resume: whether it goes on with what is there.
+        tell: called with each new line of the metrics.
+
+    Raises:
+        ConfigError: no server runs, or the run failed; the text is that of the failure.
+    """
+    from fedbonsai.fleets.flower.federation import Federation
+
+    refuse(config)
+    federation = Federation(Path(config.fleet.flower.folder))
+    federation.running()
+    where = str(folder.resolve())
+    job = federation.jobs / f"{folder.name}-{hashlib.blake2b(where.encode(), digest_size=4).hexdigest()}.toml"
+    told = {"folder": where, "resume": resume, "cwd": str(Path.cwd()), "config": unstructure(config)}
+    number = _hand_in(federation, job, told)
+    try:
+        _follow(federation, job, number, Folder(folder), tell)
+    except KeyboardInterrupt:
+        federation.flwr("stop", number, LINK)
+        if Folder(folder).info.exists():
+            Folder(folder).set_info(status="interrupted")
+        raise
+    return load(folder)
+
+
+def resume_all(federation: Federation) -> list[str]:
+    """Hand in again what was running when the server ended; a line for each."""
+    lines: list[str] = []
+    for job in sorted(federation.jobs.glob("*.toml")):
+        told = tomllib.loads(job.read_text())
+        held = Folder(Path(told["folder"]))
+        if result_of(job).exists() or not held.config.exists() or not held.info.exists():
+            continue
+        if json.loads(held.info.read_text()).get("status") == "running":
+            _hand_in(federation, job, {**told, "resume": True})
+            lines.append(f"{held.path} goes on from its last finished round")
+    return lines
+
+
+def _hand_in(federation: Federation, job: Path, told: dict[str, Any]) -> str:
+    """Start a job; the number of Flower's run."""
+    result_of(job).unlink(missing_ok=True)
+    write(job, tomli_w.dumps(told).encode())
+    said = federation.flwr("run", str(federation.app), LINK, "--run-config", f"job={json.dumps(str(job))}")
+    return str(said["run-id"])
+
+
+def _follow(federation: Federation, job: Path, number: str, folder: Folder, tell: Tell | None) -> None:
+    result, asked = result_of(job), time.monotonic()
+    told = len(folder.rows())
+    while True:
+        over = result.exists()
+        rows = folder.rows() if tell else []
+        for row in rows[told:]:
+            assert tell is not None
+            tell(row)
+        told = len(rows)
+        if over:
+            end = json.loads(result.read_text())
+            if end["status"] != ENDED:
+                raise ConfigError(str(end["reason"]))
+            return
+        if time.monotonic() - asked > ASK:
+            asked = time.monotonic()
+            _still_runs(federation, number)
+        time.sleep(LOOK)
+
+
+def _still_runs(federation: Federation, number: str) -> None:
+    """Notice a run whose process died without a word.
+
+    Raises:
+        ConfigError: Flower does not run it any more.
+    """
+    (run,) = federation.flwr("list", LINK, "--run-id", number)["runs"]
+    if str(run["status"]).startswith("finished"):
+        raise ConfigError(f"the run's process on the server ended ({run['status']}); see {federation.log}")

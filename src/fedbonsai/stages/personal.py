@@ -1,0 +1,220 @@
+"""A model in two parts: shared weights, which travel, and personal ones, which never leave the device.
+
+Pillutla et al., "Federated Learning with Partial Model Personalization", ICML 2022: the personal part is chosen by layer
+(output side, input side, adapters) and trained with the shared part frozen (FedAlt) or together with it (FedSim). The
+judging of personal models is a fragment of conversation of its own, for any method: `judged`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
+
+import numpy as np
+from torch import Tensor, nn
+
+from fedbonsai import local
+from fedbonsai.core import Client, Device, Fleet, Memory, task
+from fedbonsai.errors import ConfigError, Forgotten
+from fedbonsai.local import SGD, Trained
+from fedbonsai.model import Arch, Model, forms
+from fedbonsai.stages.pruning.derived_masks import Derived, Rule, derived
+from fedbonsai.stages.pruning.masks import masked
+from fedbonsai.tree import Tree, Weights, seed_of
+from fedbonsai.wire import message
+
+PERSONAL = "personal"  # the personal weights, in a client's memory
+
+
+def personal_names(model: Model, patterns: Iterable[str]) -> tuple[str, ...]:
+    """Names of the personal weights, in the model's order.
+
+    Args:
+        model: whose weights.
+        patterns: `head` is the last linear layer, `body` everything else; any other is a pattern of weight names, such
+            as ``features.norm*`` or ``*adapter*``.
+
+    Raises:
+        ConfigError: a pattern that no weight has.
+    """
+    head = head_of(model)
+    found: set[str] = set()
+    for pattern in patterns:
+        if pattern in ("head", "body"):
+            matched = {name for name in model.weights if (name in head) == (pattern == "head")}
+        else:
+            matched = {name for name in model.weights if fnmatch(name, pattern)}
+        if not matched:
+            raise ConfigError(
+                f"personal {pattern!r}: model {model.arch.name!r} has no such weights; expected 'head', 'body' or a "
+                f"pattern of names such as {next(iter(model.weights))!r}"
+            )
+        found |= matched
+    return tuple(name for name in model.weights if name in found)
+
+
+def head_of(model: Model) -> tuple[str, ...]:
+    """Names of the weights of the last linear layer; none where there is no such layer."""
+    linear = [path for path, layer in model.build().named_modules() if isinstance(layer, nn.Linear)]
+    return tuple(name for name in model.weights if linear and name.rpartition(".")[0] == linear[-1])
+
+
+def split(weights: Tree, names: Collection[str]) -> tuple[Weights, Weights]:
+    """The shared part and the personal part, each in the order of the weights."""
+    shared = {name: value for name, value in weights.items() if name not in names}
+    return shared, {name: value for name, value in weights.items() if name in names}
+
+
+def merged(arch: Arch, shared: Tree, personal: Tree) -> Model:
+    """The whole model.
+
+    Raises:
+        Forgotten: the personal part held here does not make up the model with the shared one.
+    """
+    like = forms(arch)
+    if shared.keys() | personal.keys() != like.keys() or shared.keys() & personal.keys():
+        raise Forgotten(f"personal weights {sorted(personal)} do not complete the shared part of {arch.name!r}")
+    return Model(arch, {name: shared[name] if name in shared else personal[name] for name in like})
+
+
+def owned(memory: Memory, arch: Arch, shared: Tree, first: Tree | None) -> Weights:
+    """A client's personal part: what it keeps, or what a new client begins with.
+
+    Args:
+        memory: of the client.
+        arch: of the model.
+        shared: the part that came; the rest is personal.
+        first: what a client that holds nothing begins with; None where the server takes it to hold something.
+
+    Raises:
+        Forgotten: there is nothing to go on from.
+    """
+    if len(shared) == len(forms(arch)):
+        return {}
+    held: Weights | None = memory.get(PERSONAL)
+    if held is None and first is None:
+        raise Forgotten("the personal part is not held here")
+    return dict(first or {}) if held is None else held
+
+
+def trained_part(
+    model: Model, me: Client, sgd: SGD, names: Collection[str], mask: Tree | None = None, hook: local.Hook | None = None
+) -> Trained:
+    """Local training of the parameters in ``names``; the others stay as they are.
+
+    Args:
+        model: to start from.
+        me: whose samples.
+        sgd: without weight decay or a proximal term where something is frozen, since both move weights by themselves.
+        names: of the weights that learn. Statistics of other normalisation layers still follow their inputs.
+        mask: of the model, as in `local.train`.
+        hook: sees the gradients, those of frozen parameters as zeros.
+
+    Raises:
+        ConfigError: weight decay beside frozen parameters.
+    """
+    frozen = [name for name in model.weights if name not in names]
+    if frozen and (sgd.weight_decay or sgd.proximal):
+        raise ConfigError(
+            f"sgd.weight_decay = {sgd.weight_decay}, sgd.proximal = {sgd.proximal}: a part of the model is frozen here "
+            "and either would move it; set them to 0, or order = 'sim'"
+        )
+
+    def still(gradients: Mapping[str, Tensor]) -> None:
+        for name in frozen:
+            if name in gradients:  # buffers have none
+                gradients[name].zero_()
+        if hook is not None:
+            hook(gradients)
+
+    return local.train(model, me, sgd, mask=mask, hook=still if frozen else hook)
+
+
+# --- judging -------------------------------------------------------------------------------------------------------
+
+
+@message("personal/judge@1")
+class Judge:
+    """Judge the personal model: the shared part that came with the device's own, whole and under its mask.
+
+    With ``tune`` the model is trained so before it is judged, and the result is thrown away (fine-tuning).
+    """
+
+    arch: Arch
+    shared: Mapping[str, Tensor]
+    first: Mapping[str, Tensor] | None
+    rule: Rule
+    derived: Derived
+    tune: SGD | None = None
+
+
+@message("personal/judged@1")
+class Judged:
+    """Accuracies on the client's validation part, with all shared weights and with the kept ones alone."""
+
+    examples: int
+    dense: float
+    masked: float
+    loss: float
+
+
+@task("personal/judge")
+def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
+    """Accuracy of a client's model on its validation part, which decides nothing in a method that only judges by it."""
+    if not len(me.valid):
+        return Judged(0, 0.0, 0.0, 0.0), memory
+    own = owned(memory, request.arch, request.shared, request.first)
+
+    def score(shared: Tree) -> local.Score:
+        model = merged(request.arch, shared, own)
+        if request.tune is not None:
+            model = model.replace(local.train(model, me, request.tune).weights)
+        return local.evaluate(model, me.valid, me.device)
+
+    whole = score(request.shared)
+    masks = derived(request.arch, request.shared, request.rule, request.derived, me)
+    under = whole if masks is None else score(masked(request.shared, masks))
+    return Judged(len(me.valid), whole.accuracy, under.accuracy, whole.loss), memory
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Personalised accuracy: means weighted by samples, and that of the device at the tenth percentile."""
+
+    dense: float
+    masked: float
+    dense_p10: float
+    masked_p10: float
+    loss: float
+    devices: int
+
+
+def judged(fleet: Fleet, send: Mapping[Device, Judge]) -> Verdict | None:
+    """Ask devices to judge their models; None where no device that answered has a validation part.
+
+    Args:
+        fleet: the clients.
+        send: what each is to judge.
+    """
+    answers = [answer.value for answer in fleet.ask(judge, send, at_least=0)]
+    found = [value for value in answers if value.examples > 0]
+    if not found:
+        return None
+    shares = np.array([value.examples for value in found], np.float64)
+    shares /= shares.sum()
+    dense, under, loss = (
+        np.array([getattr(value, name) for value in found]) for name in ("dense", "masked", "loss")
+    )
+    return Verdict(
+        float(shares @ dense), float(shares @ under), tenth(dense), tenth(under), float(shares @ loss), len(found)
+    )
+
+
+def tenth(values: Sequence[float] | np.ndarray) -> float:
+    """The value of the device at the tenth percentile: the least one that a tenth of the devices does not exceed.
+
+    >>> tenth([0.9, 0.5, 0.8]), tenth([i / 20 for i in range(20)])
+    (0.5, 0.05)
+    """
+    return float(np.quantile(np.asarray(values, np.float64), 0.1, method="inverted_cdf"))

@@ -1,0 +1,126 @@
+"""Both accounts of a run under adaptive masks, side by side: the authors' (PruneFL) and one that leaves nothing out.
+
+The authors count 4 bytes for each value that travels (`prototype`), 8 bytes for each remaining prunable weight in seconds,
+and nothing for the initial pruning. Ours adds to the seconds what is missing: the initial pruning, biases, normalisation,
+masks and importances (`beside`). Both are formulas; what really travels is in the ledger.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from fedbonsai.local import SGD
+from fedbonsai.model import Model
+from fedbonsai.stages.pruning import count
+from fedbonsai.stages.pruning.masks import density
+from fedbonsai.stages.pruning.time_model import Seconds
+from fedbonsai.tree import Tree
+from fedbonsai.wire import message
+
+
+@message("prunefl/accounts@1")
+class Accounts:
+    """What a run has cost so far.
+
+    Attributes:
+        scouted: seconds of compute of the initial pruning, by the time model.
+        seconds: all rounds so far, by the authors' account: the initial pruning costs nothing.
+        whole: all so far, with the initial pruning and all that travels.
+        bytes: of the last round down and up, by `prototype`.
+    """
+
+    scouted: float = 0.0
+    seconds: float = 0.0
+    whole: float = 0.0
+    bytes: tuple[int, int] = (0, 0)
+
+    @staticmethod
+    def began(weights: Tree, masks: Tree, times: Seconds, scouted: float, stale: bool) -> Accounts:
+        """After the initial pruning: the dense model went to the scout and back, with its mask and stored values."""
+        values = sum(value.numel() for value in weights.values())
+        prunable = sum(mask.numel() for mask in masks.values())
+        return Accounts(scouted, 0.0, scouted + times.travel(8 * values + prunable / 8 + 4 * prunable * stale))
+
+    def after(
+        self, weights: Tree, masks: Tree, times: Seconds, asked: int, new_to: int, answered: int, values: int | None
+    ) -> Accounts:
+        """After one more round, which takes as long as its slowest device.
+
+        Args:
+            weights: of the model.
+            masks: under which the round was trained.
+            times: the time model.
+            asked: devices.
+            new_to: of them, those to whom masks were sent.
+            answered: devices whose updates were used.
+            values: importances that each of them sent; None where they were not asked for.
+        """
+        seconds = times.round(masks)
+        whole = seconds + times.travel(beside(weights, masks, new_to > 0, values or 0))
+        paper = prototype(weights, masks, asked, new_to, answered, values is not None)
+        return replace(self, seconds=self.seconds + seconds, whole=self.whole + whole, bytes=paper)
+
+
+def figures(model: Model, masks: Tree, size: count.Size, sgd: SGD, buffers: int) -> dict[str, float]:
+    """Size and cost of a masked model, by the rules of `count`.
+
+    Args:
+        model: exactly zero where it is pruned.
+        masks: by name of the weight.
+        size: of an image.
+        sgd: local training.
+        buffers: dense ones beside the gradient, which is dense too: pruned weights have importances.
+
+    Returns:
+        ``density`` and ``kept`` of the prunable weights, ``parameters`` with what is never pruned, ``macs`` of one image
+        forward, and bytes of ``training_memory`` with weights in the cheapest format.
+    """
+    kept, dense = sum(int(mask.sum()) for mask in masks.values()), count.parameters(model)
+    pruned = sum(mask.numel() for mask in masks.values()) - kept
+    memory = count.training_bytes(model, size, sgd.batch, masks, copies=1)
+    return {
+        "density": density(masks),
+        "kept": kept,
+        "parameters": dense - pruned,
+        "macs": count.flops(model, size, masks) // 2,
+        "training_memory": memory + 4 * dense * (1 + buffers + (sgd.momentum > 0)),
+    }
+
+
+def prototype(
+    weights: Tree, masks: Tree, asked: int, new_to: int, answered: int, importance: bool = False
+) -> tuple[int, int]:
+    """Bytes down and up of a round by the authors' message format, framing left out.
+
+    With n kept and s never pruned: 4 n + 4 s each way; down to ``new_to`` of the ``asked`` devices also `positions`; up
+    from the ``answered`` ones, where importances are wanted, also 4 bytes for each pruned weight.
+    """
+    kept = sum(int(mask.sum()) for mask in masks.values())
+    values = 4 * kept + 4 * sum(value.numel() for name, value in weights.items() if name not in masks)
+    pruned = sum(mask.numel() for mask in masks.values()) - kept
+    where = sum(map(positions, masks.values())) if new_to else 0
+    return asked * values + new_to * where, answered * (values + 4 * pruned * importance)
+
+
+def positions(mask: Tensor) -> int:
+    """Bytes of a mask as the authors write it: (row, column) below a density of 1/32, else a bit each, rows padded."""
+    rows, columns = mask.shape[0], mask[0].numel()
+    kept = int(mask.sum())
+    if 32 * kept >= rows * columns:
+        return rows * -(-columns // 8)
+    return 2 * kept * next(size for size in (1, 2, 4, 8) if max(rows, columns) <= 1 << 8 * size - (size > 1))
+
+
+def beside(weights: Tree, masks: Tree, new: bool, values: int) -> float:
+    """Bytes a device moves in a round that the authors' seconds leave out, by formula and without framing.
+
+    Args:
+        weights: what is never pruned travels both ways.
+        masks: a bit for each weight.
+        new: whether they travel.
+        values: importances that are sent.
+    """
+    rest = sum(value.numel() for name, value in weights.items() if name not in masks)
+    return 8 * rest + 4 * values + new * sum(mask.numel() for mask in masks.values()) / 8

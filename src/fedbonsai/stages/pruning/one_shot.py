@@ -1,0 +1,95 @@
+"""What a server does once before the rounds: train on samples of its own, remove units, train again.
+
+SERVER-INIT of FL-PQSU (Xu et al. 2021, by its authors' code); the choice of units is in `stages.pruning.filters`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from fedbonsai import local
+from fedbonsai.core import Client
+from fedbonsai.errors import ConfigError
+from fedbonsai.local import SGD
+from fedbonsai.model import Model
+from fedbonsai.stages.pruning import count, scores
+from fedbonsai.stages.pruning.count import Size
+from fedbonsai.stages.pruning.filters import All, Keep, prune, select, units, widths
+from fedbonsai.tree import finite, seed_of
+from fedbonsai.wire import message
+
+Score = Literal["l1", "taylor"]
+
+
+def taught(model: Model, server: Client, sgd: SGD, epochs: int, name: str) -> Model:
+    """The model after epochs on the server's samples; the same model for none.
+
+    Args:
+        model: to start from.
+        server: whose samples and seed.
+        sgd: of the clients; the server has a count of epochs of its own and is pulled back to nothing.
+        epochs: 0 or more.
+        name: of this training, for its random numbers.
+
+    Raises:
+        ConfigError: the weights are NaN or infinite afterwards.
+    """
+    if not epochs:
+        return model
+    sgd = replace(sgd, epochs=epochs, steps=0, proximal=0.0)
+    found = local.train(model, replace(server, seed=seed_of(server.seed, name, -1, 0)), sgd)
+    if not finite(found.weights):
+        raise ConfigError(f"{name} on the server gave values that are not finite (loss {found.loss}); lower sgd.lr")
+    return model.replace(found.weights)
+
+
+def pruned(model: Model, keep: Keep, score: Score, server: Client, size: Size) -> Model:
+    """The smaller network: the units of largest score, all scored before any is removed.
+
+    Args:
+        model: the full network.
+        keep: how many of each layer stay.
+        score: L1 norm of the weights, or of (w g)^2 on the server's samples.
+        server: whose samples.
+        size: of an image.
+    """
+    if isinstance(keep, All):
+        return model
+    groups, values = units(model, size), model.weights
+    if score == "taylor":
+        slopes = local.gradient(model, server.train, server.device)
+        values = scores.taylor({name: model.weights[name] for name in slopes}, slopes)
+    return prune(model, groups, select(values, groups, widths(keep, model, groups, size)))
+
+
+@message("one-shot/cost@1")
+class Cost:
+    """What the network costs a device.
+
+    Attributes:
+        parameters: trained values.
+        macs: multiply-accumulates of a forward pass of one image.
+        training_flops: operations of one image in a step of training.
+        training_memory: bytes of weights, gradients, momentum and activations of a batch; an upper estimate.
+    """
+
+    parameters: int
+    macs: int
+    training_flops: int
+    training_memory: int
+
+    @staticmethod
+    def of(model: Model, size: Size, sgd: SGD) -> Cost:
+        """Counted, not measured."""
+        copies = 3 if sgd.momentum else 2
+        return Cost(
+            count.parameters(model),
+            count.macs(model, size),
+            count.training_flops(model, size),
+            count.training_bytes(model, size, sgd.batch, copies=copies),
+        )
+
+    def figures(self) -> dict[str, float]:
+        """For the log."""
+        return {name: getattr(self, name) for name in ("parameters", "macs", "training_flops", "training_memory")}

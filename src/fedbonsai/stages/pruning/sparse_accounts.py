@@ -1,0 +1,70 @@
+"""Size and cost of a model under masks, and the bytes that FedTiny's and FedRTS's papers count for it.
+
+By the rules of `count`: each tensor in the cheapest format, 4 bytes a value, statistics of normalisation among them; what
+really travels is in the ledger. Sections 1.4 and 3 of FedTiny's accounting, after FedRTS (arXiv 2501.19122), section F.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from fedbonsai.local import SGD
+from fedbonsai.model import Model
+from fedbonsai.stages.pruning import count
+from fedbonsai.stages.pruning.masks import density
+from fedbonsai.stages.pruning.norm_statistics import statistics_of
+from fedbonsai.stages.pruning.pool import Counts
+from fedbonsai.tree import Tree, size
+
+
+def figures(
+    model: Model, masks: Tree, image: count.Size, sgd: SGD, buffers: Mapping[str, int] | None = None
+) -> dict[str, float]:
+    """Size and cost of a masked model.
+
+    Args:
+        model: exactly zero where it is pruned.
+        masks: by name of the weight.
+        image: its size.
+        sgd: local training.
+        buffers: entries of the growth buffers by name.
+
+    Returns:
+        ``density`` and ``kept`` of the prunable weights, ``parameters`` with what is never pruned, ``macs`` of one image
+        forward, and bytes of ``training_memory``: sparse weights, gradients and momentum, activations of a batch, buffers.
+    """
+    kept, every = (sum(int(f(mask)) for mask in masks.values()) for f in (torch.sum, torch.numel))
+    return {
+        "density": density(masks),
+        "kept": kept,
+        "parameters": count.parameters(model) - (every - kept),
+        "macs": count.flops(model, image, masks) // 2,
+        "training_memory": count.training_bytes(model, image, sgd.batch, masks, 2 + (sgd.momentum > 0), buffers),
+    }
+
+
+def selection_bytes(weights: Tree, counts: Sequence[Counts], devices: int, by: str) -> tuple[int, int]:
+    """Bytes down and up of the selection: down sum_c O_s(m_c) + C B_bn, up C B_bn + 4 C, for each device.
+
+    Args:
+        weights: of the model.
+        counts: weights that each candidate keeps, by name.
+        devices: that take part.
+        by: ``adaptive``; ``vanilla`` moves no statistics; ``none`` nothing at all.
+    """
+    if by == "none":
+        return 0, 0
+    moved = 4 * size(statistics_of(weights)) * len(counts) * (by == "adaptive")
+    down = sum(
+        count.storage_bytes(weights, {name: torch.arange(weights[name].numel()) < k for name, k in each.items()})
+        for each in counts
+    )
+    return devices * (down + moved), devices * (moved + 4 * len(counts))
+
+
+def round_bytes(weights: Tree, masks: Tree, counts: Mapping[str, int], asked: int, answered: int) -> tuple[int, int]:
+    """Bytes down and up of a round: O_s each way, and up O_xi for ``counts`` gradients where the round adjusts."""
+    storage = count.storage_bytes(weights, masks)
+    return asked * storage, answered * (storage + count.growth_bytes(weights, counts))

@@ -1,0 +1,99 @@
+"""A device's part of progressive pruning: the largest gradients at pruned places, in the memory of as many entries.
+
+FedTiny, section 2.4 (Huang et al., ICDCS 2023, arXiv 2212.01977).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedbonsai import work
+from fedbonsai.core import Client, Samples
+from fedbonsai.errors import NotFinite
+from fedbonsai.local import randomness
+from fedbonsai.model import Model, skeleton
+from fedbonsai.stages.pruning.places import packed_places
+from fedbonsai.tree import Tree
+from fedbonsai.wire import message
+
+ENTRY = 8  # bytes of an entry of the buffer: place and value
+
+
+@message("grow-prune/pairs@1")
+class Pairs:
+    """Places of one tensor, packed, and the signed gradients there, float32."""
+
+    places: bytes
+    values: Tensor
+
+
+class Buffer:
+    """The entries of largest magnitude among those that were offered, ties to the lower place, in the memory of ``size``."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._heap: list[tuple[float, int, float]] = []  # magnitude, -place, value: the root is the first to go
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def offer(self, places: Tensor, values: Tensor) -> None:
+        """Show entries: int64 places, in any order, and their values."""
+        if not self.size:
+            return
+        if len(self._heap) == self.size:  # most of a long tensor is refused without a step of Python
+            near = values.abs() >= self._heap[0][0]
+            places, values = places[near], values[near]
+        for place, value in zip(places.tolist(), values.tolist(), strict=True):
+            entry = (abs(value), -place, value)
+            if len(self._heap) < self.size:
+                heapq.heappush(self._heap, entry)
+            elif entry > self._heap[0]:
+                heapq.heapreplace(self._heap, entry)
+
+    def taken(self) -> tuple[Tensor, Tensor]:
+        """Places, ascending, and values."""
+        order = sorted((-place, value) for _, place, value in self._heap)
+        return torch.tensor([p for p, _ in order], dtype=torch.int64), torch.tensor([v for _, v in order])
+
+
+def top_gradients(
+    model: Model, me: Client, masks: Tree, counts: Mapping[str, int], batch: Samples, chunk: int = 1 << 16
+) -> dict[str, Pairs]:
+    """The ``counts`` largest gradients of the mean cross-entropy at pruned places, for the layers in question alone.
+
+    Neither the model nor its normalisation statistics change: the pass runs on this process's network object, whose
+    weights are written anew for each use.
+
+    Raises:
+        NotFinite: the gradient is not.
+    """
+    net = skeleton(model, me.device)
+    net.module.train()
+    batch = batch.to(me.device)
+    with randomness(net, me):
+        loss = F.cross_entropy(net.module(batch.x), batch.y)
+    gradients = torch.autograd.grad(loss, [net.parameters[name] for name in counts])
+    work.report(
+        model,
+        batch.x.shape[1:],
+        backward=len(batch),
+        held=ENTRY * sum(counts.values()),
+        masks={name: mask for name, mask in masks.items() if name not in counts},
+    )
+    found: dict[str, Pairs] = {}
+    for (name, count), gradient in zip(counts.items(), gradients, strict=True):
+        flat, pruned, buffer = gradient.reshape(-1).cpu(), ~masks[name].reshape(-1), Buffer(count)
+        if not bool(torch.isfinite(flat).all()):
+            raise NotFinite(f"the gradient of {name} is not finite; lower the learning rate")
+        for begin in range(0, len(flat), chunk):
+            places = pruned[begin : begin + chunk].nonzero().flatten() + begin
+            buffer.offer(places, flat[places])
+        places, values = buffer.taken()
+        found[name] = Pairs(packed_places(places.numpy(), len(flat)), values)
+    return found

@@ -1,0 +1,130 @@
+"""FedAvg under masks that both ends hold: what every method with one mask for all does in a round.
+
+Values travel under the masks, a mask only to whom it is new (`stages.held_masks`); what was sent back is exactly zero
+wherever the mask keeps nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from fedbonsai import local, tree
+from fedbonsai.core import Answer, Client, Device, Fleet, Memory, forgetful, task
+from fedbonsai.errors import BadMessage, ConfigError, NotFinite, Unanswered
+from fedbonsai.local import SGD
+from fedbonsai.model import Arch, Model
+from fedbonsai.stages.codec import Packed
+from fedbonsai.stages.held_masks import HeldMasks, Sent, pack, received
+from fedbonsai.stages.pruning import count
+from fedbonsai.stages.pruning.masks import density, prunable
+from fedbonsai.stages.updates import Combined, Update, combine
+from fedbonsai.tree import Tree, seed_of
+from fedbonsai.wire import message
+
+
+@message("under-masks/train@1")
+class Train:
+    """Values under masks, and how to train them."""
+
+    arch: Arch
+    sent: Sent
+    sgd: SGD
+
+
+@task("under-masks/train")
+def train(request: Train, me: Client, memory: Memory) -> tuple[Update, Memory]:
+    """Local training of the masked model; only what the masks keep goes back."""
+    start, masks, memory = received(request.sent, request.arch, memory)
+    return packed(local.train(Model(request.arch, start), me, request.sgd, mask=masks), masks, me.seed), memory
+
+
+def packed(trained: local.Trained, masks: Tree, seed: int) -> Update:
+    """A trained model as an answer, in full precision under the masks.
+
+    Raises:
+        NotFinite: training gave values that are NaN or infinite; the client counts as silent.
+    """
+    if not tree.finite(trained.weights):
+        raise NotFinite(f"training gave values that are not finite (loss {trained.loss}); lower the learning rate")
+    return Update(pack(trained.weights, masks, seed), trained.examples, trained.steps, trained.loss)
+
+
+def averaged(
+    model: Model, held: HeldMasks, sgd: SGD, devices: Sequence[Device], seed: int, t: int, fleet: Fleet
+) -> tuple[Combined | None, HeldMasks]:
+    """One round: what came of it, and who holds the masks; nothing came where all who were asked had lost the masks.
+
+    Args:
+        model: exactly zero where it is pruned.
+        held: its masks.
+        sgd: local training.
+        devices: who takes part.
+        seed: of the run.
+        t: round.
+        fleet: the clients.
+
+    Raises:
+        Unanswered: no update could be used.
+    """
+    sent = held.send(model.weights, devices, seed_of(seed, "down", t, 0))
+    made = {id(part): Train(model.arch, part, sgd) for part in sent.values()}
+    answers = fleet.ask(train, {device: made[id(part)] for device, part in sent.items()})
+    try:
+        combined = combine(opened(answers, model.weights, held.masks), model.weights, fleet)
+    except Unanswered:
+        if not forgetful(answers.silent):
+            raise
+        return None, held.silent(answers.silent)
+    return combined, held.heard(combined.devices).silent(answers.silent)
+
+
+def opened(answers: Iterable[Answer[Update]], like: Tree, masks: Tree) -> Iterator[Answer[Update]]:
+    """Answers as weights; one that is damaged comes as no weights, which `combine` drops."""
+    for answer in answers:
+        update = replace(answer.value, result=unpacked(answer.value, like, masks))
+        yield Answer(answer.device, update, answer.down, answer.up, answer.work)
+
+
+def unpacked(update: Update, like: Tree, masks: Tree) -> tree.Weights:
+    """Weights of an answer under masks; none if it is damaged."""
+    try:
+        return update.result.dense(like, masks) if isinstance(update.result, Packed) else {}
+    except BadMessage:
+        return {}
+
+
+def names_of(model: Model, never: Sequence[str]) -> list[str]:
+    """Names of the weights that masks may touch.
+
+    Args:
+        model: whose matrices and kernels.
+        never: a weight whose name contains one of these stays dense.
+
+    Raises:
+        ConfigError: none is left.
+    """
+    names = [name for name in prunable(model) if not any(part in name for part in never)]
+    if not names:
+        raise ConfigError(f"model {model.arch.name!r} has no weights that may be pruned; see method.never")
+    return names
+
+
+def costs(model: Model, masks: Tree, size: tuple[int, ...], sgd: SGD) -> dict[str, float]:
+    """What training under masks costs by the rules of `count`; to be found once for each change of the masks.
+
+    Returns:
+        ``density`` and ``kept`` of the weights with a mask, ``training_flops`` of one image in a step, and bytes of
+        ``training_memory``: weights, gradients and momentum in the cheapest format, activations of a batch.
+    """
+    channels, height, width = size
+    image, copies = (channels, height, width), 3 if sgd.momentum else 2
+    return {
+        "density": density(masks),
+        "kept": sum(int(mask.sum()) for mask in masks.values()),
+        "training_flops": count.training_flops(model, image, masks),
+        "training_memory": count.training_bytes(model, image, sgd.batch, masks, copies),
+    }
+
+
+Costs = Mapping[str, float]

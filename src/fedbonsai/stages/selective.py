@@ -1,0 +1,151 @@
+"""The client's half of selective updating: what it would send, packed, and whether a gate lets it.
+
+FL-PQSU (Xu et al. 2021, by its authors' code) sends 8-bit weights; here also changes of them, with error feedback. Its
+gate and those of LAQ and CMFL are in `stages.pruning.gates`. The server's half is `stages.newest`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedbonsai import local, tree
+from fedbonsai.core import Client, Memory
+from fedbonsai.errors import ConfigError, Forgotten, NotFinite
+from fedbonsai.local import SGD, Trained
+from fedbonsai.model import Arch, Model
+from fedbonsai.stages.broadcast import Coded, Sent, received
+from fedbonsai.stages.codec import Chain, Packed, apply
+from fedbonsai.stages.pruning import gates
+from fedbonsai.stages.pruning.gates import Agreement, Evidence, Gate, Lazy, Loss, Seen
+from fedbonsai.stages.updates import FEEDBACK
+from fedbonsai.tree import Tree, Weights
+from fedbonsai.wire import message
+
+SEEN, OWN, LAST, ERROR, BEFORE, TOWARD = "seen", "own", "last", "error", "before", "toward"  # what a client keeps
+
+
+@message("selective/rule@1")
+class Rule:
+    """How a client packs what it learned, and when it sends it.
+
+    Attributes:
+        uplink: codecs.
+        changes: whether changes of the weights are sent, or the weights themselves.
+        own: whether a client that skips goes on from its own model.
+        gate: when it sends.
+        moved: of the global model lately (`gates.moved`), for LAQ.
+        t: round.
+    """
+
+    uplink: Chain
+    changes: bool
+    own: bool
+    gate: Gate
+    moved: float
+    t: int
+
+
+def begun(sent: Sent | None, arch: Arch, like: Tree, memory: Memory) -> tuple[Weights, Memory]:
+    """What a client trains from, and its memory; if nothing was sent, the model of its own that it kept.
+
+    Args:
+        sent: the server's model.
+        arch: of the network.
+        like: forms of its weights, which are smaller than its builder's where it was pruned.
+        memory: of the client.
+
+    Raises:
+        Forgotten: what was sent, or that nothing was, needs what is not held here.
+    """
+    if sent is None:
+        if OWN not in memory:
+            raise Forgotten("nothing was sent, and there is no model of its own here to go on from")
+        return memory[OWN].dense(like), memory
+    if isinstance(sent, Coded):
+        return sent.packed.dense(like), memory
+    return received(sent, arch, memory)
+
+
+def trained(model: Model, me: Client, sgd: SGD, gate: Gate) -> tuple[Trained, float]:
+    """Local training, and the loss by which the gate judges it.
+
+    Raises:
+        NotFinite: the weights are NaN or infinite; the client is silent and its memory stays.
+        ConfigError: the gate wants a validation part, and this client has none.
+    """
+    last = [torch.tensor(torch.nan)]
+
+    def objective(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        loss = F.cross_entropy(net(x), y)
+        last[0] = loss.detach()
+        return loss
+
+    found = local.train(model, me, sgd, loss=objective)
+    if not tree.finite(found.weights):
+        raise NotFinite(f"training gave values that are not finite (loss {found.loss}); lower the learning rate")
+    how: Any = gate
+    kind = how.statistic if isinstance(gate, Loss) else "mean"
+    if kind == "valid":
+        if not len(me.valid):
+            raise ConfigError(f"gate statistic 'valid': client {me.id} has no validation part; set data.valid > 0")
+        return found, local.evaluate(Model(model.arch, found.weights), me.valid, me.device).loss
+    return found, float(last[0]) if kind == "last" else found.loss
+
+
+def selected(
+    rule: Rule, start: Tree, weights: Tree, loss: float, memory: Memory, me: Client
+) -> tuple[Packed | None, Memory]:
+    """What this client sends, or nothing, and its memory.
+
+    A skip leaves what error feedback owes as it was: this round is learned again from the next model.
+
+    Args:
+        rule: of the request.
+        start: what it trained from.
+        weights: what it came to.
+        loss: from `trained`.
+        memory: of the client.
+        me: whose seed draws.
+    """
+    change = tree.subtract(weights, start)
+    goal = change if rule.changes else weights
+    fed = rule.uplink.feedback is not None
+    packed, held = apply(rule.uplink, goal, memory.get(FEEDBACK, {}), me.seed, rule.t if fed else None)
+    last: Packed | None = memory.get(LAST)
+    error, toward = 0.0, None
+    if isinstance(rule.gate, Lazy):
+        error = tree.norm(held["residual"]) ** 2 if fed else gates.squared(goal, packed.dense(goal))
+    if isinstance(rule.gate, Agreement):
+        toward, memory = _toward(start, memory)
+    found = Evidence(
+        loss,
+        lambda: gates.draw(me.seed),
+        lambda: gates.squared(packed.dense(goal), last.dense(goal) if last is not None else {}),
+        lambda: error + memory.get(ERROR, 0.0),
+        rule.moved,
+        lambda: gates.agreement(change, toward) if toward is not None else None,
+        rule.t,
+    )
+    uploads, seen = gates.decide(rule.gate, found, memory.get(SEEN, Seen()))
+    memory = {**memory, SEEN: seen}
+    if not uploads:
+        return None, {**memory, OWN: packed} if rule.own else memory
+    memory.pop(OWN, None)
+    if fed:
+        memory[FEEDBACK] = held
+    if isinstance(rule.gate, Lazy):
+        memory |= {LAST: packed, ERROR: error}
+    return packed, memory
+
+
+def _toward(start: Tree, memory: Memory) -> tuple[Tree | None, Memory]:
+    """Signs of the global model's last change that this client saw; rounds that changed nothing do not count."""
+    before: Tree | None = memory.get(BEFORE)
+    toward: Tree | None = memory.get(TOWARD)
+    if before is not None and gates.squared(start, before):
+        toward = {name: value.sign().to(torch.int8) for name, value in tree.subtract(start, before).items()}
+    return toward, {**memory, BEFORE: start} | ({TOWARD: toward} if toward is not None else {})

@@ -1,0 +1,269 @@
+"""Who prunes how far, on what band and what is sent in a round: the plan before training, and its correction after it.
+
+The rules are the optimum of `fedbonsai.stages.allocation` and the baselines to compare it with (sections 4 and 6 of the
+specification of wireless pruning). A deadline is a share of T_full, the shortest round without pruning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from typing import Literal
+
+import numpy as np
+
+from fedbonsai.stages.allocation import (
+    Flags,
+    Floats,
+    Load,
+    Plan,
+    PruningError,
+    admit,
+    allocate,
+    allocate_blocks,
+    alternating,
+    common_ratio,
+    decoupled,
+    drop_stragglers,
+    equal_bandwidth,
+    min_latency,
+    truncated,
+)
+from fedbonsai.stages.choice import Choice, choice
+
+ROUNDING = 1e-9  # an upload that is cut by less than this is not cut
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be planned."""
+
+    load: Load
+    snr: Floats
+    deadline: float
+    bandwidth: float
+    weights: Floats
+    """lambda of each device in the objective."""
+    ratio_max: float = 0.9
+    cap: float = inf
+    values: Floats | None = None
+    """Who is served first where not all can be; the most devices where none are given."""
+    error: PruningError | None = None
+    """True error of pruning, for `optimum` with `surrogate = "error"`."""
+
+    def among(self, chosen: Flags) -> Task:
+        """The same for some of the devices, all of whom can be served."""
+        return Task(
+            self.load.among(chosen),
+            self.snr[chosen],
+            self.deadline,
+            self.bandwidth,
+            self.weights[chosen],
+            self.ratio_max,
+            self.cap,
+            None,
+            self.error,
+        )
+
+
+class Allocation(Choice):
+    """How ratios and bands are decided."""
+
+    waits: bool = True
+    """Whether the round has a deadline."""
+
+    def plan(self, task: Task) -> Plan:
+        """The plan of a round."""
+        raise NotImplementedError
+
+
+@choice("optimum")
+class Optimum(Allocation):
+    """The least weighted pruning that meets the deadline (P1); who cannot be served is dropped for the round."""
+
+    surrogate: Literal["ratio", "error"] = "ratio"
+    """What is least: the ratios, or the true errors of pruning by magnitude (7.5)."""
+    block: float = 0.0
+    """If positive: bands are whole numbers of blocks of so many Hz."""
+
+    def plan(self, task: Task) -> Plan:
+        """`allocate`, or `allocate_blocks`, of the devices that can be served."""
+        error = task.error if self.surrogate == "error" else None
+
+        def solve(some: Task) -> Plan:
+            numbers = (some.load, some.snr, some.deadline, some.bandwidth, some.weights, some.ratio_max)
+            if self.block:
+                return allocate_blocks(*numbers, block=self.block, cap=some.cap, error=error)
+            return allocate(*numbers, cap=some.cap, error=error)
+
+        return served(task, solve)
+
+
+@choice("fixed")
+class Fixed(Allocation):
+    """One given ratio for all and the bands of the shortest round; no deadline. At 0 it is no pruning at all."""
+
+    ratio: float = 0.0
+    """Pruning ratio of every device."""
+    waits = False
+
+    def __post_init__(self) -> None:
+        """Refuse what is no ratio."""
+        if not 0 <= self.ratio < 1:
+            raise ValueError(f"ratio = {self.ratio}: expected a share in [0, 1)")
+
+    def plan(self, task: Task) -> Plan:
+        """The bands of `min_latency`."""
+        count, kept = len(task.load), 1 - self.ratio
+        seconds, bands = min_latency(task.load, task.snr, task.bandwidth, kept, cap=task.cap)
+        everybody = np.ones(count, np.bool_)
+        return Plan(np.full(count, self.ratio), bands, everybody, np.full(count, seconds))
+
+
+@choice("common")
+class Common(Allocation):
+    """The least ratio that all devices can share (4.6)."""
+
+    def plan(self, task: Task) -> Plan:
+        """`common_ratio` of the devices that can be served."""
+        return served(
+            task, lambda some: common_ratio(*_numbers(some), some.ratio_max, cap=some.cap)
+        )
+
+
+@choice("equal")
+class Equal(Allocation):
+    """Equal bands, each device prunes as little as it can on its own."""
+
+    def plan(self, task: Task) -> Plan:
+        """`equal_bandwidth`."""
+        return equal_bandwidth(*_numbers(task), task.ratio_max, cap=task.cap)
+
+
+@choice("decoupled")
+class Decoupled(Allocation):
+    """Bands of the shortest round at one ratio, then the least ratios on those bands."""
+
+    initial: float = 0.5
+    """The one ratio."""
+
+    def plan(self, task: Task) -> Plan:
+        """`decoupled`."""
+        return decoupled(*_numbers(task), task.ratio_max, self.initial, cap=task.cap)
+
+
+@choice("alternating")
+class Alternating(Allocation):
+    """Ratios and bands in turn from equal bands, which stalls (warning in 4.4); a baseline only."""
+
+    step: Literal["min_max", "needed"] = "min_max"
+    """Bands of the shortest round at the ratios, or the bands that the ratios need, with which nothing moves."""
+
+    def plan(self, task: Task) -> Plan:
+        """`alternating`."""
+        return alternating(*_numbers(task), task.ratio_max, self.step, cap=task.cap)
+
+
+@choice("drop-stragglers")
+class DropStragglers(Allocation):
+    """No pruning; the largest set of devices that meet the deadline whole."""
+
+    def plan(self, task: Task) -> Plan:
+        """`drop_stragglers`."""
+        return drop_stragglers(*_numbers(task), cap=task.cap)
+
+
+def _numbers(task: Task) -> tuple[Load, Floats, float, float]:
+    return task.load, task.snr, task.deadline, task.bandwidth
+
+
+def served(task: Task, solve: Callable[[Task], Plan]) -> Plan:
+    """A plan for everybody, or where there is none for those that can be served together (7.3)."""
+    plan = solve(task)
+    if plan.feasible:
+        return plan
+    chosen = admit(*_numbers(task), task.ratio_max, task.values, cap=task.cap)
+    while chosen.any():
+        part = solve(task.among(chosen))
+        if part.feasible:
+            return spread(part, chosen)
+        # bands are whole blocks: the device that needs most of the band gives way
+        least = admit(*_numbers(task.among(chosen)), task.ratio_max, cap=task.cap)
+        keep = np.flatnonzero(chosen)[least][: int(chosen.sum()) - 1]
+        chosen = np.zeros(len(chosen), np.bool_)
+        chosen[keep] = True
+    return plan
+
+
+def spread(part: Plan, chosen: Flags) -> Plan:
+    """A plan for some devices as a plan for all."""
+
+    def wide(values: Floats) -> Floats:
+        found = np.zeros(len(chosen), values.dtype)
+        found[chosen] = values
+        return found
+
+    missing = int((~chosen).sum())
+    reason = f"{missing} of {len(chosen)} devices are left out: they cannot be served together in time"
+    active = wide(part.active).astype(np.bool_)
+    return Plan(wide(part.ratio), wide(part.bandwidth), active, wide(part.seconds), reason, None, part.multiplier)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A round as it goes: arrays have a value for each device."""
+
+    trains: Flags
+    """Who trains shared weights; the others only their personal ones."""
+    ratio: Floats
+    """Pruning ratio of training."""
+    sends: Flags
+    """Who is in time with an upload."""
+    sent: Floats
+    """Pruning ratio of the upload: above `ratio` where it was cut short."""
+    bandwidth: Floats
+    """Hz of the upload."""
+    latency: float
+    """Seconds of the round: of the slowest that sends; where nobody does, the deadline."""
+    deadline: float
+    """T_th, seconds; inf where the rule knows none."""
+    full: float
+    """T_full, seconds: the shortest round without pruning."""
+
+
+def scheduled(rule: Allocation, task: Task, share: float, true: tuple[Load, Floats] | None = None) -> Schedule:
+    """Plan a round by the channel that is predicted, and correct its uploads by the true one (7.2).
+
+    Args:
+        rule: how ratios and bands are decided.
+        task: by the predicted channel; its deadline is set here.
+        share: phi: the deadline as a share of T_full.
+        true: load and SNR-bandwidth products as they turn out; None where the prediction was true.
+    """
+    full = min_latency(task.load, task.snr, task.bandwidth, cap=task.cap)[0]
+    deadline = share * full
+    plan = rule.plan(
+        Task(
+            task.load,
+            task.snr,
+            deadline,
+            task.bandwidth,
+            task.weights,
+            task.ratio_max,
+            task.cap,
+            task.values,
+            task.error,
+        )
+    )
+    limit = deadline if rule.waits else inf
+    late, active = plan, plan.active
+    if true is not None and active.any():
+        load, snr = true[0].among(active), true[1][active]
+        kept = 1 - plan.ratio[active]
+        late = spread(
+            truncated(load, snr, limit, task.bandwidth, kept, weights=task.weights[active], cap=task.cap), active
+        )
+    sent = np.where(late.ratio > plan.ratio + ROUNDING, late.ratio, plan.ratio)
+    latency = late.latency if late.feasible else deadline
+    return Schedule(active, plan.ratio, late.active & active, sent, late.bandwidth, latency, limit, full)

@@ -1,0 +1,119 @@
+"""Exported files run in their own runtimes and say what the trained model says."""
+
+import onnx
+import pytest
+import torch
+from safetensors import safe_open
+
+import fedbonsai
+from fedbonsai.errors import ConfigError
+from fedbonsai.export.compact import load, save
+from fedbonsai.export.formats import FORMATS, format_named
+from fedbonsai.export.parity import compare
+from fedbonsai.export.trained import Trained
+from fedbonsai.model import Arch, Model
+
+
+def sparse(density: float = 0.05, seed: int = 0) -> Model:
+    """A network most of whose weights are zero."""
+    model = Model.init(Arch("mlp", {"channels": 1, "size": 8, "classes": 10, "widths": (64, 32)}), seed)
+    random = torch.Generator().manual_seed(seed)
+    return model.replace(
+        {
+            name: value * (torch.rand(value.shape, generator=random) < density) if value.dim() > 1 else value
+            for name, value in model.weights.items()
+        }
+    )
+
+
+def test_a_compact_file_gives_the_same_weights_back(tmp_path):
+    model = sparse()
+    save(model, tmp_path / "m.bonsai", notes={"mean": "[0.3]"})
+    back = load(tmp_path / "m.bonsai")
+    assert back.arch == model.arch
+    assert all(torch.equal(back.weights[name], value) for name, value in model.weights.items())
+    dense = sum(4 * value.numel() for value in model.weights.values())
+    # at 5 %: 4 bytes a value and less than a byte for its position, instead of 80 bytes of zeros
+    assert (tmp_path / "m.bonsai").stat().st_size < 0.12 * dense
+
+
+def test_8_bit_values_are_within_half_a_step(tmp_path):
+    model = sparse()
+    save(model, tmp_path / "m.bonsai", "int8")
+    back = load(tmp_path / "m.bonsai")
+    for name, value in model.weights.items():
+        if value.dim() > 1:
+            assert float((back.weights[name] - value).abs().max()) <= float(value.abs().max()) / 127 / 2 * 1.001
+
+
+def test_a_damaged_compact_file_is_refused(tmp_path):
+    file = tmp_path / "m.bonsai"
+    save(sparse(), file)
+    whole = file.read_bytes()
+    for damaged in (b"", whole[:100], whole[:-1], b"PK" + whole[2:]):
+        file.write_bytes(damaged)
+        with pytest.raises(ConfigError, match=r"m\.bonsai is not a compact model"):
+            load(file)
+    with pytest.raises(ConfigError, match="not a compact model"):
+        load(tmp_path / "none.bonsai")
+
+
+def test_unknown_formats_are_named():
+    with pytest.raises(ConfigError, match="known: onnx, executorch, safetensors, compact"):
+        format_named("tflite")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A dense, a physically smaller and a sparse network, trained far enough to be sure of their answers."""
+    home = tmp_path_factory.mktemp("runs")
+    common = {"rounds": 8, "data__clients": 4, "model__name": "cnn-bn"}
+    return {
+        recipe: fedbonsai.run(recipe, runs=home, name=recipe, **common, **more)
+        for recipe, more in (
+            ("fedavg", {}),
+            ("fl-pqsu", {"model__options__norm": "group"}),
+            ("fedtiny", {"model__options__norm": "batch"}),
+        )
+    }
+
+
+CASES = [
+    *(("fedavg", name, int8) for name, form in FORMATS.items() for int8 in ([False, True] if form.int8 else [False])),
+    ("fl-pqsu", "onnx", True),
+    ("fl-pqsu", "executorch", True),
+    ("fedtiny", "compact", True),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "name", "int8"), CASES)
+@pytest.mark.filterwarnings("ignore")  # the exporters warn of themselves
+def test_an_exported_file_agrees_with_the_trained_model(runs, tmp_path, recipe, name, int8):
+    trained = Trained.of(runs[recipe])
+    form = FORMATS[name]
+    target = tmp_path / f"model.{form.ending}"
+    form.write(trained, target, int8)
+    found = compare(name, target, form.runner(trained, target), trained.network(), trained.test)
+    assert found.agreement >= 0.99
+    assert found.bytes == target.stat().st_size
+    if not int8:
+        assert found.agreement == 1.0
+        assert found.difference < 1e-4
+    if recipe != "fedavg":
+        dense = sum(value.numel() * 4 for value in runs["fedavg"].model.weights.values())
+        assert found.bytes < 0.75 * dense, "smaller than the dense network in float32"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_files_carry_what_whoever_runs_them_must_know(runs, tmp_path):
+    trained = Trained.of(runs["fedavg"])
+    FORMATS["onnx"].write(trained, tmp_path / "m.onnx", False)
+    FORMATS["safetensors"].write(trained, tmp_path / "m.safetensors", False)
+    graph = onnx.load(str(tmp_path / "m.onnx"))
+    assert {entry.key for entry in graph.metadata_props} >= {"mean", "std", "classes", "input"}
+    with safe_open(str(tmp_path / "m.safetensors"), "pt") as file:
+        assert file.metadata()["std"] == trained.notes()["std"]
+    with pytest.raises(ConfigError, match="keeps weights as they are"):
+        FORMATS["safetensors"].write(trained, tmp_path / "m8.safetensors", True)

@@ -1,0 +1,155 @@
+"""Curves and costs against hand-made metrics; files and the page from real runs; the page in a real browser."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import fedbonsai
+from fedbonsai.errors import ConfigError
+from fedbonsai.reports.anatomy import layers
+from fedbonsai.reports.costs import measured, outcomes, to_goal
+from fedbonsai.reports.files import KINDS, write
+from fedbonsai.reports.series import AXES, Series, baseline, goal_of, together
+from fedbonsai.runs import recipes
+from fedbonsai.runs.run import Run
+
+AXIS = {axis.name: axis for axis in AXES}
+
+
+def made(name: str, accuracies: list[float], up: int, seed: int = 0, recipe: str = "fedavg", **columns: list) -> Run:
+    """A run with these accuracies after each round; each round moves ``up`` bytes up and as many down."""
+    rows = [
+        {"round": t, "skipped": False, "accuracy": a, "total_bytes_up": up * (t + 1), "total_bytes_down": up * (t + 1)}
+        | {key: values[t] for key, values in columns.items()}
+        for t, a in enumerate(accuracies)
+    ]
+    config = recipes.load(recipe, "", {"seed": seed})
+    info = {"data": {"name": "digits"}, "versions": {"torch": "2"}, "machine": {"cores": 2}, "commit": "abc"}
+    return Run(Path(name), config, info, rows)
+
+
+def test_seeds_of_one_configuration_are_one_series():
+    runs = [made("a-0", [0.5, 0.9], 10, 0), made("b", [0.4], 1, 0, "topk"), made("a-1", [0.7, 0.7], 10, 1)]
+    series = together(runs)
+    assert [(each.label, len(each.runs)) for each in series] == [("a", 2), ("b", 1)]
+    assert series[0].curve(AXIS["rounds"]) == [(1, 0.6, 0.5, 0.7), (2, pytest.approx(0.8), 0.7, 0.9)]
+    assert [x for x, *_ in series[0].curve(AXIS["bytes"])] == pytest.approx([20e-6, 40e-6])
+    mean, deviation = series[0].final()
+    assert (mean, deviation) == (pytest.approx(0.7), pytest.approx(0.0, abs=1e-12))
+
+
+def test_costs_to_a_goal_by_hand():
+    dense = Series("dense", (made("dense", [0.5, 0.8, 0.9], 1_000_000),))
+    small = Series("small", (made("small", [0.5, 0.6, 0.7, 0.85], 100_000),))
+    assert goal_of(dense, 0.8) == 0.8
+    assert (dense.to(0.8, AXIS["bytes"]), small.to(0.8, AXIS["bytes"])) == (4.0, pytest.approx(0.8))
+    assert dense.to(0.95, AXIS["bytes"]) is None
+    rows = to_goal([dense, small], dense, 0.8).rows
+    assert rows == [["dense", "2", "1.00", "4", "1.00"], ["small", "4", "0.50", "0.8", "5.00"]]
+
+
+def test_a_goal_counts_as_reached_only_if_every_seed_reaches_it():
+    both = Series("x", (made("x-0", [0.5, 0.9], 1), made("x-1", [0.5, 0.6], 1, 1)))
+    assert both.to(0.8, AXIS["rounds"]) is None
+    assert both.to(0.55, AXIS["rounds"]) == 2
+
+
+def test_only_axes_with_figures_are_shown():
+    plain, timed = (
+        made("plain", [0.5], 1),
+        made("timed", [0.5], 1, 0, "topk", simulated_seconds=[3.0], total_joules=[7.0]),
+    )
+    assert [axis.name for axis in measured(together([plain]))] == ["rounds", "bytes"]
+    assert [axis.name for axis in measured(together([plain, timed]))] == ["rounds", "bytes", "seconds", "energy"]
+    table = outcomes(together([plain, timed]))
+    assert table.rows[0][table.head.index("J")] == ""
+    assert table.rows[1][table.head.index("simulated s")] == "3"
+
+
+def test_layers_come_from_the_metrics():
+    run = made("p", [0.5, 0.6], 1, layers=[{"a": 1.0, "b": 0.5}, {"a": 0.25, "b": 0.5}])
+    found = layers(run)
+    assert (list(found.rounds), list(found.names)) == ([1, 2], ["a", "b"])
+    assert [list(row) for row in found.kept] == [[1.0, 0.25], [0.5, 0.5]]
+    assert layers(made("d", [0.5], 1)).kept == []
+
+
+def test_faults_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="no evaluated round"):
+        together([made("none", [], 1)])
+    with pytest.raises(ConfigError, match="same configuration and seed"):
+        together([made("a", [0.5], 1), made("b", [0.5], 1)])
+    series = together([made("a", [0.5], 1)])
+    with pytest.raises(ConfigError, match="no run 'z' to compare with; there are a"):
+        baseline(series, "z")
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        goal_of(series[0], 95)
+    with pytest.raises(ConfigError, match=r"\.html, \.png, \.svg, \.csv, \.md"):
+        write(tmp_path / "report.pdf", series, series[0], 0.5)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two dense runs that differ in the seed, and one that prunes."""
+    home = tmp_path_factory.mktemp("runs")
+    small = {"rounds": 3, "data__clients": 3, "data__limit": 200}
+    return [
+        *(fedbonsai.run("fedavg", runs=home, name=f"fedavg-{seed}", seed=seed, **small) for seed in (0, 1)),
+        fedbonsai.run("fedtiny", runs=home, name="fedtiny", **small),
+    ]
+
+
+@pytest.mark.slow
+def test_every_kind_of_file(runs, tmp_path):
+    series = together(runs)
+    for kind in KINDS:
+        write(tmp_path / f"report{kind}", series, series[0], goal_of(series[0], 0.2), "A <title>")
+    text = (tmp_path / "report.html").read_text()
+    assert "A &lt;title&gt;" in text
+    plots = json.loads(re.search(r"const PLOTS = (.*);\n", text)[1])
+    assert {"accuracy-rounds", "accuracy-bytes", "size", "bytes"} <= plots.keys()
+    drawn = {trace.get("name") for trace in plots["accuracy-rounds"]["data"]} - {None}
+    assert drawn == {"fedavg", "fedtiny"}
+    styles = [(t["line"]["dash"], t["marker"]["symbol"]) for t in plots["accuracy-rounds"]["data"] if "name" in t]
+    assert len(set(styles)) == len(styles), "readable without colour"
+    points = (tmp_path / "report.csv").read_text().splitlines()
+    assert len(points) == 1 + 2 * 2 * 3
+    assert "| fedavg | 2 |" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "report.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_the_page_in_a_browser(runs, tmp_path, width, scheme):
+    sync = pytest.importorskip("playwright.sync_api")
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    series = together(runs)
+    page = tmp_path / "report.html"
+    write(page, series, series[0], goal_of(series[0], 0.2))
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with sync.sync_playwright() as tool:
+        chromium = tool.chromium.launch(executable_path=browser, args=quiet)
+        view = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        faults: list[str] = []
+        view.on("console", lambda message: faults.append(message.text))
+        view.on("pageerror", lambda error: faults.append(str(error)))
+        asked: list[str] = []
+        view.on("request", lambda request: asked.append(request.url))
+        view.goto(page.as_uri())
+        view.wait_for_selector(".plot .main-svg")
+        assert faults == []
+        assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == [], (
+            "a page needs no network"
+        )
+        assert view.locator("figure").count() == view.locator(".plot:has(.main-svg)").count() > 3
+        assert view.evaluate("document.documentElement.scrollWidth") <= width, "nothing runs off the screen"
+        boxes = view.evaluate(
+            "[...document.querySelectorAll('.plot')].map(e => [e.clientWidth, e.querySelector('svg').clientWidth])"
+        )
+        assert all(drawn <= room for room, drawn in boxes)
+        chromium.close()

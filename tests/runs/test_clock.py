@@ -1,0 +1,233 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tests.cases import CASES
+
+import fedbonsai
+from fedbonsai.devices.figures import shipped
+from fedbonsai.errors import ConfigError
+from fedbonsai.runs import recipes
+from fedbonsai.runs.config import BudgetConfig, ClockConfig
+from fedbonsai.runs.run import execute
+from fedbonsai.runs.setup import shared_out
+
+QUICK = {
+    "rounds": 4,
+    "data.clients": 4,
+    "data.limit": 200,
+    "data.partition": "iid",
+    "model.name": "mlp",
+    "method.sgd.epochs": 1,
+}
+CLOCK = {"clock.devices": "raspberry-pi-4", "clock.link": "lte"}
+SIMULATED = ("round_seconds", "simulated_seconds", "joules", "total_joules", "macs", "total_macs", "peak_memory")
+
+
+def quick(**more):
+    return recipes.load("fedavg", overrides={**QUICK, **more})
+
+
+def test_without_a_clock_nothing_changes_and_with_one_only_columns_are_added(tmp_path):
+    plain = execute(quick(), tmp_path / "a")
+    timed = execute(quick(**CLOCK), tmp_path / "b")
+    assert not (tmp_path / "a" / "costs").exists()
+    assert plain.costs() == []
+    assert plain.seconds != plain.seconds
+    assert plain.ledger() == timed.ledger()
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+    for old, new in zip(plain.metrics, timed.metrics, strict=True):
+        assert {**old, "seconds": 0} == {
+            name: value for name, value in {**new, "seconds": 0}.items() if name not in (*SIMULATED, "lost_answers")
+        }
+
+
+def test_rows_of_the_metrics_are_sums_of_the_costs(tmp_path):
+    run = execute(quick(**CLOCK), tmp_path / "a")
+    rows = run.costs()
+    for t, row in enumerate(run.metrics):
+        here = [each for each in rows if each["round"] == t]
+        so_far = [each for each in rows if each["round"] <= t]
+        assert {each["client"] for each in here} == {"", "000", "001", "002", "003"}
+        assert row["round_seconds"] == sum(each["elapsed"] for each in here) > 0
+        assert row["simulated_seconds"] == pytest.approx(sum(each["elapsed"] for each in so_far))
+        assert row["joules"] == pytest.approx(sum(each["joules"] for each in here)) > 0
+        assert row["total_joules"] == pytest.approx(sum(each["joules"] for each in so_far))
+        assert row["macs"] == sum(each["macs"] for each in here) > 0
+        assert row["total_macs"] == sum(each["macs"] for each in so_far)
+        assert row["peak_memory"] == max(each["peak_memory"] for each in here)
+    assert (run.seconds, run.joules) == (run.metrics[-1]["simulated_seconds"], run.metrics[-1]["total_joules"])
+
+
+def test_slower_devices_and_links_take_longer(tmp_path):
+    def seconds(**more):
+        name = "-".join(more.values()).replace(" ", "")
+        return execute(quick(rounds=1, **more), tmp_path / name).seconds
+
+    pi = seconds(**CLOCK)
+    assert seconds(**{**CLOCK, "clock.devices": "raspberry-pi-5"}) < pi
+    assert seconds(**{**CLOCK, "clock.link": "fiber"}) < pi < seconds(**{**CLOCK, "clock.link": "lora"})
+    assert seconds(**{**CLOCK, "clock.devices": "raspberry-pi-4 0.5, raspberry-pi-5 0.5"}) == pi  # the slowest counts
+
+
+def test_shares_are_counted_exactly_and_drawn_by_seed():
+    ids = [str(i) for i in range(10)]
+    found = shared_out("a 0.5, b 0.3, c 0.2", ids, 0)
+    assert [list(found.values()).count(name) for name in "abc"] == [5, 3, 2]
+    assert set(found) == set(ids)
+    assert found == shared_out("a 0.5, b 0.3, c 0.2", ids, 0)
+    assert any(found[id] != shared_out("a 0.5, b 0.3, c 0.2", ids, 1)[id] for id in ids)
+    assert shared_out("a", ids, 0) == dict.fromkeys(ids, "a")
+    for wrong in ("a 0.5, b 0.6", "a b", "a, b", "a 1.5, b -0.5"):
+        with pytest.raises(ConfigError, match="shares"):
+            shared_out(wrong, ids, 0)
+
+
+@pytest.mark.parametrize(
+    ("budget", "reason"),
+    [
+        ({"budget.bytes": 1}, "budget.bytes of 1 used up"),
+        ({"budget.device_bytes": 1}, "budget.device_bytes of 1 used up"),
+        ({"budget.seconds": 1e-3}, "budget.seconds of 0.001 used up"),
+        ({"budget.joules": 1e-3}, "budget.joules of 0.001 used up"),
+        ({"budget.device_seconds": 1e-3}, "budget.device_seconds of 0.001 used up"),
+        ({"budget.device_joules": 1e-3}, "budget.device_joules of 0.001 used up"),
+    ],
+)
+def test_a_budget_ends_the_run_after_the_round_that_used_it_up(tmp_path, budget, reason):
+    run = execute(quick(**CLOCK, **budget), tmp_path / "a")
+    assert run.info["reason"].startswith(reason)
+    assert len(run.metrics) == 1
+    again = execute(quick(), tmp_path / "a", resume=True)
+    assert again.info["reason"] == run.info["reason"]
+    assert again.metrics == run.metrics
+
+
+def test_a_budget_lies_between_what_was_spent_before_and_after(tmp_path):
+    free = execute(quick(**CLOCK), tmp_path / "a")
+    for key, column in (("seconds", "simulated_seconds"), ("joules", "total_joules")):
+        middle = (free.metrics[1][column] + free.metrics[2][column]) / 2
+        run = execute(quick(**CLOCK, **{f"budget.{key}": middle}), tmp_path / key)
+        assert len(run.metrics) == 3
+        assert run.metrics[1][column] < middle <= run.metrics[2][column]
+    spent = [row["total_bytes_up"] + row["total_bytes_down"] for row in free.metrics]
+    assert len(execute(quick(**{"budget.bytes": spent[1]}), tmp_path / "bytes").metrics) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"clock.deadline": 3.0}, "no clock that deadline could concern"),
+        ({"clock.link": "lte"}, "no clock that link could concern"),
+        ({"clock.devices": "raspberry-pi-4", "clock.dropout": 1.0}, "dropout"),
+        ({"clock.devices": "raspberry-pi-4", "clock.slowdown": 0.5}, "slowdown"),
+        ({"clock.devices": "raspberry-pi-4", "fleet.wire": False}, "real bytes"),
+        ({"budget.joules": 3.0}, "budget.joules needs a clock"),
+        ({"budget.bytes": -1}, "bytes = -1"),
+    ],
+)
+def test_settings_that_cannot_be_meant(settings, text):
+    with pytest.raises(ConfigError, match=text):
+        quick(**settings)
+
+
+def test_defaults_are_no_clock_and_no_budget():
+    assert quick().clock == ClockConfig()
+    assert quick().budget == BudgetConfig()
+    assert quick().budget.timed == []
+
+
+def test_rounds_that_fail_take_time_too(tmp_path):
+    run = execute(quick(rounds=2, retries=1, **CLOCK, **{"clock.deadline": 0.01}), tmp_path / "a")
+    assert all(row["skipped"] for row in run.metrics)
+    assert [row["round_seconds"] for row in run.metrics] == [0.02, 0.02]  # two attempts each
+    assert [row["lost_answers"] for row in run.metrics] == [8, 8]
+    assert {row["attempt"] for row in run.costs()} == {0, 1}
+
+
+def test_devices_come_and_go_by_the_hour(tmp_path):
+    snail = tmp_path / "snail.toml"
+    snail.write_text(shipped("links")["lora"].replace("5470", "50"))  # a round takes more than an hour
+    settings = {**CLOCK, "clock.availability": 0.3, "clock.link": str(snail)}
+    run = execute(quick(rounds=6, **settings), tmp_path / "a")
+    asked = [
+        {row["client"] for row in run.costs() if row["round"] == t and row["client"]} for t in range(len(run.metrics))
+    ]
+    assert all(0 < len(who) < 4 for who in asked)
+    assert len({frozenset(who) for who in asked}) > 1
+
+
+SCRIPT = """
+import sys
+from fedbonsai.cli import main
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_and_resume_leaves_the_same_simulated_time(tmp_path):
+    words = ["run", "fedavg", "--rounds", "40", "--data.limit", "200", "--data.clients", "4", "--data.partition", "iid"]
+    words += [
+        "--model.name",
+        "mlp",
+        "--quiet",
+        "--devices",
+        "raspberry-pi-4 0.5, jetson-nano 0.5",
+        "--link",
+        "lte-commute",
+    ]
+    words += [
+        "--clock.dropout",
+        "0.2",
+        "--clock.stragglers",
+        "0.3",
+        "--clock.availability",
+        "0.8",
+        "--clock.first",
+        "3",
+    ]
+    script = tmp_path / "main.py"
+    script.write_text(SCRIPT)
+
+    def start(name):
+        return subprocess.Popen([sys.executable, str(script), *words, "--name", "n", "--runs", str(tmp_path / name)])
+
+    assert start("whole").wait(120) == 0
+    killed, kills, limit = start("killed"), 0, time.monotonic() + 120
+    metrics = tmp_path / "killed" / "n" / "metrics.jsonl"
+    while kills < 3:
+        if (metrics.read_text().count("\n") if metrics.exists() else 0) >= 9 * (kills + 1):
+            killed.send_signal(signal.SIGKILL)
+            killed.wait()
+            kills += 1
+            killed = subprocess.Popen(
+                [sys.executable, str(script), "run", "--quiet", "--resume", str(tmp_path / "killed" / "n")]
+            )
+        assert time.monotonic() < limit
+        assert killed.poll() in (None, 0)
+        time.sleep(0.002)
+    assert killed.wait(120) == 0
+    a, b = (fedbonsai.load(tmp_path / name / "n") for name in ("whole", "killed"))
+    assert a.costs() == b.costs()
+    assert [{**row, "seconds": 0} for row in a.metrics] == [{**row, "seconds": 0} for row in b.metrics]
+    assert (a.path / "model.safetensors").read_bytes() == (b.path / "model.safetensors").read_bytes()
+    assert len(json.dumps(a.costs())) > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_method_has_seconds_and_joules(case, tmp_path):
+    run = execute(case.config(**CLOCK), tmp_path / "a")
+    for row in run.metrics:
+        assert row["round_seconds"] > 0
+        assert row["joules"] > 0
+        assert row["macs"] > 0
+        assert row["peak_memory"] > 230e6
+    rows = [row for row in run.costs() if row["client"]]
+    assert all(row["joules"] > 0 and row["down_seconds"] > 0 and row["up_seconds"] > 0 for row in rows)
+    assert any(row["compute_seconds"] > 0 for row in rows)
+    assert all(0 < row["kept_macs"] <= row["macs"] for row in rows if row["macs"])

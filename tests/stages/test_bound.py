@@ -1,0 +1,111 @@
+"""Acceptance check 14 without noise: the theorem of the specification's section 3 on random quadratic systems.
+
+F_k(u, v) = (1/2) (z - c)^T H (z - c) with z = (u, v), so every constant of the theorem is known. The protocol is that of
+section 1.3: the personal part descends beneath the masked global part, then the kept coordinates of the global part do,
+and each coordinate becomes the mean over those that kept it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+
+@dataclass(frozen=True)
+class System:
+    """Quadratics of K devices with W global and P personal weights."""
+
+    hessian: np.ndarray  # (K, W + P, W + P), positive definite
+    centre: np.ndarray  # (K, W + P)
+    w: int
+
+    def gradient(self, k, u, v):
+        whole = self.hessian[k] @ (np.concatenate([u, v]) - self.centre[k])
+        return whole[: self.w], whole[self.w :]
+
+    def loss(self, u, vs):
+        away = np.stack([np.concatenate([u, v]) for v in vs]) - self.centre
+        return 0.5 * np.einsum("ki,kij,kj->k", away, self.hessian, away).mean()
+
+    def norm(self, rows, columns):
+        """The largest spectral norm of a block over devices: a Lipschitz constant."""
+        return max(np.linalg.norm(h[rows, columns], 2) for h in self.hessian)
+
+
+def system(rng, k, w, p):
+    root = rng.normal(size=(k, w + p, w + p)) / (w + p) ** 0.5
+    hessian = root @ root.transpose(0, 2, 1) + 0.05 * np.eye(w + p)
+    return System(hessian, rng.normal(size=(k, w + p)), w)
+
+
+def masks_of(rng, u, ratios, rotating):
+    """Kept coordinates of each device: nested, by magnitude; or rotating, its own random order of the smaller half."""
+    k, w = len(ratios), len(u)
+    kept = np.ones((k, w), bool)
+    for each, ratio in enumerate(ratios):
+        order = np.argsort(np.abs(u), kind="stable")
+        if rotating:
+            order[: w // 2] = rng.permutation(order[: w // 2])
+        kept[each, order[: int(ratio * w)]] = False
+    return kept
+
+
+def both_sides(seed):
+    """Left and right side of the theorem for one run; rho_k is the true |u - u m|^2 / |u|^2, the least of A4."""
+    rng = np.random.default_rng(seed)
+    k, w, p = int(rng.integers(2, 7)), int(rng.integers(4, 12)), int(rng.integers(2, 5))
+    tau_u, tau_v, rounds = int(rng.integers(1, 6)), int(rng.integers(1, 6)), 30
+    s, rotating = system(rng, k, w, p), bool(rng.integers(2))
+    left_of, right_of = slice(0, w), slice(w, None)
+    l_u, l_v, l_uv = s.norm(left_of, left_of), s.norm(right_of, right_of), s.norm(right_of, left_of)
+    ratios = np.concatenate([[0.0], rng.uniform(0, 0.8, k - 1)])  # somebody keeps all, so coverage is at least 1
+    u, vs = rng.normal(size=w), rng.normal(size=(k, p))
+    eta_v = rng.uniform(0.3, 1) / l_v
+    eta_u = rng.uniform(0.3, 1) * min(1 / (2 * l_u * tau_u), k**-0.5 / (13 * l_u * tau_u))
+    first, gradients, pruning, apart, coverage = s.loss(u, vs), 0.0, [], 0.0, k
+    for _ in range(rounds):
+        masks = masks_of(rng, u, ratios, rotating)
+        coverage = min(coverage, int(masks.sum(0).min()))
+        true = ((u * ~masks) ** 2).sum(1) / (u @ u)
+        pruning.append((u @ u) * true.sum())
+        new, steps = np.zeros((k, w)), 0.0
+        after = vs.copy()
+        for each in range(k):
+            part, v = u * masks[each], vs[each]
+            for _ in range(tau_v):
+                whole = s.gradient(each, u, v)[1]
+                steps += whole @ whole / k
+                v = v - eta_v * s.gradient(each, part, v)[1]
+            after[each] = v
+        shared = np.stack([s.gradient(each, u, after[each])[0] for each in range(k)])
+        mean = shared.mean(0)
+        gradients += eta_u * tau_u / 4 * (mean @ mean) + eta_v / 2 * steps
+        spread = ((shared - mean) ** 2).sum(1).mean()
+        for each in range(k):
+            part = u * masks[each]
+            drift = part.copy()
+            for _ in range(tau_u):
+                drift = drift - eta_u * masks[each] * s.gradient(each, drift, after[each])[0]
+                at = np.stack([s.gradient(other, drift, after[other])[0] for other in range(k)])
+                spread = max(spread, ((at - at.mean(0)) ** 2).sum(1).mean())
+            new[each] = drift
+        apart = max(apart, spread)
+        u, vs = (new * masks).sum(0) / masks.sum(0), after
+    kappa = 0.0 if coverage == k else k / coverage
+    per_ratio = 9 / 4 * eta_u * tau_u * l_u**2 / coverage + eta_v * tau_v * l_uv**2 / (2 * k)
+    local = 42 * l_u**2 * k / coverage * tau_u * (tau_u - 1) * eta_u**2
+    right = first / rounds + np.mean(pruning) * per_ratio + eta_u * tau_u * (kappa + local) * apart  # F* >= 0
+    return gradients / rounds, right
+
+
+@pytest.mark.slow
+def test_the_bound_holds_in_every_run():
+    shares = np.array([left / right for left, right in map(both_sides, range(200))])
+    assert (shares <= 1).all()
+    assert shares.max() > 0.05
+
+
+def test_the_bound_holds():
+    for seed in range(5):
+        left, right = both_sides(seed)
+        assert 0 < left <= right
