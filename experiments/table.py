@@ -34,12 +34,12 @@ PARTITIONS = {
 
 ACCURACY = [
     "Accuracy on the test set is the mean of the last five evaluated rounds, mean ± standard deviation over the seeds;",
-    "megabytes are all that was encoded up and down, mean over the seeds. Weights kept and multiplications are the",
-    "method's own figures for the last round's model, where it prunes. `python -m experiments.run EXPERIMENT` runs it.",
+    "megabytes are all that was encoded up and down, mean over the seeds. Weights kept, multiplications and memory are",
+    "counted for the last round's model, where a method prunes. `python -m experiments.run EXPERIMENT` runs it.",
 ]
 HEAD = [
-    "| experiment | setting | data | seeds | accuracy, % | MB up | MB down | weights kept | MMACs | commit | machine |",
-    "|---|---|---|---|---|---|---|---|---|---|---|",
+    "| experiment | setting | data | seeds | accuracy, % | MB up | MB down | weights kept | MMACs | training memory, kB | commit | machine |",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|",
 ]
 
 
@@ -100,6 +100,7 @@ def row(experiment: str, name: str, results: list[dict[str, Any]]) -> str:
         *(f"{statistics.mean(result['bytes'][way] for result in results) / 1e6:.2f}" for way in ("up", "down")),
         last("density", ".3f"),
         last("macs", ".3f", 1e-6),
+        last("training_memory", ".0f", 1e-3),
         ", ".join(sorted({str(result["commit"]) for result in results})),
         ", ".join(sorted({f"{result['processor']}, {result['machine']['cores']} cores" for result in results})),
     ]

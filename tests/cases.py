@@ -195,4 +195,15 @@ CASES = [
         up=frozenset({"fl-pqsu/upload@1"}),
         settings={"data.server": 0, "method.pretrain": 0, "method.finetune": 0},
     ),
+    *(
+        Case(
+            "wireless-pruning",
+            asks=2,
+            down=frozenset({"wireless-pruning/train@1", "personal/judge@1"}),
+            up=frozenset({"wireless-pruning/trained@1", "personal/judged@1"}),
+            preset=preset,
+            settings={"method.personal": [], "data.valid": 0.1},  # clients as in the first row
+        )
+        for preset in ("", "published")
+    ),
 ]

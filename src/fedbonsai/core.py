@@ -146,6 +146,7 @@ class Silence:
     up: int = 0
     forgot: bool = False  # the client lost what it held: send it everything next time
     work: Work = ()
+    lost: bool = False  # nothing arrived at the server, whatever was sent
 
 
 class Answers(Generic[R]):

@@ -7,6 +7,7 @@ from fedbonsai import local
 from fedbonsai.core import Client, Samples
 from fedbonsai.devices.clock import Times, compute_seconds, end, joules, kept, macs
 from fedbonsai.devices.figures import Figure
+from fedbonsai.devices.memory import step_bytes
 from fedbonsai.devices.networks import layers
 from fedbonsai.devices.profile import Curve, profile
 from fedbonsai.local import SGD
@@ -82,6 +83,8 @@ def test_a_network_of_ones_own_that_looks_at_values_is_counted_too():
 
     network("test-looks")(Looks)
     assert macs([episode(Arch("test-looks"), (1, 2, 2), forward=5)]).done == 5 * 12
+    learns = episode(Arch("test-looks"), (1, 2, 2), backward=5, batch=5, passes=1, steps=1)
+    assert 4 * (12 + 3) < step_bytes(learns) < 4000
 
 
 def test_seconds_by_hand():

@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from fedbonsai.fleets.costs import Costs
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.pool import PoolFleet
-from fedbonsai.fleets.timed import DAY, Clock, Timed
+from fedbonsai.fleets.timed import DAY, Clock, Timed, granted
 from fedbonsai.fleets.wrappers import Flaky, Metered
 from fedbonsai.local import SGD
 from fedbonsai.model import Arch, Model
@@ -196,8 +196,9 @@ def test_lost_requests_cost_nothing_without_a_deadline_and_patience_with_one():
     booked = rows(lost)
     assert all(booked[id]["macs"] == 0 for id in mute)
     assert all(booked[id]["macs"] > 0 for id in silent if id not in mute)
-    talk(waited := timed(Flaky(LocalFleet(clients()), 1.0), deadline=60.0), at_least=0)
-    assert rows(waited)[""]["elapsed"] == 60.0
+    for rate in (1.0, 0.3):
+        talk(waited := timed(Flaky(LocalFleet(clients()), rate), deadline=60.0), at_least=0)
+        assert rows(waited)[""]["elapsed"] == 60.0
 
 
 def test_dropouts_are_drawn_by_seed_and_stop_in_the_middle():
@@ -296,6 +297,17 @@ def test_simulated_time_of_a_round_stays_within_its_deadline(t):
     assert rows(limited)[""]["elapsed"] <= limit
     assert len(values) == sum(total <= limit for total in totals)
     assert len(values) + len(silent) == 5
+
+
+def test_a_granted_band_is_found_in_the_request_or_in_a_part_of_it():
+    @dataclass
+    class Whole:
+        grant: object
+
+    assert granted(request(bandwidth=5e6)) == 5e6
+    assert granted(Whole(request(bandwidth=5e6))) == 5e6
+    assert granted(Whole(request())) is None
+    assert granted(Question(torch.tensor(0.0))) is None
 
 
 def test_a_resumed_book_has_the_sums_of_the_one_that_went_on():

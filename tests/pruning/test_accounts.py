@@ -5,10 +5,7 @@ import math
 import pytest
 import torch
 
-from fedbonsai.local import SGD
-from fedbonsai.model import Arch, Model
-from fedbonsai.stages.pruning import count
-from fedbonsai.stages.pruning.accounts import Accounts, beside, figures, positions, prototype
+from fedbonsai.stages.pruning.accounts import Accounts, beside, positions, prototype
 from fedbonsai.stages.pruning.time_model import Seconds
 
 
@@ -66,19 +63,3 @@ def test_seconds_of_a_round_in_both_accounts():
     assert more.seconds == pytest.approx(2 * 12.4)
     assert more.whole == pytest.approx(known.whole + 12.4 + 4.45)
     assert more.bytes == (4 * 32 + 2, 3 * (32 + 4))
-
-
-def test_figures_of_a_masked_network():
-    model = Model.init(Arch("mlp", {"widths": (3,), "size": 2, "classes": 2}), 0)
-    names = [name for name, value in model.weights.items() if value.ndim > 1]
-    masks = {name: torch.zeros(model.weights[name].shape, dtype=torch.bool) for name in names}
-    for mask in masks.values():
-        mask[0, 0] = True
-    found = figures(model, masks, (1, 2, 2), SGD(batch=10), 1)
-    assert found["density"] == pytest.approx(2 / 18)
-    assert (found["kept"], found["parameters"], found["macs"]) == (2, 7, 2)
-    # weights in the cheapest format, activations of a batch, and dense: gradient and buffers of 23 values each
-    held = count.storage_bytes(model.weights, masks) + count.activation_bytes(model, (1, 2, 2), 10)
-    assert found["training_memory"] == held + 2 * 4 * 23
-    more = figures(model, masks, (1, 2, 2), SGD(batch=10, momentum=0.5), 2)
-    assert more["training_memory"] == held + 4 * 4 * 23

@@ -12,6 +12,8 @@ from fedbonsai.devices.figures import shipped
 from fedbonsai.errors import ConfigError
 from fedbonsai.runs import recipes
 from fedbonsai.runs.config import BudgetConfig, ClockConfig
+from fedbonsai.runs.progress import energy
+from fedbonsai.runs.report import plot, reached, table
 from fedbonsai.runs.run import execute
 from fedbonsai.runs.setup import shared_out
 
@@ -52,11 +54,12 @@ def test_rows_of_the_metrics_are_sums_of_the_costs(tmp_path):
         here = [each for each in rows if each["round"] == t]
         so_far = [each for each in rows if each["round"] <= t]
         assert {each["client"] for each in here} == {"", "000", "001", "002", "003"}
-        assert row["round_seconds"] == sum(each["elapsed"] for each in here) > 0
+        assert min(row["round_seconds"], row["joules"], row["macs"]) > 0
+        assert row["round_seconds"] == sum(each["elapsed"] for each in here)
         assert row["simulated_seconds"] == pytest.approx(sum(each["elapsed"] for each in so_far))
-        assert row["joules"] == pytest.approx(sum(each["joules"] for each in here)) > 0
+        assert row["joules"] == pytest.approx(sum(each["joules"] for each in here))
         assert row["total_joules"] == pytest.approx(sum(each["joules"] for each in so_far))
-        assert row["macs"] == sum(each["macs"] for each in here) > 0
+        assert row["macs"] == sum(each["macs"] for each in here)
         assert row["total_macs"] == sum(each["macs"] for each in so_far)
         assert row["peak_memory"] == max(each["peak_memory"] for each in here)
     assert (run.seconds, run.joules) == (run.metrics[-1]["simulated_seconds"], run.metrics[-1]["total_joules"])
@@ -158,6 +161,26 @@ def test_devices_come_and_go_by_the_hour(tmp_path):
     ]
     assert all(0 < len(who) < 4 for who in asked)
     assert len({frozenset(who) for who in asked}) > 1
+
+
+def test_the_report_compares_time_and_energy_to_a_target(tmp_path, capsys):
+    slow = execute(quick(**CLOCK), tmp_path / "slow")
+    fast = execute(quick(**{**CLOCK, "clock.link": "fiber"}), tmp_path / "fast")
+    plain = execute(quick(), tmp_path / "plain")
+    goal = slow.metrics[1]["accuracy"]
+    row = reached(slow, goal)
+    assert row is not None
+    assert row["round"] <= 1
+    assert row["simulated_seconds"] > reached(fast, goal)["simulated_seconds"]
+    assert reached(slow, 1.1) is None
+    table([slow, fast, plain], goal)
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"until {100 * goal:.2f} % test accuracy" in text
+    assert "raspberry-pi-4" in text
+    assert energy(slow.joules) in text
+    plot([slow, fast, plain], tmp_path / "four.png")
+    plot([plain], tmp_path / "two.png")
+    assert (tmp_path / "four.png").stat().st_size > (tmp_path / "two.png").stat().st_size > 10_000
 
 
 SCRIPT = """

@@ -1,9 +1,11 @@
+import sys
 from fractions import Fraction
 
 import numpy as np
 import pytest
 from scipy.optimize import brentq
 
+from fedbonsai.errors import Missing
 from fedbonsai.stages.allocation.rate import LN2, bandwidth_for, excess, rate, slope
 
 SNR_DB = np.linspace(-50, 90, 20_001)
@@ -66,3 +68,9 @@ def test_a_cap_is_a_floor_for_the_band():
     assert (capped <= cap * bands).all()
     assert np.abs(bandwidth_for(capped, snr, cap) / bands - 1).max() < 1e-12
     assert np.isinf(bandwidth_for(snr / LN2 * 1.01, snr, cap))
+
+
+def test_without_scipy_the_text_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.special", None)
+    with pytest.raises(Missing, match=r"fedbonsai\[sim\]"):
+        bandwidth_for(1e5, 1e6)

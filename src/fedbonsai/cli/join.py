@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from fedbonsai.errors import ConfigError
 if TYPE_CHECKING:
     from fedbonsai.fleets.flower.device import DeviceConfig
 
+NODE = "node.pid"
 LOOK = 1.0  # seconds between looks whether the node still runs
 
 
@@ -52,6 +52,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     """Take part until the process is told to end."""
     from fedbonsai.fleets.flower import compat
     from fedbonsai.fleets.flower.names import check_name
+    from fedbonsai.fleets.flower.processes import forget, remember, stop
 
     if compat.release() < (1, 40):
         raise ConfigError(f"flwr {compat.require()} is too old to join; pip install -U 'fedbonsai[flower]'")
@@ -66,9 +67,11 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     _write(device, folder)
     resident = None if args.plain else _resident(device, folder)
     signal.signal(signal.SIGTERM, _end)
+    forget(folder / NODE, "flower-supernode")  # left behind by a join that was killed
     node = subprocess.Popen(
         _command(args, folder), env=_environment(folder, args.plain), cwd=Path.cwd(), start_new_session=True
     )
+    remember(folder / NODE, node.pid)
     print(f"device {name!r} with its memory in {folder} joins {args.server}", flush=True)
     try:
         while node.poll() is None:
@@ -84,7 +87,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     finally:
         if resident is not None:
             resident.close()
-        _stop(node)
+        stop(node)
+        (folder / NODE).unlink(missing_ok=True)
 
 
 def _device(args: argparse.Namespace, rest: list[str], name: str, folder: Path) -> DeviceConfig:
@@ -137,27 +141,19 @@ def _resident(device: DeviceConfig, folder: Path) -> Any:
 
 def _command(args: argparse.Namespace, folder: Path) -> list[str]:
     from fedbonsai.fleets.flower.app import SETTING
-    from fedbonsai.fleets.flower.federation import program
+    from fedbonsai.fleets.flower.processes import free_port, program
 
     return [
         program("flower-supernode"),
         *("--root-certificates", str(args.ca.resolve()), "--auth-supernode-private-key", str(args.key.resolve())),
-        *("--superlink", args.server, "--host", "127.0.0.1", "--port", str(_free_port())),
+        *("--superlink", args.server, "--host", "127.0.0.1", "--port", str(free_port())),
         *("--node-config", f'{SETTING}="{folder / "device.toml"}"'),
     ]
 
 
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _environment(folder: Path, plain: bool) -> dict[str, str]:
     from fedbonsai.fleets.flower.app import PLAIN
-    from fedbonsai.fleets.flower.federation import environment
+    from fedbonsai.fleets.flower.processes import environment
 
     home = folder / "flower"
     home.mkdir(mode=0o700, exist_ok=True)
@@ -166,13 +162,3 @@ def _environment(folder: Path, plain: bool) -> dict[str, str]:
 
 def _end(*_: object) -> None:
     raise KeyboardInterrupt
-
-
-def _stop(node: subprocess.Popen[bytes]) -> None:
-    try:
-        os.killpg(node.pid, signal.SIGTERM)
-        node.wait(15)
-    except ProcessLookupError:
-        return
-    except subprocess.TimeoutExpired:
-        os.killpg(node.pid, signal.SIGKILL)

@@ -17,9 +17,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="", help="a preset of the recipe, such as published (default: modern)")
     parser.add_argument("--resume", type=Path, default=None, metavar="RUN", help="continue the run in this folder")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder under which the run's folder is made")
-    parser.add_argument("--devices", default="", help="device profile of the virtual clock: short for --clock.devices")
-    parser.add_argument("--link", default="", help="link of the virtual clock: short for --clock.link")
-    parser.add_argument("--fleet", default="", help="where clients run, local, pool or flower: short for --fleet.kind")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("-h", "--help", action="store_true", help="this help; after a recipe: all of its settings")
 
@@ -36,13 +33,11 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     from fedbonsai.runs.submit import submit
 
     if args.resume:
-        if args.recipe or rest or args.devices or args.link or args.fleet:
+        if args.recipe or rest:
             raise ConfigError("--resume continues a run as it was begun; leave out the recipe and its settings")
         config, folder = stored(args.resume), args.resume
     else:
-        short = {"clock.devices": args.devices, "clock.link": args.link, "fleet.kind": args.fleet}
-        given = recipes.overrides_of(rest) | {name: value for name, value in short.items() if value}
-        config = recipes.load(args.recipe, args.preset, given)
+        config = recipes.load(args.recipe, args.preset, recipes.overrides_of(rest))
         folder = args.runs / name_of(args.recipe, config)
     for module in config.imports:
         __import__(module)
@@ -72,9 +67,11 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _help(recipe: str, preset: str) -> None:
     print(
-        "usage: fedbonsai run RECIPE [--preset P] [--runs FOLDER] [--quiet] [--devices D] [--link L] [--SETTING VALUE ...]"
+        "usage: fedbonsai run RECIPE [--preset P] [--runs FOLDER] [--quiet] [--devices D] [--link L] [--fleet F]"
+        " [--SETTING VALUE ...]"
     )
     print("       fedbonsai run --resume RUN\n")
+    print("--devices, --link and --fleet are short for --clock.devices, --clock.link and --fleet.kind\n")
     if not recipe:
         print("recipes: fedbonsai ls recipes\nsettings of a recipe: fedbonsai run RECIPE --help")
         return

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -36,19 +35,22 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     """Serve until the process is told to end."""
     from fedbonsai.fleets.flower.federation import Federation
     from fedbonsai.fleets.flower.gate import Gate
+    from fedbonsai.fleets.flower.processes import free_port, remember, stop
     from fedbonsai.runs.submit import resume_all
 
     if rest:
         raise ConfigError(f"serve does not take {' '.join(rest)}")
     federation = Federation(args.folder)
-    inner = _free_port()
+    inner = free_port()
     federation.prepare(inner)
+    federation.sweep()
     gate = Gate(args.host, args.port, inner, federation.ca, federation.certificate, federation.key)
     signal.signal(signal.SIGTERM, _end)
     with federation.log.open("ab") as log:
         link = subprocess.Popen(
             federation.superlink(inner), env=federation.environment(), stdout=log, stderr=log, start_new_session=True
         )
+    remember(federation.link, link.pid)
     try:
         _wait(federation, link, inner)
         gate.start()
@@ -68,28 +70,12 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     finally:
         federation.state.unlink(missing_ok=True)
         gate.close()
-        _stop(link)
+        stop(link)
+        federation.sweep()
 
 
 def _end(*_: object) -> None:
     raise KeyboardInterrupt
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process and those that it started."""
-    try:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(15)
-    except ProcessLookupError:
-        return
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait(federation: Federation, link: subprocess.Popen[bytes], port: int) -> None:

@@ -19,7 +19,8 @@ from typing import Any
 from fedbonsai.errors import ConfigError
 from fedbonsai.work import Work
 
-TIDY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+TIDY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,12 @@ def trained(job: Job) -> Work:
     return tuple(done)
 
 
-def measure(job: Job) -> Footprint:
+def measure(job: Job, tidy: bool = True) -> Footprint:
     """Do a job in a process of its own.
+
+    Args:
+        job: what is trained.
+        tidy: whether freed blocks go back to the system; else as the C library does it by default.
 
     Raises:
         ConfigError: it failed; the text is the process's own.
@@ -74,7 +79,7 @@ def measure(job: Job) -> Footprint:
     words = json.dumps([job.name, list(job.sample), job.batch, job.steps, dict(job.options or {})])
     child = subprocess.run(
         [sys.executable, "-m", "fedbonsai.devices.footprint", words],
-        env=os.environ | TIDY,
+        env=os.environ | ONE_THREAD | (TIDY if tidy else {}),
         capture_output=True,
         text=True,
     )

@@ -7,8 +7,9 @@ times in the mean.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal, Protocol
 
@@ -26,7 +27,7 @@ Way = Literal["down", "up"]
 class Ask:
     """What a link may know of the ask of which a transfer is a part."""
 
-    devices: Sequence[str]
+    devices: tuple[str, ...]
     """Ids of all who were asked."""
     seed: int = 0
     round: int = 0
@@ -98,7 +99,7 @@ class Trace:
         begin = start + self.latency.value
         whole, offset = divmod(begin, self.period)
         target = float(np.interp(offset, edges, done)) + 8 * size / (1 - self.loss.value)
-        rounds, rest = divmod(target, done[-1])
+        rounds, rest = divmod(target, float(done[-1]))
         return whole_seconds(rounds, rest, edges, done, self.period) + self.period * whole - start
 
 
@@ -126,15 +127,19 @@ class Shared:
         """Latency, and the bits at the rate of this round's channel."""
         if not size:
             return 0.0
-        ids = list(ask.devices)
+        snr, place = heard(self.cell, ask.seed, ask.devices, ask.round), ask.devices.index(device)
         if way == "up":
-            snr = self.cell.snr_bandwidth(ask.seed, [device], ask.round)
-            band = ask.bandwidth.get(device, self.cell.bandwidth / len(ids))
-            rate = float(self.cell.rate(band, snr)[0])
+            band = ask.bandwidth.get(device, self.cell.bandwidth / len(snr))
+            rate = float(self.cell.rate(band, snr[place]))
         else:
-            snr = self.cell.snr_bandwidth(ask.seed, ids, ask.round)
-            rate = self.cell.broadcast_rate(snr) if ask.same else float(self.cell.unicast_rates(snr)[ids.index(device)])
+            rate = self.cell.broadcast_rate(snr) if ask.same else float(self.cell.unicast_rates(snr)[place])
         return self.latency.value + 8 * size / rate
+
+
+@lru_cache(maxsize=16)
+def heard(cell: Cell, seed: int, devices: tuple[str, ...], round: int) -> NDArray[np.float64]:
+    """SNR-bandwidth products of a round, Hz, drawn once for all of its transfers."""
+    return cell.snr_bandwidth(seed, devices, round)
 
 
 def read(table: Table) -> Link:

@@ -65,9 +65,6 @@ def step_bytes(episode: Episode) -> int:
 
     Between the batches of `around` it is the chord, which lies above, since the peak is the largest of several
     quantities that grow in proportion.
-
-    Raises:
-        NotImplementedError: the network looks at values, so it cannot be played.
     """
     low, high = around(episode.batch)
     below = _at(replace(episode, batch=low))
@@ -99,9 +96,16 @@ def _at(episode: Episode) -> int:
 
 
 def _played(episode: Episode) -> int:
-    net = network(episode).train(bool(episode.backward))
+    try:
+        return _step(episode, "meta")
+    except (NotImplementedError, RuntimeError):  # a network of one's own may look at values
+        return _step(episode, "cpu")
+
+
+def _step(episode: Episode, device: str) -> int:
+    net = network(episode, device).train(bool(episode.backward))
     batch = max(episode.batch, 2) if episode.backward else episode.batch  # statistics of one value do not exist
-    x = torch.zeros(batch, *episode.sample, device="meta").requires_grad_(episode.inward)
+    x = torch.zeros(batch, *episode.sample, device=device).requires_grad_(episode.inward)
     params = list(net.parameters())
     with _Watch() as watch:
         if not episode.backward:

@@ -57,6 +57,17 @@ class Clock:
 
 
 @dataclass(frozen=True)
+class Question:
+    """One ask: where the run stands, when it was sent, and what links know of it."""
+
+    scope: Scope
+    number: int
+    sent: float
+    """Simulated seconds since the run began."""
+    link: Ask
+
+
+@dataclass(frozen=True)
 class Cost:
     """What one ask costs one device, if it is waited for."""
 
@@ -87,15 +98,16 @@ class Timed(Wrapper):
         scope, number = self.where()
         away = self._away(scope, list(send))
         reached = {device: request for device, request in send.items() if device not in away}
-        link = Ask(
+        known = Ask(
             tuple(device.id for device in reached),
             scope.seed,
             scope.round,
             len({id(request) for request in reached.values()}) == 1,
             {device.id: hertz for device, request in reached.items() if (hertz := granted(request)) is not None},
         )
+        asked = Question(scope, number, self.costs.now, known)
         answers = self.inner.ask(task, reached, 0)
-        run = self._first(scope, number, link, answers) if self.clock.first else self._all(scope, number, link, answers)
+        run = self._first(asked, answers) if self.clock.first else self._all(asked, answers)
 
         def rest() -> Iterator[Answer[R] | Silence]:
             yield from run
@@ -112,35 +124,35 @@ class Timed(Wrapper):
             self.costs.pass_time(scope, wait)
         return {device: left - wait for device, left in hours.items() if left > wait}
 
-    def _all(self, scope: Scope, ask: int, link: Ask, answers: Answers[R]) -> Iterator[Answer[R] | Silence]:
+    def _all(self, asked: Question, answers: Answers[R]) -> Iterator[Answer[R] | Silence]:
         """Answers as they come in the mapping's order: whether one is late does not depend on the others."""
         costs: list[Cost] = []
         deadline = self.clock.deadline
         for answer in answers:
-            costs.append(cost := self._cost(scope, ask, link, answer))
+            costs.append(cost := self._cost(asked, answer))
             if cost.failed or (deadline and cost.times.total > deadline):
                 yield self._dropped(answer, cost.failed or f"late: {cost.times.total:.1f} s")
             else:
                 yield answer
         silent = list(answers.silent.values())
-        costs += [self._cost(scope, ask, link, silence) for silence in silent]
-        self._book(scope, costs, self._end(silent, costs), link)
+        costs += [self._cost(asked, silence) for silence in silent]
+        self._book(asked, costs, self._end(silent, costs))
         yield from silent
 
-    def _first(self, scope: Scope, ask: int, link: Ask, answers: Answers[R]) -> Iterator[Answer[R] | Silence]:
+    def _first(self, asked: Question, answers: Answers[R]) -> Iterator[Answer[R] | Silence]:
         """The earliest answers in the mapping's order; encoded, they wait on the disk until all have come."""
         came: list[tuple[Answer[Any], Cost, int]] = []
         with tempfile.TemporaryFile() as spool:
             for answer in answers:
-                cost = self._cost(scope, ask, link, answer)
+                cost = self._cost(asked, answer)
                 came.append((replace(answer, value=None), cost, spool.tell()))
                 spool.write(encode(answer.value))
             silent = list(answers.silent.values())
             good = [cost.times.total for _, cost, _ in came if not cost.failed]
-            costs = [cost for _, cost, _ in came] + [self._cost(scope, ask, link, silence) for silence in silent]
+            costs = [cost for _, cost, _ in came] + [self._cost(asked, silence) for silence in silent]
             enough = len(good) >= self.clock.first
             last = end(good, self.clock.deadline, self.clock.first) if enough else self._end(silent, costs)
-            self._book(scope, costs, last, link)
+            self._book(asked, costs, last)
             left = self.clock.first
             ends = [where for _, _, where in came[1:]] + [spool.tell()]
             for (answer, cost, begin), stop in zip(came, ends, strict=True):
@@ -153,7 +165,7 @@ class Timed(Wrapper):
 
     def _end(self, silent: list[Silence], costs: list[Cost]) -> float:
         """When all have come, or at the deadline; who never says anything is waited for until then."""
-        mute = any(not silence.up for silence in silent) or any(cost.failed for cost in costs)
+        mute = any(silence.lost or not silence.up for silence in silent) or any(cost.failed for cost in costs)
         if mute and self.clock.deadline:
             return self.clock.deadline
         return end([cost.times.total for cost in costs], self.clock.deadline)
@@ -162,10 +174,9 @@ class Timed(Wrapper):
         self.inner.reject(answer.device)
         return Silence(answer.device, why, answer.down, answer.up, work=answer.work)
 
-    def _cost(self, scope: Scope, ask: int, link: Ask, item: Answer[Any] | Silence) -> Cost:
-        id, clock = item.device.id, self.clock
+    def _cost(self, asked: Question, item: Answer[Any] | Silence) -> Cost:
+        id, clock, scope, link, now = item.device.id, self.clock, asked.scope, asked.link, asked.sent
         profile, carrier = clock.profiles[id], clock.links[id]
-        now = self.costs.now
         slow = fraction(scope.seed, f"clock/slow {id}", scope.round, 0) < clock.stragglers
         down = carrier.seconds("down", item.down, now, id, link)
         compute = compute_seconds(profile, item.work) * (clock.slowdown if slow else 1.0)
@@ -174,25 +185,23 @@ class Timed(Wrapper):
         if peak > profile.memory.value:
             failed = f"out of memory: needs {peak / 1e6:.0f} MB, has {profile.memory.value / 1e6:.0f} MB"
             times = replace(times, up=0.0)
-        elif fraction(scope.seed, f"clock/dropout {scope.attempt} {id}", scope.round, ask) < clock.dropout:
+        elif fraction(scope.seed, f"clock/dropout {scope.attempt} {id}", scope.round, asked.number) < clock.dropout:
             failed = "dropped out"
             times = times.until(
-                times.total * fraction(scope.seed, f"clock/moment {scope.attempt} {id}", scope.round, ask)
+                times.total * fraction(scope.seed, f"clock/moment {scope.attempt} {id}", scope.round, asked.number)
             )
         return Cost(item.device, times, macs(item.work), peak, failed)
 
-    def _book(self, scope: Scope, costs: list[Cost], last: float, link: Ask) -> None:
+    def _book(self, asked: Question, costs: list[Cost], last: float) -> None:
         for cost in costs:
             id = cost.device.id
-            if id not in link.devices:
-                continue
             spent = cost.times.until(last)
             idle = last - spent.total
             profile = self.clock.profiles[id]
             energy = joules(profile, spent, idle)
-            entry = self.costs.book(scope, id, profile.name, spent, idle, energy, cost.macs, cost.peak)
-            entry.dropped += bool(cost.failed) or cost.times.total > last
-        self.costs.pass_time(scope, last)
+            entry = self.costs.book(asked.scope, id, profile.name, spent, idle, energy, cost.macs, cost.peak)
+            entry.dropped += bool(cost.failed or cost.times.total > last)
+        self.costs.pass_time(asked.scope, last)
 
 
 def _read(spool: BinaryIO, begin: int, stop: int) -> Any:
@@ -201,9 +210,9 @@ def _read(spool: BinaryIO, begin: int, stop: int) -> Any:
 
 
 def granted(request: object) -> float | None:
-    """Hz that a request grants its device, where it says so in an attribute ``bandwidth``."""
-    value = getattr(request, "bandwidth", None)
-    return float(value) if isinstance(value, int | float) and value > 0 else None
+    """Hz that a request grants its device, where it or a part of it says so in an attribute ``bandwidth`` above 0."""
+    values = [getattr(part, "bandwidth", None) for part in (request, *vars(request).values())]
+    return next((float(value) for value in values if isinstance(value, int | float) and value > 0), None)
 
 
 def fraction(seed: int, who: str, round: int, ask: int) -> float:

@@ -134,11 +134,11 @@ class Flaky(Wrapper):
             for answer in answers:
                 if answer.device in lost:
                     self.inner.reject(answer.device)
-                    yield Silence(answer.device, "reply lost", answer.down, answer.up, work=answer.work)
+                    yield Silence(answer.device, "reply lost", answer.down, answer.up, work=answer.work, lost=True)
                 else:
                     yield answer
             yield from answers.silent.values()
-            yield from (Silence(device, "request lost") for device in send if device not in reached)
+            yield from (Silence(device, "request lost", lost=True) for device in send if device not in reached)
 
         return Answers(rest(), at_least)
 

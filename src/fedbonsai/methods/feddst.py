@@ -22,10 +22,11 @@ from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.held_masks import HeldMasks, Sent, received
 from fedbonsai.stages.pruning.criteria import best, kept
+from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.masks import masked
 from fedbonsai.stages.pruning.readjust import MaskedMean, Readjustment, changed, cut_back, readjusted
 from fedbonsai.stages.pruning.scores import magnitude
-from fedbonsai.stages.pruning.under_masks import averaged, costs, names_of, packed, unpacked
+from fedbonsai.stages.pruning.under_masks import averaged, names_of, packed, unpacked
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import MOST, Update
 from fedbonsai.tree import Tree, seed_of
@@ -123,7 +124,7 @@ class FedDST:
         masks = best(magnitude(weights), ones, kept(self.density, tree.size(weights)), "erk")
         size = tuple(server.train.x.shape[1:])
         start = model.replace(masked(model.weights, masks))
-        return State(start, server.seed, HeldMasks(masks), size, costs(model, masks, size, self.sgd))
+        return State(start, server.seed, HeldMasks(masks), size, figures(model, masks, size, self.sgd))
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """FedAvg under the masks, or a round that readjusts them."""
@@ -165,7 +166,7 @@ class FedDST:
             state,
             model=model,
             held=state.held.heard(heard).silent(answers.silent).renewed(masks),
-            costs=costs(model, masks, state.size, self.sgd),
+            costs=figures(model, masks, state.size, self.sgd),
             loss=loss / mean.weight,
             dropped=dropped,
             traded=changed(state.held.masks, masks) // 2,

@@ -19,13 +19,14 @@ from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.held_masks import HeldMasks, Sent, received
 from fedbonsai.stages.pruning.candidates import without
+from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.grow_prune import adjust
 from fedbonsai.stages.pruning.growth import Growth
 from fedbonsai.stages.pruning.norm_statistics import statistics_of
 from fedbonsai.stages.pruning.pool import allowed, pool, pool_size
 from fedbonsai.stages.pruning.progressive import Gathered, Trained, trained
 from fedbonsai.stages.pruning.selection import Selection, select
-from fedbonsai.stages.pruning.sparse_accounts import figures, round_bytes, selection_bytes
+from fedbonsai.stages.pruning.sparse_accounts import round_bytes, selection_bytes
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import combine
 from fedbonsai.tree import Weights, seed_of
@@ -162,7 +163,7 @@ class FedTiny:
         return {
             "train_loss": state.loss,
             "dropped": state.dropped,
-            **figures(state.model, state.held.masks, state.size, self.sgd, state.counts),
+            **figures(state.model, state.held.masks, state.size, self.sgd, buffers=state.counts),
             "traded": state.traded,
             "candidate": state.candidate,
             "selection_down": state.selected[0],

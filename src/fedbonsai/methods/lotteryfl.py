@@ -21,9 +21,10 @@ from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.held_masks import HeldMasks, Sent, hold, received
+from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.masks import Masks, density, keep_top, masked
 from fedbonsai.stages.pruning.readjust import MaskedMean, changed
-from fedbonsai.stages.pruning.under_masks import costs, names_of, packed, unpacked
+from fedbonsai.stages.pruning.under_masks import names_of, packed, unpacked
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import MOST, Update
 from fedbonsai.tree import Tree, seed_of
@@ -175,7 +176,7 @@ class LotteryFL:
             model=state.model.replace(mean.result(weights)),
             devices=held,
             moved=True,
-            costs=costs(state.model, largest, state.size, self.sgd),
+            costs=figures(state.model, largest, state.size, self.sgd),
             loss=loss / mean.weight,
             accuracy=accuracy / mean.weight,
             dropped=dropped,

@@ -22,12 +22,13 @@ from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.held_masks import HeldMasks, Sent, received
 from fedbonsai.stages.pruning.criteria import best
+from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.masks import Masks, masked
 from fedbonsai.stages.pruning.online import Search, seconds_of
 from fedbonsai.stages.pruning.per_time import full
 from fedbonsai.stages.pruning.scores import magnitude
 from fedbonsai.stages.pruning.time_model import Measured, Seconds, TimeModel, seconds
-from fedbonsai.stages.pruning.under_masks import costs, names_of, packed, unpacked
+from fedbonsai.stages.pruning.under_masks import names_of, packed, unpacked
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import Update, combine
 from fedbonsai.tree import Tree, Weights, generator, seed_of
@@ -117,7 +118,7 @@ class Online:
         classes = list(model.weights.values())[-1].shape[0]  # the classifier's bias has one value for each
         times = seconds(self.time, sizes, self.sgd.steps)
         held = HeldMasks(masks)
-        return State(model, server.seed, held, search, times, size, classes, costs(model, masks, size, self.sgd))
+        return State(model, server.seed, held, search, times, size, classes, figures(model, masks, size, self.sgd))
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """Masked FedAvg; after the first rounds compare losses, move the size, and prune to it."""
@@ -160,7 +161,7 @@ class Online:
             state,
             search=found,
             held=state.held.renewed(masks),
-            costs=costs(under, masks, state.size, self.sgd) if found.k != search.k else state.costs,
+            costs=figures(under, masks, state.size, self.sgd) if found.k != search.k else state.costs,
         )
 
     def model(self, state: State) -> Model:

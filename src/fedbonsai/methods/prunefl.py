@@ -22,7 +22,8 @@ from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.held_masks import HeldMasks, Sent, received
-from fedbonsai.stages.pruning.accounts import Accounts, figures
+from fedbonsai.stages.pruning.accounts import Accounts
+from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.importance import Gathered, Result, Wanted, measured, opened, plain, summing
 from fedbonsai.stages.pruning.masks import masked, prunable
 from fedbonsai.stages.pruning.per_time import halved, reconfigured
@@ -221,7 +222,9 @@ class PruneFL:
         return {
             "train_loss": state.loss,
             "dropped": state.dropped,
-            **figures(state.model, masks, state.size, self.sgd, 1 + (self.importance == "interval")),
+            **figures(
+                state.model, masks, state.size, self.sgd, 2 + (self.importance == "interval") + (self.sgd.momentum > 0)
+            ),
             "modelled_seconds": state.seconds.round(masks),
             "conventional_seconds": state.seconds.conventional(masks),
             "scout_seconds": accounts.scouted,

@@ -38,8 +38,9 @@ from fedbonsai.stages.pruning.criteria import (
     scores_of,
     structured,
 )
+from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.masks import Masks, masked
-from fedbonsai.stages.pruning.under_masks import averaged, costs, names_of
+from fedbonsai.stages.pruning.under_masks import averaged, names_of
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
@@ -110,8 +111,11 @@ class StaticMask:
                 "structure other than 'weights' is pruned once and uniformly: set distribution = 'uniform', "
                 "of = 'prunable', schedule.times = 1, criterion.iterations = 1 (for synflow too), no criterion 'run'"
             )
-        if isinstance(self.criterion, OfRun) and self.schedule != Schedule():
-            raise ValueError("criterion 'run' has its mask before the first round: leave schedule out")
+        early = isinstance(self.criterion, OfRun) or (isinstance(self.criterion, Saliency) and not asks)
+        if early and self.schedule != Schedule():
+            raise ValueError(
+                "criterion 'run', and data = 'server', make their mask before the first round: leave schedule out"
+            )
         if self.rewind == "init" and self.schedule.first + (self.schedule.times - 1) * self.schedule.every < 0:
             raise ValueError("rewind = 'init' has no effect on a mask made before training: set schedule.first >= 0")
 
@@ -123,14 +127,11 @@ class StaticMask:
         """
         how: Any = self.criterion
         masks = {name: torch.ones_like(model.weights[name], dtype=torch.bool) for name in names_of(model, self.never)}
-        if isinstance(self.criterion, Saliency) and how.data == "server":
-            if self.schedule != Schedule():
-                raise ConfigError("criterion.data = 'server' is asked before any round: leave method.schedule out")
-            if not len(server.train):
-                raise ConfigError("criterion.data = 'server': the server has no samples; set data.server, or 'devices'")
+        if isinstance(self.criterion, Saliency) and how.data == "server" and not len(server.train):
+            raise ConfigError("criterion.data = 'server': the server has no samples; set data.server, or 'devices'")
         size = tuple(server.train.x.shape[1:])
         initial = model.weights if self.rewind == "init" else {}
-        state = State(model, server.seed, HeldMasks(masks), initial, size, costs(model, masks, size, self.sgd))
+        state = State(model, server.seed, HeldMasks(masks), initial, size, figures(model, masks, size, self.sgd))
 
         def gradient(now: Model) -> tree.Weights:
             return local.gradient(now, server.train, server.device)
@@ -176,7 +177,7 @@ class StaticMask:
             model=model,
             held=state.held.renewed(masks),
             initial=state.initial if done < self.schedule.times else {},
-            costs=costs(model, masks, state.size, self.sgd),
+            costs=figures(model, masks, state.size, self.sgd),
             done=done,
         )
 

@@ -111,7 +111,10 @@ def drive(grid: Any, settings: Mapping[str, Any]) -> None:
     job = Path(str(settings.get("job", "")))
     if not job.is_file():
         raise ConfigError(f"job = {str(job)!r} is no file; start runs with: fedbonsai run RECIPE --fleet flower")
+    from fedbonsai.fleets.flower.processes import remember
+
     told = tomllib.loads(job.read_text())
+    remember(job.with_suffix(".pid"), os.getpid())
     os.chdir(told["cwd"])  # paths of the configuration are those of whoever started the run
     try:
         own_modules(told["config"])
@@ -120,4 +123,6 @@ def drive(grid: Any, settings: Mapping[str, Any]) -> None:
     except BaseException as error:
         write(result_of(job), json.dumps({"status": "failed", "reason": f"{error}" or type(error).__name__}).encode())
         raise
+    finally:
+        job.with_suffix(".pid").unlink(missing_ok=True)
     write(result_of(job), json.dumps({"status": "finished", "reason": ""}).encode())

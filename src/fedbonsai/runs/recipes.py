@@ -17,6 +17,7 @@ from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.structure import Table, settings, structure
 
 RECIPES = "fedbonsai.recipes"
+SHORT = {"devices": "clock.devices", "link": "clock.link", "fleet": "fleet.kind"}  # settings by a word of their own
 
 
 def shipped() -> dict[str, str]:
@@ -154,6 +155,7 @@ def overrides_of(words: Sequence[str]) -> dict[str, object]:
         if not word.startswith("--") or len(word) < 3:
             raise ConfigError(f"{word!r} belongs to no setting; write --a.b value")
         name, equals, value = word[2:].partition("=")
+        name = SHORT.get(name, name)
         if not equals:
             bare = not rest or (rest[0].startswith("--") and len(rest[0]) > 2)
             value = "true" if bare else rest.pop(0)

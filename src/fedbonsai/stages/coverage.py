@@ -6,6 +6,8 @@ shrink a coordinate by the share that kept it, every round; here uncovered coord
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from fedbonsai import tree
@@ -42,7 +44,9 @@ class CoverageMean:
         if isinstance(self._mean, MaskedMean):
             self._mean.add(weights, masks or {}, weight)
         elif masks is not None:
-            raise ValueError("masks came to a mean that nobody was to leave anything out of; make it with whole = False")
+            raise ValueError(
+                "masks came to a mean that nobody was to leave anything out of; make it with whole = False"
+            )
         else:
             self._mean.add(weights, weight)
 
@@ -51,21 +55,16 @@ class CoverageMean:
         return self._mean.result(otherwise) if isinstance(self._mean, MaskedMean) else self._mean.result()
 
 
-def covered(before: Masks | None, masks: Tree | None) -> Masks | None:
-    """Where anybody keeps anything, after one more device; None stands for everywhere.
-
-    Args:
-        before: so far.
-        masks: of the device.
-    """
-    if before is None or masks is None:
+def union(left: Tree | None, right: Tree | None) -> Masks | None:
+    """Where either keeps anything; None stands for everywhere."""
+    if left is None or right is None:
         return None
-    return {name: mask | before[name] for name, mask in masks.items()}
+    return {name: mask | right[name] for name, mask in left.items()}
 
 
-def nowhere(like: Tree) -> Masks:
+def nowhere(names: Iterable[str], like: Tree) -> Masks:
     """Masks that keep nothing, to begin `covered` with."""
-    return {name: torch.zeros_like(value, dtype=torch.bool) for name, value in like.items()}
+    return {name: torch.zeros_like(like[name], dtype=torch.bool) for name in names}
 
 
 def uncovered(masks: Tree | None) -> float:

@@ -7,8 +7,8 @@ judging of personal models is a fragment of conversation of its own, for any met
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
 
 import numpy as np
@@ -21,7 +21,7 @@ from fedbonsai.local import SGD, Trained
 from fedbonsai.model import Arch, Model, forms
 from fedbonsai.stages.pruning.derived_masks import Derived, Rule, derived
 from fedbonsai.stages.pruning.masks import masked
-from fedbonsai.tree import Tree, Weights, seed_of
+from fedbonsai.tree import Tree, Weights
 from fedbonsai.wire import message
 
 PERSONAL = "personal"  # the personal weights, in a client's memory
@@ -173,7 +173,7 @@ def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
         return local.evaluate(model, me.valid, me.device)
 
     whole = score(request.shared)
-    masks = derived(request.arch, request.shared, request.rule, request.derived, me)
+    masks = derived(request.arch, request.shared, request.rule, request.derived, me, own)
     under = whole if masks is None else score(masked(request.shared, masks))
     return Judged(len(me.valid), whole.accuracy, under.accuracy, whole.loss), memory
 
@@ -203,9 +203,7 @@ def judged(fleet: Fleet, send: Mapping[Device, Judge]) -> Verdict | None:
         return None
     shares = np.array([value.examples for value in found], np.float64)
     shares /= shares.sum()
-    dense, under, loss = (
-        np.array([getattr(value, name) for value in found]) for name in ("dense", "masked", "loss")
-    )
+    dense, under, loss = (np.array([getattr(value, name) for value in found]) for name in ("dense", "masked", "loss"))
     return Verdict(
         float(shares @ dense), float(shares @ under), tenth(dense), tenth(under), float(shares @ loss), len(found)
     )

@@ -108,7 +108,7 @@ class Cycles(Compute):
             )
 
     def frequency(self, ids: Sequence[str], seed: int) -> Floats:
-        """f of each device, Hz."""
+        """Hz of each device."""
         draws = np.array([np.random.default_rng(seed_of(seed, f"processor/{each}", -1, 0)).random() for each in ids])
         return self.slowest + draws * (self.fastest - self.slowest)
 

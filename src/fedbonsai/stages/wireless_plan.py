@@ -7,9 +7,9 @@ specification of wireless pruning). A deadline is a share of T_full, the shortes
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -30,18 +30,18 @@ from fedbonsai.stages.allocation import (
     min_latency,
     truncated,
 )
+from fedbonsai.stages.allocation.curve import curve
 from fedbonsai.stages.choice import Choice, choice
 
 ROUNDING = 1e-9  # an upload that is cut by less than this is not cut
 
 
 @dataclass(frozen=True)
-class Task:
+class Problem:
     """What is to be planned."""
 
     load: Load
     snr: Floats
-    deadline: float
     bandwidth: float
     weights: Floats
     """lambda of each device in the objective."""
@@ -51,29 +51,32 @@ class Task:
     """Who is served first where not all can be; the most devices where none are given."""
     error: PruningError | None = None
     """True error of pruning, for `optimum` with `surrogate = "error"`."""
+    deadline: float = inf
 
-    def among(self, chosen: Flags) -> Task:
+    def among(self, chosen: Flags) -> Problem:
         """The same for some of the devices, all of whom can be served."""
-        return Task(
-            self.load.among(chosen),
-            self.snr[chosen],
-            self.deadline,
-            self.bandwidth,
-            self.weights[chosen],
-            self.ratio_max,
-            self.cap,
-            None,
-            self.error,
+        return replace(
+            self, load=self.load.among(chosen), snr=self.snr[chosen], weights=self.weights[chosen], values=None
         )
 
 
 class Allocation(Choice):
     """How ratios and bands are decided."""
 
-    waits: bool = True
+    waits: ClassVar[bool] = True
     """Whether the round has a deadline."""
 
-    def plan(self, task: Task) -> Plan:
+    @property
+    def prunes(self) -> bool:
+        """Whether anything must be prunable."""
+        return True
+
+    @property
+    def by_error(self) -> bool:
+        """Whether it needs `Problem.error`."""
+        return False
+
+    def plan(self, problem: Problem) -> Plan:
         """The plan of a round."""
         raise NotImplementedError
 
@@ -87,17 +90,22 @@ class Optimum(Allocation):
     block: float = 0.0
     """If positive: bands are whole numbers of blocks of so many Hz."""
 
-    def plan(self, task: Task) -> Plan:
-        """`allocate`, or `allocate_blocks`, of the devices that can be served."""
-        error = task.error if self.surrogate == "error" else None
+    @property
+    def by_error(self) -> bool:
+        """With the true errors as surrogate."""
+        return self.surrogate == "error"
 
-        def solve(some: Task) -> Plan:
+    def plan(self, problem: Problem) -> Plan:
+        """`allocate`, or `allocate_blocks`, of the devices that can be served."""
+        error = problem.error if self.by_error else None
+
+        def solve(some: Problem) -> Plan:
             numbers = (some.load, some.snr, some.deadline, some.bandwidth, some.weights, some.ratio_max)
             if self.block:
                 return allocate_blocks(*numbers, block=self.block, cap=some.cap, error=error)
             return allocate(*numbers, cap=some.cap, error=error)
 
-        return served(task, solve)
+        return served(problem, solve)
 
 
 @choice("fixed")
@@ -106,17 +114,22 @@ class Fixed(Allocation):
 
     ratio: float = 0.0
     """Pruning ratio of every device."""
-    waits = False
+    waits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse what is no ratio."""
         if not 0 <= self.ratio < 1:
             raise ValueError(f"ratio = {self.ratio}: expected a share in [0, 1)")
 
-    def plan(self, task: Task) -> Plan:
+    @property
+    def prunes(self) -> bool:
+        """At a ratio above 0."""
+        return self.ratio > 0
+
+    def plan(self, problem: Problem) -> Plan:
         """The bands of `min_latency`."""
-        count, kept = len(task.load), 1 - self.ratio
-        seconds, bands = min_latency(task.load, task.snr, task.bandwidth, kept, cap=task.cap)
+        count, kept = len(problem.load), 1 - self.ratio
+        seconds, bands = min_latency(problem.load, problem.snr, problem.bandwidth, kept, cap=problem.cap)
         everybody = np.ones(count, np.bool_)
         return Plan(np.full(count, self.ratio), bands, everybody, np.full(count, seconds))
 
@@ -125,20 +138,18 @@ class Fixed(Allocation):
 class Common(Allocation):
     """The least ratio that all devices can share (4.6)."""
 
-    def plan(self, task: Task) -> Plan:
+    def plan(self, problem: Problem) -> Plan:
         """`common_ratio` of the devices that can be served."""
-        return served(
-            task, lambda some: common_ratio(*_numbers(some), some.ratio_max, cap=some.cap)
-        )
+        return served(problem, lambda some: common_ratio(*_numbers(some), some.ratio_max, cap=some.cap))
 
 
 @choice("equal")
 class Equal(Allocation):
     """Equal bands, each device prunes as little as it can on its own."""
 
-    def plan(self, task: Task) -> Plan:
+    def plan(self, problem: Problem) -> Plan:
         """`equal_bandwidth`."""
-        return equal_bandwidth(*_numbers(task), task.ratio_max, cap=task.cap)
+        return equal_bandwidth(*_numbers(problem), problem.ratio_max, cap=problem.cap)
 
 
 @choice("decoupled")
@@ -148,9 +159,9 @@ class Decoupled(Allocation):
     initial: float = 0.5
     """The one ratio."""
 
-    def plan(self, task: Task) -> Plan:
+    def plan(self, problem: Problem) -> Plan:
         """`decoupled`."""
-        return decoupled(*_numbers(task), task.ratio_max, self.initial, cap=task.cap)
+        return decoupled(*_numbers(problem), problem.ratio_max, self.initial, cap=problem.cap)
 
 
 @choice("alternating")
@@ -160,39 +171,42 @@ class Alternating(Allocation):
     step: Literal["min_max", "needed"] = "min_max"
     """Bands of the shortest round at the ratios, or the bands that the ratios need, with which nothing moves."""
 
-    def plan(self, task: Task) -> Plan:
+    def plan(self, problem: Problem) -> Plan:
         """`alternating`."""
-        return alternating(*_numbers(task), task.ratio_max, self.step, cap=task.cap)
+        return alternating(*_numbers(problem), problem.ratio_max, self.step, cap=problem.cap)
 
 
 @choice("drop-stragglers")
 class DropStragglers(Allocation):
     """No pruning; the largest set of devices that meet the deadline whole."""
 
-    def plan(self, task: Task) -> Plan:
+    @property
+    def prunes(self) -> bool:
+        """Never."""
+        return False
+
+    def plan(self, problem: Problem) -> Plan:
         """`drop_stragglers`."""
-        return drop_stragglers(*_numbers(task), cap=task.cap)
+        return drop_stragglers(*_numbers(problem), cap=problem.cap)
 
 
-def _numbers(task: Task) -> tuple[Load, Floats, float, float]:
-    return task.load, task.snr, task.deadline, task.bandwidth
+def _numbers(problem: Problem) -> tuple[Load, Floats, float, float]:
+    return problem.load, problem.snr, problem.deadline, problem.bandwidth
 
 
-def served(task: Task, solve: Callable[[Task], Plan]) -> Plan:
+def served(problem: Problem, solve: Callable[[Problem], Plan]) -> Plan:
     """A plan for everybody, or where there is none for those that can be served together (7.3)."""
-    plan = solve(task)
+    plan = solve(problem)
     if plan.feasible:
         return plan
-    chosen = admit(*_numbers(task), task.ratio_max, task.values, cap=task.cap)
+    chosen = admit(*_numbers(problem), problem.ratio_max, problem.values, cap=problem.cap)
     while chosen.any():
-        part = solve(task.among(chosen))
+        part = solve(problem.among(chosen))
         if part.feasible:
             return spread(part, chosen)
         # bands are whole blocks: the device that needs most of the band gives way
-        least = admit(*_numbers(task.among(chosen)), task.ratio_max, cap=task.cap)
-        keep = np.flatnonzero(chosen)[least][: int(chosen.sum()) - 1]
-        chosen = np.zeros(len(chosen), np.bool_)
-        chosen[keep] = True
+        needed = curve(problem.load, problem.snr, problem.deadline, problem.cap).bandwidth(1 - problem.ratio_max)
+        chosen[np.where(chosen, needed, -1.0).argmax()] = False
     return plan
 
 
@@ -200,13 +214,14 @@ def spread(part: Plan, chosen: Flags) -> Plan:
     """A plan for some devices as a plan for all."""
 
     def wide(values: Floats) -> Floats:
-        found = np.zeros(len(chosen), values.dtype)
+        found = np.zeros(len(chosen))
         found[chosen] = values
         return found
 
     missing = int((~chosen).sum())
     reason = f"{missing} of {len(chosen)} devices are left out: they cannot be served together in time"
-    active = wide(part.active).astype(np.bool_)
+    active = chosen.copy()
+    active[chosen] = part.active
     return Plan(wide(part.ratio), wide(part.bandwidth), active, wide(part.seconds), reason, None, part.multiplier)
 
 
@@ -232,37 +247,39 @@ class Schedule:
     """T_full, seconds: the shortest round without pruning."""
 
 
-def scheduled(rule: Allocation, task: Task, share: float, true: tuple[Load, Floats] | None = None) -> Schedule:
+def scheduled(
+    rule: Allocation,
+    problem: Problem,
+    share: float,
+    true: tuple[Load, Floats] | None = None,
+    remedy: Literal["drop", "extend"] = "drop",
+) -> Schedule:
     """Plan a round by the channel that is predicted, and correct its uploads by the true one (7.2).
 
     Args:
         rule: how ratios and bands are decided.
-        task: by the predicted channel; its deadline is set here.
+        problem: by the predicted channel; its deadline is set here.
         share: phi: the deadline as a share of T_full.
         true: load and SNR-bandwidth products as they turn out; None where the prediction was true.
+        remedy: what to do where not all can be served in time: ``drop`` leaves some out, ``extend`` moves the deadline to
+            the share between T_min, the shortest that has a plan for all, and T_full. Where nobody can be served, as
+            with slow processors that pruning does not relieve, it is moved in any case.
     """
-    full = min_latency(task.load, task.snr, task.bandwidth, cap=task.cap)[0]
+    full = min_latency(problem.load, problem.snr, problem.bandwidth, cap=problem.cap)[0]
     deadline = share * full
-    plan = rule.plan(
-        Task(
-            task.load,
-            task.snr,
-            deadline,
-            task.bandwidth,
-            task.weights,
-            task.ratio_max,
-            task.cap,
-            task.values,
-            task.error,
-        )
-    )
+    plan = rule.plan(replace(problem, deadline=deadline))
+    if not plan.feasible or (remedy == "extend" and not plan.active.all()):
+        least = min_latency(problem.load, problem.snr, problem.bandwidth, 1 - problem.ratio_max, cap=problem.cap)[0]
+        deadline = max(deadline, least + share * (full - least))
+        plan = rule.plan(replace(problem, deadline=deadline))
     limit = deadline if rule.waits else inf
     late, active = plan, plan.active
     if true is not None and active.any():
         load, snr = true[0].among(active), true[1][active]
         kept = 1 - plan.ratio[active]
         late = spread(
-            truncated(load, snr, limit, task.bandwidth, kept, weights=task.weights[active], cap=task.cap), active
+            truncated(load, snr, limit, problem.bandwidth, kept, weights=problem.weights[active], cap=problem.cap),
+            active,
         )
     sent = np.where(late.ratio > plan.ratio + ROUNDING, late.ratio, plan.ratio)
     latency = late.latency if late.feasible else deadline

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.flower import compat
 from fedbonsai.fleets.flower.certificates import CA, SERVER, SERVER_KEY
+from fedbonsai.fleets.flower.processes import environment, forget, program
 
 LINK = "fedbonsai"  # name of the connection in Flower's configuration
 OLDEST = (1, 40)  # the first release whose SuperLink speaks HTTP on one port, which `gate` relies on
@@ -85,6 +84,7 @@ class Federation:
         self.app, self.home = self.folder / "app", self.folder / "flower"
         self.state, self.log = self.folder / "serve.json", self.folder / "superlink.log"
         self.known = self.folder / "registered.json"
+        self.link = self.folder / "superlink.pid"
 
     def prepare(self, port: int) -> None:
         """Write what Flower needs to find its SuperLink at a port of this machine, and the app.
@@ -167,6 +167,12 @@ class Federation:
             lines.append(f"{name} is in")
         return lines
 
+    def sweep(self) -> None:
+        """End what an earlier server left behind: its SuperLink, and apps that would write into runs' folders."""
+        forget(self.link, "flower-superlink")
+        for file in self.jobs.glob("*.pid"):
+            forget(file, "flwr-serverapp")
+
     def running(self) -> dict[str, Any]:
         """What `fedbonsai serve` says of itself.
 
@@ -185,21 +191,3 @@ class Federation:
 
 def _key(file: Path) -> str:
     return " ".join(file.read_text().split()[:2])
-
-
-def program(name: str) -> str:
-    """Path of a program that was installed with this Python.
-
-    Raises:
-        ConfigError: it is not there.
-    """
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-    if found is None:
-        raise ConfigError(f"{name} is not installed here: pip install 'fedbonsai[flower]'")
-    return found
-
-
-def environment(home: Path) -> dict[str, str]:
-    """Environment of Flower's processes: quiet, with this Python's programs first, and all of Flower's files in one."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return {**os.environ, **compat.QUIET, "FLWR_HOME": str(home), "PATH": path}

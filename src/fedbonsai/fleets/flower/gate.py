@@ -55,6 +55,8 @@ class Gate:
             port=port,
             ssl_certfile=str(certificate),
             ssl_keyfile=str(key),
+            interface="asgi3",
+            proxy_headers=False,
             lifespan="off",
             log_level="error",
             access_log=False,

@@ -11,10 +11,6 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from fedbonsai.local import SGD
-from fedbonsai.model import Model
-from fedbonsai.stages.pruning import count
-from fedbonsai.stages.pruning.masks import density
 from fedbonsai.stages.pruning.time_model import Seconds
 from fedbonsai.tree import Tree
 from fedbonsai.wire import message
@@ -61,32 +57,6 @@ class Accounts:
         whole = seconds + times.travel(beside(weights, masks, new_to > 0, values or 0))
         paper = prototype(weights, masks, asked, new_to, answered, values is not None)
         return replace(self, seconds=self.seconds + seconds, whole=self.whole + whole, bytes=paper)
-
-
-def figures(model: Model, masks: Tree, size: count.Size, sgd: SGD, buffers: int) -> dict[str, float]:
-    """Size and cost of a masked model, by the rules of `count`.
-
-    Args:
-        model: exactly zero where it is pruned.
-        masks: by name of the weight.
-        size: of an image.
-        sgd: local training.
-        buffers: dense ones beside the gradient, which is dense too: pruned weights have importances.
-
-    Returns:
-        ``density`` and ``kept`` of the prunable weights, ``parameters`` with what is never pruned, ``macs`` of one image
-        forward, and bytes of ``training_memory`` with weights in the cheapest format.
-    """
-    kept, dense = sum(int(mask.sum()) for mask in masks.values()), count.parameters(model)
-    pruned = sum(mask.numel() for mask in masks.values()) - kept
-    memory = count.training_bytes(model, size, sgd.batch, masks, copies=1)
-    return {
-        "density": density(masks),
-        "kept": kept,
-        "parameters": dense - pruned,
-        "macs": count.flops(model, size, masks) // 2,
-        "training_memory": memory + 4 * dense * (1 + buffers + (sgd.momentum > 0)),
-    }
 
 
 def prototype(

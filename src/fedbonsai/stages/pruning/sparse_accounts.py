@@ -10,39 +10,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from fedbonsai.local import SGD
-from fedbonsai.model import Model
 from fedbonsai.stages.pruning import count
-from fedbonsai.stages.pruning.masks import density
 from fedbonsai.stages.pruning.norm_statistics import statistics_of
 from fedbonsai.stages.pruning.pool import Counts
 from fedbonsai.tree import Tree, size
-
-
-def figures(
-    model: Model, masks: Tree, image: count.Size, sgd: SGD, buffers: Mapping[str, int] | None = None
-) -> dict[str, float]:
-    """Size and cost of a masked model.
-
-    Args:
-        model: exactly zero where it is pruned.
-        masks: by name of the weight.
-        image: its size.
-        sgd: local training.
-        buffers: entries of the growth buffers by name.
-
-    Returns:
-        ``density`` and ``kept`` of the prunable weights, ``parameters`` with what is never pruned, ``macs`` of one image
-        forward, and bytes of ``training_memory``: sparse weights, gradients and momentum, activations of a batch, buffers.
-    """
-    kept, every = (sum(int(f(mask)) for mask in masks.values()) for f in (torch.sum, torch.numel))
-    return {
-        "density": density(masks),
-        "kept": kept,
-        "parameters": count.parameters(model) - (every - kept),
-        "macs": count.flops(model, image, masks) // 2,
-        "training_memory": count.training_bytes(model, image, sgd.batch, masks, 2 + (sgd.momentum > 0), buffers),
-    }
 
 
 def selection_bytes(weights: Tree, counts: Sequence[Counts], devices: int, by: str) -> tuple[int, int]:

@@ -6,7 +6,7 @@ wherever the mask keeps nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from fedbonsai import local, tree
@@ -16,8 +16,7 @@ from fedbonsai.local import SGD
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.held_masks import HeldMasks, Sent, pack, received
-from fedbonsai.stages.pruning import count
-from fedbonsai.stages.pruning.masks import density, prunable
+from fedbonsai.stages.pruning.masks import prunable
 from fedbonsai.stages.updates import Combined, Update, combine
 from fedbonsai.tree import Tree, seed_of
 from fedbonsai.wire import message
@@ -108,23 +107,3 @@ def names_of(model: Model, never: Sequence[str]) -> list[str]:
     if not names:
         raise ConfigError(f"model {model.arch.name!r} has no weights that may be pruned; see method.never")
     return names
-
-
-def costs(model: Model, masks: Tree, size: tuple[int, ...], sgd: SGD) -> dict[str, float]:
-    """What training under masks costs by the rules of `count`; to be found once for each change of the masks.
-
-    Returns:
-        ``density`` and ``kept`` of the weights with a mask, ``training_flops`` of one image in a step, and bytes of
-        ``training_memory``: weights, gradients and momentum in the cheapest format, activations of a batch.
-    """
-    channels, height, width = size
-    image, copies = (channels, height, width), 3 if sgd.momentum else 2
-    return {
-        "density": density(masks),
-        "kept": sum(int(mask.sum()) for mask in masks.values()),
-        "training_flops": count.training_flops(model, image, masks),
-        "training_memory": count.training_bytes(model, image, sgd.batch, masks, copies),
-    }
-
-
-Costs = Mapping[str, float]

@@ -1,0 +1,72 @@
+"""Flower's programs as processes of ours: found, started quietly, and never left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from fedbonsai.errors import ConfigError
+from fedbonsai.fleets.flower import compat
+
+GRACE = 15.0  # seconds that a process has to end by itself
+
+
+def program(name: str) -> str:
+    """Path of a program that was installed with this Python.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if found is None:
+        raise ConfigError(f"{name} is not installed here: pip install 'fedbonsai[flower]'")
+    return found
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Environment of Flower's processes: quiet, with this Python's programs first, and all of Flower's files in one."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**os.environ, **compat.QUIET, "FLWR_HOME": str(home), "PATH": path}
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process that leads a group, and the group with it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def remember(file: Path, pid: int) -> None:
+    """Write down a process, so that `forget` can end it even after its parent was killed."""
+    file.write_text(str(pid))
+
+
+def forget(file: Path, name: str) -> None:
+    """End what `remember` wrote down, if it still is a process of that name: numbers are given anew."""
+    try:
+        pid = int(file.read_text())
+        told = subprocess.run(["ps", "-p", str(pid), "-o", "command="], capture_output=True, text=True).stdout
+    except (OSError, ValueError):
+        return
+    if name in told:
+        with contextlib.suppress(ProcessLookupError):
+            leads = os.getpgid(pid) == pid
+            (os.killpg if leads else os.kill)(pid, signal.SIGKILL)
+    file.unlink(missing_ok=True)

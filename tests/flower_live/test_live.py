@@ -1,0 +1,160 @@
+"""A real SuperLink and two SuperNodes on loopback, with TLS and authentication, started by the verbs themselves.
+
+All of it takes some minutes: ``make test-flower``. Elsewhere one method and the refusals are enough.
+"""
+
+import os
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import replace
+
+import pytest
+
+from fedbonsai.fleets.flower import certificates
+from fedbonsai.runs.folder import Checkpoint, Folder
+from fedbonsai.runs.run import execute
+from fedbonsai.runs.submit import submit
+from fedbonsai.wire import encode
+from tests.cases import CASES
+from tests.flower_live.federation import BIN, CLIENTS, Place
+
+pytestmark = pytest.mark.slow
+ALL = bool(os.environ.get("FEDBONSAI_LIVE"))
+SYSTEMS = {
+    "fedavg": True,
+    "fl-pqsu": ALL,
+    "prunefl": ALL,
+    "fedtiny": ALL,
+    "sparse-collaborative-split": ALL,
+    "topk-ef": ALL,
+}
+everything = pytest.mark.skipif(not ALL, reason="takes minutes: make test-flower")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    made = Place(tmp_path_factory.mktemp("live"))
+    try:
+        made.serve()
+        for number in range(CLIENTS):
+            made.wait("serve", f"{number:03} is in")
+            made.join(f"{number:03}", number)
+        yield made
+    finally:
+        made.close()
+
+
+def case_named(name):
+    return next(case for case in CASES if str(case) == name)
+
+
+def final(folder):
+    return bytes(encode(Checkpoint(Folder(folder)).load()[1]))
+
+
+def simulated(config, folder):
+    execute(replace(config, fleet=replace(config.fleet, kind="local")), folder)
+    return final(folder)
+
+
+@pytest.mark.parametrize("name", [name for name, wanted in SYSTEMS.items() if wanted])
+def test_a_method_ends_on_devices_as_in_a_simulation_to_the_byte(place, tmp_path, name):
+    config = place.config(case_named(name))
+    run = submit(config, tmp_path / "devices", False)
+    assert run.info["status"] == "finished"
+    assert final(tmp_path / "devices") == simulated(config, tmp_path / "simulation")
+    # the ledger counts heads and payloads, Flower also its own objects around them, and the hello of each device
+    moved = place.traffic()
+    rows = run.ledger()
+    for way, theirs in (("down", "outbound-bytes"), ("up", "inbound-bytes")):
+        messages = CLIENTS + sum(row["messages"] for row in rows if row["direction"] == way)
+        framing = moved[theirs] - run.bytes[way]
+        print(f"{name}: {way} {run.bytes[way]} bytes, Flower's framing {framing / messages:.0f} bytes a message")
+        assert 0 < framing < 4000 * messages
+
+
+def test_strangers_and_strange_authorities_are_refused(place, tmp_path):
+    place.call("keys", "device", "stranger", "--folder", str(place.folder / "keys"))
+    place.join("stranger")
+    assert place.ended("join-stranger") == 1
+    assert "is its .pub file in the server's folder" in place.said("join-stranger")
+    certificates.make_server(tmp_path / "other", ["localhost"])
+    place.call("keys", "device", "fooled", "--folder", str(place.folder / "keys"))
+    place.join("fooled", 0, tmp_path / "other" / "ca.crt")
+    until = time.monotonic() + 60
+    while "CERTIFICATE_VERIFY_FAILED" not in place.said("join-fooled") and place.running["join-fooled"].poll() is None:
+        assert time.monotonic() < until, place.said("join-fooled")[-2000:]
+        time.sleep(0.5)
+    assert "Activated" not in place.said("join-fooled")
+    place.running["join-fooled"].terminate()
+    place.ended("join-fooled")
+
+
+def test_the_gate_lets_devices_through_and_nobody_else(place):
+    trusted = ssl.create_default_context(cafile=str(place.federation / "ca.crt"))
+
+    def post(path, data=b"", method="POST"):
+        request = urllib.request.Request(f"https://localhost:{place.port}{path}", data, method=method)
+        try:
+            with urllib.request.urlopen(request, context=trusted, timeout=30) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    for path in (
+        "/v1/control/list-runs",
+        "/v1/control/start-run",
+        "/v1/control/register-node",
+        "/v1/runtime/pull-messages",
+        "/v1/fleet/../control/list-runs",
+        "/v1/fleet/%2e%2e/control/list-runs",
+        "/v1/fleet/pull-messages?x=1",
+        "/",
+    ):
+        assert post(path) == 404, path
+    assert post("/docs", None, "GET") == 404
+    assert post("/health", None, "GET") == 404
+    # a device's request without a registered key reaches the SuperLink, which refuses it
+    assert post("/v1/fleet/pull-messages") in (400, 401, 403, 415, 422)
+
+
+@everything
+def test_a_node_and_the_server_are_killed_and_the_run_ends_as_if_nothing_had_been(place, tmp_path):
+    config = place.config(case_named("topk-ef"), rounds=4, **{"method.cohort": 0})
+    whole = simulated(config, tmp_path / "simulation")
+    folder = tmp_path / "devices"
+    fault = []
+
+    def run():
+        try:
+            submit(config, folder, False)
+        except BaseException as error:
+            fault.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    until = time.monotonic() + 180
+    while len(Folder(folder).rows()) < 2:
+        assert time.monotonic() < until
+        assert not fault, fault
+        time.sleep(0.2)
+    place.kill("serve")
+    place.kill("join-001")
+    assert 2 <= len(Folder(folder).rows()) < 4
+    place.serve()
+    place.join("001", 1)
+    place.wait("serve", "goes on from its last finished round")
+    thread.join(240)
+    assert not thread.is_alive()
+    assert final(folder) == whole, fault
+
+
+@everything
+def test_a_device_whose_key_is_taken_away_is_out(place):
+    (place.federation / "devices" / "001.pub").unlink()
+    place.wait("serve", "001 is out")
+    assert place.ended("join-001", 180) == 1
+    assert BIN.exists()
