@@ -1,0 +1,94 @@
+"""Pages of the site that lie elsewhere in the repository, and a page for each module; run by mkdocs (`make docs`)."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+
+import mkdocs_gen_files
+
+ROOT = Path(__file__).parents[1]
+LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
+
+GUIDES = {
+    "Choose a method": "choose.md",
+    "Reports and comparisons": "reports.md",
+    "What it costs": "costs.md",
+    "Codecs": "codecs.md",
+    "Your own model and data": "your-own-model-and-data.md",
+    "Your own method": "your-own-method.md",
+    "Masks that compute less": "sparse.md",
+    "Real devices": "flower.md",
+    "Take the model home": "export.md",
+    "All results": "results.md",
+    "The wire format": "wire.md",
+}
+ELSEWHERE = {"README.md": "index.md", "ARCHITECTURE.md": "architecture.md", "CONTRIBUTING.md": "contributing.md"}
+ELSEWHERE["CHANGELOG.md"] = "changelog.md"
+
+
+def title(text: str) -> str:
+    """First heading of a page."""
+    return next(line.removeprefix("# ") for line in text.splitlines() if line.startswith("# "))
+
+
+def places() -> dict[str, str]:
+    """Where each document of the repository stands on the site, by its path from the root."""
+    cards = sorted((ROOT / "src" / "fedbonsai" / "methods").glob("*.md"))
+    found = dict(ELSEWHERE)
+    found |= {card.relative_to(ROOT).as_posix(): f"methods/{card.name}" for card in cards}
+    found |= {
+        page.relative_to(ROOT).as_posix(): page.relative_to(ROOT / "docs").as_posix()
+        for page in (ROOT / "docs").rglob("*.md")
+    }
+    return found
+
+
+def moved(text: str, source: str, where: dict[str, str]) -> str:
+    """A document with its links as they are on the site; what is not on it is told by its path."""
+
+    def link(match: re.Match[str]) -> str:
+        image, words, path, anchor = match.groups()
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
+        if image:
+            return match[0]
+        if target not in where:
+            return f"{words} (`{target}`)"
+        return f"[{words}]({posixpath.relpath(where[target], posixpath.dirname(where[source]) or '.')}{anchor or ''})"
+
+    return LINK.sub(link, text)
+
+
+def build() -> None:
+    """Write all pages and the navigation."""
+    where = places()
+    lines = ["- [Start](index.md)", "- Guides"]
+    lines += [f"    - [{name}]({page})" for name, page in GUIDES.items() if (ROOT / "docs" / page).exists()]
+    lines.append("- Methods")
+    for source, page in where.items():
+        text = (ROOT / source).read_text()
+        with mkdocs_gen_files.open(page, "w") as file:
+            file.write(moved(text, source, where))
+        if page.startswith("methods/"):
+            lines.append(f"    - [{title(text)}]({page})")
+    lines += ["- How it is built", "    - [Architecture](architecture.md)"]
+    lines += [
+        f"    - [{title((ROOT / source).read_text())}]({page})"
+        for source, page in sorted(where.items())
+        if "/adr/" in source
+    ]
+    lines += ["- [Contributing](contributing.md)", "- [Changelog](changelog.md)", "- Reference"]
+    for module in sorted((ROOT / "src" / "fedbonsai").rglob("*.py")):
+        parts = module.relative_to(ROOT / "src").with_suffix("").parts
+        if parts[-1].startswith("__"):
+            continue
+        page = f"reference/{'/'.join(parts[1:])}.md"
+        with mkdocs_gen_files.open(page, "w") as file:
+            file.write(f"# {'.'.join(parts)}\n\n::: {'.'.join(parts)}\n    options:\n      show_root_heading: false\n")
+        lines.append(f"    - [{'.'.join(parts[1:])}]({page})")
+    with mkdocs_gen_files.open("summary.md", "w") as file:
+        file.write("\n".join(lines) + "\n")
+
+
+build()
