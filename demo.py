@@ -83,8 +83,9 @@ def main() -> int:
         import torch_pruning  # noqa: F401  # pyright: ignore[reportUnusedImport, reportMissingTypeStubs]
 
         import fedbonsai
+        from fedbonsai.reports.files import write
+        from fedbonsai.reports.series import goal_of, together
         from fedbonsai.runs.progress import Plain
-        from fedbonsai.runs.report import plot
     except ImportError as error:
         print(f"{error}: run `make demo`, or: pip install -e '.[sim,prune]'", file=sys.stderr)
         return 2
@@ -101,10 +102,11 @@ def main() -> int:
         except fedbonsai.FedbonsaiError as error:
             print(f"demo: {error}", file=sys.stderr)
             return 2
-    picture = home / "report.png"
-    plot(runs, picture)
+    series = together(runs)
+    for name in ("report.html", "report.png"):
+        write(home / name, series, series[0], goal_of(series[0]), "Four methods on digits")
     table(runs)
-    print(f"\neverything about the runs: {home}\nplot: {picture}")
+    print(f"\neverything about the runs: {home}\nreport: {home / 'report.html'}")
     least = [PROMISED, *[PROMISED - 0.02] * (len(runs) - 1)]
     missed = [run.path.name for run, wanted in zip(runs, least, strict=True) if run.accuracy < wanted]
     if missed:

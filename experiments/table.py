@@ -34,11 +34,11 @@ PARTITIONS = {
 
 ACCURACY = [
     "Accuracy on the test set is the mean of the last five evaluated rounds, mean ± standard deviation over the seeds;",
-    "megabytes are all that was encoded up and down, mean over the seeds. Weights kept, multiplications and memory are",
-    "counted for the last round's model, where a method prunes. `python -m experiments.run EXPERIMENT` runs it.",
+    "megabytes are all that was encoded up and down, mean over the seeds. The share of weights kept, multiplications and",
+    "training memory are counted for the last round's model, where a method prunes. `python -m experiments.run EXPERIMENT` runs it.",
 ]
 HEAD = [
-    "| experiment | setting | data | seeds | accuracy, % | MB up | MB down | weights kept | MMACs | training memory, kB | commit | machine |",
+    "| experiment | setting | data | seeds | accuracy, % | MB up | MB down | kept | MMACs | memory, kB | commit | machine |",
     "|---|---|---|---|---|---|---|---|---|---|---|---|",
 ]
 

@@ -197,13 +197,17 @@ CASES = [
     ),
     *(
         Case(
-            "wireless-pruning",
+            recipe,
             asks=2,
             down=frozenset({"wireless-pruning/train@1", "personal/judge@1"}),
             up=frozenset({"wireless-pruning/trained@1", "personal/judged@1"}),
             preset=preset,
             settings={"method.personal": [], "data.valid": 0.1},  # clients as in the first row
         )
-        for preset in ("", "published")
+        for recipe, preset in (
+            ("wireless-pruning", ""),
+            ("wireless-pruning", "published"),
+            ("wireless-baselines", "fedavg"),
+        )
     ),
 ]

@@ -277,20 +277,30 @@ def evaluate(model: Model, samples: Samples, device: str = "cpu", batch: int = 5
     Raises:
         ConfigError: there are no samples.
     """
+    loss, correct = judged(model, samples, device, batch)
+    return Score(loss, int(correct.sum()) / len(samples), len(samples))
+
+
+def judged(model: Model, samples: Samples, device: str = "cpu", batch: int = 512) -> tuple[float, Tensor]:
+    """Mean cross-entropy, and for each sample whether its class was chosen (on the CPU).
+
+    Raises:
+        ConfigError: there are no samples.
+    """
     if not len(samples):
         raise ConfigError("nothing to evaluate on: the set of samples is empty")
     net = skeleton(model, device)
     net.module.eval()
-    loss, correct = 0.0, 0
+    loss, correct = 0.0, list[Tensor]()
     with torch.inference_mode():
         for begin in range(0, len(samples), batch):
             part = samples[begin : begin + batch].to(device)
             scores = net.module(part.x)
             loss += float(F.cross_entropy(scores, part.y, reduction="sum"))
-            correct += int((scores.argmax(1) == part.y).sum())
+            correct.append((scores.argmax(1) == part.y).cpu())
     passes = -(-len(samples) // batch)
     work.report(model, samples.x.shape[1:], forward=len(samples), passes=passes, batch=min(batch, len(samples)))
-    return Score(loss / len(samples), correct / len(samples), len(samples))
+    return loss / len(samples), torch.cat(correct)
 
 
 def gradient(model: Model, samples: Samples, device: str = "cpu", batch: int = 256, training: bool = False) -> Weights:

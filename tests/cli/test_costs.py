@@ -32,14 +32,14 @@ def test_devices_and_link_are_short_for_the_clocks_settings(capsys):
     assert run.seconds > 0 < run.joules
     assert main(["report", "runs/fedavg-digits-0", "--target", "0.1"]) == 0
     out = capsys.readouterr().out
-    assert "until 10.00 % test accuracy" in out
+    assert "Costs to 10.0 % test accuracy" in out
     assert main(["report", "runs/fedavg-digits-0", "--target", "7"]) == 2
     assert main(["run", "--resume", "runs/fedavg-digits-0", "--devices", "jetson-nano"]) == 2
 
 
 def test_progress_has_time_and_energy(capsys):
     assert main(["run", "fedavg", *QUICK[:-1], "--devices", "phone-mid"]) == 0
-    assert "simulated 0:" in capsys.readouterr().out
+    assert "simulated 0." in capsys.readouterr().out
 
 
 def test_unknown_devices_and_links_are_named(capsys):

@@ -156,6 +156,24 @@ def test_the_first_answers_are_kept_in_the_order_of_the_question():
     assert rows(fewer)[""]["elapsed"] == 1.5
 
 
+def test_an_earlier_answer_is_never_left_out_for_one_of_equals():
+    clock = clock_of()
+    late, early = clock.links["02"], clock.links["00"]
+    equals = replace(clock, links={"00": late, "01": late, "02": late, "03": early, "04": early}, first=3)
+    values, silent, _ = talk(timed(clock=equals))
+    (one, *rest), left = [id for id, _ in values], set(silent)
+    assert rest == ["03", "04"]
+    assert {one} | left == {"00", "01", "02"}
+
+
+def test_the_beginning_of_a_run_waits_for_all():
+    for rules in ({"deadline": 0.5}, {"first": 1}):
+        values, silent, _ = talk(fleet := timed(**rules), at=-1)
+        assert len(values) == 5
+        assert not silent
+        assert rows(fleet)[""]["elapsed"] > 3.9
+
+
 def test_answers_are_those_of_the_fleet_inside():
     plain, spooled, inner = timed(), timed(first=5), LocalFleet(clients())
 
@@ -217,6 +235,9 @@ def test_dropouts_are_drawn_by_seed_and_stop_in_the_middle():
             sum(row[f"{part}_seconds"] for part in ("down", "compute", "up")) for row in (booked[id], whole[id])
         )
         assert 0 <= spent < full or full == 0
+        assert booked[id]["macs"] == pytest.approx(
+            whole[id]["macs"] * booked[id]["compute_seconds"] / whole[id]["compute_seconds"], abs=1
+        )
     assert {frozenset(run(0.5, attempt)[0][1]) for attempt in range(4)} != {frozenset(silent)}
 
 

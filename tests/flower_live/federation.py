@@ -33,6 +33,7 @@ class Place:
     """A server and its devices in one folder."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.federation, self.port = folder, folder / "federation", free_port()
         self.running: dict[str, subprocess.Popen] = {}
         self.call("keys", "server", "localhost", "--folder", str(self.federation))

@@ -19,7 +19,7 @@ from fedbonsai.runs.run import execute
 from fedbonsai.runs.submit import submit
 from fedbonsai.wire import encode
 from tests.cases import CASES
-from tests.flower_live.federation import BIN, CLIENTS, Place
+from tests.flower_live.federation import CLIENTS, Place
 
 pytestmark = pytest.mark.slow
 ALL = bool(os.environ.get("FEDBONSAI_LIVE"))
@@ -62,7 +62,7 @@ def simulated(config, folder):
 
 @pytest.mark.parametrize("name", [name for name, wanted in SYSTEMS.items() if wanted])
 def test_a_method_ends_on_devices_as_in_a_simulation_to_the_byte(place, tmp_path, name):
-    config = place.config(case_named(name))
+    config = place.config(case_named(name), **({"method.cohort": 0} if name == "topk-ef" else {}))
     run = submit(config, tmp_path / "devices", False)
     assert run.info["status"] == "finished"
     assert final(tmp_path / "devices") == simulated(config, tmp_path / "simulation")
@@ -79,8 +79,10 @@ def test_a_method_ends_on_devices_as_in_a_simulation_to_the_byte(place, tmp_path
 def test_strangers_and_strange_authorities_are_refused(place, tmp_path):
     place.call("keys", "device", "stranger", "--folder", str(place.folder / "keys"))
     place.join("stranger")
-    assert place.ended("join-stranger") == 1
-    assert "is its .pub file in the server's folder" in place.said("join-stranger")
+    place.wait("join-stranger", "is its .pub file in the server's folder")
+    assert "could not establish a connection" in place.said("join-stranger")
+    place.running["join-stranger"].terminate()
+    place.ended("join-stranger")
     certificates.make_server(tmp_path / "other", ["localhost"])
     place.call("keys", "device", "fooled", "--folder", str(place.folder / "keys"))
     place.join("fooled", 0, tmp_path / "other" / "ca.crt")
@@ -156,5 +158,5 @@ def test_a_node_and_the_server_are_killed_and_the_run_ends_as_if_nothing_had_bee
 def test_a_device_whose_key_is_taken_away_is_out(place):
     (place.federation / "devices" / "001.pub").unlink()
     place.wait("serve", "001 is out")
+    place.wait("join-001", "is its .pub file in the server's folder", 180)
     assert place.ended("join-001", 180) == 1
-    assert BIN.exists()

@@ -1,5 +1,6 @@
 """Wireless pruning: checks 9 to 13 and 17 of its specification, on a small federation."""
 
+import tomllib
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from fedbonsai import local, tree
-from fedbonsai.core import Answer
+from fedbonsai.core import Answer, Scope, scope
 from fedbonsai.devices.channel import Cell
 from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.fleets.local import LocalFleet
@@ -15,7 +16,8 @@ from fedbonsai.local import SGD
 from fedbonsai.methods.averaging import Averaging
 from fedbonsai.methods.wireless_pruning import WirelessPruning
 from fedbonsai.model import Arch, Model
-from fedbonsai.runs import recipes
+from fedbonsai.runs import recipes, setup
+from fedbonsai.runs.loop import loop
 from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.personal import PERSONAL, Judge, Judged, split, trained_part
 from fedbonsai.stages.pruning.derived_masks import Rule, derived, names_in
@@ -25,7 +27,9 @@ from fedbonsai.stages.wireless_load import Cycles
 from fedbonsai.stages.wireless_plan import Common, DropStragglers, Fixed, Optimum
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import encode
-from tests.methods.rounds import CNN, MODEL, PEOPLE, run, same
+from tests import conformance
+from tests.cases import Case
+from tests.methods.rounds import CNN, MODEL, PEOPLE, Watch, run, same
 
 STEPS = SGD(lr=0.1, momentum=0.5, batch=8)
 PAPER = WirelessPruning(sgd=STEPS, mask=Rule(explore=0.0), channel="true", bonus=0.0)
@@ -131,16 +135,17 @@ def test_with_everything_personal_it_is_local_training():
 @pytest.mark.parametrize("explore", [0.0, 0.1])
 def test_masks_are_exact_derived_alike_and_what_they_drop_stays_home(scope, explore):
     method = replace(PAPER, mask=Rule(scope=scope, explore=explore), allocation=Common(), deadline=0.4)
-    states, fleet = run(method, rounds=3)
+    _, fleet = run(method, rounds=3)
     asked, answered = requests(fleet), uploads(fleet)
     assert {request.grant.mask.explore for _, _, request in asked} == {explore}
-    for (t, id, request), (_, _, value) in zip(asked, answered, strict=True):
+    for (_, _, request), (_, _, value) in zip(asked, answered, strict=True):
         names, ratio = names_in(CNN, request.shared), request.grant.mask.ratio
         assert ratio > 0.1
         masks = masks_of(request)
         total = sum(mask.numel() for mask in masks.values())
         gone = sum(int((~mask).sum()) for mask in masks.values())
-        assert total == PRUNABLE and gone == int(ratio * PRUNABLE)
+        assert total == PRUNABLE
+        assert gone == int(ratio * PRUNABLE)
         assert same(masks, masks_of(request))
         u = torch.cat([request.shared[name].reshape(-1).double() for name in names])
         um = torch.cat([masked(request.shared, masks)[name].reshape(-1).double() for name in names])
@@ -156,18 +161,19 @@ def test_masks_are_exact_derived_alike_and_what_they_drop_stays_home(scope, expl
 
 def test_pruned_weights_are_zero_while_training_and_get_no_update():
     seen = []
-    states, fleet = run(replace(PAPER, allocation=Common(), deadline=0.4), rounds=1)
+    _, fleet = run(replace(PAPER, allocation=Common(), deadline=0.4), rounds=1)
     _, _, request = requests(fleet)[0]
     masks = masks_of(request)
     start = MODEL.replace({**masked(request.shared, masks), **split(MODEL.weights, HEAD)[1]})
     found = trained_part(start, PEOPLE[0], STEPS, request.shared, masks, hook=lambda g: seen.append(dict(g)))
-    assert seen and all(bool((found.weights[name][~mask] == 0).all()) for name, mask in masks.items())
+    assert seen
+    assert all(bool((found.weights[name][~mask] == 0).all()) for name, mask in masks.items())
     assert same(split(found.weights, HEAD)[1], split(MODEL.weights, HEAD)[1])
 
 
 def test_bits_are_counted_as_the_paper_counts_them():
     method = replace(PAPER, allocation=Fixed(0.3))
-    states, fleet = run(method, rounds=1)
+    states, _ = run(method, rounds=1)
     parts = method.parts(MODEL, (1, 8, 8))
     s0, kept = 32 * parts.count(parts.fixed), PRUNABLE - int(0.3 * PRUNABLE)
     assert states[-1].figures["uplink_bits"] == len(PEOPLE) * (32 * kept + s0)
@@ -191,9 +197,12 @@ def test_masks_by_own_gradients_go_up_and_are_checked():
             wider = {name: torch.ones_like(mask) for name, mask in answer.value.masks.items()}
             return replace(answer, value=replace(answer.value, masks=wider)) if answer.device.id == "a" else answer
 
-        assert run(method, rounds=1, change=lambda a, t: forged(a, t) if isinstance(a.value, Trained) else a)[0][
-            -1
-        ].figures["dropped"] == 1
+        assert (
+            run(method, rounds=1, change=lambda a, t: forged(a, t) if isinstance(a.value, Trained) else a)[0][
+                -1
+            ].figures["dropped"]
+            == 1
+        )
 
 
 # --- check 11: aggregation -----------------------------------------------------------------------------------------
@@ -238,13 +247,14 @@ def test_personal_weights_never_go_up():
     states, fleet = run(replace(PAPER, deadline=0.4), rounds=3)
     kept = memories(fleet)
     assert set(kept) == {"a", "b", "c"}
-    for id, memory in kept.items():
+    for memory in kept.values():
         assert set(memory[PERSONAL]) == set(HEAD)
         assert not torch.equal(memory[PERSONAL][HEAD[0]], MODEL.weights[HEAD[0]])
         needle = memory[PERSONAL][HEAD[0]][3, :4].numpy().tobytes()
         assert all(needle not in bytes(encode(value)) for _, _, value in fleet.heard)
     for _, _, value in uploads(fleet):
-        assert value.masks is None and isinstance(value.packed, Packed)
+        assert value.masks is None
+        assert isinstance(value.packed, Packed)
     assert all(torch.equal(states[-1].model.weights[name], MODEL.weights[name]) for name in HEAD)
     # down they go once, as what a new device begins with
     assert [request.first is not None for t, _, request in requests(fleet)] == [True] * 3 + [False] * 6
@@ -256,7 +266,8 @@ def test_a_device_that_is_left_out_trains_its_own_part_alone():
     method = replace(PAPER, allocation=DropStragglers(), cell=cell, deadline=0.6)
     states, fleet = run(method, rounds=1)
     out = [id for _, id, request in requests(fleet) if not request.grant.trains]
-    assert out and len(out) < 3
+    assert out
+    assert len(out) < 3
     for _, id, value in uploads(fleet):
         assert (value.packed is None) == (id in out)
     assert all(not torch.equal(memories(fleet)[id][PERSONAL][HEAD[0]], MODEL.weights[HEAD[0]]) for id in out)
@@ -275,9 +286,12 @@ def test_a_device_that_is_left_out_trains_its_own_part_alone():
 def test_who_forgot_gets_everything_again():
     states, fleet = run(replace(PAPER, deadline=0.4), rounds=4, forget=2)
     first = [(t, request.first is not None) for t, _, request in requests(fleet)]
-    assert [given for t, given in first if t == 2] == [False] * 3 and [g for t, g in first if t == 3] == [True] * 3
-    assert same(dict(states[3].model.weights), dict(states[2].model.weights)) and states[3].held == ()
-    assert states[4].held == ("a", "b", "c") and not same(dict(states[4].model.weights), dict(states[3].model.weights))
+    assert [given for t, given in first if t == 2] == [False] * 3
+    assert [g for t, g in first if t == 3] == [True] * 3
+    assert same(dict(states[3].model.weights), dict(states[2].model.weights))
+    assert states[3].held == ()
+    assert states[4].held == ("a", "b", "c")
+    assert not same(dict(states[4].model.weights), dict(states[3].model.weights))
 
 
 # --- check 13: coverage --------------------------------------------------------------------------------------------
@@ -291,13 +305,17 @@ def test_the_uncovered_share_is_the_least_ratio():
         assert state.figures["uncovered"] == int(ratio * PRUNABLE) / PRUNABLE
 
 
+@pytest.mark.slow
 def test_exploration_reaches_every_weight_in_the_end():
     paper = replace(PAPER, allocation=Fixed(0.5), sgd=SGD(lr=0.01, batch=8), judge=0)
     frozen = run(paper, rounds=25)[0][-1].figures
     explored = run(replace(paper, mask=Rule(explore=0.2)), rounds=25)[0]
-    assert frozen["uncovered"] == 0.5 and frozen["never_covered"] > 0.4
+    assert frozen["uncovered"] == 0.5
+    assert frozen["never_covered"] > 0.4
     never = [state.figures["never_covered"] for state in explored[1:]]
-    assert never[0] > 0.2 and never[-1] < 0.01 and never == sorted(never, reverse=True)
+    assert never[0] > 0.2
+    assert never[-1] < 0.01
+    assert never == sorted(never, reverse=True)
 
 
 # --- the plan ------------------------------------------------------------------------------------------------------
@@ -312,14 +330,16 @@ def test_the_round_meets_its_deadline():
             assert figures["deadline"] == pytest.approx(0.5 * figures["full_latency"])
         assert states[-1].seconds == pytest.approx(sum(state.figures["round_latency"] for state in states[1:]))
         bands = [request.grant.bandwidth for t, _, request in requests(fleet) if t == 1]
-        assert sum(bands) <= 10e6 * (1 + 1e-9) and min(bands) >= 0
+        assert sum(bands) <= 10e6 * (1 + 1e-9)
+        assert min(bands) >= 0
 
 
 def test_uploads_are_cut_to_what_the_true_channel_carries():
     method = replace(PAPER, channel="mean", deadline=0.5)
     states, fleet = run(method, rounds=6)
     cut = [request for _, _, request in requests(fleet) if request.grant.mask.ratio < request.grant.sends < 1]
-    assert cut and sum(state.figures["cut_short"] for state in states[1:]) == len(cut)
+    assert cut
+    assert sum(state.figures["cut_short"] for state in states[1:]) == len(cut)
     for request in cut:
         trained, sent = masks_of(request, cut=False), masks_of(request)
         assert sum(int((~mask).sum()) for mask in sent.values()) == int(request.grant.sends * PRUNABLE)
@@ -345,19 +365,19 @@ def uploaded_by(method, rounds=8):
 def test_nobody_starves():
     """In a cell that never fades the same devices would always be left out."""
     cell = Cell(shadowing=25.0, fading="none")
-    base = replace(PAPER, cell=cell, deadline=0.3, ratio_max=0.2, judge=0)
-    greedy, fair = uploaded_by(base), uploaded_by(replace(base, bonus=5.0))
-    assert set(greedy.values()) == {0, 8}
-    assert min(fair.values()) > 0 or fair == greedy
+    base = replace(PAPER, cell=cell, deadline=0.6, ratio_max=0.2, judge=0)
+    assert uploaded_by(base) == {"a": 0, "b": 8, "c": 0}
+    assert min(uploaded_by(replace(base, bonus=5.0)).values()) >= 2
 
 
 def test_where_nobody_can_be_served_the_round_gets_longer():
     """Slow processors that pruning does not relieve: half of T_full is less than they compute."""
     slow = Cycles(slowest=1e6, fastest=1e6, prunes=False)
-    figures = run(replace(PAPER, compute=slow), rounds=1)[0][-1].figures
-    assert figures["participation"] == 1 and 0 < figures["mean_ratio"] < 0.9
+    figures = run(replace(PAPER, compute=slow, sgd=replace(STEPS, steps=3)), rounds=1)[0][-1].figures
+    assert figures["participation"] == 1
+    assert 0 < figures["mean_ratio"] < 0.9
     assert 0.5 * figures["full_latency"] < figures["deadline"] < figures["full_latency"]
-    some = replace(PAPER, cell=Cell(shadowing=25.0), ratio_max=0.2, deadline=0.3)
+    some = replace(PAPER, cell=Cell(shadowing=25.0), ratio_max=0.2, deadline=0.6)
     assert run(some, rounds=1)[0][-1].figures["left_out"] > 0
     assert run(replace(some, remedy="extend"), rounds=1)[0][-1].figures["left_out"] == 0
 
@@ -426,11 +446,14 @@ def test_damaged_uploads_are_dropped_with_what_their_clients_kept():
         return answer
 
     states, fleet = run(PAPER, rounds=1, change=broken)
-    assert states[-1].figures["dropped"] == 1 and states[-1].held == ("a", "c")
+    assert states[-1].figures["dropped"] == 1
+    assert states[-1].held == ("a", "c")
     assert set(memories(fleet)) == {"a", "c"}
 
     def all_broken(answer, t):
-        return replace(answer, value=replace(answer.value, packed=None)) if isinstance(answer.value, Trained) else answer
+        return (
+            replace(answer, value=replace(answer.value, packed=None)) if isinstance(answer.value, Trained) else answer
+        )
 
     with pytest.raises(Unanswered):
         run(PAPER, rounds=1, change=all_broken)
@@ -449,8 +472,6 @@ def test_an_upload_must_be_what_was_granted():
 
 
 def presets(name):
-    import tomllib
-
     return ["modern", *tomllib.loads(recipes.text(name)).get("presets", {})]
 
 
@@ -461,7 +482,8 @@ def test_every_preset_makes_a_round(recipe, preset):
     method = recipes.load(recipe, preset).method
     method = replace(method, sgd=replace(method.sgd, epochs=1, batch=8), finetune=min(method.finetune, 2))
     states, _ = run(method, rounds=1, model=GROUP)
-    assert states[-1].figures["personal_accuracy"] >= 0 and "round_latency" in states[-1].figures
+    assert states[-1].figures["personal_accuracy"] >= 0
+    assert "round_latency" in states[-1].figures
 
 
 def test_published_is_the_specifications_paper_mode():
@@ -472,8 +494,12 @@ def test_published_is_the_specifications_paper_mode():
         Rule("magnitude", "global", 0.0),
         "true",
     )
-    assert method.allocation == Optimum() and method.cell == Cell() and method.downlink == "broadcast"
-    assert method.compute.forward + method.compute.backward == 20 and method.bits == 32 and method.ratio_max == 0.9
+    assert method.allocation == Optimum()
+    assert method.cell == Cell()
+    assert method.downlink == "broadcast"
+    assert method.compute.forward + method.compute.backward == 20
+    assert method.bits == 32
+    assert method.ratio_max == 0.9
 
 
 def test_notes_say_what_a_report_must():
@@ -487,11 +513,7 @@ def test_notes_say_what_a_report_must():
 def test_without_the_wire_it_is_the_same():
     method = replace(PAPER, deadline=0.4)
     with_wire = run(method, rounds=2)[0][-1]
-    from tests.methods.rounds import Watch
-
     fleet = Watch(LocalFleet(PEOPLE, wire=False))
-    from fedbonsai.core import Scope, scope
-
     with scope(fleet, Scope("r", 0, -1, 0)) as open_:
         state = method.begin(MODEL, open_, PEOPLE[0])
         open_.commit()
@@ -500,3 +522,54 @@ def test_without_the_wire_it_is_the_same():
             state = method.round(state, t, open_)
             open_.commit()
     assert bytes(encode(state)) == bytes(encode(with_wire))
+
+
+# --- the conformance suite with a personal head, whose model alone does not say how well it learns -------------------
+
+PERSONAL_CASE = Case(
+    "wireless-pruning",
+    asks=2,
+    down=frozenset({"wireless-pruning/train@1", "personal/judge@1"}),
+    up=frozenset({"wireless-pruning/trained@1", "personal/judged@1"}),
+    preset="published",
+    settings={"data.valid": 0.2},
+    label="personal",
+)
+
+
+def reference(case):
+    return conformance.states(case)
+
+
+@pytest.mark.slow
+def test_conformance_of_states_and_messages():
+    for check in (
+        conformance.test_same_state_without_the_wire,
+        conformance.test_same_state_when_clients_work_in_another_order,
+        conformance.test_the_seed_decides,
+        conformance.test_state_travels_and_has_a_name,
+    ):
+        check(PERSONAL_CASE, reference)
+    for check in (
+        conformance.test_one_silent_client_does_not_stop_a_round,
+        conformance.test_when_all_are_silent_nothing_is_averaged,
+        conformance.test_a_flaky_fleet_is_survived_and_still_decided_by_the_seed,
+        conformance.test_nothing_that_was_sent_is_written_into,
+        conformance.test_exchanges_and_message_kinds_are_as_declared,
+    ):
+        check(PERSONAL_CASE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("t", range(-1, 3))
+def test_conformance_of_restarts(tmp_path, t):
+    conformance.test_a_run_that_is_killed_in_any_round_ends_in_the_same_state(PERSONAL_CASE, reference, tmp_path, t)
+
+
+@pytest.mark.slow
+def test_personal_models_learn():
+    config = PERSONAL_CASE.config(rounds=12, **{"data.limit": 0, "data.partition": "pathological"})
+    rows = loop(config, setup.scene(config), "run").rows
+    assert rows[-1]["personal_accuracy"] > 0.9
+    assert rows[-1]["masked_accuracy"] > 0.85
+    assert rows[-1]["personal_loss"] < rows[0]["personal_loss"]

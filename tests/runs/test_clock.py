@@ -10,10 +10,13 @@ from tests.cases import CASES
 import fedbonsai
 from fedbonsai.devices.figures import shipped
 from fedbonsai.errors import ConfigError
+from fedbonsai.reports.costs import clocked as reports_clocked
+from fedbonsai.reports.costs import number, to_goal
+from fedbonsai.reports.files import picture
+from fedbonsai.reports.series import together
+from fedbonsai.reports.terminal import show
 from fedbonsai.runs import recipes
 from fedbonsai.runs.config import BudgetConfig, ClockConfig
-from fedbonsai.runs.progress import energy
-from fedbonsai.runs.report import plot, reached, table
 from fedbonsai.runs.run import execute
 from fedbonsai.runs.setup import shared_out
 
@@ -26,7 +29,7 @@ QUICK = {
     "method.sgd.epochs": 1,
 }
 CLOCK = {"clock.devices": "raspberry-pi-4", "clock.link": "lte"}
-SIMULATED = ("round_seconds", "simulated_seconds", "joules", "total_joules", "macs", "total_macs", "peak_memory")
+SIMULATED = ("round_seconds", "simulated_seconds", "joules", "total_joules", "round_macs", "total_macs", "peak_memory")
 
 
 def quick(**more):
@@ -54,12 +57,12 @@ def test_rows_of_the_metrics_are_sums_of_the_costs(tmp_path):
         here = [each for each in rows if each["round"] == t]
         so_far = [each for each in rows if each["round"] <= t]
         assert {each["client"] for each in here} == {"", "000", "001", "002", "003"}
-        assert min(row["round_seconds"], row["joules"], row["macs"]) > 0
+        assert min(row["round_seconds"], row["joules"], row["round_macs"]) > 0
         assert row["round_seconds"] == sum(each["elapsed"] for each in here)
         assert row["simulated_seconds"] == pytest.approx(sum(each["elapsed"] for each in so_far))
         assert row["joules"] == pytest.approx(sum(each["joules"] for each in here))
         assert row["total_joules"] == pytest.approx(sum(each["joules"] for each in so_far))
-        assert row["macs"] == sum(each["macs"] for each in here)
+        assert row["round_macs"] == sum(each["macs"] for each in here)
         assert row["total_macs"] == sum(each["macs"] for each in so_far)
         assert row["peak_memory"] == max(each["peak_memory"] for each in here)
     assert (run.seconds, run.joules) == (run.metrics[-1]["simulated_seconds"], run.metrics[-1]["total_joules"])
@@ -167,19 +170,24 @@ def test_the_report_compares_time_and_energy_to_a_target(tmp_path, capsys):
     slow = execute(quick(**CLOCK), tmp_path / "slow")
     fast = execute(quick(**{**CLOCK, "clock.link": "fiber"}), tmp_path / "fast")
     plain = execute(quick(), tmp_path / "plain")
+    series = together([slow, fast, plain])
     goal = slow.metrics[1]["accuracy"]
-    row = reached(slow, goal)
-    assert row is not None
-    assert row["round"] <= 1
-    assert row["simulated_seconds"] > reached(fast, goal)["simulated_seconds"]
-    assert reached(slow, 1.1) is None
-    table([slow, fast, plain], goal)
+    rows = {row[0]: row for row in to_goal(series, series[0], goal).rows}
+    head = list(to_goal(series, series[0], goal).head)
+    seconds, joules = head.index("simulated s"), head.index("J")
+    first = next(row for row in slow.metrics if row["accuracy"] >= goal)
+    assert rows["slow"][seconds] == number(first["simulated_seconds"])
+    assert float(rows["fast"][seconds + 1]) > 1, "less time over a faster link"
+    assert rows["plain"][seconds] == rows["plain"][joules] == "", "it has no clock"
+    clocked = {row[0]: row for row in reports_clocked(series).rows}
+    assert clocked.keys() == {"slow", "fast"}
+    assert clocked["slow"][1:3] == ["raspberry-pi-4", "lte"]
+    show(series, series[0], goal)
     text = " ".join(capsys.readouterr().out.split())
-    assert f"until {100 * goal:.2f} % test accuracy" in text
-    assert "raspberry-pi-4" in text
-    assert energy(slow.joules) in text
-    plot([slow, fast, plain], tmp_path / "four.png")
-    plot([plain], tmp_path / "two.png")
+    assert f"Costs to {100 * goal:.1f} % test accuracy" in text
+    assert number(slow.joules) in text
+    picture(tmp_path / "four.png", series)
+    picture(tmp_path / "two.png", series[2:])
     assert (tmp_path / "four.png").stat().st_size > (tmp_path / "two.png").stat().st_size > 10_000
 
 
@@ -242,13 +250,21 @@ def test_kill_minus_nine_and_resume_leaves_the_same_simulated_time(tmp_path):
 
 
 @pytest.mark.slow
+def test_worker_processes_cost_the_same_as_this_process(tmp_path):
+    here = execute(quick(**CLOCK), tmp_path / "a")
+    there = execute(quick(**CLOCK, **{"fleet.kind": "pool"}), tmp_path / "b")
+    assert here.costs() == there.costs()
+    assert [{**row, "seconds": 0} for row in here.metrics] == [{**row, "seconds": 0} for row in there.metrics]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_method_has_seconds_and_joules(case, tmp_path):
     run = execute(case.config(**CLOCK), tmp_path / "a")
     for row in run.metrics:
         assert row["round_seconds"] > 0
         assert row["joules"] > 0
-        assert row["macs"] > 0
+        assert row["round_macs"] > 0
         assert row["peak_memory"] > 230e6
     rows = [row for row in run.costs() if row["client"]]
     assert all(row["joules"] > 0 and row["down_seconds"] > 0 and row["up_seconds"] > 0 for row in rows)

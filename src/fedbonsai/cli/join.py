@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -17,7 +16,13 @@ if TYPE_CHECKING:
     from fedbonsai.fleets.flower.device import DeviceConfig
 
 NODE = "node.pid"
-LOOK = 1.0  # seconds between looks whether the node still runs
+LOOK = 0.5  # seconds between looks whether the node still runs
+PAUSE = 5.0  # seconds before it is started again
+PATIENCE = 100.0  # seconds for which that is tried; Flower needs 60 to notice that a node is gone
+REFUSED = (
+    "fedbonsai: the node ended with {code}. If the server refused it: is its .pub file in the server's folder `devices`, "
+    "is --ca the server's, and is this clock right (5 s fast to 305 s slow at most)?"
+)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +32,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--ca", type=Path, default=Path("ca.crt"), help="certificate authority, from the server's folder"
     )
     parser.add_argument("--key", type=Path, required=True, help="private key of this device (fedbonsai keys device)")
-    parser.add_argument("--name", default="", help="id of this device (default: the key's file name)")
+    parser.add_argument(
+        "--name", default="", help="id of this device, as its .pub file is named on the server (default: as --key)"
+    )
     parser.add_argument(
         "--data",
         default="",
@@ -52,7 +59,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     """Take part until the process is told to end."""
     from fedbonsai.fleets.flower import compat
     from fedbonsai.fleets.flower.names import check_name
-    from fedbonsai.fleets.flower.processes import forget, remember, stop
+    from fedbonsai.fleets.flower.processes import end_by_signal
 
     if compat.release() < (1, 40):
         raise ConfigError(f"flwr {compat.require()} is too old to join; pip install -U 'fedbonsai[flower]'")
@@ -66,29 +73,42 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     device = _device(args, rest, name, folder)
     _write(device, folder)
     resident = None if args.plain else _resident(device, folder)
-    signal.signal(signal.SIGTERM, _end)
-    forget(folder / NODE, "flower-supernode")  # left behind by a join that was killed
-    node = subprocess.Popen(
-        _command(args, folder), env=_environment(folder, args.plain), cwd=Path.cwd(), start_new_session=True
-    )
-    remember(folder / NODE, node.pid)
+    end_by_signal()
     print(f"device {name!r} with its memory in {folder} joins {args.server}", flush=True)
     try:
-        while node.poll() is None:
-            time.sleep(LOOK)
-        print(
-            f"fedbonsai: the node ended with {node.returncode}. If the server refused it: is its .pub file in the "
-            "server's folder `devices`, is --ca the server's, and is this clock right (5 s slow to 305 s fast at most)?",
-            file=sys.stderr,
-        )
-        return 1
+        return _keep_up(_command(args, folder), _environment(folder, args.plain), folder)
     except KeyboardInterrupt:
         return 0
     finally:
         if resident is not None:
             resident.close()
-        stop(node)
-        (folder / NODE).unlink(missing_ok=True)
+
+
+def _keep_up(command: list[str], environment: dict[str, str], folder: Path) -> int:
+    """Run the node, and start it again when it ends: for a minute after a crash the server thinks it is still there."""
+    from fedbonsai.fleets.flower.processes import forget, ignore_signals, remember, stop
+
+    since = time.monotonic()
+    while True:
+        forget(folder / NODE, "flower-supernode")  # left behind by a join that was killed
+        began = time.monotonic()
+        node = subprocess.Popen(command, env=environment, start_new_session=True)
+        remember(folder / NODE, node.pid)
+        try:
+            while node.poll() is None:
+                time.sleep(LOOK)
+        except KeyboardInterrupt:
+            ignore_signals()
+            raise
+        finally:
+            stop(node)
+            (folder / NODE).unlink(missing_ok=True)
+        if time.monotonic() - began > PATIENCE:
+            since = time.monotonic()
+        print(REFUSED.format(code=node.returncode), file=sys.stderr, flush=True)
+        if time.monotonic() - since > PATIENCE:
+            return 1
+        time.sleep(PAUSE)
 
 
 def _device(args: argparse.Namespace, rest: list[str], name: str, folder: Path) -> DeviceConfig:
@@ -158,7 +178,3 @@ def _environment(folder: Path, plain: bool) -> dict[str, str]:
     home = folder / "flower"
     home.mkdir(mode=0o700, exist_ok=True)
     return environment(home) | ({PLAIN: "1"} if plain else {})
-
-
-def _end(*_: object) -> None:
-    raise KeyboardInterrupt

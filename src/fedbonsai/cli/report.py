@@ -1,4 +1,4 @@
-"""``fedbonsai report``: tables in the terminal, and a PNG of accuracy against rounds, bytes, time and energy."""
+"""``fedbonsai report``: tables in the terminal, and one page, or another kind of file, of one run or several."""
 
 from __future__ import annotations
 
@@ -10,26 +10,33 @@ from fedbonsai.errors import ConfigError
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
-    parser.add_argument("run", nargs="+", type=Path, help="folders of runs")
     parser.add_argument(
-        "--target", type=float, default=0.0, help="test accuracy to which costs are compared (default: what all reach)"
+        "run", nargs="+", type=Path, help="folders of runs; seeds of one configuration are put together"
     )
+    parser.add_argument("--target", type=float, default=0.0, help="accuracy to which costs are told")
+    parser.add_argument("--baseline", default="", help="run that costs are held against (default: the first)")
     parser.add_argument(
-        "--png", type=Path, default=None, help="where the plot goes (default: report.png in the first run)"
+        "--out",
+        type=Path,
+        action="append",
+        default=[],
+        help="file to write: .html, .png, .svg, .csv or .md; repeatable",
     )
 
 
 def main(args: argparse.Namespace, rest: list[str]) -> None:
     """Report."""
-    from fedbonsai.runs.report import plot, table
+    from fedbonsai.reports.files import write
+    from fedbonsai.reports.series import baseline, goal_of, together
+    from fedbonsai.reports.terminal import show
     from fedbonsai.runs.run import load
 
     if rest:
         raise ConfigError(f"report does not take {' '.join(rest)}")
-    runs = [load(path) for path in args.run]
-    if not 0 <= args.target <= 1:
-        raise ConfigError(f"--target {args.target}: expected an accuracy in [0, 1]")
-    table(runs, args.target)
-    target: Path = args.png or args.run[0] / "report.png"
-    plot(runs, target)
-    print(f"plot: {target}")
+    series = together([load(path) for path in args.run])
+    reference = baseline(series, args.baseline)
+    goal = goal_of(reference, args.target)
+    show(series, reference, goal)
+    for target in args.out or [args.run[0] / "report.html", args.run[0] / "report.png"]:
+        write(target, series, reference, goal, ", ".join(each.label for each in series))
+        print(f"report: {target}")

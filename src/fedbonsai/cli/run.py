@@ -28,7 +28,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         return 0 if args.help else 2
     from fedbonsai.fleets.allocator import keep_memory
     from fedbonsai.runs import recipes
-    from fedbonsai.runs.progress import energy, line, progress, span
+    from fedbonsai.runs.progress import energy, line, progress, simulated
     from fedbonsai.runs.run import execute, name_of, stored
     from fedbonsai.runs.submit import submit
 
@@ -60,7 +60,9 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     print(f"accuracy {run.accuracy:.4f} on the test set after {len(run.metrics)} rounds ({run.info['reason']})")
     print(f"{moved['up']:.2f} MB up, {moved['down']:.2f} MB down; everything is in {folder}")
     if config.clock.devices:
-        print(f"{span(run.seconds)} of simulated time, {energy(run.joules)} of all devices ({config.clock.devices})")
+        print(
+            f"{simulated(run.seconds)} of simulated time, {energy(run.joules)} of all devices ({config.clock.devices})"
+        )
     print(f"plots: fedbonsai report {folder}")
     return 0
 

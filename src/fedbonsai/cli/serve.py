@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import ssl
 import subprocess
 import sys
@@ -35,7 +34,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     """Serve until the process is told to end."""
     from fedbonsai.fleets.flower.federation import Federation
     from fedbonsai.fleets.flower.gate import Gate
-    from fedbonsai.fleets.flower.processes import free_port, remember, stop
+    from fedbonsai.fleets.flower.processes import end_by_signal, free_port, ignore_signals, remember, stop
     from fedbonsai.runs.submit import resume_all
 
     if rest:
@@ -45,7 +44,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     federation.prepare(inner)
     federation.sweep()
     gate = Gate(args.host, args.port, inner, federation.ca, federation.certificate, federation.key)
-    signal.signal(signal.SIGTERM, _end)
+    end_by_signal()
     with federation.log.open("ab") as log:
         link = subprocess.Popen(
             federation.superlink(inner), env=federation.environment(), stdout=log, stderr=log, start_new_session=True
@@ -68,14 +67,11 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     except KeyboardInterrupt:
         return 0
     finally:
+        ignore_signals()
         federation.state.unlink(missing_ok=True)
         gate.close()
         stop(link)
         federation.sweep()
-
-
-def _end(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _wait(federation: Federation, link: subprocess.Popen[bytes], port: int) -> None:

@@ -37,9 +37,9 @@ class Clock:
     links: Mapping[str, Link]
     """By device id."""
     deadline: float = 0.0
-    """Seconds that an ask is waited for at most; 0 is without end."""
+    """Seconds that an ask of a round is waited for at most; 0 is without end. The beginning of a run has none."""
     first: int = 0
-    """Answers after which an ask ends; 0 is all."""
+    """Answers after which an ask of a round ends; 0 is all. The beginning of a run waits for all."""
     availability: float = 1.0
     """Share of the day in which a device can be reached; the hours are drawn for each device."""
     dropout: float = 0.0
@@ -65,6 +65,8 @@ class Question:
     sent: float
     """Simulated seconds since the run began."""
     link: Ask
+    deadline: float
+    first: int
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Cost:
 
     device: Device
     times: Times
+    compute: float
+    """Seconds of the whole task, of which ``times`` has what was done before it failed."""
     macs: Macs
     peak: int
     failed: str = ""
@@ -105,9 +109,10 @@ class Timed(Wrapper):
             len({id(request) for request in reached.values()}) == 1,
             {device.id: hertz for device, request in reached.items() if (hertz := granted(request)) is not None},
         )
-        asked = Question(scope, number, self.costs.now, known)
+        rules = (self.clock.deadline, self.clock.first) if scope.round >= 0 else (0.0, 0)
+        asked = Question(scope, number, self.costs.now, known, *rules)
         answers = self.inner.ask(task, reached, 0)
-        run = self._first(asked, answers) if self.clock.first else self._all(asked, answers)
+        run = self._first(asked, answers) if asked.first else self._all(asked, answers)
 
         def rest() -> Iterator[Answer[R] | Silence]:
             yield from run
@@ -127,16 +132,15 @@ class Timed(Wrapper):
     def _all(self, asked: Question, answers: Answers[R]) -> Iterator[Answer[R] | Silence]:
         """Answers as they come in the mapping's order: whether one is late does not depend on the others."""
         costs: list[Cost] = []
-        deadline = self.clock.deadline
         for answer in answers:
             costs.append(cost := self._cost(asked, answer))
-            if cost.failed or (deadline and cost.times.total > deadline):
+            if cost.failed or (asked.deadline and cost.times.total > asked.deadline):
                 yield self._dropped(answer, cost.failed or f"late: {cost.times.total:.1f} s")
             else:
                 yield answer
         silent = list(answers.silent.values())
         costs += [self._cost(asked, silence) for silence in silent]
-        self._book(asked, costs, self._end(silent, costs))
+        self._book(asked, costs, _end(asked, silent, costs))
         yield from silent
 
     def _first(self, asked: Question, answers: Answers[R]) -> Iterator[Answer[R] | Silence]:
@@ -150,25 +154,19 @@ class Timed(Wrapper):
             silent = list(answers.silent.values())
             good = [cost.times.total for _, cost, _ in came if not cost.failed]
             costs = [cost for _, cost, _ in came] + [self._cost(asked, silence) for silence in silent]
-            enough = len(good) >= self.clock.first
-            last = end(good, self.clock.deadline, self.clock.first) if enough else self._end(silent, costs)
+            enough = len(good) >= asked.first
+            last = end(good, asked.deadline, asked.first) if enough else _end(asked, silent, costs)
             self._book(asked, costs, last)
-            left = self.clock.first
+            there = [cost for _, cost, _ in came if not cost.failed and cost.times.total <= last]
+            used = sorted(there, key=lambda cost: cost.times.total)[: asked.first]  # of equals the one asked earlier
+            kept = {cost.device for cost in used}
             ends = [where for _, _, where in came[1:]] + [spool.tell()]
             for (answer, cost, begin), stop in zip(came, ends, strict=True):
-                if cost.failed or cost.times.total > last or not left:
+                if cost.device not in kept:
                     yield self._dropped(answer, cost.failed or f"late: {cost.times.total:.1f} s")
                 else:
-                    left -= 1
                     yield replace(answer, value=_read(spool, begin, stop))
         yield from silent
-
-    def _end(self, silent: list[Silence], costs: list[Cost]) -> float:
-        """When all have come, or at the deadline; who never says anything is waited for until then."""
-        mute = any(silence.lost or not silence.up for silence in silent) or any(cost.failed for cost in costs)
-        if mute and self.clock.deadline:
-            return self.clock.deadline
-        return end([cost.times.total for cost in costs], self.clock.deadline)
 
     def _dropped(self, answer: Answer[Any], why: str) -> Silence:
         self.inner.reject(answer.device)
@@ -190,7 +188,7 @@ class Timed(Wrapper):
             times = times.until(
                 times.total * fraction(scope.seed, f"clock/moment {scope.attempt} {id}", scope.round, asked.number)
             )
-        return Cost(item.device, times, macs(item.work), peak, failed)
+        return Cost(item.device, times, compute, macs(item.work), peak, failed)
 
     def _book(self, asked: Question, costs: list[Cost], last: float) -> None:
         for cost in costs:
@@ -199,9 +197,19 @@ class Timed(Wrapper):
             idle = last - spent.total
             profile = self.clock.profiles[id]
             energy = joules(profile, spent, idle)
-            entry = self.costs.book(asked.scope, id, profile.name, spent, idle, energy, cost.macs, cost.peak)
+            part = spent.compute / cost.compute if cost.compute else 1.0
+            done = Macs(round(part * cost.macs.done), round(part * cost.macs.kept))
+            entry = self.costs.book(asked.scope, id, profile.name, spent, idle, energy, done, cost.peak)
             entry.dropped += bool(cost.failed or cost.times.total > last)
         self.costs.pass_time(asked.scope, last)
+
+
+def _end(asked: Question, silent: list[Silence], costs: list[Cost]) -> float:
+    """When all have come, or at the deadline; who never says anything is waited for until then."""
+    mute = any(silence.lost or not silence.up for silence in silent) or any(cost.failed for cost in costs)
+    if mute and asked.deadline:
+        return asked.deadline
+    return end([cost.times.total for cost in costs], asked.deadline)
 
 
 def _read(spool: BinaryIO, begin: int, stop: int) -> Any:

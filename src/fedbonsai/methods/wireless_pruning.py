@@ -1,9 +1,9 @@
 """Wireless pruning with personal parts (PMP-style, re-derived): prune so far that a round over a shared band is in time.
 
-After Liu, Ratnarajah, Sellathurai, Eldar, "Adaptive Model Pruning and Personalization for Federated Learning over Wireless
-Networks", IEEE TSP 2024, arXiv 2309.01816, of which only the abstract was read: see the card. ``round`` is the protocol of
-section 1.3 of the specification; what a device does in it is the task of `stages.wireless_exchange`. Ratios and bands are
-decided in `stages.wireless_plan`, by what a round costs as `stages.wireless_load` has it.
+After Liu, Ratnarajah, Sellathurai, Eldar, IEEE TSP 2024, doi 10.1109/TSP.2024.3459808, arXiv 2309.01816, of which only the
+abstract could be read: see the card. ``round`` is the protocol of section 1.3 of the specification; what a device does in
+it is the task of `stages.wireless_exchange`. Ratios and bands are decided in `stages.wireless_plan`, by what a round costs
+as `stages.wireless_load` has it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
 from fedbonsai.stages.allocation import Floats, Load, PruningError, aged
 from fedbonsai.stages.coverage import nowhere, uncovered, union
-from fedbonsai.stages.personal import Judge, judged, merged, personal_names, split
+from fedbonsai.stages.personal import Judge, begun, judged, merged, personal_names, split
 from fedbonsai.stages.pruning.derived_masks import Derived, Rule
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.wireless_exchange import EXACT, Gathered, Grant, How, Train, gathered, train
@@ -214,8 +214,7 @@ class WirelessPruning:
         """Step 1: ratios and bands of round ``t``, and what of them the true channel carries."""
         known = list(state.examples.values())
         examples = np.array([state.examples.get(id, sum(known) / len(known)) for id in ids], np.float64)
-        own = samples(self.personal_sgd, examples) * bool(parts.personal)
-        work = Passes(own, samples(self.sgd, examples) * bool(parts.prunable or parts.fixed), self.order == "sim")
+        work = Passes.of(parts, self.sgd, self.personal_sgd, examples, self.order == "sim")
         seconds = self.compute.seconds(parts, work, self.sgd.batch, ids, state.seed)
 
         def costs(snr: Floats) -> Load:
@@ -247,7 +246,7 @@ class WirelessPruning:
 
     def grants(self, state: State, t: int, devices: Sequence[Device], schedule: Schedule) -> dict[Device, Grant]:
         """Each device's part of the plan; random weights are kept only where every device that trains prunes (1.5)."""
-        explore = self.mask.explore if schedule.trains.any() and schedule.ratio[schedule.trains].min() > 0 else 0.0
+        explore = self.mask.explore if schedule.explores else 0.0
         found: dict[Device, Grant] = {}
         for k, device in enumerate(devices):
             mask = Derived(float(schedule.ratio[k]), explore, seed_of(state.seed, f"mask/{device.id}", t, 0))
@@ -271,38 +270,21 @@ class WirelessPruning:
             for device in fleet.devices
         }
         found = judged(fleet, send)
-        if found is None:
-            return {}
-        return {
-            "personal_accuracy": found.dense,
-            "personal_p10": found.dense_p10,
-            "masked_accuracy": found.masked,
-            "masked_p10": found.masked_p10,
-            "personal_loss": found.loss,
-        }
+        return found.figures() if found is not None else {}
 
     def figures(self, parts: Parts, schedule: Schedule, found: Gathered, after: State) -> dict[str, float]:
-        """What is worth a column of the log."""
-        trains, asked = schedule.trains, len(schedule.trains)
+        """What is worth a column of the log; the card explains each."""
         masks = parts.count(parts.prunable) * len(found.used) if self.mask.travels else 0
-        figures = {
-            "train_loss": found.loss,
+        return {
+            **({"train_loss": found.loss} if isfinite(found.loss) else {}),
             "dropped": found.dropped,
-            "mean_ratio": float(schedule.ratio[trains].mean()) if trains.any() else 0.0,
-            "least_ratio": float(schedule.ratio[trains].min()) if trains.any() else 0.0,
-            "round_latency": schedule.latency,
-            "full_latency": schedule.full,
-            "deadline": schedule.deadline,
+            **schedule.figures(),
             "wireless_seconds": after.seconds,
             "uncovered": uncovered(found.covered),
             "never_covered": uncovered(after.covered),
-            "participation": len(found.used) / asked,
-            "left_out": float((~trains).sum()),
-            "missed": float((trains & ~schedule.sends).sum()),
-            "cut_short": float((schedule.sends & (schedule.sent > schedule.ratio)).sum()),
+            "participation": len(found.used) / len(schedule.trains),
             "uplink_bits": float(self.bits * found.values + masks),
         }
-        return {name: value for name, value in figures.items() if isfinite(value)}
 
     def notes(self) -> Mapping[str, str]:
         """What a report must print beside any number of this method: the label, the cell, and the choices made."""
@@ -331,16 +313,6 @@ class WirelessPruning:
         }
 
 
-def begun(first: Mapping[str, Tensor], device: Device, held: Collection[str]) -> Mapping[str, Tensor] | None:
-    """What a device's personal part begins with, if it has none yet."""
-    return first if first and device.id not in held else None
-
-
 def joined(held: Iterable[str], more: Iterable[str], less: Collection[str]) -> tuple[str, ...]:
     """Ids of both, once each and in order, without some."""
     return tuple(id for id in dict.fromkeys((*held, *more)) if id not in less)
-
-
-def samples(sgd: SGD, examples: Floats) -> Floats:
-    """Samples that local training sees on devices of so many examples."""
-    return sgd.steps * np.minimum(sgd.batch, examples) if sgd.steps else max(1, sgd.epochs) * examples

@@ -1,4 +1,4 @@
-"""What each series reached and what it cost, as a table: for the page, for the terminal and for files."""
+"""What each series reached and what it cost, as tables: for the page, for the terminal and for files."""
 
 from __future__ import annotations
 
@@ -61,13 +61,45 @@ def to_goal(series: Sequence[Series], reference: Series, goal: float) -> Table:
         cells = [each.label]
         for axis in axes:
             ours, theirs = each.to(goal, axis), reference.to(goal, axis)
-            cells += [
-                number(ours) if ours is not None else "not reached",
-                f"{theirs / ours:.2f}" if ours and theirs else "",
-            ]
+            missing = "not reached" if each.curve(axis) else ""
+            cells += [number(ours) or missing, f"{theirs / ours:.2f}" if ours and theirs else ""]
         rows.append(cells)
     text = f"Costs to {100 * goal:.1f} % test accuracy; ratio: those of {reference.label} by these"
     return Table(text, head, rows)
+
+
+def clocked(series: Sequence[Series]) -> Table:
+    """What the virtual clock says, of the series that have one; means over the seeds."""
+    rows: list[list[str]] = []
+    for each in series:
+        runs = [run for run in each.runs if run.metrics and "simulated_seconds" in run.metrics[-1]]
+        if not runs:
+            continue
+        clock, count = runs[0].config.clock, len(runs)
+        lasts = [run.metrics[-1] for run in runs]
+        lost = sum(row["lost_answers"] for run in runs for row in run.metrics) / count
+        cells = [
+            sum(row["simulated_seconds"] for row in lasts) / count,
+            sum(row["round_seconds"] for run in runs for row in run.metrics) / sum(len(run.metrics) for run in runs),
+            sum(row["total_joules"] for row in lasts) / count,
+            sum(row["total_macs"] for row in lasts) / count / 1e6,
+            max(row["peak_memory"] for run in runs for row in run.metrics) / 1e6,
+            lost,
+        ]
+        rows.append([each.label, clock.devices, clock.link or "the devices' own", *(number(cell) for cell in cells)])
+    head = ["run", "devices", "link", "seconds", "a round, s", "J", "device MMACs", "peak memory, MB", "lost answers"]
+    return Table("Simulated devices", head, rows)
+
+
+def classes(series: Sequence[Series]) -> Table:
+    """Bytes by direction and message class, the largest first; means over the seeds."""
+    rows: list[list[str]] = []
+    for each in series:
+        sums = each.kinds()
+        total = sum(sums.values()) or 1.0
+        for (way, kind), count in sorted(sums.items(), key=lambda item: -item[1]):
+            rows.append([each.label, way, kind, number(count / 1e6), f"{100 * count / total:.1f}"])
+    return Table("What travelled", ["run", "direction", "message class", "MB", "share, %"], rows)
 
 
 def number(value: float | None) -> str:

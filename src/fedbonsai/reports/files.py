@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedbonsai.errors import ConfigError, Missing
-from fedbonsai.reports.costs import measured, outcomes, to_goal
+from fedbonsai.reports.costs import clocked, measured, outcomes, to_goal
 from fedbonsai.reports.figures import COLOURS
 from fedbonsai.reports.page import page
 from fedbonsai.reports.series import Series
@@ -34,8 +34,8 @@ def write(target: Path, series: Sequence[Series], reference: Series, goal: float
     elif kind == ".csv":
         target.write_text(curves(series))
     else:
-        tables = [outcomes(series), *([to_goal(series, reference, goal)] if len(series) > 1 else [])]
-        target.write_text(f"# {title}\n\n" + "\n".join(table.markdown() for table in tables))
+        tables = [outcomes(series), clocked(series), to_goal(series, reference, goal)]
+        target.write_text(f"# {title}\n\n" + "\n".join(table.markdown() for table in tables if table.rows))
 
 
 def curves(series: Sequence[Series]) -> str:

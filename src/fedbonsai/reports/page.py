@@ -10,7 +10,7 @@ from typing import Any
 
 from fedbonsai.errors import Missing
 from fedbonsai.reports.anatomy import layers
-from fedbonsai.reports.costs import Table, outcomes, to_goal
+from fedbonsai.reports.costs import Table, clocked, outcomes, to_goal
 from fedbonsai.reports.figures import Figure, figures
 from fedbonsai.reports.series import Series
 from fedbonsai.runs.structure import unstructure
@@ -36,8 +36,7 @@ def page(series: Sequence[Series], reference: Series, goal: float, title: str) -
     body = [
         f"<h1>{html.escape(title)}</h1>",
         f"<p>{summary(series)}</p>",
-        table(outcomes(series)),
-        table(to_goal(series, reference, goal)) if len(series) > 1 else "",
+        *(table(each) for each in (outcomes(series), clocked(series), to_goal(series, reference, goal)) if each.rows),
         '<div class="figures">',
         *(frame(figure) for figure in drawn),
         "</div>",
@@ -100,6 +99,7 @@ def origin(series: Series) -> str:
         "commit": ", ".join(sorted({str(each.info.get("commit")) for each in series.runs})),
         "versions": ", ".join(f"{name} {version}" for name, version in run.info["versions"].items()),
         "machine": ", ".join(f"{name} {value}" for name, value in run.info["machine"].items()),
+        **run.info.get("notes", {}),
         "rounds skipped": sum(bool(row["skipped"]) for each in series.runs for row in each.metrics),
     }
     rows = "".join(f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in facts.items())

@@ -41,7 +41,7 @@ AXES = (
     Axis("bytes", ("total_bytes_up", "total_bytes_down"), "megabytes moved, both directions", 1e-6, True),
     Axis("seconds", ("simulated_seconds",), "simulated seconds"),
     Axis("energy", ("total_joules",), "joules, all devices together", 1.0, True),
-    Axis("work", ("total_device_macs",), "multiplications on all devices, millions", 1e-6, True),
+    Axis("work", ("total_macs",), "multiplications on all devices, millions", 1e-6, True),
 )
 
 

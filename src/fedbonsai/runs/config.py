@@ -83,9 +83,9 @@ class ClockConfig:
     link: str = ""
     """Link by name or path, or several with shares; empty is the one that each device profile names."""
     deadline: float = 0.0
-    """If positive: seconds that the server waits for the answers to one question; later ones are dropped."""
+    """If positive: seconds that the server waits, in a round, for the answers to one question; later ones are dropped."""
     first: int = 0
-    """If positive: the server goes on with this many answers, the earliest; later ones are dropped."""
+    """If positive: in a round the server goes on with this many answers, the earliest; later ones are dropped."""
     availability: float = 1.0
     """Share of each simulated day in which a device can be reached; the hours are drawn for each device."""
     dropout: float = 0.0

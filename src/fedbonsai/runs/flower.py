@@ -51,8 +51,13 @@ def refuse(config: RunConfig) -> None:
         raise ConfigError("fleet.kind = 'flower' excludes " + "; ".join(faults))
 
 
-def behind(grid: Any) -> Build:
-    """How to build a run's parts when its clients are behind a Flower Grid."""
+def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None) -> Build:
+    """How to build a run's parts when its clients are behind a Flower Grid.
+
+    Args:
+        grid: Flower's.
+        who: names under which nodes were let in.
+    """
 
     def build(config: RunConfig, split: Path | None = None, answers: Path | None = None) -> Scene:
         from fedbonsai.fleets.flower.fleet import FlowerFleet
@@ -74,6 +79,7 @@ def behind(grid: Any) -> Build:
             deadline=asked.deadline,
             first=asked.first,
             codecs=needed(config.method),
+            who=who,
         )
         fleet = Metered(fleet, ledger)
         if config.fleet.flaky:
@@ -111,15 +117,17 @@ def drive(grid: Any, settings: Mapping[str, Any]) -> None:
     job = Path(str(settings.get("job", "")))
     if not job.is_file():
         raise ConfigError(f"job = {str(job)!r} is no file; start runs with: fedbonsai run RECIPE --fleet flower")
+    from fedbonsai.fleets.flower.federation import Federation as Federated
     from fedbonsai.fleets.flower.processes import remember
 
     told = tomllib.loads(job.read_text())
+    who = Federated(Path(told["federation"])).nodes if "federation" in told else None
     remember(job.with_suffix(".pid"), os.getpid())
     os.chdir(told["cwd"])  # paths of the configuration are those of whoever started the run
     try:
         own_modules(told["config"])
         keep_memory()
-        execute(structure(told["config"], RunConfig), Path(told["folder"]), told["resume"], build=behind(grid))
+        execute(structure(told["config"], RunConfig), Path(told["folder"]), told["resume"], build=behind(grid, who))
     except BaseException as error:
         write(result_of(job), json.dumps({"status": "failed", "reason": f"{error}" or type(error).__name__}).encode())
         raise

@@ -12,10 +12,11 @@ import torch
 from fedbonsai.core import Samples, Scope, scope
 from fedbonsai.errors import Unanswered
 from fedbonsai.fleets.costs import Totals
-from fedbonsai.local import Score, evaluate
+from fedbonsai.local import evaluate, judged
 from fedbonsai.model import Model
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Checkpoint, Folder
+from fedbonsai.runs.layers import layers
 from fedbonsai.runs.setup import Scene
 
 
@@ -161,18 +162,26 @@ def _row(
         model, device = scene.method.model(state), config.fleet.device
         test = evaluate(model, scene.federation.test, device)
         row |= {"accuracy": test.accuracy, "loss": test.loss}
-        if (valid := _pooled(scene, model, device)) is not None:
-            row |= {"valid_accuracy": valid.accuracy, "valid_loss": valid.loss}
+        row |= _own(scene, model, device)
+        if kept := layers(model, scene.model):
+            row["layers"] = kept
     return row
 
 
-def _pooled(scene: Scene, model: Model, device: str) -> Score | None:
-    """Score over all clients' validation parts, which decides; the test set only reports."""
+def _own(scene: Scene, model: Model, device: str) -> dict[str, float]:
+    """How the model does on the clients' validation parts, which decide; the test set only reports.
+
+    Over all of them together, and the spread over the clients: the worst, the tenth percentile, the median, the best.
+    """
     parts = [part for part in scene.federation.valid if len(part)]
     if not parts:
-        return None
+        return {}
     pooled = Samples(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts]))
-    return evaluate(model, pooled, device)
+    loss, correct = judged(model, pooled, device)
+    each = torch.stack([part.double().mean() for part in correct.split([len(part) for part in parts])])
+    ends = torch.quantile(each, torch.tensor([0.0, 0.1, 0.5, 1.0], dtype=torch.float64)).tolist()
+    spread = {f"client_{name}": end for name, end in zip(("min", "p10", "median", "max"), ends, strict=True)}
+    return {"valid_accuracy": int(correct.sum()) / len(pooled), "valid_loss": loss, **spread}
 
 
 def _simulated(scene: Scene, spent: list[dict[str, Any]]) -> dict[str, Any]:
@@ -186,7 +195,7 @@ def _simulated(scene: Scene, spent: list[dict[str, Any]]) -> dict[str, Any]:
         "simulated_seconds": total.seconds,
         "joules": this.joules,
         "total_joules": total.joules,
-        "macs": this.macs,
+        "round_macs": this.macs,
         "total_macs": total.macs,
         "peak_memory": this.peak_memory,
         "lost_answers": sum(row["dropped"] for row in spent),

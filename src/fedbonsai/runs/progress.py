@@ -42,6 +42,11 @@ def span(seconds: float) -> str:
     )
 
 
+def simulated(seconds: float) -> str:
+    """Simulated seconds for people: short ones with two digits."""
+    return f"{seconds:.2f} s" if seconds < 60 else span(seconds)
+
+
 def energy(joules: float) -> str:
     """Joules for people."""
     for unit in ("J", "kJ", "MJ"):
@@ -96,7 +101,7 @@ def line(config: RunConfig, row: Mapping[str, Any], left: float) -> str:
     ]
     parts += [f"up {size(row['total_bytes_up'])}", f"down {size(row['total_bytes_down'])}"]
     if "simulated_seconds" in row:
-        parts += [f"simulated {span(row['simulated_seconds'])}", energy(row["total_joules"])]
+        parts += [f"simulated {simulated(row['simulated_seconds'])}", energy(row["total_joules"])]
     parts.append(f"left {span(left)}")
     return "  ".join(parts)
 

@@ -124,6 +124,7 @@ def execute(
             reason=outcome.reason,
             ended=time.time(),
             arch={"name": final.arch.name, "options": dict(final.arch.options)},
+            **({"notes": dict(notes())} if (notes := getattr(stage.method, "notes", None)) else {}),
             kinds=[[way, kind, size] for (way, kind), size in sorted(stage.ledger.kinds.items())],
         )
     except KeyboardInterrupt:

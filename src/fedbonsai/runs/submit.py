@@ -49,12 +49,18 @@ def submit(config: RunConfig, folder: Path, resume: bool, tell: Tell | None = No
     federation.running()
     where = str(folder.resolve())
     job = federation.jobs / f"{folder.name}-{hashlib.blake2b(where.encode(), digest_size=4).hexdigest()}.toml"
-    told = {"folder": where, "resume": resume, "cwd": str(Path.cwd()), "config": unstructure(config)}
-    number = _hand_in(federation, job, told)
+    told = {
+        "folder": where,
+        "resume": resume,
+        "cwd": str(Path.cwd()),
+        "federation": str(federation.folder),
+        "config": unstructure(config),
+    }
+    _hand_in(federation, job, told)
     try:
-        _follow(federation, job, number, Folder(folder), tell)
+        _follow(federation, job, Folder(folder), tell)
     except KeyboardInterrupt:
-        federation.flwr("stop", number, LINK)
+        federation.flwr("stop", number_of(job).read_text(), LINK)
         if Folder(folder).info.exists():
             Folder(folder).set_info(status="interrupted")
         raise
@@ -75,16 +81,16 @@ def resume_all(federation: Federation) -> list[str]:
     return lines
 
 
-def _hand_in(federation: Federation, job: Path, told: dict[str, Any]) -> str:
-    """Start a job; the number of Flower's run."""
+def _hand_in(federation: Federation, job: Path, told: dict[str, Any]) -> None:
+    """Start a job."""
     result_of(job).unlink(missing_ok=True)
     write(job, tomli_w.dumps(told).encode())
     said = federation.flwr("run", str(federation.app), LINK, "--run-config", f"job={json.dumps(str(job))}")
-    return str(said["run-id"])
+    number_of(job).write_text(str(said["run-id"]))
 
 
-def _follow(federation: Federation, job: Path, number: str, folder: Folder, tell: Tell | None) -> None:
-    result, asked = result_of(job), time.monotonic()
+def _follow(federation: Federation, job: Path, folder: Folder, tell: Tell | None) -> None:
+    result, asked, gone = result_of(job), time.monotonic(), ""
     told = len(folder.rows())
     while True:
         over = result.exists()
@@ -99,17 +105,22 @@ def _follow(federation: Federation, job: Path, number: str, folder: Folder, tell
                 raise ConfigError(str(end["reason"]))
             return
         if time.monotonic() - asked > ASK:
-            asked = time.monotonic()
-            _still_runs(federation, number)
+            before, gone, asked = gone, _gone(federation, job), time.monotonic()
+            if gone and gone == before:  # twice, since a server that was started again may just be handing it in
+                raise ConfigError(f"the run's process on the server ended; see {federation.log}")
         time.sleep(LOOK)
 
 
-def _still_runs(federation: Federation, number: str) -> None:
-    """Notice a run whose process died without a word.
+def _gone(federation: Federation, job: Path) -> str:
+    """Number of the Flower run of a job, if its process died without a word; a server that is down may come back."""
+    number = number_of(job).read_text()
+    try:
+        (run,) = federation.flwr("list", LINK, "--run-id", number)["runs"]
+    except ConfigError:
+        return ""
+    return number if str(run["status"]).startswith("finished") else ""
 
-    Raises:
-        ConfigError: Flower does not run it any more.
-    """
-    (run,) = federation.flwr("list", LINK, "--run-id", number)["runs"]
-    if str(run["status"]).startswith("finished"):
-        raise ConfigError(f"the run's process on the server ended ({run['status']}); see {federation.log}")
+
+def number_of(job: Path) -> Path:
+    """Where the number of a job's Flower run is written."""
+    return job.with_suffix(".run")

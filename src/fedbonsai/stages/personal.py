@@ -18,7 +18,7 @@ from fedbonsai import local
 from fedbonsai.core import Client, Device, Fleet, Memory, task
 from fedbonsai.errors import ConfigError, Forgotten
 from fedbonsai.local import SGD, Trained
-from fedbonsai.model import Arch, Model, forms
+from fedbonsai.model import Arch, Model, forms, skeleton
 from fedbonsai.stages.pruning.derived_masks import Derived, Rule, derived
 from fedbonsai.stages.pruning.masks import masked
 from fedbonsai.tree import Tree, Weights
@@ -56,7 +56,7 @@ def personal_names(model: Model, patterns: Iterable[str]) -> tuple[str, ...]:
 
 def head_of(model: Model) -> tuple[str, ...]:
     """Names of the weights of the last linear layer; none where there is no such layer."""
-    linear = [path for path, layer in model.build().named_modules() if isinstance(layer, nn.Linear)]
+    linear = [path for path, layer in skeleton(model).module.named_modules() if isinstance(layer, nn.Linear)]
     return tuple(name for name in model.weights if linear and name.rpartition(".")[0] == linear[-1])
 
 
@@ -131,6 +131,11 @@ def trained_part(
     return local.train(model, me, sgd, mask=mask, hook=still if frozen else hook)
 
 
+def begun(first: Tree, device: Device, held: Collection[str]) -> Tree | None:
+    """What a device's personal part begins with, for who is not among those that have one."""
+    return first if first and device.id not in held else None
+
+
 # --- judging -------------------------------------------------------------------------------------------------------
 
 
@@ -188,6 +193,16 @@ class Verdict:
     masked_p10: float
     loss: float
     devices: int
+
+    def figures(self) -> dict[str, float]:
+        """Columns of the log."""
+        return {
+            "personal_accuracy": self.dense,
+            "personal_p10": self.dense_p10,
+            "masked_accuracy": self.masked,
+            "masked_p10": self.masked_p10,
+            "personal_loss": self.loss,
+        }
 
 
 def judged(fleet: Fleet, send: Mapping[Device, Judge]) -> Verdict | None:

@@ -18,6 +18,7 @@ from fedbonsai.devices.clock import compute_seconds, passes
 from fedbonsai.devices.networks import layers
 from fedbonsai.devices.profile import Curve, profile
 from fedbonsai.errors import ConfigError
+from fedbonsai.local import SGD
 from fedbonsai.model import Model
 from fedbonsai.stages.allocation import Floats, Load
 from fedbonsai.stages.choice import Choice, choice
@@ -64,6 +65,17 @@ class Passes:
     shared: Floats
     """n_u: of the phase of the shared weights; of the one joint pass where both learn together."""
     joint: bool = False
+
+    @staticmethod
+    def of(parts: Parts, shared: SGD, personal: SGD, examples: Floats, joint: bool) -> Passes:
+        """Of devices with so many training samples; a part that is empty is not trained."""
+        some = bool(parts.prunable or parts.fixed)
+        return Passes(samples(personal, examples) * bool(parts.personal), samples(shared, examples) * some, joint)
+
+
+def samples(sgd: SGD, examples: Floats) -> Floats:
+    """Samples that local training sees on devices of so many examples."""
+    return sgd.steps * np.minimum(sgd.batch, examples) if sgd.steps else max(1, sgd.epochs) * examples
 
 
 class Compute(Choice):

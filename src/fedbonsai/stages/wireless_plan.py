@@ -246,6 +246,25 @@ class Schedule:
     full: float
     """T_full, seconds: the shortest round without pruning."""
 
+    @property
+    def explores(self) -> bool:
+        """Whether every device that trains prunes, so that masks of one ranking leave weights to nobody (1.5)."""
+        return bool(self.trains.any()) and bool(self.ratio[self.trains].min() > 0)
+
+    def figures(self) -> dict[str, float]:
+        """Columns of the log; no deadline has none."""
+        ratios = self.ratio[self.trains] if self.trains.any() else np.zeros(1)
+        return {
+            "mean_ratio": float(ratios.mean()),
+            "least_ratio": float(ratios.min()),
+            "round_latency": self.latency,
+            "full_latency": self.full,
+            **({"deadline": self.deadline} if self.deadline < inf else {}),
+            "left_out": float((~self.trains).sum()),
+            "missed": float((self.trains & ~self.sends).sum()),
+            "cut_short": float((self.sends & (self.sent > self.ratio)).sum()),
+        }
+
 
 def scheduled(
     rule: Allocation,

@@ -4,6 +4,7 @@ import ast
 import random
 import resource
 import shutil
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import fedbonsai.fleets.flower
 from fedbonsai.core import Scope, scope
 from fedbonsai.errors import BadMessage, ConfigError
 from fedbonsai.fleets.envelope import Envelope, Receipt
+from fedbonsai.fleets.flower import fleet as fleet_module
 from fedbonsai.fleets.flower import hello, worker
 from fedbonsai.fleets.flower.client import client_app
 from fedbonsai.fleets.flower.fleet import FlowerFleet
@@ -99,7 +101,7 @@ class Wire(InProcessGrid):
 def devices_and_wire(folder, count=3):
     hands = workers(clients(count), folder)
     grid = Wire(hands)
-    fleet = FlowerFleet(grid, FORM, expect=count, poll=0.01, deadline=0.3)
+    fleet = FlowerFleet(grid, FORM, expect=count, poll=0.01, deadline=0.3, patience=0.5)
     nodes = {hand.device: node for node, hand in hands.items()}
     return fleet, grid, nodes, hands
 
@@ -224,6 +226,38 @@ def test_a_device_that_returns_as_another_node_is_met_again(tmp_path):
     assert calls(fleet, 1)[0] == {"00": 2, "01": 2, "02": 2}
 
 
+def test_a_device_that_was_mended_is_met_while_the_server_waits(tmp_path, monkeypatch):
+    monkeypatch.setattr(fleet_module, "AGAIN", 0.05)
+    hands = workers(clients(2), tmp_path)
+    first, asked = next(iter(hands.values())), []
+    real = first.hello
+
+    def at_first_old(raw):
+        asked.append(raw)
+        card = decode(real(raw))
+        return bytes(encode(replace(card, version="0.0.1") if len(asked) < 3 else card))
+
+    first.hello = at_first_old
+    fleet = FlowerFleet(grid_of(hands), FORM, expect=2, patience=5, poll=0.01)
+    assert (len(fleet.devices), len(asked), fleet.refused) == (2, 3, {})
+
+
+def test_a_round_waits_while_nobody_is_there(tmp_path):
+    hands = workers(clients(2), tmp_path)
+    grid = Wire(hands)
+    fleet = FlowerFleet(grid, FORM, expect=2, poll=0.01, patience=0.5)
+    there, grid.there = grid.there, []
+    timer = threading.Timer(0.2, lambda: setattr(grid, "there", there))
+    timer.start()
+    assert calls(fleet, 0)[0] == {"00": 1, "01": 1}
+    timer.join()
+    grid.there = []
+    began = time.monotonic()
+    heard, silent = calls(fleet, 1, at_least=0)
+    assert 0.4 < time.monotonic() - began < 2
+    assert (heard, {silence.reason for silence in silent.values()}) == ({}, {"not connected"})
+
+
 def test_a_device_with_an_older_memory_forgets_and_begins_anew(tmp_path):
     fleet, _, _, _ = devices_and_wire(tmp_path)
     calls(fleet, 0)
@@ -318,6 +352,17 @@ def test_who_cannot_understand_us_is_refused_with_what_mends_it(tmp_path, monkey
     assert "fedbonsai[codecs]" in says(codecs=())
     assert "labels up to 12" in says(fault="labels up to 12, the task has 10 classes")
     assert "another node" in says(device="01")
+
+
+def test_a_device_cannot_say_that_it_is_another(tmp_path):
+    hands = workers(clients(2), tmp_path)
+    let_in = {node: hand.device for node, hand in hands.items()}
+    fleet = FlowerFleet(grid_of(hands), FORM, expect=2, poll=0.01, who=lambda: let_in)
+    assert len(fleet.devices) == 2
+    liar = max(hands)
+    let_in[liar] = "02"
+    with pytest.raises(ConfigError, match=r"let in as '02'; there: join --name 02"):
+        FlowerFleet(grid_of(hands), FORM, expect=2, patience=0.05, poll=0.01, who=lambda: let_in)
 
 
 def test_an_older_library_that_joined_later_refuses_requests(tmp_path, monkeypatch):

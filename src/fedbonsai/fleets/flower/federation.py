@@ -85,6 +85,7 @@ class Federation:
         self.state, self.log = self.folder / "serve.json", self.folder / "superlink.log"
         self.known = self.folder / "registered.json"
         self.link = self.folder / "superlink.pid"
+        self._refused: dict[str, str] = {}
 
     def prepare(self, port: int) -> None:
         """Write what Flower needs to find its SuperLink at a port of this machine, and the app.
@@ -144,28 +145,37 @@ class Federation:
             raise ConfigError(f"flwr {' '.join(words[:2])}: {str(text).strip()[-500:]}")
         return said
 
+    def nodes(self) -> dict[int, str]:
+        """Names of the devices that were let in, by Flower's number of their node."""
+        known: dict[str, dict[str, str]] = json.loads(self.known.read_text()) if self.known.exists() else {}
+        return {int(held["node"]): name for name, held in known.items()}
+
     def enrol(self) -> list[str]:
         """Let in devices whose public keys came into the folder, put out those whose keys went; a line for each."""
         known: dict[str, dict[str, str]] = json.loads(self.known.read_text()) if self.known.exists() else {}
-        there = {file.stem: file for file in sorted(self.devices.glob("*.pub"))}
+        there = {file.stem: _key(file) for file in sorted(self.devices.glob("*.pub"))}
         lines: list[str] = []
-        for name in [name for name in known if name not in there or known[name]["key"] != _key(there[name])]:
-            self.flwr("supernode", "unregister", known[name]["node"], LINK)
-            del known[name]
-            self.known.write_text(json.dumps(known, indent=1))
-            lines.append(f"{name} is out")
-        for name, file in there.items():
-            if name in known:
-                continue
-            try:
-                said = self.flwr("supernode", "register", str(file), LINK)
-            except ConfigError as error:
-                lines.append(f"{name} was not let in: {error}")
-                continue
-            known[name] = {"key": _key(file), "node": str(said["node-id"])}
-            self.known.write_text(json.dumps(known, indent=1))
-            lines.append(f"{name} is in")
+        for name, held in list(known.items()):
+            if there.get(name) != held["key"]:
+                lines += self._change(f"{name} is out", known, name, "unregister", held["node"])
+        for name, key in there.items():
+            if name not in known and self._refused.get(name) != key:
+                lines += self._change(f"{name} is in", known, name, "register", str(self.devices / f"{name}.pub"))
         return lines
+
+    def _change(self, line: str, known: dict[str, dict[str, str]], name: str, what: str, which: str) -> list[str]:
+        try:
+            said = self.flwr("supernode", what, which, LINK)
+        except ConfigError as error:
+            again = self._refused.get(name) == (key := _key(self.devices / f"{name}.pub"))
+            self._refused[name] = key  # it is not tried again before its file changes
+            return [] if again else [f"device {name}: {error}"]
+        if what == "register":
+            known[name] = {"key": _key(self.devices / f"{name}.pub"), "node": str(said["node-id"])}
+        else:
+            del known[name]
+        self.known.write_text(json.dumps(known, indent=1))
+        return [line]
 
     def sweep(self) -> None:
         """End what an earlier server left behind: its SuperLink, and apps that would write into runs' folders."""
@@ -190,4 +200,8 @@ class Federation:
 
 
 def _key(file: Path) -> str:
-    return " ".join(file.read_text().split()[:2])
+    """The key in a file, without its comment; empty where there is none."""
+    try:
+        return " ".join(file.read_text(errors="replace").split()[:2])
+    except OSError:
+        return ""

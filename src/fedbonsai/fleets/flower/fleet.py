@@ -7,8 +7,9 @@ that was killed goes on with the memories that lie on the devices.
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from flwr.app import ArrayRecord, Message
@@ -19,6 +20,7 @@ from fedbonsai.errors import BadMessage, ConfigError
 from fedbonsai.fleets.envelope import Envelope, envelope, receipt
 from fedbonsai.fleets.flower import hello
 from fedbonsai.fleets.flower.frames import Form, Reply, Request, check, open_head
+from fedbonsai.fleets.flower.memory import slot_of
 from fedbonsai.fleets.flower.record import pack, packed, unpack
 from fedbonsai.fleets.flower.spool import Spool
 from fedbonsai.fleets.local import post
@@ -31,6 +33,8 @@ R = TypeVar("R")
 TRAIN, QUERY = "train", "query"
 AT_ONCE = 8  # replies that are pulled by one call: a Grid holds all of them in memory
 NEAR = 256 << 20  # bytes of replies that wait in memory for their turn
+GREETING = 60.0  # seconds in which a node must say who it is, once a run goes on
+AGAIN = 20.0  # seconds until a node that cannot take part is asked again: somebody may have mended it
 AFTER = 60.0  # seconds for which Flower keeps a message beyond its deadline
 
 log = logging.getLogger("fedbonsai")
@@ -44,12 +48,13 @@ class FlowerFleet(Remembers):
         form: what samples must look like on every device.
         expect: number of devices to wait for.
         at_least: number that will do when the wait is over; 0 means all that are expected.
-        patience: seconds to wait for them.
+        patience: seconds to wait for them, and in a round for anybody at all.
         deadline: seconds in which the devices must answer an ask.
         first: if positive: an ask is over when so many have answered; all others are silent.
         codecs: optional codecs that the run uses.
         limit: bytes of the largest answer that is accepted.
         poll: seconds between looks for answers.
+        who: if given: the names under which nodes were let in, so that none can say that it is another.
 
     Raises:
         ConfigError: too few devices came, or too few that can take part; the text says why, and what mends it.
@@ -68,20 +73,22 @@ class FlowerFleet(Remembers):
         codecs: Iterable[str] = (),
         limit: int = LIMIT,
         poll: float = 0.2,
+        who: Callable[[], Mapping[int, str]] | None = None,
     ) -> None:
         super().__init__()
         self._grid, self._form, self._codecs = grid, form, frozenset(codecs)
         self._deadline, self._first, self._limit, self._poll = deadline, first, limit, poll
+        self._who = who
         self._nodes: dict[str, int] = {}  # of each device
-        self._known: set[int] = set()  # nodes that were asked who they are
-        self._claims: dict[int, str] = {}  # nodes that say they are a device which another node is
+        self._known: dict[int, float] = {}  # nodes that were asked who they are, and when to ask again
         self.refused: dict[str, str] = {}
         """Why a device cannot take part, by its id (or its node, where it has not said its id)."""
-        self._gather(expect, at_least or expect, patience)
+        self._patience = patience
+        self._gather(expect, at_least or expect)
         self.devices: Sequence[Device] = tuple(Device(id) for id in sorted(self._nodes))
 
-    def _gather(self, expect: int, at_least: int, patience: float) -> None:
-        until = time.monotonic() + patience
+    def _gather(self, expect: int, at_least: int) -> None:
+        until = time.monotonic() + self._patience
         while True:
             self._greet(min(self._deadline, max(1.0, until - time.monotonic())))
             if len(self._nodes) >= expect or time.monotonic() >= until:
@@ -96,7 +103,8 @@ class FlowerFleet(Remembers):
 
     def _greet(self, seconds: float) -> None:
         """Ask nodes that are new here who they are."""
-        fresh = [node for node in self._grid.get_node_ids() if node not in self._known]
+        now = time.monotonic()
+        fresh = [node for node in self._grid.get_node_ids() if self._known.get(node, 0.0) <= now]
         if not fresh:
             return
         head = pack(encode(hello.Hello(hello.VERSION, hello.WIRE, self._form)), packed(b""))
@@ -109,45 +117,55 @@ class FlowerFleet(Remembers):
             for reply in come:
                 node = waiting.pop(reply.metadata.reply_to_message_id, None)
                 if node is not None:
-                    self._known.add(node)
-                    self._meet(node, reply)
+                    met = self._meet(node, reply)
+                    self._known[node] = math.inf if met else time.monotonic() + AGAIN
             if not come:
                 time.sleep(self._poll)
 
-    def _meet(self, node: int, reply: Message) -> None:
+    def _meet(self, node: int, reply: Message) -> bool:
+        """Take in what a node says of itself; whether it can take part."""
         try:
             if reply.has_error():
                 raise BadMessage(f"failed: {reply.error.reason}")
             raw, _ = unpack(reply, self._limit)
             card = cast(hello.Card, open_head(raw, hello.Card))
         except BadMessage as error:
-            self._refuse(f"node {node}", str(error))
-            return
+            return self._refuse(f"node {node}", str(error))
+        if self._who is not None and (name := self._who().get(node)) != card.device:
+            return self._refuse(
+                f"node {node}", f"says it is {card.device!r}, its key was let in as {name!r}; there: join --name {name}"
+            )
         if why := hello.mismatch(card, self._codecs):
-            self._refuse(card.device, why)
-        elif card.device in self._nodes and self._nodes[card.device] in set(self._grid.get_node_ids()):
-            self._claims[node] = card.device  # nobody takes another's place while that one is there
-            self._refuse(
+            return self._refuse(card.device, why)
+        if self._nodes.get(card.device, node) != node and self._nodes[card.device] in set(self._grid.get_node_ids()):
+            # nobody takes another's place while that one is there
+            return self._refuse(
                 f"node {node}", f"says it is {card.device!r}, and so does another node; give each its own name"
             )
-        else:
-            self.refused.pop(card.device, None)
-            self._nodes[card.device] = node
+        self.refused.pop(card.device, None)
+        self._nodes[card.device] = node
+        return True
 
-    def _refuse(self, who: str, why: str) -> None:
+    def _refuse(self, who: str, why: str) -> bool:
+        if self.refused.get(who) != why:
+            log.warning("device %s cannot take part: it %s", who, why)
         self.refused[who] = why
-        log.warning("device %s cannot take part: it %s", who, why)
+        return False
 
     def open(self, scope: Scope) -> None:
-        """Begin a round; a device that came back as another node is met again."""
+        """Begin a round: not before somebody is there, and who came back as another node is met again."""
         super().open(scope)
-        there = set(self._grid.get_node_ids())
-        gone = [id for id, node in self._nodes.items() if node not in there]
-        if gone:
-            known = list(self._nodes)
-            self._greet(self._deadline)
-            self._nodes |= {id: node for node, id in self._claims.items() if id in gone and node in there}
-            self._nodes = {id: self._nodes[id] for id in known}  # who is new waits for the next run
+        until = time.monotonic() + self._patience
+        while not (there := set(self._nodes.values()) & set(self._grid.get_node_ids())) and time.monotonic() < until:
+            self._meet_again()
+            time.sleep(self._poll)
+        if len(there) < len(self._nodes):
+            self._meet_again()
+
+    def _meet_again(self) -> None:
+        known = list(self._nodes)
+        self._greet(GREETING)
+        self._nodes = {id: self._nodes[id] for id in known}  # who is new waits for the next run
 
     def ask(self, task: Task[M, R], send: Mapping[Device, M], at_least: int = 1) -> Answers[R]:
         """Ask; all requests are sent at once, answers wait until it is their turn."""
@@ -169,7 +187,7 @@ class FlowerFleet(Remembers):
             if node not in there:
                 letters.append(_Letter(device, head, 0, trouble="not connected"))
                 continue
-            start = self._slots.memory(device.id).get("slot")
+            start = slot_of(self._slots.memory(device.id))
             raw = encode(Request(head, start, self._form, hello.VERSION))
             array = shared.get(id(payload)) or shared.setdefault(id(payload), packed(payload))
             letters.append(_Letter(device, head, len(raw) + len(payload)))
@@ -245,7 +263,7 @@ class FlowerFleet(Remembers):
             check(task, value, "answer")
         except BadMessage as error:
             return Silence(device, str(error), letter.down, letter.up)
-        self._slots.keep(device.id, {"slot": reply.kept} if reply.kept else {})
+        self._slots.keep(device.id, reply.kept.kept() if reply.kept else {})
         return Answer(device, value, letter.down, letter.up)
 
     def _pull(self, ids: Sequence[str]) -> list[Message]:

@@ -8,6 +8,7 @@ from outside comes through here.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import threading
 import time
@@ -56,6 +57,7 @@ class Gate:
             ssl_certfile=str(certificate),
             ssl_keyfile=str(key),
             interface="asgi3",
+            ws="none",
             proxy_headers=False,
             lifespan="off",
             log_level="error",
@@ -63,7 +65,7 @@ class Gate:
             server_header=False,
         )
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
 
     def start(self) -> None:
         """Listen.
@@ -81,6 +83,15 @@ class Gate:
         """Stop."""
         self._server.should_exit = True
         self._thread.join(5)
+
+    async def _main(self) -> None:
+        try:
+            await self._server.serve()
+        except SystemExit:  # what it raises when it cannot listen; `start` says so
+            return
+        finally:
+            if self._client is not None:
+                await self._client.aclose()
 
     async def _serve(self, scope: Asgi, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -45,6 +45,15 @@ class Slot:
         """Name of its file."""
         return f"{self.round}.{self.attempt}.{self.ask}.{self.digest}"
 
+    def kept(self) -> Memory:
+        """What a server keeps of it: plain values, so that a checkpoint can be read without Flower."""
+        return {"slot": (self.round, self.attempt, self.ask, self.digest)}
+
+
+def slot_of(kept: Memory) -> Slot | None:
+    """The slot that a server kept, or none."""
+    return Slot(*kept["slot"]) if "slot" in kept else None
+
 
 class Lost(Forgotten):
     """The memory that a request starts from is not there."""

@@ -53,6 +53,21 @@ def stop(process: subprocess.Popen[bytes]) -> None:
             process.wait()
 
 
+def end_by_signal() -> None:
+    """Let SIGTERM end this process as Ctrl-C does, by way of its ``finally``."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
+
+
+def ignore_signals() -> None:
+    """Tidy up in peace: who asks twice asks no more than once."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def remember(file: Path, pid: int) -> None:
     """Write down a process, so that `forget` can end it even after its parent was killed."""
     file.write_text(str(pid))

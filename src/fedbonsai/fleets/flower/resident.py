@@ -169,7 +169,8 @@ def _ours(peer: socket.socket) -> bool:
 
 def _write(peer: socket.socket, kind: int, head: bytes, payload: bytes) -> None:
     peer.sendall(_FRAME.pack(kind, len(head), len(payload)) + head)
-    peer.sendall(payload)
+    if payload:  # who has read all that he waits for may have hung up
+        peer.sendall(payload)
 
 
 def _read(peer: socket.socket) -> tuple[int, bytes, bytes]:

@@ -1,0 +1,118 @@
+"""What an exchange costs: fleets in one process side by side, and real devices with and without the resident worker.
+
+    python -m bench.flower
+    python -m bench.flower --no-devices
+
+The first part asks 10 and 100 clients for nothing. The second starts two federations of two devices each on this
+machine, with TLS and authentication, whose devices have a resident worker in one and none in the other, and runs
+FedAvg in turn; a round moves a tiny model, so its seconds are Flower's and ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from bench.echo import Echo, echo
+from bench.record import interleaved, save
+from fedbonsai.core import Client, Fleet, Samples, Scope, scope
+from fedbonsai.fleets.flower.client import client_app
+from fedbonsai.fleets.flower.fleet import FlowerFleet
+from fedbonsai.fleets.flower.frames import Form
+from fedbonsai.fleets.flower.grid import InProcessGrid
+from fedbonsai.fleets.flower.memory import Store
+from fedbonsai.fleets.flower.worker import Worker
+from fedbonsai.fleets.local import LocalFleet
+from fedbonsai.fleets.pool import PoolFleet
+
+FORM = Form((1, 1, 1), ("0",), (0.0,), (1.0,))
+ROUNDS, TURNS = 3, 3
+
+
+def people(count: int) -> list[Client]:
+    none = Samples(torch.zeros(1, 1, 1, 1), torch.zeros(1, dtype=torch.int64))
+    return [Client(f"{number:03}", 0, none, none) for number in range(count)]
+
+
+def over_flower(count: int, folder: Path) -> FlowerFleet:
+    hands = {
+        node: Worker(person.id, lambda form, p=person: (p.train, p.valid), Store(folder / person.id))
+        for node, person in enumerate(people(count), 1)
+    }
+    grid = InProcessGrid(client_app(lambda context: hands[context.node_id]), {node: {} for node in hands})
+    return FlowerFleet(grid, FORM, expect=count)
+
+
+def ask(fleet: Fleet) -> None:
+    with scope(fleet, Scope("bench", 0, 0, 0)):
+        assert len(list(fleet.ask(echo, dict.fromkeys(fleet.devices, Echo(torch.zeros(10)))))) == len(fleet.devices)
+
+
+def in_process(repeats: int) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for count in (10, 100):
+        with tempfile.TemporaryDirectory() as folder:
+            pool = PoolFleet(people(count), 2)
+            fleets: dict[str, Fleet] = {
+                "local without the wire": LocalFleet(people(count), wire=False),
+                "local": LocalFleet(people(count)),
+                "pool of 2": pool,
+                "in-process Grid": over_flower(count, Path(folder)),
+            }
+            times = interleaved({name: lambda f=fleet: ask(f) for name, fleet in fleets.items()}, repeats, warm=2)
+            pool.close()
+        found[str(count)] = times
+        for name, each in times.items():
+            print(f"{count:>4} clients, {name:<24} {1000 * each['median']:8.2f} ms")
+    return found
+
+
+def on_devices() -> dict[str, object]:
+    from tests.cases import CASES
+    from tests.flower_live.federation import CLIENTS, Place
+
+    from fedbonsai.runs.submit import submit
+
+    seconds: dict[str, list[float]] = {"resident worker": [], "plain": []}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        places: dict[str, Place] = {}
+        for name in seconds:
+            place = places[name] = Place(folder / name.split()[0])
+            stack.callback(place.close)
+            place.serve()
+            for number in range(CLIENTS):
+                place.wait("serve", f"{number:03} is in")
+                place.join(f"{number:03}", number, None, *(["--plain"] if name == "plain" else []))
+        for turn in range(TURNS):
+            for name, place in places.items():
+                run = submit(place.config(CASES[0], rounds=ROUNDS), folder / f"{name}-{turn}", False)
+                seconds[name] += [float(row["seconds"]) for row in run.metrics]
+    found = {
+        name: {"median": statistics.median(each), "min": min(each), "max": max(each), "rounds": len(each)}
+        for name, each in seconds.items()
+    }
+    for name, each in found.items():
+        print(f"{name:<16} {each['median']:6.2f} s a round of two devices ({each['min']:.2f} to {each['max']:.2f})")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--no-devices", action="store_true", help="only what runs in one process")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    result: dict[str, object] = {"flwr": version("flwr"), "ask_seconds": in_process(20)}
+    if not args.no_devices:
+        result["round_seconds"] = on_devices()
+    save("flower", result)
+
+
+if __name__ == "__main__":
+    main()

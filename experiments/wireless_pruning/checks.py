@@ -1,0 +1,140 @@
+"""Wireless pruning's statistical checks 13, 15 and 16 from the committed results: is half the latency had, at what cost?
+
+``python -m experiments.wireless_pruning.checks`` prints them, ``--write`` puts them into ``checks.md``. Seconds are those of
+the latency model (section 2 of the specification), not of any radio; a line that is not met says so.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+Result = dict[str, Any]
+Line = tuple[str, str, str, bool | None]  # check, what it asks, measured, met (None: nothing is asked)
+
+POINTS = 2.0  # of accuracy that half the latency may cost
+TIMES = 0.6  # of the reference's time to the same accuracy
+PAIRS = {
+    "optimum-shards": "perpart-shards",
+    "optimum-b0-shards": "perpart-shards",
+    "optimum-b0-extend-shards": "perpart-shards",
+    "optimum-dirichlet": "perpart-dirichlet",
+    "optimum-b0-dirichlet": "perpart-dirichlet",
+}
+
+
+def load(folder: Path) -> dict[str, dict[int, Result]]:
+    """Results by name of the run and seed."""
+    found: dict[str, dict[int, Result]] = {}
+    for file in sorted((folder / "results").glob("*.json")):
+        result = json.loads(file.read_text())
+        found.setdefault(result["name"], {})[result["seed"]] = result
+    return found
+
+
+def last(result: Result, column: str) -> float:
+    """The last value of a column."""
+    return result["method metrics"][column][-1]
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Mean and standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
+
+
+def seconds_to(result: Result, goal: float) -> float | None:
+    """Seconds of the latency model until the personalised accuracy reached a goal."""
+    columns = result["method metrics"]
+    for accuracy, seconds in zip(columns["personal_accuracy"], columns["wireless_seconds"], strict=True):
+        if accuracy >= goal:
+            return seconds
+    return None
+
+
+def reproduction(name: str, ours: dict[int, Result], theirs: dict[int, Result]) -> list[Line]:
+    """16: accuracy after equal rounds, and time to the accuracy that the reference ends within two points of."""
+    seeds = sorted(ours.keys() & theirs.keys())
+    points = [100 * (last(ours[s], "personal_accuracy") - last(theirs[s], "personal_accuracy")) for s in seeds]
+    masked = [100 * (last(ours[s], "masked_accuracy") - last(theirs[s], "personal_accuracy")) for s in seeds]
+    ratio = [statistics.mean(ours[s]["method metrics"]["mean_ratio"]) for s in seeds]
+    taken = [statistics.mean(ours[s]["method metrics"]["participation"]) for s in seeds]
+    length = [last(ours[s], "wireless_seconds") / last(theirs[s], "wireless_seconds") for s in seeds]
+    times: list[float] = []
+    for s in seeds:
+        goal = last(theirs[s], "personal_accuracy") - POINTS / 100
+        mine, reference = seconds_to(ours[s], goal), seconds_to(theirs[s], goal)
+        times.append(mine / reference if mine is not None and reference else float("inf"))
+    text = f"{spread(points)} points (masked {spread(masked)})"
+    return [
+        (f"16 {name}", f"at most {POINTS:g} points below PerPart", text, statistics.mean(points) >= -POINTS),
+        (f"16 {name}", f"at most {TIMES:g} of its time to accuracy", spread(times), statistics.mean(times) <= TIMES),
+        (f"16 {name}", "seconds of the whole run by PerPart's", spread(length), None),
+        (f"16 {name}", "mean ratio; share of devices whose uploads count", f"{spread(ratio)}; {spread(taken)}", None),
+    ]
+
+
+def checks(runs: dict[str, dict[int, Result]]) -> list[Line]:
+    """Every check whose runs are there."""
+    lines: list[Line] = []
+    if "explore-shards" in runs:
+        never = [last(result, "never_covered") for result in runs["explore-shards"].values()]
+        lines.append(("13", "no weight uncovered for ever, with exploration", spread(never, 4), max(never) < 0.01))
+    for name, results in runs.items():
+        late = [
+            seconds / deadline
+            for result in results.values()
+            for seconds, deadline in zip(
+                result["method metrics"]["round_latency"], result["method metrics"].get("deadline", []), strict=False
+            )
+        ]
+        if late:
+            lines.append((f"15 {name}", "no round above its deadline", f"{max(late):.6f}", max(late) <= 1 + 1e-4))
+    for name, reference in PAIRS.items():
+        if name in runs and reference in runs:
+            lines += reproduction(name, runs[name], runs[reference])
+    return lines
+
+
+def table(runs: dict[str, dict[int, Result]]) -> list[str]:
+    """Every run: personalised accuracies at the end, and seconds of the latency model."""
+    lines = ["| run | personal (%) | masked (%) | tenth percentile (%) | seconds |", "|---|---|---|---|---|"]
+    for name, results in runs.items():
+        cells = [
+            spread([100 * last(result, column) for result in results.values()])
+            for column in ("personal_accuracy", "masked_accuracy", "personal_p10")
+        ]
+        seconds = spread([last(result, "wireless_seconds") for result in results.values()])
+        lines.append(f"| {name} | {' | '.join(cells)} | {seconds} |")
+    return lines
+
+
+def text(runs: dict[str, dict[int, Result]]) -> str:
+    """Everything as Markdown."""
+    commits = ", ".join(sorted({str(result["commit"]) for results in runs.values() for result in results.values()}))
+    met = {True: "yes", False: "**no**", None: "—"}
+    return "\n".join(
+        [
+            "PMP-style, re-derived. MNIST, LeNet-5, ten devices of the default cell (500 m, 10 MHz, 23 dBm, -174 dBm/Hz,",
+            f"8 dB shadowing, 20 cycles a weight and sample at 1 to 3 GHz); mean ± deviation over the seeds; commit {commits}.",
+            "",
+            "| check | asked | measured | met |",
+            "|---|---|---|---|",
+            *(f"| {check} | {asked} | {value} | {met[fine]} |" for check, asked, value, fine in checks(runs)),
+            "",
+            *table(runs),
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    written = text(load(HERE))
+    print(written)
+    if "--write" in sys.argv:
+        (HERE / "checks.md").write_text(written)

@@ -1,0 +1,25 @@
+"""The tables of a report in the terminal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from fedbonsai.reports.costs import classes, clocked, outcomes, to_goal
+from fedbonsai.reports.series import Series
+
+
+def show(series: Sequence[Series], reference: Series, goal: float) -> None:
+    """Print what each series reached, what its clock says, what the goal cost, and its bytes by message class."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    console = Console(width=None if os.isatty(1) else 130)
+    for content in (outcomes(series), clocked(series), to_goal(series, reference, goal), classes(series)):
+        if not content.rows:
+            continue
+        head = [Column(content.head[0]), *(Column(cell, justify="right") for cell in content.head[1:])]
+        table = Table(*head, title=content.title, title_justify="left")
+        for row in content.rows:
+            table.add_row(*row)
+        console.print(table)

@@ -1,0 +1,154 @@
+"""The verbs for real devices: what they make, what they refuse, and the job that the app on the server does."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tomli_w
+from flwr.cli.build import build_fab_from_disk
+
+from fedbonsai.cli import main
+from fedbonsai.errors import ConfigError
+from fedbonsai.fleets.flower.federation import Federation
+from fedbonsai.fleets.flower.memory import Store
+from fedbonsai.fleets.flower.processes import forget, free_port, remember
+from fedbonsai.fleets.flower.samples import Part
+from fedbonsai.fleets.flower.worker import Worker
+from fedbonsai.runs import recipes
+from fedbonsai.runs.flower import drive, result_of
+from fedbonsai.runs.folder import Checkpoint, Folder
+from fedbonsai.runs.run import execute
+from fedbonsai.runs.structure import unstructure
+from fedbonsai.wire import encode
+from tests.cases import SMALL
+from tests.fleets.flower.nodes import grid_of
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def fails(capsys, *words):
+    assert main(list(words)) == 2
+    return capsys.readouterr().err
+
+
+def test_keys_are_made_with_the_warnings_that_belong_there(capsys):
+    assert main(["keys", "server", "fed.example.org"]) == 0
+    said = capsys.readouterr().out
+    assert "whoever has it can pretend to be this server" in said
+    assert main(["keys", "device", "pi-01"]) == 0
+    assert "stays on this device" in capsys.readouterr().out
+    assert {file.name for file in Path("federation").iterdir()} == {
+        "ca.crt",
+        "ca.key",
+        "devices",
+        "server.crt",
+        "server.key",
+    }
+    assert "a device keeps its key" in fails(capsys, "keys", "device", "pi-01")
+    assert "takes one name" in fails(capsys, "keys", "device", "a", "b")
+    assert "device name" in fails(capsys, "keys", "device", "../a")
+
+
+def test_what_is_missing_is_said_with_what_to_do(capsys):
+    assert "fedbonsai keys server" in fails(capsys, "serve", "--folder", "nowhere")
+    assert "start it: fedbonsai serve" in fails(capsys, "run", "fedavg", "--fleet", "flower")
+    assert "--key pi.key is no file" in fails(capsys, "join", "s:1", "--key", "pi.key", "--ca", __file__)
+    main(["keys", "device", "pi"])
+    held = ["--key", "pi.key", "--ca", __file__, "--folder", "device"]
+    assert "expected address:port" in fails(capsys, "join", "server", *held, "--data", "x")
+    assert "--part for a trial" in fails(capsys, "join", "s:1", *held)
+    assert "needs --recipe" in fails(capsys, "join", "s:1", *held, "--part", "0")
+    assert "only for trials" in fails(capsys, "join", "s:1", *held, "--data", "x", "--data.name", "mnist")
+    assert "excludes target" in fails(capsys, "run", "fedavg", "--fleet", "flower", "--target", "0.9")
+
+
+def test_a_simulation_of_real_devices_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="driven by `fedbonsai run`"):
+        execute(recipes.load("fedavg", "", {**SMALL, "fleet.kind": "flower"}), tmp_path / "run")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pathspec, in Flower
+def test_the_app_is_one_that_flower_builds():
+    main(["keys", "server", "localhost"])
+    federation = Federation(Path("federation"))
+    federation.prepare(1)
+    assert len(build_fab_from_disk(federation.app)) < 10_000
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A job of two rounds, and the Grid of its two devices."""
+    settings = {**SMALL, "rounds": 2, "data.clients": 2, "data.server": 0}
+    config = recipes.load("topk-ef", "", {**settings, "method.cohort": 0, "fleet.kind": "flower"})
+    hands = {
+        10 + part: Worker(f"{part:03}", Part(config.data, config.seed, part), Store(tmp_path / f"{part}"))
+        for part in range(2)
+    }
+
+    def write(config=config, resume=False):
+        file = tmp_path / "job.toml"
+        told = {"folder": str(tmp_path / "run"), "resume": resume, "cwd": str(tmp_path), "config": unstructure(config)}
+        file.write_text(tomli_w.dumps(told))
+        return file
+
+    return config, write, grid_of(hands)
+
+
+def test_a_job_writes_the_folder_that_a_simulation_writes(job, tmp_path):
+    config, write, grid = job
+    drive(grid, {"job": str(file := write())})
+    assert json.loads(result_of(file).read_text())["status"] == "finished"
+    assert not file.with_suffix(".pid").exists()
+    execute(replace(config, fleet=replace(config.fleet, kind="local")), tmp_path / "simulation")
+
+    def files(folder):
+        return {str(f.relative_to(folder)) for f in folder.rglob("*") if "memory" not in str(f)}
+
+    assert files(tmp_path / "run") == files(tmp_path / "simulation")
+    first, second = (Folder(tmp_path / name) for name in ("run", "simulation"))
+    assert encode(Checkpoint(first).load()[1]) == encode(Checkpoint(second).load()[1])
+    for a, b in zip(first.rows(), second.rows(), strict=True):
+        # the server neither trains nor looks at the clients' own validation parts
+        assert {"valid_accuracy", "valid_loss"} <= set(b) - set(a)
+        assert (a["accuracy"], a["loss"]) == (b["accuracy"], b["loss"])
+    assert json.loads(first.split.read_text())["train"] == []
+
+
+def test_a_job_that_was_cut_off_is_resumed_and_ends_the_same(job, tmp_path):
+    config, write, grid = job
+    drive(grid, {"job": str(write(replace(config, rounds=1)))})
+    text = Folder(tmp_path / "run").config
+    text.write_text(text.read_text().replace("rounds = 1", "rounds = 2"))
+    drive(grid, {"job": str(write(resume=True))})
+    execute(replace(config, fleet=replace(config.fleet, kind="local")), tmp_path / "simulation")
+    states = [encode(Checkpoint(Folder(tmp_path / name)).load()[1]) for name in ("run", "simulation")]
+    assert states[0] == states[1]
+
+
+def test_a_job_that_fails_says_why(job):
+    config, write, grid = job
+    few = replace(config, fleet=replace(config.fleet, flower=replace(config.fleet.flower, devices=3, patience=0.1)))
+    with pytest.raises(ConfigError, match="2 devices can take part, 3 are needed"):
+        drive(grid, {"job": str(file := write(few))})
+    assert "start more: fedbonsai join" in json.loads(result_of(file).read_text())["reason"]
+    with pytest.raises(ConfigError, match="is no file"):
+        drive(grid, {})
+
+
+def test_a_process_that_was_left_behind_is_ended_and_no_other(tmp_path):
+    left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "flower-superlink"])
+    remember(tmp_path / "pid", left.pid)
+    forget(tmp_path / "pid", "flwr-serverapp")  # the number was given to another program
+    assert left.poll() is None
+    remember(tmp_path / "pid", left.pid)
+    forget(tmp_path / "pid", "flower-superlink")
+    assert left.wait(10) == -9
+    assert not (tmp_path / "pid").exists()
+    forget(tmp_path / "pid", "flower-superlink")
+    assert 0 < free_port() < 65536
