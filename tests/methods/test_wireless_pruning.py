@@ -573,3 +573,25 @@ def test_personal_models_learn():
     assert rows[-1]["personal_accuracy"] > 0.9
     assert rows[-1]["masked_accuracy"] > 0.85
     assert rows[-1]["personal_loss"] < rows[0]["personal_loss"]
+
+
+@pytest.mark.slow
+def test_every_report_prints_the_cell_the_label_and_the_choices(tmp_path, capsys):
+    """Check 17."""
+    from fedbonsai.reports.files import write
+    from fedbonsai.reports.series import together
+    from fedbonsai.reports.terminal import show
+    from fedbonsai.runs import recipes
+    from fedbonsai.runs.run import execute
+
+    config = recipes.load("wireless-pruning", "", {"rounds": 1, "data.clients": 3, "data.limit": 240, "name": "w"})
+    series = together([execute(config, tmp_path / "w")])
+    show(series, series[0], 0.5)
+    texts = [" ".join(capsys.readouterr().out.split())]
+    for kind in ("html", "md"):
+        write(tmp_path / f"report.{kind}", series, series[0], 0.5)
+        texts.append((tmp_path / f"report.{kind}").read_text())
+    for text in texts:
+        assert "PMP-style, re-derived" in text
+        assert "bandwidth 10000000" in text or "bandwidth 20000000" in text
+        assert all(f"A{k} " in text for k in range(1, 14))

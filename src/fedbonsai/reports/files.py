@@ -35,7 +35,19 @@ def write(target: Path, series: Sequence[Series], reference: Series, goal: float
         target.write_text(curves(series))
     else:
         tables = [outcomes(series), clocked(series), to_goal(series, reference, goal)]
-        target.write_text(f"# {title}\n\n" + "\n".join(table.markdown() for table in tables if table.rows))
+        target.write_text(
+            f"# {title}\n\n" + "\n".join(table.markdown() for table in tables if table.rows) + noted(series)
+        )
+
+
+def noted(series: Sequence[Series]) -> str:
+    """What a method says must stand beside its numbers."""
+    notes = {each.label: each.runs[0].info.get("notes", {}) for each in series}
+    return "".join(
+        f"\n## Notes on {label}\n\n" + "".join(f"- {name}: {value}\n" for name, value in entries.items())
+        for label, entries in notes.items()
+        if entries
+    )
 
 
 def curves(series: Sequence[Series]) -> str:

@@ -10,7 +10,7 @@ from fedbonsai.reports.series import Series
 
 
 def show(series: Sequence[Series], reference: Series, goal: float) -> None:
-    """Print what each series reached, what its clock says, what the goal cost, and its bytes by message class."""
+    """Print what each series reached, what its clock says, what the goal cost, bytes by message class, and what to note."""
     from rich.console import Console
     from rich.table import Column, Table
 
@@ -23,3 +23,7 @@ def show(series: Sequence[Series], reference: Series, goal: float) -> None:
         for row in content.rows:
             table.add_row(*row)
         console.print(table)
+    for each in series:
+        notes = each.runs[0].info.get("notes", {})
+        if notes:
+            console.print(f"{each.label}: " + "; ".join(f"{name}: {value}" for name, value in notes.items()))

@@ -108,7 +108,10 @@ def execute(
         text = tomli_w.dumps(unstructure(config)).encode()
         # the id comes from the configuration, so that two runs of one configuration are equal to the byte
         files.set_info(
-            id=hashlib.blake2b(text, digest_size=4).hexdigest(), **provenance(), **described(stage.federation)
+            id=hashlib.blake2b(text, digest_size=4).hexdigest(),
+            **provenance(),
+            **described(stage.federation),
+            notes=dict(getattr(stage.method, "notes", dict)()),  # what a method wants told beside its numbers
         )
         write(files.config, text)
     run = str(json.loads(files.info.read_text())["id"])
@@ -124,7 +127,6 @@ def execute(
             reason=outcome.reason,
             ended=time.time(),
             arch={"name": final.arch.name, "options": dict(final.arch.options)},
-            **({"notes": dict(notes())} if (notes := getattr(stage.method, "notes", None)) else {}),
             kinds=[[way, kind, size] for (way, kind), size in sorted(stage.ledger.kinds.items())],
         )
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.flower.codec import CompressedStrategy, codec_mod
 from fedbonsai.fleets.flower.grid import InProcessGrid, run_in_process
 
-SIZE = 4000
+SIZE, STEP = 4000, np.float32(0.05)
 
 
 def client(mods, break_node=0):
@@ -22,7 +22,7 @@ def client(mods, break_node=0):
         """A step of each client towards its own target; their mean is 1."""
         held = {name: array.numpy().copy() for name, array in message.content["arrays"].items()}
         target = 0.5 if context.node_id == 1 else 1.5
-        held["w"] = held["w"] + np.float32(0.5) * (np.float32(target) - held["w"])
+        held["w"] = held["w"] + STEP * (np.float32(target) - held["w"])
         held["seen"] = held["seen"] + 1
         if context.node_id == break_node:
             held["w"][0] = np.nan
@@ -76,15 +76,15 @@ def test_without_stages_the_result_is_that_of_the_plain_app(monkeypatch):
 
 
 def test_a_codec_shrinks_what_clients_send_and_the_app_still_learns(monkeypatch):
-    plain, _, dense = run(monkeypatch, [], rounds=60)
+    plain, _, dense = run(monkeypatch, [], rounds=100)
     chain = ["ef14", {"topk": 0.1}, {"signmag": 8}]
     packed, result, small = run(
-        monkeypatch, [codec_mod], lambda strategy: CompressedStrategy(strategy, chain), rounds=60
+        monkeypatch, [codec_mod], lambda strategy: CompressedStrategy(strategy, chain), rounds=100
     )
     assert dense / small > 10
-    assert abs(plain["w"].mean() - 1) < 1e-3
+    assert abs(plain["w"].mean() - 1) < 0.01
     assert np.abs(packed["w"] - 1).mean() < 0.15
-    assert result.evaluate_metrics_clientapp[60]["far"] < result.evaluate_metrics_clientapp[1]["far"] / 4
+    assert result.evaluate_metrics_clientapp[100]["far"] < result.evaluate_metrics_clientapp[1]["far"] / 4
 
 
 def test_an_update_that_is_not_finite_or_not_packed_is_left_out(monkeypatch):
@@ -92,13 +92,13 @@ def test_an_update_that_is_not_finite_or_not_packed_is_left_out(monkeypatch):
         return CompressedStrategy(strategy, [])
 
     alone, _, _ = run(monkeypatch, [codec_mod], wrap, rounds=1, break_node=2)
-    np.testing.assert_allclose(alone["w"], 0.25)  # half the way of node 1 to 0.5
-    nobody, _, _ = run(monkeypatch, [], wrap, rounds=1)
-    np.testing.assert_allclose(nobody["w"], 0)
+    np.testing.assert_allclose(alone["w"], 0.025, rtol=1e-6)  # one step of node 1 on its way to 0.5
+    nobody, result, _ = run(monkeypatch, [], wrap, rounds=1)
+    assert (nobody, result.train_metrics_clientapp) == ({}, {})
 
 
 def test_a_codec_that_cannot_work_is_refused():
     with pytest.raises(ConfigError, match="use ef14"):
         CompressedStrategy(FedAvg(), ["ef21", {"topk": 0.1}])
-    with pytest.raises(ConfigError, match="codec ="):
+    with pytest.raises(ConfigError, match="topk and topk"):
         CompressedStrategy(FedAvg(), [{"topk": 0.1}, {"topk": 0.2}])

@@ -13,7 +13,17 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    ConfigRecordValues,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -43,10 +53,7 @@ class CompressedStrategy(Strategy):
     def __init__(self, strategy: Strategy, codec: list[Any], seed: int = 0) -> None:
         super().__init__()
         self.strategy, self._seed = strategy, seed
-        try:
-            self._chain = parse(codec)
-        except ValueError as error:
-            raise ConfigError(f"codec = {codec}: {error}") from None
+        self._chain = parse(codec)
         if isinstance(self._chain.feedback, EF21):
             raise ConfigError("codec: ef21 needs an estimate of each client on the server; use ef14")
         self._sent: dict[int, Weights] = {}
@@ -62,7 +69,8 @@ class CompressedStrategy(Strategy):
             node = message.metadata.dst_node_id
             record = _only(message.content)[1]
             self._sent[node] = known.get(id(record)) or known.setdefault(id(record), _tree(record))
-            told = {"chain": bytes(encode(self._chain)), "seed": seed_of(self._seed, str(node), server_round, 0)}
+            seed = seed_of(self._seed, str(node), server_round, 0)
+            told: dict[str, ConfigRecordValues] = {"chain": bytes(encode(self._chain)), "seed": seed}
             # a record of its own for each: strategies give all nodes the same object
             message.content = RecordDict({**message.content, RECORD: ConfigRecord(told)})
         return messages
@@ -87,7 +95,8 @@ class CompressedStrategy(Strategy):
                 raise BadMessage(f"a {type(value).__name__} instead of a packed update")
             sent = value.dense(before)
         except (BadMessage, KeyError) as error:
-            return Message(Error(compat.CLIENT_FAILED, f"update of a client: {error}"), reply_to=reply)
+            node = reply.metadata.src_node_id  # the metadata of what is made here name the server
+            return Message(Error(compat.CLIENT_FAILED, f"update of node {node}: {error}"), reply_to=reply)
         after = {key: old + sent[key] if old.is_floating_point() else sent[key] for key, old in before.items()}
         reply.content = RecordDict({**reply.content, name: _record(after)})
         return reply
