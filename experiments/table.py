@@ -35,7 +35,8 @@ PARTITIONS = {
 ACCURACY = [
     "Accuracy on the test set is the mean of the last five evaluated rounds, mean ± standard deviation over the seeds;",
     "megabytes are all that was encoded up and down, mean over the seeds. The share of weights kept, multiplications and",
-    "training memory are counted for the last round's model, where a method prunes. `python -m experiments.run EXPERIMENT` runs it.",
+    "training memory are counted for the last round's model, where a method prunes. `python -m experiments.run EXPERIMENT` runs",
+    "it. † personalised: each client's own model on its own validation part, weighted by samples.",
 ]
 HEAD = [
     "| experiment | setting | data | seeds | accuracy, % | MB up | MB down | kept | MMACs | memory, kB | commit | machine |",
@@ -67,7 +68,7 @@ def page() -> str:
 def groups() -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
     """Experiment, setting and its results, one for each seed, in the order of the plans."""
     for folder in sorted(path.parent for path in (ROOT / "experiments").glob("*/plan.toml")):
-        plan = [run["name"] for run in runs_of(tomllib.loads((folder / "plan.toml").read_text()))]
+        plan = [run["name"] for run in runs_of(plan_of(folder.name))]
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in plan}
         for file in sorted((folder / "results").glob("*.json")):
             result = json.loads(file.read_text())
@@ -76,15 +77,23 @@ def groups() -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
 
 
 @cache
+def plan_of(experiment: str) -> dict[str, Any]:
+    """The plan of an experiment."""
+    return tomllib.loads((ROOT / "experiments" / experiment / "plan.toml").read_text())
+
+
 def highlights(experiment: str) -> frozenset[str]:
     """Settings of an experiment that the README shows."""
-    plan = tomllib.loads((ROOT / "experiments" / experiment / "plan.toml").read_text())
-    return frozenset(plan.get("highlights", ()))
+    return frozenset(plan_of(experiment).get("highlights", ()))
 
 
 def row(experiment: str, name: str, results: list[dict[str, Any]]) -> str:
     """One line of the accuracy table."""
-    percent = [100 * result["last five"] for result in results]
+    metric = plan_of(experiment).get("metric", "")
+    percent = [
+        100 * (statistics.mean(result["method metrics"][metric][-5:]) if metric else result["last five"])
+        for result in results
+    ]
     spread = f" ± {statistics.stdev(percent):.2f}" if len(percent) > 1 else ""
 
     def last(metric: str, show: str, scale: float = 1.0) -> str:
@@ -93,7 +102,7 @@ def row(experiment: str, name: str, results: list[dict[str, Any]]) -> str:
 
     cells = [
         experiment,
-        name,
+        f"{name} †" if metric else name,
         data_of(results[0]),
         str(len(results)),
         f"{statistics.mean(percent):.2f}{spread}",
