@@ -14,15 +14,20 @@ import statistics
 import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from experiments.run import runs_of
+from fedbonsai.local import SGD
+from fedbonsai.model import Arch, Model, networks
+from fedbonsai.stages.pruning.figures import figures
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
+IMAGES = {"digits": (1, 8, 10), "mnist": (1, 28, 10), "cifar10": (3, 32, 10)}  # channels, pixels, classes
 PARTITIONS = {
     "iid": "IID",
     "dirichlet": "Dirichlet {alpha}",
@@ -98,6 +103,8 @@ def row(experiment: str, name: str, results: list[dict[str, Any]]) -> str:
 
     def last(metric: str, show: str, scale: float = 1.0) -> str:
         values = [result["method metrics"][metric][-1] for result in results if result["method metrics"].get(metric)]
+        if not values and results[0]["recipe"] == "fedavg" and "configuration" in results[0]:
+            values = [dense(results[0])[metric]]
         return format(scale * statistics.mean(values), show) if values else ""
 
     cells = [
@@ -114,6 +121,17 @@ def row(experiment: str, name: str, results: list[dict[str, Any]]) -> str:
         ", ".join(sorted({f"{result['processor']}, {result['machine']['cores']} cores" for result in results})),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def dense(result: Mapping[str, Any]) -> dict[str, float]:
+    """Size and cost of FedAvg's whole network, counted as the methods that prune count theirs."""
+    channels, size, classes = IMAGES[result["configuration"]["data"]["name"]]
+    table = result["configuration"]["model"]
+    arch = Arch(table["name"], {"channels": channels, "size": size, "classes": classes, **table["options"]})
+    taken = {name: value for name, value in arch.options.items() if name in signature(networks()[arch.name]).parameters}
+    model = Model.init(Arch(arch.name, taken), 0)
+    sgd = SGD(**result["configuration"]["method"]["sgd"])
+    return figures(model, {}, (channels, size, size), sgd) | {"density": 1.0}
 
 
 def data_of(result: Mapping[str, Any]) -> str:
