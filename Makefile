@@ -7,7 +7,7 @@ PIP_FLAGS ?=
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fuzz bench docs clean
+.PHONY: help setup demo test test-flower check fuzz bench docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ demo: $(READY)  ## train on digits and show accuracy, bytes and a plot
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+test-flower: $(READY)  ## real Flower daemons on this machine, with TLS and authentication (minutes)
+	FEDBONSAI_LIVE=1 $(BIN)/python -m pytest -q -s tests/flower_live
+
 check: $(READY)  ## format, lint, types and fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -41,6 +44,9 @@ bench: $(READY)  ## speed and size, side by side in one run, into bench/results
 	$(BIN)/python -m bench.engine
 	$(BIN)/python -m bench.codec
 	$(BIN)/python -m bench.pruned_step
+	$(BIN)/python -m bench.memory
+	$(BIN)/python -m bench.allocation
+	$(BIN)/python -m bench.flower
 
 docs: $(READY)  ## the documentation as a static site, into site/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt torch -e '.[docs]'

@@ -3,7 +3,8 @@
     python -m bench.flower
     python -m bench.flower --no-devices
 
-The first part asks 10 and 100 clients for nothing. The second starts two federations of two devices each on this
+The first part asks 10 and 100 clients for nothing. The second weighs what a client of an unmodified FedAvg app of
+ResNet-18 sends, with and without the codec. The third starts two federations of two devices each on this
 machine, with TLS and authentication, whose devices have a resident worker in one and none in the other, and runs
 FedAvg in turn; a round moves a tiny model, so its seconds are Flower's and ours.
 """
@@ -13,16 +14,21 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+from collections.abc import Iterable
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg
 
 from bench.echo import Echo, echo
 from bench.record import interleaved, save
 from fedbonsai.core import Client, Fleet, Samples, Scope, scope
 from fedbonsai.fleets.flower.client import client_app
+from fedbonsai.fleets.flower.codec import CompressedStrategy, codec_mod
 from fedbonsai.fleets.flower.fleet import FlowerFleet
 from fedbonsai.fleets.flower.frames import Form
 from fedbonsai.fleets.flower.grid import InProcessGrid
@@ -30,6 +36,8 @@ from fedbonsai.fleets.flower.memory import Store
 from fedbonsai.fleets.flower.worker import Worker
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.pool import PoolFleet
+from fedbonsai.model import Arch, Model
+from fedbonsai.tree import generator
 
 FORM = Form((1, 1, 1), ("0",), (0.0,), (1.0,))
 ROUNDS, TURNS = 3, 3
@@ -73,6 +81,50 @@ def in_process(repeats: int) -> dict[str, object]:
     return found
 
 
+class Weighed(InProcessGrid):
+    """Adds up the bytes of the arrays that clients send."""
+
+    up = 0
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Replies, weighed."""
+        replies = list(super().pull_messages(message_ids))
+        self.up += sum(len(a.data) for m in replies for r in m.content.array_records.values() for a in r.values())
+        return replies
+
+
+def bytes_of_resnet() -> dict[str, int]:
+    """Bytes that one client sends in a round of an unmodified FedAvg app of ResNet-18, with and without the codec."""
+    weights = Model.init(Arch("resnet18", {"channels": 3, "size": 32, "classes": 10}), 0).weights
+    start = {name: value.numpy() for name, value in weights.items()}
+    random = generator(0)
+
+    def train(message: Message, context: Context) -> Message:
+        held = {name: torch.tensor(array.numpy()) for name, array in message.content["arrays"].items()}
+        moved = {
+            name: value + 0.01 * torch.randn(value.shape, generator=random) if value.is_floating_point() else value
+            for name, value in held.items()
+        }
+        arrays = ArrayRecord({name: Array(value.numpy()) for name, value in moved.items()})
+        return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
+
+    found: dict[str, int] = {}
+    for name, chain in {
+        "plain": None,
+        "signmag 8": [{"signmag": 8}],
+        "topk 0.01, signmag 8": [{"topk": 0.01}, {"signmag": 8}],
+    }.items():
+        client = ClientApp(mods=[] if chain is None else [codec_mod])
+        client.train()(train)
+        grid = Weighed(client, {1: {}})
+        plain = FedAvg(fraction_evaluate=0.0, min_available_nodes=1, min_train_nodes=1)
+        strategy = plain if chain is None else CompressedStrategy(plain, chain)
+        strategy.start(grid=grid, initial_arrays=ArrayRecord({n: Array(v) for n, v in start.items()}), num_rounds=1)
+        found[name] = grid.up
+        print(f"ResNet-18 up, {name:<22} {grid.up:>12,} bytes, {found['plain'] / grid.up:.1f} times fewer")
+    return found
+
+
 def on_devices() -> dict[str, object]:
     from tests.cases import CASES
     from tests.flower_live.federation import CLIENTS, Place
@@ -108,7 +160,11 @@ def main() -> None:
     parser.add_argument("--no-devices", action="store_true", help="only what runs in one process")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    result: dict[str, object] = {"flwr": version("flwr"), "ask_seconds": in_process(20)}
+    result: dict[str, object] = {
+        "flwr": version("flwr"),
+        "ask_seconds": in_process(20),
+        "resnet18_up": bytes_of_resnet(),
+    }
     if not args.no_devices:
         result["round_seconds"] = on_devices()
     save("flower", result)

@@ -6,10 +6,11 @@ weights are copied in place and the update is a handful of fused calls (``torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,9 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model, Skeleton, skeleton
 from fedbonsai.tree import Tree, Weights, generator
 from fedbonsai.wire import message
+
+if TYPE_CHECKING:
+    from fedbonsai.sparse.convert import SparseNet
 
 Hook = Callable[[Mapping[str, Tensor]], None]  # sees each step's gradients, by parameter name
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # network, images, labels -> mean loss of the batch
@@ -50,6 +54,8 @@ class SGD:
     """Arithmetic of the forward and backward pass; weights stay fp32."""
     channels_last: bool = False
     """Keep images and convolution weights in channels-last layout."""
+    sparse: Literal["off", "auto", "on"] = "off"
+    """Under a mask on a CPU, multiply kept weights alone: in layers that this machine has faster so, or in all."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -63,9 +69,20 @@ class SGD:
                 ("epochs", "at least 1 (or set steps)", self.epochs >= 1 or self.steps > 0),
                 ("proximal", "a number >= 0", self.proximal >= 0),
                 ("precision", "'fp32' or 'bf16'", self.precision in ("fp32", "bf16")),
+                ("sparse", "'off', 'auto' or 'on'", self.sparse in ("off", "auto", "on")),
             )
             if not fine
         ]
+        if self.sparse != "off":
+            faults += [
+                f"{name} = {getattr(self, name)} with sparse = {self.sparse}: {why}; leave one of them out"
+                for name, idle, why in (
+                    ("clip", 0.0, "the norm is of the whole gradient, which sparse layers do not compute"),
+                    ("precision", "fp32", "sparse layers compute in fp32"),
+                    ("channels_last", False, "sparse layers have an order of their own"),
+                )
+                if getattr(self, name) != idle
+            ]
         if faults:
             raise ValueError("; ".join(faults))
 
@@ -88,31 +105,39 @@ def train(
     hook: Hook | None = None,
     loss: Loss | None = None,
     shift: Tree | None = None,
+    frozen: Collection[str] = (),
 ) -> Trained:
     """Train a model on a client's samples.
 
     Args:
         model: weights to start from; never written into.
         me: whose samples, seed and torch device.
-        sgd: hyper-parameters.
+        sgd: hyper-parameters. With a hook, a loss of one's own, or on an accelerator nothing is computed sparsely.
         mask: by parameter name, True where a weight is kept; elsewhere it is exactly zero after every step.
         hook: sees the gradients of every step, before momentum and mask.
         loss: what is minimised instead of the mean cross-entropy.
         shift: by parameter name, what is added to the gradients of every step: after the clip, before momentum.
+        frozen: names of parameters that stay as they are, of which no gradient is taken; ``work`` counts whole passes.
 
     Raises:
         ConfigError: the client has no samples.
     """
     if not len(me.train):
         raise ConfigError(f"client {me.id} has no training samples; ask for a larger minimum per client (data.minimum)")
-    net = skeleton(model, me.device, sgd.channels_last)
+    plain = hook is None and loss is None and me.device == "cpu"
+    sparse = _sparse(model, me, sgd, mask) if mask and plain and sgd.sparse != "off" else None
+    net = sparse or skeleton(model, me.device, sgd.channels_last)
     net.module.train()
-    names, params = list(net.parameters), list(net.parameters.values())
+    names = [name for name in net.parameters if name not in frozen]
+    params = [net.parameters[name] for name in names]
     start = [p.detach().clone() for p in params] if sgd.proximal else []
     momentum = [torch.zeros_like(p) for p in params] if sgd.momentum else []
     held = [
-        (net.parameters[name], keep.to(me.device, net.parameters[name].dtype)) for name, keep in (mask or {}).items()
+        (net.parameters[name], keep.to(me.device, net.parameters[name].dtype))
+        for name, keep in (mask or {}).items()
+        if sparse is None or name not in sparse.layers
     ]
+    shift = sparse.compact(shift) if sparse is not None and shift is not None else shift
     shifts = [shift[name].to(me.device) for name in names] if shift is not None else []
     objective = loss or _cross_entropy
     cast = autocast(sgd.precision, me.device)
@@ -125,11 +150,12 @@ def train(
             x = batch.x.to(memory_format=torch.channels_last) if sgd.channels_last else batch.x
             with cast:
                 value = objective(net.module, x, batch.y)
-            grads = list(torch.autograd.grad(value, params))
+            grads = list(torch.autograd.grad(value, params)) if params else []  # statistics may be all that learns
             if hook is not None:
                 hook(dict(zip(names, grads, strict=True)))
             with torch.no_grad():
-                descend(params, grads, sgd, momentum, start, shifts)
+                if params:
+                    descend(params, grads, sgd, momentum, start, shifts)
                 _apply(held)
                 loss_sum += value.detach() * len(batch)
             del grads, value  # kept until the next ones exist they would double the memory of the gradients
@@ -148,13 +174,23 @@ def train(
     return Trained(net.snapshot(), len(me.train), steps, float(loss_sum) / seen)
 
 
+def _sparse(model: Model, me: Client, sgd: SGD, mask: Tree) -> SparseNet | None:
+    """The network for training with the kept weights alone; None where ``auto`` finds no layer faster so, or no numba."""
+    if sgd.sparse == "auto" and find_spec("numba") is None:
+        return None
+    from fedbonsai.sparse.convert import sparse_net  # needs an extra
+
+    sample, batch = tuple(me.train.x.shape[1:]), min(sgd.batch, len(me.train))
+    return sparse_net(model, mask, sample, batch, "on" if sgd.sparse == "on" else "auto")
+
+
 def _sample_bytes(me: Client) -> int:
     """Bytes of a client's samples, of an epoch of them as `batches` gathers it, and of that epoch augmented."""
     return work.size_of([me.train.x]) * (2 + me.augment) + 2 * work.size_of([me.train.y])
 
 
 @contextmanager
-def randomness(net: Skeleton, me: Client) -> Generator[None]:
+def randomness(net: Skeleton | SparseNet, me: Client) -> Generator[None]:
     """Dropout draws from torch's global generator: lend it one seeded for this client, and put the old one back."""
     if not net.random:
         yield

@@ -32,11 +32,11 @@ def free_port():
 class Place:
     """A server and its devices in one folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, addresses: tuple[str, ...] = ("localhost",)) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.federation, self.port = folder, folder / "federation", free_port()
         self.running: dict[str, subprocess.Popen] = {}
-        self.call("keys", "server", "localhost", "--folder", str(self.federation))
+        self.call("keys", "server", *addresses, "--folder", str(self.federation))
         for number in range(CLIENTS):
             self.call("keys", "device", f"{number:03}", "--folder", str(folder / "keys"))
             (self.federation / "devices" / f"{number:03}.pub").write_bytes(
@@ -48,22 +48,24 @@ class Place:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def start(self, name: str, *words: str) -> None:
+    def start(self, name: str, *words: str, inside: tuple[str, ...] = ()) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
-            self.running[name] = subprocess.Popen([BIN, *words], cwd=self.folder, stdout=log, stderr=log)
+            self.running[name] = subprocess.Popen([*inside, BIN, *words], cwd=self.folder, stdout=log, stderr=log)
 
     def serve(self, timeout: float = 120) -> None:
         said = len(self.said("serve"))
         self.start("serve", "serve", "--folder", str(self.federation), "--host", "127.0.0.1", "--port", str(self.port))
         self.wait("serve", "serving on", timeout, said)
 
-    def join(self, name: str, part: int = 0, ca: Path | None = None, *more: str) -> None:
+    def join(self, name, part=0, ca: Path | None = None, *more: str, server="", inside=()) -> None:
+        """Start a device; ``inside`` is a command that puts it elsewhere."""
         data = {key: value for key, value in (SMALL | DATA).items() if key.startswith("data.")}
         self.start(
             f"join-{name}",
-            *("join", f"localhost:{self.port}", "--ca", str(ca or self.federation / "ca.crt")),
+            *("join", server or f"localhost:{self.port}", "--ca", str(ca or self.federation / "ca.crt")),
             *("--key", str(self.folder / "keys" / f"{name}.key"), "--folder", str(self.folder / f"device-{name}")),
             *("--part", str(part), "--recipe", "fedavg", *more, *flags(data)),
+            inside=inside,
         )
 
     def said(self, name: str) -> str:

@@ -283,6 +283,20 @@ def test_a_device_that_is_left_out_trains_its_own_part_alone():
         assert alike == (person.id not in out)
 
 
+@pytest.mark.parametrize("order", ["alt", "sim"])
+def test_who_is_left_out_trains_its_own_part_with_weight_decay_too(order):
+    sgd = replace(STEPS, weight_decay=1e-3)
+    cell, rule = Cell(shadowing=25.0), DropStragglers()
+    _, fleet = run(replace(PAPER, allocation=rule, cell=cell, deadline=0.6, sgd=sgd, order=order), rounds=1)
+    out = [id for _, id, request in requests(fleet) if not request.grant.trains]
+    assert out
+    assert set(memories(fleet)) == {"a", "b", "c"}
+    for person in (person for person in PEOPLE if person.id in out):
+        me = replace(person, seed=seed_of(seed_of(0, person.id, 0, 0), PERSONAL, 0, 0))
+        own = split(trained_part(MODEL, me, sgd, HEAD).weights, HEAD)[1]
+        assert same(memories(fleet)[person.id][PERSONAL], own)
+
+
 def test_who_forgot_gets_everything_again():
     states, fleet = run(replace(PAPER, deadline=0.4), rounds=4, forget=2)
     first = [(t, request.first is not None) for t, _, request in requests(fleet)]
@@ -382,6 +396,21 @@ def test_where_nobody_can_be_served_the_round_gets_longer():
     assert run(replace(some, remedy="extend"), rounds=1)[0][-1].figures["left_out"] == 0
 
 
+def test_all_baselines_have_the_same_channel_and_deadline():
+    """Section 6: what shares split and passes differs in its plan alone."""
+    same_load = ("optimum", "common-ratio", "equal-bandwidth", "decoupled", "alternating", "random-prune")
+    found: dict[str, list[float]] = {}
+    for name in (*same_load, "drop-stragglers", "fixed-ratio", "modern"):
+        method = replace(recipes.load("wireless-baselines", name).method, judge=0)
+        state = run(replace(method, sgd=SGD(lr=0.0, batch=64)), rounds=0)[0][0]
+        plans = [method.schedule(state, t, ["a", "b", "c"], method.parts(MODEL, (1, 8, 8))) for t in range(3)]
+        found[name] = [plan.full for plan in plans]
+        assert len(set(found[name])) == 3  # fading is drawn anew
+        for plan in plans:
+            assert plan.deadline == (0.5 * plan.full if method.allocation.waits else float("inf"))
+    assert all(full == found["optimum"] for full in found.values())
+
+
 # --- judging -------------------------------------------------------------------------------------------------------
 
 
@@ -420,7 +449,6 @@ def test_it_is_judged_when_due_and_judging_moves_nothing():
         ({"deadline": 0.0}, "deadline"),
         ({"ratio_max": 1.0}, "ratio_max"),
         ({"finetune": 3, "judge": 0}, "finetune"),
-        ({"sgd": SGD(weight_decay=1e-4)}, "frozen"),
         ({"allocation": Optimum(surrogate="error"), "mask": Rule(criterion="random", explore=0.0)}, "magnitudes"),
     ],
 )
@@ -484,6 +512,18 @@ def test_every_preset_makes_a_round(recipe, preset):
     states, _ = run(method, rounds=1, model=GROUP)
     assert states[-1].figures["personal_accuracy"] >= 0
     assert "round_latency" in states[-1].figures
+
+
+def test_local_training_takes_its_time_in_either_order():
+    full = {}
+    for order in ("alt", "sim"):
+        method = replace(PAPER, personal=("*",), allocation=NOBODY, downlink="none", order=order, judge=0)
+        states, _ = run(method, rounds=1)
+        full[order] = states[-1].figures["round_latency"]
+        weights = sum(v.numel() for v in MODEL.build().parameters())
+        slowest = max(20 * weights * len(p.train) / Cycles().frequency([p.id], 7)[0] for p in PEOPLE)
+        assert full[order] == pytest.approx(slowest)
+    assert full["alt"] == full["sim"]
 
 
 def test_published_is_the_specifications_paper_mode():

@@ -15,6 +15,7 @@ from fedbonsai.methods.averaging import Averaging
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.personal import (
     Judge,
+    judge,
     judged,
     merged,
     owned,
@@ -23,8 +24,10 @@ from fedbonsai.stages.personal import (
     tenth,
     trained_part,
 )
-from fedbonsai.stages.pruning.derived_masks import Derived, Rule
-from tests.methods.rounds import MODEL, PEOPLE, run, same
+from fedbonsai.stages.pruning.derived_masks import Derived, Rule, derived
+from fedbonsai.stages.pruning.masks import masked
+from fedbonsai.tree import seed_of
+from tests.methods.rounds import CNN, MODEL, PEOPLE, run, same
 
 HEAD = ("classifier.weight", "classifier.bias")
 
@@ -99,13 +102,48 @@ def test_the_head_alone_by_hand():
     assert torch.allclose(found[HEAD[1]], MODEL.weights[HEAD[1]] - 0.1 * bias.grad, atol=1e-6)
 
 
-def test_what_would_move_a_frozen_part_is_refused():
-    for sgd in (SGD(weight_decay=0.1), SGD(proximal=0.1)):
-        with pytest.raises(ConfigError, match="frozen"):
-            trained_part(MODEL, PEOPLE[0], sgd, HEAD)
-    whole = SGD(weight_decay=0.1, batch=8)
-    free = trained_part(MODEL, PEOPLE[0], whole, MODEL.weights).weights
-    assert same(free, local.train(MODEL, PEOPLE[0], whole).weights)
+BODY = tuple(n for n in MODEL.weights if n not in HEAD)
+MASKS = {n: MODEL.weights[n].abs() > 0.05 for n in BODY if "conv" in n}
+
+
+@pytest.mark.parametrize(("names", "masks"), [(HEAD, None), (BODY, None), (BODY, MASKS)])
+@pytest.mark.parametrize("sgd", [SGD(lr=0.1, batch=8), SGD(lr=0.1, momentum=0.9, batch=8, epochs=3)])
+def test_a_part_learns_as_with_the_others_gradients_at_zero(names, masks, sgd):
+    """Bit for bit, though no gradient of the rest is taken."""
+
+    def still(gradients):
+        for name in set(gradients) - set(names):
+            gradients[name].zero_()
+
+    ours = trained_part(MODEL, PEOPLE[0], sgd, names, masks)
+    theirs = local.train(MODEL, PEOPLE[0], sgd, mask=masks, hook=still)
+    assert same(ours.weights, theirs.weights)
+    assert (ours.loss, ours.steps) == (theirs.loss, theirs.steps)
+
+
+def test_a_hook_sees_what_learns():
+    seen = []
+    trained_part(MODEL, PEOPLE[0], SGD(batch=64), HEAD, hook=lambda gradients: seen.append(set(gradients)))
+    assert seen == [set(HEAD)]
+
+
+@pytest.mark.parametrize("sgd", [SGD(weight_decay=0.1, batch=64), SGD(proximal=0.1, batch=64, epochs=3)])
+def test_decay_and_proximal_term_do_not_move_what_is_frozen(sgd):
+    found = trained_part(MODEL, PEOPLE[0], sgd, HEAD).weights
+    plain = trained_part(MODEL, PEOPLE[0], replace(sgd, weight_decay=0.0, proximal=0.0), HEAD).weights
+    for name in dict(MODEL.build().named_parameters()):
+        assert torch.equal(found[name], MODEL.weights[name]) == (name not in HEAD)
+    assert not torch.equal(found[HEAD[0]], plain[HEAD[0]])
+    if sgd.weight_decay:  # one step: lr times 0.1 w further
+        assert torch.allclose(found[HEAD[0]], plain[HEAD[0]] - 0.1 * 0.1 * MODEL.weights[HEAD[0]], atol=1e-7)
+    whole = trained_part(MODEL, PEOPLE[0], sgd, MODEL.weights).weights
+    assert same(whole, local.train(MODEL, PEOPLE[0], sgd).weights)
+
+
+def test_a_part_of_statistics_alone_follows_its_inputs():
+    names = [name for name in MODEL.weights if "running" in name]
+    found = trained_part(MODEL, PEOPLE[0], SGD(momentum=0.9, weight_decay=0.1, batch=8), names).weights
+    assert {n for n in found if not torch.equal(found[n], MODEL.weights[n])} == set(names)
 
 
 def test_any_method_can_have_its_model_judged_on_each_device():
@@ -123,6 +161,19 @@ def test_any_method_can_have_its_model_judged_on_each_device():
     assert found.dense_p10 == min(score.accuracy for score in scores)
     assert tuned is not None
     assert tuned.loss < found.loss
+
+
+def test_a_model_that_is_judged_under_its_mask_is_tuned_under_it():
+    with scope(LocalFleet(PEOPLE), Scope("r", 0, 0, 0)) as open_:
+        tune, how = SGD(lr=0.1, steps=3, batch=8), Derived(0.9)
+        answers = open_.ask(judge, dict.fromkeys(open_.devices, Judge(CNN, MODEL.weights, None, Rule(), how, tune)))
+        found = {answer.device.id: answer.value for answer in answers}
+    masks = derived(CNN, MODEL.weights, Rule(), how)
+    for who in PEOPLE:
+        me = replace(who, seed=seed_of(0, who.id, 0, 0))
+        tuned = local.train(MODEL.replace(masked(MODEL.weights, masks)), me, tune, mask=masks)
+        assert all(bool((tuned.weights[name][~mask] == 0).all()) for name, mask in masks.items())
+        assert found[who.id].masked == local.evaluate(MODEL.replace(tuned.weights), who.valid).accuracy
 
 
 def test_means_are_weighted_by_samples_and_devices_without_any_do_not_count():

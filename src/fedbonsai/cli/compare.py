@@ -33,6 +33,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     from fedbonsai.runs.compare import carry_out, plan
     from fedbonsai.runs.progress import span
 
+    if not 0 <= args.target <= 1:
+        raise ConfigError(f"--target {args.target:g}: expected an accuracy between 0 and 1, such as 0.95")
     if args.workers < 1:
         raise ConfigError(f"--workers {args.workers}: expected at least 1")
     home: Path = args.runs / args.name

@@ -10,9 +10,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 PARTS = {
     "base": ("torch", "numpy", "cattrs", "rich", "safetensors", "zstandard", "tomli-w"),
-    "sim": ("datasets", "flwr-datasets", "matplotlib", "pillow", "pyarrow", "scikit-learn"),
+    "sim": ("datasets", "flwr-datasets", "matplotlib", "pillow", "plotly", "pyarrow", "scikit-learn", "scipy"),
     "codecs": ("constriction",),
     "prune": ("torch-pruning",),
+    "export": ("executorch", "onnx", "onnxruntime", "onnxscript"),
+    "flower": ("flwr",),
 }
 
 

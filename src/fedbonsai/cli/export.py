@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fedbonsai.errors import ConfigError
 
+OWN = ("config.toml", "run.json", "split.json", "metrics.jsonl", "model.safetensors")  # files of a run
 LEAST = 0.99  # agreement below which the file is not called good
 
 
@@ -35,12 +36,11 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     if rest:
         raise ConfigError(f"export does not take {' '.join(rest)}")
     form = format_named(args.to)
-    torch.set_num_threads(1)
-    trained = Trained.of(load(args.run))
     target: Path = args.out or args.run / f"model{'-int8' if args.int8 else ''}.{form.ending}"
-    if target.exists() and target == args.run / "model.safetensors":
-        raise ConfigError(f"{target} is the run's own; give another file: --out exported.safetensors")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    run = load(args.run)
+    _writable(target, args.run)
+    torch.set_num_threads(1)
+    trained = Trained.of(run)
     form.write(trained, target, args.int8)
     network = trained.network()
     found = compare(target.name, target, form.runner(trained, target), network, trained.test)
@@ -63,3 +63,16 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         print(f"it agrees with the trained model on less than {100 * LEAST:.0f} % of the test images: do not ship it")
         return 1
     return 0
+
+
+def _writable(target: Path, run: Path) -> None:
+    """Make the folder of a file that is to be written, which must not be a file of the run itself."""
+    inside = target.resolve().parent == run.resolve()
+    if inside and target.name in OWN:
+        raise ConfigError(f"{target} is the run's own; give another file: --out exported{target.suffix}")
+    if target.is_dir():
+        raise ConfigError(f"{target} is a folder; --out names a file")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{target} cannot be written: {error}") from None

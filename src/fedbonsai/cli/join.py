@@ -66,6 +66,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     for what, file in (("--ca", args.ca), ("--key", args.key)):
         if not file.is_file():
             raise ConfigError(f"{what} {file} is no file; see docs/flower.md, or: fedbonsai keys --help")
+    if args.key.stat().st_mode & 0o077:
+        raise ConfigError(f"--key {args.key} can be read by others: chmod 600 {args.key}")
     if not re.fullmatch(r"[A-Za-z0-9.:\[\]-]+:\d{1,5}", args.server):
         raise ConfigError(f"server {args.server!r}: expected address:port, such as fed.example.org:8443")
     name = check_name(args.name or args.key.stem)

@@ -84,14 +84,12 @@ def _links(args: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def _runs(args: argparse.Namespace) -> list[tuple[str, str]]:
+    from fedbonsai.runs.folder import Folder
+
     found: list[tuple[str, str]] = []
-    for info in sorted(Path(args.runs).glob("*/run.json")):
-        facts = json.loads(info.read_text())
-        rows = (
-            [json.loads(line) for line in (info.parent / "metrics.jsonl").read_text().splitlines()]
-            if (info.parent / "metrics.jsonl").exists()
-            else []
-        )
+    home = Path(args.runs)
+    for info in sorted([*home.glob("*/run.json"), *home.glob("*/*/run.json")]):  # those of comparisons lie deeper
+        facts, rows = json.loads(info.read_text()), Folder(info.parent).rows()
         accuracy = next((f"{row['accuracy']:.4f}" for row in reversed(rows) if "accuracy" in row), "-")
         found.append((str(info.parent), f"{facts.get('status', '?')}, {len(rows)} rounds, accuracy {accuracy}"))
     return found

@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, rest: list[str]) -> None:
     """Report."""
-    from fedbonsai.reports.files import write
+    from fedbonsai.reports.files import kind_of, write
     from fedbonsai.reports.series import baseline, goal_of, together
     from fedbonsai.reports.terminal import show
     from fedbonsai.runs.run import load
@@ -36,7 +36,10 @@ def main(args: argparse.Namespace, rest: list[str]) -> None:
     series = together([load(path) for path in args.run])
     reference = baseline(series, args.baseline)
     goal = goal_of(reference, args.target)
+    targets: list[Path] = args.out or [args.run[0] / "report.html", args.run[0] / "report.png"]
+    for target in targets:
+        kind_of(target)  # before minutes are spent on the first
     show(series, reference, goal)
-    for target in args.out or [args.run[0] / "report.html", args.run[0] / "report.png"]:
+    for target in targets:
         write(target, series, reference, goal, ", ".join(each.label for each in series))
         print(f"report: {target}")

@@ -52,6 +52,7 @@ def running(folder: Path) -> bool:
 
 def view(run: Any) -> RenderableType:
     """Where a run stands: figures of its last round and how accuracy got there."""
+    from rich.markup import escape
     from rich.panel import Panel
     from rich.table import Table
 
@@ -71,7 +72,7 @@ def view(run: Any) -> RenderableType:
             if name in last:
                 grid.add_row(name.replace("_", " "), f"{last[name]:.4g}")
         grid.add_row("a round takes", f"{sum(row['seconds'] for row in rows[-5:]) / len(rows[-5:]):.2f} s here")
-    return Panel(grid, title=str(run.path), expand=False)
+    return Panel(grid, title=escape(str(run.path)), expand=False)
 
 
 def sparkline(values: list[float], width: int = 40) -> str:

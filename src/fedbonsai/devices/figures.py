@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.resources import files
+from math import isfinite
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, TypeGuard, TypeVar, cast, get_args
 
 from fedbonsai.errors import ConfigError
 
@@ -67,7 +68,7 @@ class Reader:
             return wrong
         held = cast("dict[str, object]", table)
         value, mark, source = held.get("value"), held.get("mark"), held.get("source")
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not _finite(value):
             self.faults.append(f"{name}.value = {value!r}: expected a number")
             return wrong
         if not (value > least if above else value >= least) or not value <= most:
@@ -85,7 +86,7 @@ class Reader:
         """A list of numbers."""
         value = self._take(name, None)
         if not isinstance(value, list) or any(
-            isinstance(item, bool) or not isinstance(item, int | float) for item in cast("list[object]", value)
+            not _finite(item) for item in cast("list[object]", value)
         ):
             self.faults.append(f"{name} = {value!r}: expected a list of numbers")
             return ()
@@ -122,6 +123,10 @@ class Reader:
         return here
 
 
+def _finite(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
 def leaves(table: Table, prefix: str = "") -> list[str]:
     """Dotted names of all entries that are not tables."""
     found: list[str] = []
@@ -155,7 +160,10 @@ def load(name: str, folder: str, what: str, read: Callable[[Table], T]) -> T:
     if name.endswith(".toml"):
         if not Path(name).is_file():
             raise ConfigError(f"{what} file {name} does not exist")
-        text = Path(name).read_text()
+        try:
+            text = Path(name).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{what} file {name} cannot be read: {error}") from None
     else:
         known = shipped(folder)
         if name not in known:

@@ -25,6 +25,7 @@ from fedbonsai.devices.footprint import Job, measure
 from fedbonsai.devices.memory import peak_bytes
 from fedbonsai.devices.networks import counted, layers
 from fedbonsai.devices.profile import Curve
+from fedbonsai.errors import ConfigError
 from fedbonsai.local import SGD
 from fedbonsai.model import Arch, Model
 from fedbonsai.tree import Weights, generator
@@ -77,9 +78,32 @@ def timed(model: Model, sample: tuple[int, ...], batch: int, masks: Weights | No
     steps = max(1, min(200, round(budget / repeats / once)))
     with work.collecting() as done:
         local.train(model, me, SGD(lr=0.0, batch=batch, steps=1), mask=masks)
-    # what a call costs beside its steps is taken away by a call with one step
-    found = [(run(steps + 1) - run(1)) / steps for _ in range(repeats)]
-    return Point(min(found), statistics.median(found) / min(found) - 1, done[0])
+    pairs = [(run(steps + 1), run(1)) for _ in range(repeats)]
+    seconds, spread = least([long for long, _ in pairs], [short for _, short in pairs], steps)
+    return Point(seconds, spread, done[0])
+
+
+def least(long: Sequence[float], short: Sequence[float], steps: int) -> tuple[float, float]:
+    """Seconds of a step, and how far the median of the repeats lies above, relative to that.
+
+    A call costs something beside its steps, so that of one step is taken from that of many. The least of each is taken
+    before: the least difference would be that whose short call happened to be disturbed.
+
+    Args:
+        long: seconds of calls with ``steps + 1`` steps.
+        short: seconds of calls with one step.
+        steps: by how many they differ.
+
+    Raises:
+        ConfigError: the long calls were not longer.
+    """
+    seconds = (min(long) - min(short)) / steps
+    if seconds <= 0:
+        raise ConfigError(
+            f"{steps + 1} steps took {min(long):.2g} s of the processor and one took {min(short):.2g} s: this machine "
+            "is too busy to be measured; try again, with more time (--seconds)"
+        )
+    return seconds, (statistics.median(long) - min(long)) / (steps * seconds)
 
 
 def narrowed(model: Model, share: float) -> Model:

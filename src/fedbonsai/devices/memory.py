@@ -96,10 +96,11 @@ def _at(episode: Episode) -> int:
 
 
 def _played(episode: Episode) -> int:
-    try:
-        return _step(episode, "meta")
-    except (NotImplementedError, RuntimeError):  # a network of one's own may look at values
-        return _step(episode, "cpu")
+    with torch.inference_mode(False), torch.enable_grad():  # whoever reads answers may have gradients off
+        try:
+            return _step(episode, "meta")
+        except (NotImplementedError, RuntimeError):  # a network of one's own may look at values
+            return _step(episode, "cpu")
 
 
 def _step(episode: Episode, device: str) -> int:

@@ -90,10 +90,11 @@ def network(episode: Episode, device: str = "meta") -> nn.Module:
 
 
 def _count(episode: Episode) -> Network:
-    try:
-        return _passed(episode, "meta")
-    except (NotImplementedError, RuntimeError):  # a network of one's own may look at values
-        return _passed(episode, "cpu")
+    with torch.inference_mode(False), torch.enable_grad():  # whoever reads answers may have gradients off
+        try:
+            return _passed(episode, "meta")
+        except (NotImplementedError, RuntimeError):  # a network of one's own may look at values
+            return _passed(episode, "cpu")
 
 
 def _passed(episode: Episode, device: str) -> Network:

@@ -81,6 +81,8 @@ class Cost:
     peak: int
     failed: str = ""
     """Why no answer comes, though the task had one."""
+    lost: bool = False
+    """Whether its answer was sent and did not come."""
 
 
 class Timed(Wrapper):
@@ -140,7 +142,8 @@ class Timed(Wrapper):
                 yield answer
         silent = list(answers.silent.values())
         costs += [self._cost(asked, silence) for silence in silent]
-        self._book(asked, costs, _end(asked, silent, costs))
+        last = _end(asked, silent, costs)
+        self._book(asked, costs, last, {cost.device for cost in costs if cost.times.total > last})
         yield from silent
 
     def _first(self, asked: Question, answers: Answers[R]) -> Iterator[Answer[R] | Silence]:
@@ -156,10 +159,11 @@ class Timed(Wrapper):
             costs = [cost for _, cost, _ in came] + [self._cost(asked, silence) for silence in silent]
             enough = len(good) >= asked.first
             last = end(good, asked.deadline, asked.first) if enough else _end(asked, silent, costs)
-            self._book(asked, costs, last)
             there = [cost for _, cost, _ in came if not cost.failed and cost.times.total <= last]
             used = sorted(there, key=lambda cost: cost.times.total)[: asked.first]  # of equals the one asked earlier
             kept = {cost.device for cost in used}
+            unused = {cost.device for _, cost, _ in came if cost.device not in kept}
+            self._book(asked, costs, last, unused | {cost.device for cost in costs if cost.times.total > last})
             ends = [where for _, _, where in came[1:]] + [spool.tell()]
             for (answer, cost, begin), stop in zip(came, ends, strict=True):
                 if cost.device not in kept:
@@ -188,9 +192,10 @@ class Timed(Wrapper):
             times = times.until(
                 times.total * fraction(scope.seed, f"clock/moment {scope.attempt} {id}", scope.round, asked.number)
             )
-        return Cost(item.device, times, compute, macs(item.work), peak, failed)
+        lost = isinstance(item, Silence) and item.lost and item.up > 0
+        return Cost(item.device, times, compute, macs(item.work), peak, failed, lost)
 
-    def _book(self, asked: Question, costs: list[Cost], last: float) -> None:
+    def _book(self, asked: Question, costs: list[Cost], last: float, unused: set[Device]) -> None:
         for cost in costs:
             id = cost.device.id
             spent = cost.times.until(last)
@@ -200,7 +205,7 @@ class Timed(Wrapper):
             part = spent.compute / cost.compute if cost.compute else 1.0
             done = Macs(round(part * cost.macs.done), round(part * cost.macs.kept))
             entry = self.costs.book(asked.scope, id, profile.name, spent, idle, energy, done, cost.peak)
-            entry.dropped += bool(cost.failed or cost.times.total > last)
+            entry.dropped += bool(cost.failed or cost.lost or cost.device in unused)
         self.costs.pass_time(asked.scope, last)
 
 

@@ -17,17 +17,22 @@ from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
+from fedbonsai.stages import masked_upload, selective
+from fedbonsai.stages.codec import Chain
 from fedbonsai.stages.held_masks import HeldMasks, Sent, received
+from fedbonsai.stages.masked_upload import Skip
 from fedbonsai.stages.pruning.candidates import without
 from fedbonsai.stages.pruning.figures import figures
+from fedbonsai.stages.pruning.gates import Gate, Open
 from fedbonsai.stages.pruning.grow_prune import adjust
 from fedbonsai.stages.pruning.growth import Growth
 from fedbonsai.stages.pruning.norm_statistics import statistics_of
 from fedbonsai.stages.pruning.pool import allowed, pool, pool_size
-from fedbonsai.stages.pruning.progressive import Gathered, Trained, trained
+from fedbonsai.stages.pruning.progressive import Gathered, Trained, largest, trained
 from fedbonsai.stages.pruning.selection import Selection, select
 from fedbonsai.stages.pruning.sparse_accounts import round_bytes, selection_bytes
 from fedbonsai.stages.sampling import cohort
+from fedbonsai.stages.selective import Rule
 from fedbonsai.stages.updates import combine
 from fedbonsai.tree import Weights, seed_of
 from fedbonsai.wire import message
@@ -42,6 +47,14 @@ class Train:
     sgd: SGD
     counts: Mapping[str, int]
     batch: int
+
+
+@message("fedtiny/selective@1")
+class Selective:
+    """An ordinary request, and how and when what was learned goes up."""
+
+    train: Train
+    rule: Rule
 
 
 @message("fedtiny/state@1")
@@ -62,12 +75,26 @@ class State:
     loss: float = nan
     dropped: int = 0
     traded: int = 0
+    skipped: int = 0
 
 
 @task("fedtiny/train")
-def train(request: Train, me: Client, memory: Memory) -> tuple[Trained, Memory]:
-    """E local epochs under the masks, then, if asked, the gradients of one batch at the trained weights."""
+def train(request: Train | Selective, me: Client, memory: Memory) -> tuple[Trained | Skip, Memory]:
+    """E local epochs under the masks, then, if asked, the gradients of one batch at the trained weights.
+
+    A device whose gate closes computes no gradients and sends none.
+    """
+    rule = None
+    if isinstance(request, Selective):
+        request, rule = request.train, request.rule
     start, masks, memory = received(request.sent, request.arch, memory)
+    if rule is not None:
+        found, loss = selective.trained(Model(request.arch, start), me, request.sgd, rule.gate, masks)
+        packed, memory = masked_upload.sent(rule, start, found.weights, masks, loss, without(memory), me)
+        if packed is None:
+            return Skip(), memory
+        pairs = largest(Model(request.arch, found.weights), masks, me, request.counts, request.batch)
+        return Trained(packed, found.examples, found.steps, found.loss, pairs), memory
     answer = trained(Model(request.arch, start), masks, me, request.sgd, request.counts, request.batch)
     return answer, without(memory)
 
@@ -90,11 +117,18 @@ class FedTiny:
     """When masks are adjusted, and by how much."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""
+    uplink: Chain = field(default_factory=Chain)
+    """Codecs of the way up, of changes of kept weights; empty sends weights as they are, or exact changes with a gate."""
+    gate: Gate = field(default_factory=Open)
+    """When a device uploads: `open`, `loss`, `agreement` or `chance`; one that skips does not count in the round."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
+        faults = masked_upload.faults(self.uplink, self.gate)
         if not 0 < self.density <= 1:
-            raise ValueError(f"density = {self.density}: expected a share in (0, 1]")
+            faults.append(f"density = {self.density}: expected a share in (0, 1]")
+        if faults:
+            raise ValueError("; ".join(faults))
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """Prune candidates by magnitude and let all devices choose, in two exchanges.
@@ -132,17 +166,27 @@ class FedTiny:
         counts = self.growth.counts(t + 1, masks)  # the paper counts rounds from 1
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
         sent = held.send(weights, devices, seed_of(state.seed, "down", t, 0))
-        made = {id(part): Train(state.model.arch, part, self.sgd, counts, self.growth.batch) for part in sent.values()}
+        made: dict[int, Train | Selective] = {
+            id(part): Train(state.model.arch, part, self.sgd, counts, self.growth.batch) for part in sent.values()
+        }
+        rule = masked_upload.rule_of(self.uplink, self.gate, t)
+        if rule is not None:
+            made = {key: Selective(part, rule) for key, part in made.items() if isinstance(part, Train)}
         answers = fleet.ask(train, {device: made[id(part)] for device, part in sent.items()})
-        gathered = Gathered(masks, counts)
+        gathered = Gathered(masks, counts, rule is not None)
         try:
             combined = combine(gathered.updates(answers, weights), weights, fleet)
         except Unanswered:
-            if not (forgot := forgetful(answers.silent)):
+            forgot = forgetful(answers.silent)
+            if not (forgot or gathered.skipped):
                 raise
-            return replace(state, held=held.silent(map(Device, forgot)))  # they get the masks next time
+            held = held.heard(gathered.skipped).silent(map(Device, forgot))  # who forgot gets the masks next time
+            if not gathered.skipped:
+                return replace(state, held=held)
+            paper = round_bytes(weights, masks, counts, len(devices), 0)
+            return replace(state, held=held, paper=paper, dropped=0, traded=0, skipped=len(gathered.skipped))
         adjusted = adjust(combined.mean, masks, gathered.mean(combined.shares), counts)
-        held = held.heard(combined.devices).silent(map(Device, forgetful(answers.silent)))
+        held = held.heard([*combined.devices, *gathered.skipped]).silent(map(Device, forgetful(answers.silent)))
         return replace(
             state,
             model=state.model.replace(adjusted.weights),
@@ -152,6 +196,7 @@ class FedTiny:
             loss=combined.loss,
             dropped=combined.dropped,
             traded=adjusted.traded,
+            skipped=len(gathered.skipped),
         )
 
     def model(self, state: State) -> Model:
@@ -159,7 +204,7 @@ class FedTiny:
         return state.model
 
     def metrics(self, state: State) -> Mapping[str, float]:
-        """Loss, dropped updates, size and cost of the model (`figures`), weights traded, candidate, the paper's bytes."""
+        """Loss, dropped updates, size and cost of the model (`figures`), weights traded, candidate, the paper's bytes, skips."""
         return {
             "train_loss": state.loss,
             "dropped": state.dropped,
@@ -170,4 +215,5 @@ class FedTiny:
             "selection_up": state.selected[1],
             "paper_down": state.paper[0],
             "paper_up": state.paper[1],
+            **({} if isinstance(self.gate, Open) else {"skipped": state.skipped}),
         }

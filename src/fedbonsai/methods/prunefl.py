@@ -21,7 +21,10 @@ from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
+from fedbonsai.stages import own_part
 from fedbonsai.stages.held_masks import HeldMasks, Sent, received
+from fedbonsai.stages.own_part import Own
+from fedbonsai.stages.personal import merged, personal_names, split
 from fedbonsai.stages.pruning.accounts import Accounts
 from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.importance import Gathered, Result, Wanted, measured, opened, plain, summing
@@ -46,11 +49,21 @@ class Train:
     wanted: Wanted
 
 
+@message("prunefl/own-train@1")
+class OwnTrain:
+    """A round whose model is the shared part; the personal one is on the device."""
+
+    train: Train
+    own: Own
+
+
 @message("prunefl/state@1")
 class State:
     """Model with exact zeros, masks and their holders, the shelf of pruned values, the time model, and figures.
 
     ``size`` is an image's, ``since`` the round of the last reconfiguration, ``densities`` those of the initial pruning.
+    With personal weights, ``own`` names them, ``owners`` are who trained some and ``verdict`` how their models did last;
+    those in ``model`` are what all began with.
     """
 
     model: Model
@@ -64,15 +77,35 @@ class State:
     since: int = 0
     loss: float = nan
     dropped: int = 0
+    own: Own | None = None
+    owners: tuple[str, ...] = ()
+    verdict: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def shared(self) -> Weights:
+        """The weights that travel."""
+        return split(self.model.weights, self.own.names if self.own is not None else ())[0]
+
+    def moved(self, shared: Tree) -> State:
+        """With other shared weights."""
+        return replace(self, model=self.model.replace({**self.model.weights, **shared}))
 
 
 @task("prunefl/train")
-def train(request: Train, me: Client, memory: Memory) -> tuple[Result, Memory]:
-    """Local steps of the masked model; gradients are of all coordinates, pruned ones too."""
-    start, masks, memory = received(request.sent, request.arch, memory)
+def train(request: Train | OwnTrain, me: Client, memory: Memory) -> tuple[Result, Memory]:
+    """Local steps of the masked model, with the personal part if there is one; gradients are of all coordinates."""
+    own = None
+    if isinstance(request, OwnTrain):
+        request, own = request.train, request.own
+    start, masks, memory = received(request.sent, request.arch, memory, own.names if own is not None else ())
+    if own is not None:
+        start = merged(request.arch, start, own_part.held(own, request.arch, memory)).weights
     summed: Weights = {}
     watch = summing(summed) if request.wanted.asked or request.wanted.accumulate else None
     trained = local.train(Model(request.arch, start), me, request.sgd, mask=masks, hook=watch)
+    if own is not None:
+        shared, memory = own_part.kept(own, trained, memory)
+        trained = replace(trained, weights=shared)
     return measured(trained, summed, masks, request.sgd, request.wanted, me, memory)
 
 
@@ -102,6 +135,10 @@ class PruneFL:
     """What weights that come back begin with: the value they went with, or zero."""
     never: tuple[str, ...] = ("shortcut",)
     """Weights whose names contain one of these are never pruned."""
+    personal: tuple[str, ...] = ()
+    """Layers that stay on the device and are never pruned: `head` (last linear layer), or patterns of names."""
+    judge: int = 0
+    """Rounds from one judging of all personal models to the next; 0 never judges."""
     scouting: Scouting = field(default_factory=Scouting)
     """Initial pruning at one device."""
     time: TimeModel = field(default_factory=Measured)
@@ -115,6 +152,8 @@ class PruneFL:
         for name in ("fraction_half_life", "lr_half_life"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected rounds, or 0 to keep the value")
+        if self.judge < 0 or (self.judge and not self.personal):
+            raise ValueError(f"judge = {self.judge}: expected rounds >= 0, and 0 without personal layers to judge")
         if self.lr_every > 1 and not self.lr_half_life:
             raise ValueError(f"lr_every = {self.lr_every} has no effect without lr_half_life: leave it out")
         if self.sgd.steps < 1:
@@ -128,20 +167,28 @@ class PruneFL:
         """Initial pruning at the first device that answers.
 
         Raises:
-            ConfigError: nothing can be pruned.
+            ConfigError: nothing can be pruned, or no personal weights have such names.
             Unanswered: no device answered with a model that fits.
         """
-        names = [name for name in prunable(model) if not any(part in name for part in self.never)]
+        personal = personal_names(model, self.personal)
+        own = Own(personal, model.drawn if model.drawn >= 0 else server.seed) if personal else None
+        names = [
+            name for name in prunable(model) if name not in personal and not any(part in name for part in self.never)
+        ]
         if not names:
-            raise ConfigError(f"model {model.arch.name!r} has no weights that may be pruned; see method.never")
+            raise ConfigError(
+                f"personal = {list(self.personal)}, never = {list(self.never)}: model {model.arch.name!r} has no shared "
+                "weights that may be pruned; share more, or see method.never"
+            )
         channels, height, width = server.train.x.shape[1:]
         size = (channels, height, width)
         times = time_of(self.time, model, names, size, self.sgd)
         stale = self.regrowth == "stale"
         most = self.most({name: model.weights[name] for name in names})
-        device, found = explored(fleet, Pilot(model, self.sgd, self.scouting, times, stale, most))
+        shared = model if own is None else model.replace(split(model.weights, personal)[0])
+        device, found = explored(fleet, Pilot(shared, self.sgd, self.scouting, times, stale, most), own)
         return State(
-            model.replace(found.weights),
+            model.replace({**model.weights, **found.weights}),
             server.seed,
             HeldMasks(found.masks).heard([device.id]),
             found.shelf,
@@ -149,16 +196,22 @@ class PruneFL:
             size,
             Accounts.began(found.weights, found.masks, times, found.seconds, stale),
             found.densities,
+            own=own,
+            owners=(device.id,) if own is not None else (),
         )
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """Masked FedAvg; in every ``interval``-th round, or the next one that has answers, the mask is rebuilt."""
-        weights, held, masks = state.model.weights, state.held, state.held.masks
+        weights, held, masks = state.shared, state.held, state.held.masks
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
         sgd = replace(self.sgd, lr=self.sgd.lr * halved(t, self.lr_half_life, self.lr_every))
         wanted = self.wanted(t, state.since, sgd)
         sent = held.send(weights, devices, seed_of(state.seed, "down", t, 0))
-        made = {id(part): Train(state.model.arch, part, sgd, wanted) for part in sent.values()}
+        made: dict[int, Train | OwnTrain] = {
+            id(part): Train(state.model.arch, part, sgd, wanted) for part in sent.values()
+        }
+        if state.own is not None:
+            made = {key: OwnTrain(part, state.own) for key, part in made.items() if isinstance(part, Train)}
         answers = fleet.ask(train, {device: made[id(part)] for device, part in sent.items()})
         gathered = Gathered.zero(weights, masks)
         try:
@@ -170,8 +223,7 @@ class PruneFL:
         values = sum(int((~mask).sum()) if wanted.derived else mask.numel() for mask in masks.values())
         new_to = sum(not held.holds(device) for device in devices)
         state = replace(
-            state,
-            model=state.model.replace(masked(combined.mean, masks)),
+            state.moved(masked(combined.mean, masks)),
             held=held.heard(combined.devices).silent(answers.silent),
             loss=combined.loss,
             dropped=combined.dropped,
@@ -185,7 +237,13 @@ class PruneFL:
                 values if wanted.asked else None,
             ),
         )
-        return self.rebuilt(state, gathered, t) if wanted.asked else state
+        state = self.rebuilt(state, gathered, t) if wanted.asked else state
+        if state.own is None:
+            return state
+        state = replace(state, owners=tuple(dict.fromkeys((*state.owners, *combined.devices))))
+        if not self.judge or (t + 1) % self.judge:
+            return replace(state, verdict={})
+        return replace(state, verdict=own_part.verdict(fleet, state.model.arch, state.shared, state.owners))
 
     def wanted(self, t: int, since: int, sgd: SGD) -> Wanted:
         """What devices do with importances in round ``t``: a reconfiguration that failed is made up for."""
@@ -199,7 +257,7 @@ class PruneFL:
     def rebuilt(self, state: State, gathered: Gathered, t: int) -> State:
         """The mask of most importance per second, and the weights under it."""
         weights, shelf, masks = reconfigured(
-            state.model.weights,
+            state.shared,
             state.shelf,
             state.held.masks,
             gathered.z,
@@ -209,15 +267,14 @@ class PruneFL:
             gathered.rest,
             self.most(state.held.masks),
         )
-        model = state.model.replace(weights)
-        return replace(state, model=model, held=state.held.renewed(masks), shelf=shelf, since=t)
+        return replace(state.moved(weights), held=state.held.renewed(masks), shelf=shelf, since=t)
 
     def model(self, state: State) -> Model:
-        """The global model, exactly zero where it is pruned."""
+        """The global model, exactly zero where it is pruned; personal weights are what all devices began with."""
         return state.model
 
     def metrics(self, state: State) -> Mapping[str, float]:
-        """Loss, dropped updates, size and cost of the model (`figures`), seconds by the time model, the paper's bytes."""
+        """Loss, dropped updates, size and cost of the model (`figures`), modelled seconds, the paper's bytes, the last verdict."""
         masks, accounts, found = state.held.masks, state.accounts, state.densities
         return {
             "train_loss": state.loss,
@@ -235,4 +292,5 @@ class PruneFL:
             "whole_seconds": accounts.whole,
             "paper_down": accounts.bytes[0],
             "paper_up": accounts.bytes[1],
+            **state.verdict,
         }

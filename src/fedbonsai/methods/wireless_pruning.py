@@ -27,7 +27,7 @@ from fedbonsai.stages.coverage import nowhere, uncovered, union
 from fedbonsai.stages.personal import Judge, begun, judged, merged, personal_names, split
 from fedbonsai.stages.pruning.derived_masks import Derived, Rule
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.wireless_exchange import EXACT, Gathered, Grant, How, Train, gathered, train
+from fedbonsai.stages.wireless_exchange import EXACT, Gathered, Grant, How, Owing, Train, gathered, train
 from fedbonsai.stages.wireless_load import Compute, Cycles, Parts, Passes, load_of
 from fedbonsai.stages.wireless_plan import Allocation, Optimum, Problem, Schedule, scheduled
 from fedbonsai.tree import seed_of
@@ -90,6 +90,8 @@ class WirelessPruning:
     """Which weights go."""
     bits: int = EXACT
     """q: bits of an uploaded weight; 1 to 8 quantise, 32 sends it as it is."""
+    feedback: bool = False
+    """Send changes of kept weights, with `bits` each, and what their codes lose with the device's next upload."""
     allocation: Allocation = field(default_factory=Optimum)
     """How pruning ratios and bandwidths are decided."""
     deadline: float = 0.5
@@ -133,8 +135,8 @@ class WirelessPruning:
             )
             if not fine
         ]
-        if self.order == "alt" and self.personal and (self.sgd.weight_decay or self.sgd.proximal):
-            faults.append("sgd.weight_decay and sgd.proximal move frozen parts: leave them out, or set order = 'sim'")
+        if self.feedback and self.bits == EXACT:
+            faults.append(f"feedback = true has no effect with bits = {EXACT}, which lose nothing: set bits to 1 to 8")
         if self.allocation.by_error and self.mask.criterion != "magnitude":
             faults.append(f"allocation.surrogate = 'error' is of magnitudes: mask.criterion is {self.mask.criterion!r}")
         if faults:
@@ -166,15 +168,14 @@ class WirelessPruning:
         schedule = self.schedule(state, t, [device.id for device in devices], parts)
         grants = self.grants(state, t, devices, schedule)
         how = How(self.mask, self.order, self.sgd, self.personal_sgd, self.bits)
-        answers = fleet.ask(
-            train,
-            {
-                device: Train(state.model.arch, shared, begun(first, device, state.held), how, grant)
-                for device, grant in grants.items()
-            },
-        )
+        made = {
+            device: Train(state.model.arch, shared, begun(first, device, state.held), how, grant)
+            for device, grant in grants.items()
+        }
+        send: Mapping[Device, Train | Owing] = {d: Owing(part) for d, part in made.items()} if self.feedback else made
+        answers = fleet.ask(train, send)
         try:
-            found = gathered(answers, state.model.arch, shared, grants, self.mask, self.weights, fleet)
+            found = gathered(answers, state.model.arch, shared, grants, self.mask, self.weights, fleet, self.feedback)
         except Unanswered as error:
             if not error.forgot:
                 raise
@@ -294,7 +295,7 @@ class WirelessPruning:
             "cell": ", ".join(f"{name} {value}" for name, value in cell.items()),
             "channel known to the plan": self.channel,
             "compute": repr(self.compute),
-            "bits of a weight": str(self.bits),
+            "bits of a weight": f"{self.bits}, of its change with error feedback" if self.feedback else str(self.bits),
             "greatest ratio": str(self.ratio_max),
             "deadline": f"{self.deadline} T_full, remedy {self.remedy}" if self.allocation.waits else "none",
             "A1 personal layers": ", ".join(self.personal) or "none",

@@ -22,8 +22,9 @@ class Table:
 
     def markdown(self) -> str:
         """As Markdown."""
-        lines = [f"| {' | '.join(self.head)} |", "|" + "---|" * len(self.head)]
-        return "\n".join([f"## {self.title}", "", *lines, *(f"| {' | '.join(row)} |" for row in self.rows)]) + "\n"
+        head, *rows = ([cell.replace("|", "\\|") for cell in row] for row in (self.head, *self.rows))
+        lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in rows)]
+        return "\n".join([f"## {self.title}", "", *lines]) + "\n"
 
     def csv(self) -> str:
         """As comma-separated values."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,10 +25,7 @@ def write(target: Path, series: Sequence[Series], reference: Series, goal: float
         ConfigError: no such kind.
         Missing: a library that the kind needs is not installed.
     """
-    kind = target.suffix.lower()
-    if kind not in KINDS:
-        raise ConfigError(f"{target}: a report is one of {', '.join(KINDS)}, not {kind or 'a file without an ending'}")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    kind = kind_of(target)
     if kind in (".png", ".svg"):
         picture(target, series)
     elif kind == ".html":
@@ -38,6 +37,24 @@ def write(target: Path, series: Sequence[Series], reference: Series, goal: float
         target.write_text(
             f"# {title}\n\n" + "\n".join(table.markdown() for table in tables if table.rows) + noted(series)
         )
+
+
+def kind_of(target: Path) -> str:
+    """Kind of a report's file, by its ending; its folder is made.
+
+    Raises:
+        ConfigError: no such kind, or no file can be there.
+    """
+    kind = target.suffix.lower()
+    if kind not in KINDS:
+        raise ConfigError(f"{target}: a report is one of {', '.join(KINDS)}, not {kind or 'a file without an ending'}")
+    if target.is_dir():
+        raise ConfigError(f"{target} is a folder; --out names a file")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{target} cannot be written: {error}") from None
+    return kind
 
 
 def noted(series: Sequence[Series]) -> str:
@@ -52,14 +69,16 @@ def noted(series: Sequence[Series]) -> str:
 
 def curves(series: Sequence[Series]) -> str:
     """Every point of every curve as comma-separated values: run, axis, place, mean, lowest and highest accuracy."""
-    lines = ["run,axis,value,accuracy,lowest,highest"]
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["run", "axis", "value", "accuracy", "lowest", "highest"])
     for each in series:
         for axis in measured(series):
-            lines += [
-                f'"{each.label}",{axis.name},{x:.10g},{mean:.6g},{low:.6g},{high:.6g}'
+            table.writerows(
+                [each.label, axis.name, f"{x:.10g}", f"{mean:.6g}", f"{low:.6g}", f"{high:.6g}"]
                 for x, mean, low, high in each.curve(axis)
-            ]
-    return "\n".join(lines) + "\n"
+            )
+    return text.getvalue()
 
 
 def picture(target: Path, series: Sequence[Series]) -> None:

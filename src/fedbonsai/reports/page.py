@@ -112,4 +112,4 @@ def origin(series: Series) -> str:
 
 def embedded(value: object) -> str:
     """JSON that cannot end the script around it."""
-    return json.dumps(value).replace("</", "<\\/")
+    return json.dumps(value).replace("<", "\\u003c")

@@ -151,7 +151,8 @@ def goal_of(reference: Series, wanted: float = 0.0) -> float:
 
 
 def _label(run: Run, taken: set[str]) -> str:
-    base = re.sub(rf"-{run.config.seed}$", "", run.path.name) or run.path.name
+    name = run.path.resolve().name  # of ".", too
+    base = re.sub(rf"-{run.config.seed}$", "", name) or name
     label, number = base, 2
     while label in taken:
         label, number = f"{base} ({number})", number + 1

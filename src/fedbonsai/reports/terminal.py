@@ -12,6 +12,7 @@ from fedbonsai.reports.series import Series
 def show(series: Sequence[Series], reference: Series, goal: float) -> None:
     """Print what each series reached, what its clock says, what the goal cost, bytes by message class, and what to note."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Column, Table
 
     console = Console(width=None if os.isatty(1) else 130)
@@ -19,11 +20,11 @@ def show(series: Sequence[Series], reference: Series, goal: float) -> None:
         if not content.rows:
             continue
         head = [Column(content.head[0]), *(Column(cell, justify="right") for cell in content.head[1:])]
-        table = Table(*head, title=content.title, title_justify="left")
+        table = Table(*head, title=escape(content.title), title_justify="left")
         for row in content.rows:
-            table.add_row(*row)
+            table.add_row(*(escape(cell) for cell in row))
         console.print(table)
     for each in series:
         notes = each.runs[0].info.get("notes", {})
         if notes:
-            console.print(f"{each.label}: " + "; ".join(f"{name}: {value}" for name, value in notes.items()))
+            console.print(escape(f"{each.label}: " + "; ".join(f"{name}: {value}" for name, value in notes.items())))

@@ -6,14 +6,17 @@ A run that is finished is left alone, one that was interrupted goes on, so the s
 from __future__ import annotations
 
 import json
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
-from multiprocessing import get_context
+from dataclasses import dataclass, replace
+from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Literal
+from types import FrameType
+from typing import Literal, NoReturn
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.runs import recipes
@@ -55,7 +58,8 @@ def plan(
         first_seed: the first of the seeds.
 
     Raises:
-        ConfigError: a recipe or setting is wrong, or a folder holds a run of another configuration.
+        ConfigError: a recipe or setting is wrong, two recipes are the same run or would share a folder, or a folder
+            holds a run of another configuration.
     """
     if seeds < 1:
         raise ConfigError(f"seeds = {seeds}: expected at least 1")
@@ -70,7 +74,18 @@ def plan(
             label = f"{Path(recipe).stem}-{preset}-{seed}" if preset else f"{Path(recipe).stem}-{seed}"
             config = recipes.load(recipe, preset, {**overrides, "seed": seed, "name": label})
             jobs.append(Job(recipe, preset, seed, home / label, config, status(home / label, config)))
+    _apart(names, jobs[: len(names)])
     return jobs
+
+
+def _apart(names: Sequence[str], jobs: Sequence[Job]) -> None:
+    """Refuse what would be found out when all hours are spent: runs in one folder, and runs that are the same."""
+    for place, (name, job) in enumerate(zip(names, jobs, strict=True)):
+        for other, earlier in zip(names[:place], jobs, strict=False):
+            if job.folder == earlier.folder:
+                raise ConfigError(f"{other} and {name} would both run in {job.folder}; give one of them another name")
+            if unstructure(replace(job.config, name="")) == unstructure(replace(earlier.config, name="")):
+                raise ConfigError(f"{other} and {name} are the same run; leave one of them out")
 
 
 def status(folder: Path, config: RunConfig) -> Status:
@@ -94,16 +109,16 @@ def carry_out(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, str]]:
     """
     left = [job for job in jobs if job.status != "finished"]
     context = get_context("spawn")
-    with ProcessPoolExecutor(max(1, min(workers, len(left))), mp_context=context) as pool:
+    with ProcessPoolExecutor(max(1, min(workers, len(left))), mp_context=context, initializer=_ready) as pool:
         going: dict[Future[str], Job] = {pool.submit(_run, job): job for job in left}
         try:
             while going:
                 for future in wait(going, return_when=FIRST_COMPLETED).done:
                     yield going.pop(future), _told(future.result)
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(getattr(pool, "_processes", {}).values()):
+            for process in list((getattr(pool, "_processes", None) or {}).values()):  # a shutdown forgets them
                 process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
@@ -114,14 +129,36 @@ def _told(result: Callable[[], str]) -> str:
         return f"failed: {error}"
 
 
+def _ready() -> None:
+    """A process that carries out runs: Ctrl-C is its parent's to handle, and it does not outlive its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """Else a comparison that was killed would still be writing into the folders in which it is begun again."""
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _stopped(signal: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
 def _run(job: Job) -> str:
     """In a process of its own: one run from its first or next round to its last."""
     from fedbonsai.fleets.allocator import keep_memory
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; what was finished is on disk
     keep_memory()
     start = time.perf_counter()
     recipes.own_modules({"imports": list(job.config.imports)})
-    run = execute(job.config, job.folder, job.status == "begun")
+    signal.signal(signal.SIGTERM, _stopped)  # the run notes that it was interrupted and gives its workers back
+    try:
+        run = execute(job.config, job.folder, job.status == "begun")
+    except KeyboardInterrupt:
+        os._exit(130)  # an error would be told to nobody, and the next run begun
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     moved = sum(run.bytes.values()) / 1e6
     return f"{100 * run.accuracy:.2f} %, {moved:.2f} MB, {time.perf_counter() - start:.0f} s"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from math import inf
 from typing import Any, Literal
 
 from fedbonsai.data.config import DataConfig
@@ -100,12 +101,12 @@ class ClockConfig:
         faults = [
             f"{name} = {getattr(self, name)}: expected {want}"
             for name, want, fine in (
-                ("deadline", "seconds >= 0", self.deadline >= 0),
+                ("deadline", "seconds >= 0", 0 <= self.deadline < inf),
                 ("first", "a number >= 0", self.first >= 0),
                 ("availability", "a share in (0, 1]", 0 < self.availability <= 1),
                 ("dropout", "a probability in [0, 1)", 0 <= self.dropout < 1),
                 ("stragglers", "a probability in [0, 1]", 0 <= self.stragglers <= 1),
-                ("slowdown", "a factor >= 1", self.slowdown >= 1),
+                ("slowdown", "a factor >= 1", 1 <= self.slowdown < inf),
             )
             if not fine
         ]
@@ -135,7 +136,7 @@ class BudgetConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        if faults := [f"{name} = {value}: expected a number >= 0" for name, value in vars(self).items() if value < 0]:
+        if faults := [f"{name} = {value}: expected a number >= 0" for name, value in vars(self).items() if not 0 <= value < inf]:
             raise ValueError("; ".join(faults))
 
     @property

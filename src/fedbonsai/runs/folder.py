@@ -47,10 +47,9 @@ class Folder:
         self.answers = path / "answers"
 
     def rows(self) -> list[dict[str, Any]]:
-        """Lines of the metrics file."""
-        if not self.metrics.exists():
-            return []
-        return [json.loads(line) for line in self.metrics.read_text().splitlines() if line]
+        """Whole lines of the metrics file; one without its end is being written, or its writer was killed."""
+        text = self.metrics.read_text() if self.metrics.exists() else ""
+        return [json.loads(line) for line in text.split("\n")[:-1]]
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a line to the metrics file and flush it to the disk."""
@@ -172,14 +171,8 @@ class Checkpoint:
 
     def _trim(self, last: int) -> None:
         folder = self._folder
-        lines = [json.dumps(row) for row in self._whole_rows() if row["round"] <= last]
+        lines = [json.dumps(row) for row in folder.rows() if row["round"] <= last]
         write(folder.metrics, "".join(line + "\n" for line in lines).encode())
         for part in [*folder.path.glob("ledger/round-*.parquet"), *folder.path.glob("costs/round-*.parquet")]:
             if int(part.stem.split("-")[1]) - 1 > last:
                 part.unlink()
-
-    def _whole_rows(self) -> Iterator[dict[str, Any]]:
-        text = self._folder.metrics.read_text() if self._folder.metrics.exists() else ""
-        for line in text.splitlines(keepends=True):
-            if line.endswith("\n"):  # a line without its end was being written when the process was killed
-                yield json.loads(line)

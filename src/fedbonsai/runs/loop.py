@@ -126,7 +126,8 @@ def _round(
             else:
                 skipped = False
             spent = scene.costs.take() if scene.costs is not None else []
-            row = _row(config, scene, t, attempt, state, skipped, before, time.perf_counter() - start)
+            last = t == config.rounds - 1 or bool(_used_up(config, scene))
+            row = _row(config, scene, t, attempt, state, skipped, before, time.perf_counter() - start, last)
             row |= _simulated(scene, spent)
             if notes:
                 row["unanswered"] = notes
@@ -151,6 +152,7 @@ def _row(
     skipped: bool,
     before: Mapping[str, int],
     took: float,
+    last: bool,
 ) -> dict[str, Any]:
     total = scene.ledger.total
     row: dict[str, Any] = {"round": t, "attempt": attempt, "skipped": skipped, "seconds": round(took, 4)}
@@ -158,7 +160,7 @@ def _row(
         row[f"bytes_{way}"] = total[way] - before[way]
         row[f"total_bytes_{way}"] = total[way]
     row |= {} if skipped else {name: float(value) for name, value in scene.method.metrics(state).items()}
-    if (t + 1) % config.evaluate_every == 0 or t == config.rounds - 1:
+    if (t + 1) % config.evaluate_every == 0 or last:
         model, device = scene.method.model(state), config.fleet.device
         test = evaluate(model, scene.federation.test, device)
         row |= {"accuracy": test.accuracy, "loss": test.loss}
@@ -206,6 +208,11 @@ def _ended(config: RunConfig, scene: Scene, row: Mapping[str, Any]) -> str:
     """Why the run ends after this round; empty if it goes on."""
     if config.target and row.get("valid_accuracy", 0.0) >= config.target:
         return "target reached"
+    return _used_up(config, scene)
+
+
+def _used_up(config: RunConfig, scene: Scene) -> str:
+    """Which budget is used up; empty if none is."""
     budget, moved = config.budget, scene.ledger
     limits = [
         (budget.bytes, sum(moved.total.values()), "bytes", "bytes"),

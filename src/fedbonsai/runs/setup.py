@@ -92,14 +92,11 @@ def shared_out(names: str, ids: Sequence[str], seed: int) -> dict[str, str]:
     Raises:
         ConfigError: shares are missing, or do not sum to 1.
     """
-    parts = [part.split() for part in names.split(",")]
-    if len(parts) == 1 and len(parts[0]) == 1:
-        return dict.fromkeys(ids, parts[0][0])
-    try:
-        shares = [(name, float(share)) for name, share in parts]
-    except ValueError:
-        shares = []
-    if not shares or min(share for _, share in shares) <= 0 or abs(sum(share for _, share in shares) - 1) > 1e-6:
+    if "," not in names and names.strip() and share_of(names)[0] is None:
+        return dict.fromkeys(ids, names.strip())
+    parts = [share_of(part) for part in names.split(",")]
+    shares = [(name, share) for share, name in parts if share is not None and share > 0 and name]
+    if len(shares) < len(parts) or not abs(sum(share for _, share in shares) - 1) <= 1e-6:
         raise ConfigError(f"{names!r}: expected one name, or names with shares that sum to 1, such as 'a 0.7, b 0.3'")
     drawn = sorted(ids, key=lambda id: seed_of(seed, f"clock/share {names} {id}", -1, 0))
     found: dict[str, str] = {}
@@ -110,6 +107,15 @@ def shared_out(names: str, ids: Sequence[str], seed: int) -> dict[str, str]:
         found |= dict.fromkeys(drawn[int(begin) : end], name)
         begin = end
     return found
+
+
+def share_of(part: str) -> tuple[float | None, str]:
+    """The share at the end of a part such as ``my device.toml 0.7``, None where there is none, and the name before it."""
+    name, _, share = part.strip().rpartition(" ")
+    try:
+        return float(share), name.strip()
+    except ValueError:
+        return None, part.strip()
 
 
 def clock_of(config: ClockConfig, ids: Sequence[str], seed: int) -> Clock:
@@ -170,6 +176,11 @@ def scene(config: RunConfig, split: Path | None = None, answers: Path | None = N
     """Build everything."""
     torch.set_num_threads(config.fleet.threads)
     held = federation(config, split)
+    if config.target and not any(len(part) for part in held.valid):
+        raise ConfigError(
+            f"target = {config.target:g} is an accuracy on the clients' validation parts, and no client has one: "
+            f"data.valid = {config.data.valid:g}; raise it, or set target = 0"
+        )
     start = initial_model(config, held)
     ledger, costs, timed = Ledger(), None, None
     if config.clock.devices:

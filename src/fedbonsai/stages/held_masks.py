@@ -6,7 +6,7 @@ memory. Whoever was silent gets the masks again. Both ends pack with ``known``, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import field, replace
 from typing import Any
 
@@ -84,14 +84,20 @@ def hold(memory: Memory, masks: Tree, version: int) -> Memory:
     return {**memory, HELD: {"version": version, "masks": dict(masks)}}
 
 
-def received(sent: Sent, arch: Arch, memory: Memory) -> tuple[Weights, Masks, Memory]:
+def received(sent: Sent, arch: Arch, memory: Memory, personal: Collection[str] = ()) -> tuple[Weights, Masks, Memory]:
     """The client's side: weights (zero where pruned), the masks, and the memory that holds them.
+
+    Args:
+        sent: what came.
+        arch: of the network.
+        memory: of the client.
+        personal: names of weights that do not travel, and have no masks.
 
     Raises:
         Forgotten: the masks are of a version that is not held here.
         BadMessage: masks that do not fit the network.
     """
-    like = forms(arch)
+    like = {name: value for name, value in forms(arch).items() if name not in personal}
     if sent.masks is not None:
         if any(name not in like or mask.shape != like[name].shape for name, mask in sent.masks.items()):
             raise BadMessage(f"masks do not fit network {arch.name!r}")

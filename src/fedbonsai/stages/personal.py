@@ -20,7 +20,7 @@ from fedbonsai.errors import ConfigError, Forgotten
 from fedbonsai.local import SGD, Trained
 from fedbonsai.model import Arch, Model, forms, skeleton
 from fedbonsai.stages.pruning.derived_masks import Derived, Rule, derived
-from fedbonsai.stages.pruning.masks import masked
+from fedbonsai.stages.pruning.masks import Masks, masked
 from fedbonsai.tree import Tree, Weights
 from fedbonsai.wire import message
 
@@ -101,34 +101,17 @@ def owned(memory: Memory, arch: Arch, shared: Tree, first: Tree | None) -> Weigh
 def trained_part(
     model: Model, me: Client, sgd: SGD, names: Collection[str], mask: Tree | None = None, hook: local.Hook | None = None
 ) -> Trained:
-    """Local training of the parameters in ``names``; the others stay as they are.
+    """Local training of the parameters in ``names``; the others stay as they are, whatever the weight decay.
 
     Args:
         model: to start from.
         me: whose samples.
-        sgd: without weight decay or a proximal term where something is frozen, since both move weights by themselves.
+        sgd: hyper-parameters.
         names: of the weights that learn. Statistics of other normalisation layers still follow their inputs.
         mask: of the model, as in `local.train`.
-        hook: sees the gradients, those of frozen parameters as zeros.
-
-    Raises:
-        ConfigError: weight decay beside frozen parameters.
+        hook: sees the gradients of what learns.
     """
-    frozen = [name for name in model.weights if name not in names]
-    if frozen and (sgd.weight_decay or sgd.proximal):
-        raise ConfigError(
-            f"sgd.weight_decay = {sgd.weight_decay}, sgd.proximal = {sgd.proximal}: a part of the model is frozen here "
-            "and either would move it; set them to 0, or order = 'sim'"
-        )
-
-    def still(gradients: Mapping[str, Tensor]) -> None:
-        for name in frozen:
-            if name in gradients:  # buffers have none
-                gradients[name].zero_()
-        if hook is not None:
-            hook(gradients)
-
-    return local.train(model, me, sgd, mask=mask, hook=still if frozen else hook)
+    return local.train(model, me, sgd, mask=mask, hook=hook, frozen=model.weights.keys() - set(names))
 
 
 def begun(first: Tree, device: Device, held: Collection[str]) -> Tree | None:
@@ -171,15 +154,15 @@ def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
         return Judged(0, 0.0, 0.0, 0.0), memory
     own = owned(memory, request.arch, request.shared, request.first)
 
-    def score(shared: Tree) -> local.Score:
+    def score(shared: Tree, masks: Masks | None) -> local.Score:
         model = merged(request.arch, shared, own)
         if request.tune is not None:
-            model = model.replace(local.train(model, me, request.tune).weights)
+            model = model.replace(local.train(model, me, request.tune, mask=masks).weights)
         return local.evaluate(model, me.valid, me.device)
 
-    whole = score(request.shared)
+    whole = score(request.shared, None)
     masks = derived(request.arch, request.shared, request.rule, request.derived, me, own)
-    under = whole if masks is None else score(masked(request.shared, masks))
+    under = whole if masks is None else score(masked(request.shared, masks), masks)
     return Judged(len(me.valid), whole.accuracy, under.accuracy, whole.loss), memory
 
 

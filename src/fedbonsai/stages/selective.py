@@ -70,8 +70,8 @@ def begun(sent: Sent | None, arch: Arch, like: Tree, memory: Memory) -> tuple[We
     return received(sent, arch, memory)
 
 
-def trained(model: Model, me: Client, sgd: SGD, gate: Gate) -> tuple[Trained, float]:
-    """Local training, and the loss by which the gate judges it.
+def trained(model: Model, me: Client, sgd: SGD, gate: Gate, masks: Tree | None = None) -> tuple[Trained, float]:
+    """Local training, under masks if there are any, and the loss by which the gate judges it.
 
     Raises:
         NotFinite: the weights are NaN or infinite; the client is silent and its memory stays.
@@ -84,7 +84,7 @@ def trained(model: Model, me: Client, sgd: SGD, gate: Gate) -> tuple[Trained, fl
         last[0] = loss.detach()
         return loss
 
-    found = local.train(model, me, sgd, loss=objective)
+    found = local.train(model, me, sgd, mask=masks, loss=objective)
     if not tree.finite(found.weights):
         raise NotFinite(f"training gave values that are not finite (loss {found.loss}); lower the learning rate")
     how: Any = gate
@@ -97,7 +97,7 @@ def trained(model: Model, me: Client, sgd: SGD, gate: Gate) -> tuple[Trained, fl
 
 
 def selected(
-    rule: Rule, start: Tree, weights: Tree, loss: float, memory: Memory, me: Client
+    rule: Rule, start: Tree, weights: Tree, loss: float, memory: Memory, me: Client, masks: Tree | None = None
 ) -> tuple[Packed | None, Memory]:
     """What this client sends, or nothing, and its memory.
 
@@ -110,21 +110,22 @@ def selected(
         loss: from `trained`.
         memory: of the client.
         me: whose seed draws.
+        masks: for a chain with ``known``, as in `codec.apply`.
     """
     change = tree.subtract(weights, start)
     goal = change if rule.changes else weights
     fed = rule.uplink.feedback is not None
-    packed, held = apply(rule.uplink, goal, memory.get(FEEDBACK, {}), me.seed, rule.t if fed else None)
+    packed, held = apply(rule.uplink, goal, memory.get(FEEDBACK, {}), me.seed, rule.t if fed else None, masks)
     last: Packed | None = memory.get(LAST)
     error, toward = 0.0, None
     if isinstance(rule.gate, Lazy):
-        error = tree.norm(held["residual"]) ** 2 if fed else gates.squared(goal, packed.dense(goal))
+        error = tree.norm(held["residual"]) ** 2 if fed else gates.squared(goal, packed.dense(goal, masks))
     if isinstance(rule.gate, Agreement):
         toward, memory = _toward(start, memory)
     found = Evidence(
         loss,
         lambda: gates.draw(me.seed),
-        lambda: gates.squared(packed.dense(goal), last.dense(goal) if last is not None else {}),
+        lambda: gates.squared(packed.dense(goal, masks), last.dense(goal, masks) if last is not None else {}),
         lambda: error + memory.get(ERROR, 0.0),
         rule.moved,
         lambda: gates.agreement(change, toward) if toward is not None else None,

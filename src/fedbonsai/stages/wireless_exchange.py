@@ -18,12 +18,13 @@ from fedbonsai.core import Answers, Client, Device, Fleet, Memory, forgetful, ta
 from fedbonsai.errors import BadMessage, NotFinite, Unanswered
 from fedbonsai.local import SGD
 from fedbonsai.model import Arch
-from fedbonsai.stages.codec import Packed, parse
+from fedbonsai.stages.codec import Chain, Packed, apply, parse
 from fedbonsai.stages.coverage import CoverageMean, nowhere, union
+from fedbonsai.stages.masked_upload import everywhere, under_masks
 from fedbonsai.stages.personal import PERSONAL, merged, owned, split, trained_part
 from fedbonsai.stages.pruning.derived_masks import Derived, Rule, derived, full, names_in, pruned_of, shrunk
 from fedbonsai.stages.pruning.masks import Masks, masked
-from fedbonsai.stages.updates import MOST
+from fedbonsai.stages.updates import FEEDBACK, MOST
 from fedbonsai.tree import Tree, Weights, seed_of
 from fedbonsai.wire import message
 
@@ -74,6 +75,13 @@ class Train:
     grant: Grant
 
 
+@message("wireless-pruning/owing@1")
+class Owing:
+    """A request whose upload is of changes of kept weights; what their codes lose is sent with the next one."""
+
+    train: Train
+
+
 @message("wireless-pruning/trained@1")
 class Trained:
     """Kept shared weights, if they were to be sent; their masks only where the server cannot derive them."""
@@ -85,12 +93,15 @@ class Trained:
 
 
 @task("wireless-pruning/train")
-def train(request: Train, me: Client, memory: Memory) -> tuple[Trained, Memory]:
+def train(request: Train | Owing, me: Client, memory: Memory) -> tuple[Trained, Memory]:
     """A device's round (1.3, steps 3 to 6).
 
     Raises:
         NotFinite: training gave values that are NaN or infinite; the client counts as silent, its memory stays.
     """
+    owing = isinstance(request, Owing)
+    if isinstance(request, Owing):
+        request = request.train
     arch, how, grant = request.arch, request.how, request.grant
     own = owned(memory, arch, request.shared, request.first)
     trains, joint = grant.trains and bool(request.shared), grant.trains and how.order == "sim"
@@ -109,10 +120,20 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Trained, Memory]:
     memory = {**memory, PERSONAL: own} if own else memory
     if not (trains and grant.uploads):
         return Trained(None, None, len(me.train), loss), memory
-    masks = uploaded(arch, request.shared, how.rule, masks, grant)
-    return Trained(
-        pack(result, masks, how.bits, me.seed), masks if how.rule.travels else None, len(me.train), loss
-    ), memory
+    learned, masks = masks, uploaded(arch, request.shared, how.rule, masks, grant)
+    if owing:
+        change = masked(tree.subtract(result, request.shared), learned or {})
+        packed, owed = apply(
+            changes(how.bits),
+            change,
+            memory.get(FEEDBACK, {}),
+            me.seed,
+            mask=everywhere(request.shared, masks or {}),
+        )
+        memory = {**memory, FEEDBACK: owed}
+    else:
+        packed = pack(result, masks, how.bits, me.seed)
+    return Trained(packed, masks if how.rule.travels else None, len(me.train), loss), memory
 
 
 def uploaded(arch: Arch, shared: Tree, rule: Rule, masks: Masks | None, grant: Grant) -> Masks | None:
@@ -128,6 +149,14 @@ def pack(weights: Tree, masks: Tree | None, bits: int, seed: int) -> Packed:
     """Kept values and tensors without a mask, ``bits`` each; no positions."""
     chain = parse([*(["known"] if masks else []), *([{"affine": bits}] if bits < EXACT else [])])
     return chain.pack(weights, seed, masks)
+
+
+def changes(bits: int) -> Chain:
+    """Changes of kept weights, ``bits`` each, with error feedback.
+
+    A residual waits where a weight is not kept: masks are of one round, and the weight comes back with the next.
+    """
+    return under_masks(parse(["ef14", {"affine": bits}]))
 
 
 # --- the server's half ---------------------------------------------------------------------------------------------
@@ -161,6 +190,7 @@ def gathered(
     rule: Rule,
     by: Literal["examples", "uniform"],
     fleet: Fleet,
+    owing: bool = False,
 ) -> Gathered:
     """Read all answers and average what was kept.
 
@@ -181,7 +211,7 @@ def gathered(
             continue
         share = float(value.examples if by == "examples" else 1)
         if value.packed is not None:
-            found = opened(value.packed, value.masks, arch, shared, rule, grant)
+            found = opened(value.packed, value.masks, arch, shared, rule, grant, owing)
             if found is None:
                 fleet.reject(answer.device)
                 dropped += 1
@@ -202,7 +232,7 @@ def gathered(
 
 
 def opened(
-    packed: Packed, sent: Tree | None, arch: Arch, shared: Tree, rule: Rule, grant: Grant
+    packed: Packed, sent: Tree | None, arch: Arch, shared: Tree, rule: Rule, grant: Grant, owing: bool = False
 ) -> tuple[Weights, Masks | None] | None:
     """Weights and masks of an upload; nothing where it is damaged, not finite, or not what was granted."""
     total = sum(shared[name].numel() for name in names_in(arch, shared, rule.never))
@@ -218,9 +248,11 @@ def opened(
     else:
         masks = uploaded(arch, shared, rule, derived(arch, shared, rule, grant.mask), grant) if kept < total else None
     try:
-        weights = packed.dense(shared, masks)
+        weights = packed.dense(shared, everywhere(shared, masks or {}) if owing else masks)
     except BadMessage:
         return None
+    if owing:
+        weights = masked(tree.add(shared, weights), masks or {})
     return (weights, masks) if tree.finite(weights) else None
 
 

@@ -68,13 +68,13 @@ class Passes:
 
     @staticmethod
     def of(parts: Parts, shared: SGD, personal: SGD, examples: Floats, joint: bool) -> Passes:
-        """Of devices with so many training samples; a part that is empty is not trained."""
-        some = bool(parts.prunable or parts.fixed)
+        """Of devices with so many training samples; an empty part has no phase, the joint pass takes whatever there is."""
+        some = joint or bool(parts.prunable or parts.fixed)
         return Passes(samples(personal, examples) * bool(parts.personal), samples(shared, examples) * some, joint)
 
 
 def samples(sgd: SGD, examples: Floats) -> Floats:
-    """Samples that local training sees on devices of so many examples."""
+    """Samples of local training on devices of so many examples; steps count as whole batches (2.2: tau x batch)."""
     return sgd.steps * np.minimum(sgd.batch, examples) if sgd.steps else max(1, sgd.epochs) * examples
 
 
@@ -155,7 +155,7 @@ class Profiled(Compute):
     """Profile by name or path, as in `fedbonsai run --devices`."""
 
     def seconds(self, parts: Parts, work: Passes, batch: int, ids: Sequence[str], seed: int) -> tuple[Floats, Floats]:
-        """Both phases are whole passes, as `personal.trained_part` does them; the curve is shared out by operations."""
+        """Both phases count as whole passes, which what is frozen falls short of; the curve is shared out by operations."""
         sheet = profile(self.device)
         intercept, slope = sheet.masked.line()
         bare = replace(sheet, masked=Curve("assumed", "no mask"))

@@ -1,12 +1,15 @@
 """Every method over Flower's own messages and ClientApp ends as it ends in process, to the byte."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from fedbonsai.fleets.flower.fleet import FlowerFleet
 from fedbonsai.fleets.flower.frames import Form
 from fedbonsai.runs.folder import Folder
 from fedbonsai.runs.loop import loop
-from fedbonsai.wire import encode
+from fedbonsai.wire import decode, encode
 from tests.cases import CASES, ROUNDS
 from tests.conformance import Killed, Mortal, people, stage, states
 from tests.fleets.flower.nodes import fleet_of, grid_of, workers
@@ -35,3 +38,30 @@ def test_a_server_that_is_killed_goes_on_with_the_memories_on_the_devices(case, 
     outcome = loop(case.config(), again, "run", folder)
     assert bytes(encode(outcome.state)) == whole
     assert [row["round"] for row in outcome.rows] == list(range(ROUNDS))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda weights: {},
+        lambda weights: {name: value[..., :1] for name, value in weights.items()},
+        lambda weights: {**weights, "another": torch.zeros(1)},
+        lambda weights: {name: value * float("nan") for name, value in weights.items()},
+    ],
+    ids=["empty", "other shapes", "one more", "not finite"],
+)
+def test_an_update_that_does_not_fit_the_model_is_left_out_of_the_mean(tmp_path, spoil):
+    case = CASES[0]
+    held = people(case)
+    hands = workers(held, tmp_path)
+    hand = next(hand for hand in hands.values() if hand.device == held[0].id)
+    real = hand.perform
+
+    def wrong(raw, payload):
+        head, answer = real(raw, payload)
+        value = decode(answer)
+        return head, bytes(encode(replace(value, result=spoil(dict(value.result)))))
+
+    hand.perform = wrong
+    rows = loop(case.config(), stage(case, FlowerFleet(grid_of(hands), FORM, expect=len(held))), "run").rows
+    assert [row["dropped"] for row in rows] == [1.0] * ROUNDS

@@ -63,6 +63,9 @@ def test_what_is_missing_is_said_with_what_to_do(capsys):
     held = ["--key", "pi.key", "--ca", __file__, "--folder", "device"]
     assert "expected address:port" in fails(capsys, "join", "server", *held, "--data", "x")
     assert "--part for a trial" in fails(capsys, "join", "s:1", *held)
+    Path("pi.key").chmod(0o640)
+    assert "chmod 600 pi.key" in fails(capsys, "join", "s:1", *held, "--data", "x")
+    Path("pi.key").chmod(0o600)
     assert "needs --recipe" in fails(capsys, "join", "s:1", *held, "--part", "0")
     assert "only for trials" in fails(capsys, "join", "s:1", *held, "--data", "x", "--data.name", "mnist")
     assert "excludes target" in fails(capsys, "run", "fedavg", "--fleet", "flower", "--target", "0.9")

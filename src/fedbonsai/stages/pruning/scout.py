@@ -18,7 +18,9 @@ from fedbonsai.core import Client, Device, Fleet, Memory, Samples, task
 from fedbonsai.errors import ConfigError, NotFinite, Unanswered
 from fedbonsai.local import SGD
 from fedbonsai.model import Model, skeleton
-from fedbonsai.stages import held_masks
+from fedbonsai.stages import held_masks, own_part
+from fedbonsai.stages.own_part import Own
+from fedbonsai.stages.personal import PERSONAL, merged, split
 from fedbonsai.stages.pruning.masks import Masks, density, masked
 from fedbonsai.stages.pruning.per_time import reconfigured, settled
 from fedbonsai.stages.pruning.time_model import Seconds
@@ -70,6 +72,14 @@ class Pilot:
     most: int
 
 
+@message("prunefl/own-pilot@1")
+class OwnPilot:
+    """A pilot whose model is the shared part alone; the scout draws its personal part and keeps it."""
+
+    pilot: Pilot
+    own: Own
+
+
 @message("prunefl/scouted@1")
 class Scouted:
     """Pruned and trained: ``densities`` after the reconfigurations in iterations ``at``, ``seconds`` by the time model."""
@@ -82,15 +92,21 @@ class Scouted:
     seconds: float
 
 
-def explored(fleet: Fleet, pilot: Pilot) -> tuple[Device, Scouted]:
+def explored(fleet: Fleet, pilot: Pilot, own: Own | None = None) -> tuple[Device, Scouted]:
     """The first device that answers with a model that fits, and its answer, with names in the model's order.
+
+    Args:
+        fleet: the clients.
+        pilot: what is asked of it; with ``own`` its model is the shared part.
+        own: the personal part, if there is one.
 
     Raises:
         Unanswered: there is none; the text has every device's reason.
     """
     reasons: list[str] = []
+    request = pilot if own is None else OwnPilot(pilot, own)
     for device in fleet.devices:
-        answers = fleet.ask(scout, {device: pilot}, at_least=0)
+        answers = fleet.ask(scout, {device: request}, at_least=0)
         for answer in list(answers):
             if fits(answer.value, pilot):
                 return device, ordered(answer.value, pilot)
@@ -128,8 +144,21 @@ def ordered(found: Scouted, pilot: Pilot) -> Scouted:
 
 
 @task("prunefl/scout")
-def scout(request: Pilot, me: Client, memory: Memory) -> tuple[Scouted, Memory]:
-    """Train on a few fixed batches and reconfigure until the density settles."""
+def scout(request: Pilot | OwnPilot, me: Client, memory: Memory) -> tuple[Scouted, Memory]:
+    """Train on a few fixed batches and reconfigure until the density settles; a personal part is trained too, and stays."""
+    if isinstance(request, OwnPilot):
+        own, pilot = request.own, request.pilot
+        mine = own_part.held(own, pilot.model.arch, memory)
+        found = flown(replace(pilot, model=merged(pilot.model.arch, pilot.model.weights, mine)), me)
+        shared, mine = split(found.weights, own.names)
+        found, memory = replace(found, weights=shared), {**memory, PERSONAL: mine}
+    else:
+        found = flown(request, me)
+    return found, held_masks.hold(memory, found.masks, held_masks.FIRST)
+
+
+def flown(request: Pilot, me: Client) -> Scouted:
+    """The pilot, carried out on one device's samples."""
     how, sgd = request.how, replace(request.sgd, proximal=0.0)
     batches = drawn(me, sgd, how.batches)
     net = skeleton(request.model, me.device, sgd.channels_last)
@@ -178,8 +207,7 @@ def scout(request: Pilot, me: Client, memory: Memory) -> tuple[Scouted, Memory]:
             if settled(densities, how.tolerance):
                 break
     spent(request.model, batches, i - done, masks, summed, momentum)
-    found = Scouted(finite(net.snapshot()), shelf, masks, tuple(densities), tuple(at), cost)
-    return found, held_masks.hold(memory, masks, held_masks.FIRST)
+    return Scouted(finite(net.snapshot()), shelf, masks, tuple(densities), tuple(at), cost)
 
 
 def spent(
