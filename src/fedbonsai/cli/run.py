@@ -18,6 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", type=Path, default=None, metavar="RUN", help="continue the run in this folder")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder under which the run's folder is made")
     parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--log", action="append", default=[], help="also write to tensorboard or mlflow; repeatable")
     parser.add_argument("-h", "--help", action="store_true", help="this help; after a recipe: all of its settings")
 
 
@@ -31,6 +32,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     from fedbonsai.runs.progress import energy, line, progress, simulated
     from fedbonsai.runs.run import execute, name_of, stored
     from fedbonsai.runs.submit import submit
+    from fedbonsai.runs.writers import writer
 
     if args.resume:
         if args.recipe or rest:
@@ -48,9 +50,12 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
 
     try:
         if config.fleet.kind == "flower":
+            if args.log:
+                raise ConfigError("--log is written where the run is driven; leave it out with --fleet flower")
             run = submit(config, folder, bool(args.resume), None if args.quiet else tell)
         else:
-            run = execute(config, folder, bool(args.resume), [] if args.quiet else [progress()])
+            watching = [writer(name, folder) for name in args.log]
+            run = execute(config, folder, bool(args.resume), [*watching, *([] if args.quiet else [progress()])])
     except KeyboardInterrupt:
         print(
             f"\ninterrupted; what was finished is kept. Continue with: fedbonsai run --resume {folder}", file=sys.stderr
@@ -69,7 +74,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _help(recipe: str, preset: str) -> None:
     print(
-        "usage: fedbonsai run RECIPE [--preset P] [--runs FOLDER] [--quiet] [--devices D] [--link L] [--fleet F]"
+        "usage: fedbonsai run RECIPE [--preset P] [--runs FOLDER] [--quiet] [--log L] [--devices D] [--link L] [--fleet F]"
         " [--SETTING VALUE ...]"
     )
     print("       fedbonsai run --resume RUN\n")
