@@ -2,8 +2,10 @@
 
     python -m bench.flower
     python -m bench.flower --no-devices
+    python -m bench.flower --ray
 
-The first part asks 10 and 100 clients for nothing. The second weighs what a client of an unmodified FedAvg app of
+The first part asks 10 and 100 clients for nothing; ``--ray`` does only that, on Flower's own simulation engine too, and
+writes a file of its own: it needs an environment with ``flwr[simulation]``, which the library never needs. The second weighs what a client of an unmodified FedAvg app of
 ResNet-18 sends, with and without the codec. The third starts two federations of two devices each on this
 machine, with TLS and authentication, whose devices have a resident worker in one and none in the other, and runs
 FedAvg in turn; a round moves a tiny model, so its seconds are Flower's and ours.
@@ -14,14 +16,18 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+import time
 from collections.abc import Iterable
 from contextlib import ExitStack
+from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from bench.echo import Echo, echo
@@ -33,6 +39,7 @@ from fedbonsai.fleets.flower.fleet import FlowerFleet
 from fedbonsai.fleets.flower.frames import Form
 from fedbonsai.fleets.flower.grid import InProcessGrid
 from fedbonsai.fleets.flower.memory import Store
+from fedbonsai.fleets.flower.server import server_app
 from fedbonsai.fleets.flower.worker import Worker
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.pool import PoolFleet
@@ -79,6 +86,44 @@ def in_process(repeats: int) -> dict[str, object]:
         for name, each in times.items():
             print(f"{count:>4} clients, {name:<24} {1000 * each['median']:8.2f} ms")
     return found
+
+
+def on_ray(repeats: int) -> dict[str, object]:
+    """The same asks on Flower's own simulation engine, whose clients are processes of Ray."""
+    simulate = import_module("flwr.simulation").run_simulation
+    found: dict[str, object] = {}
+    for count in (10, 100):
+        with tempfile.TemporaryDirectory() as folder:
+
+            def hand_of(context: Context, folder: str = folder, count: int = count) -> Worker:
+                person = people(count)[int(context.node_config["partition-id"])]
+                return Worker(person.id, lambda form: (person.train, person.valid), Store(Path(folder) / person.id))
+
+            start, times = time.perf_counter(), list[float]()
+
+            def drive(grid: Grid, settings: object, count: int = count, times: list[float] = times) -> None:
+                fleet = FlowerFleet(grid, FORM, expect=count, poll=0.005)
+                for _ in range(2 + repeats):
+                    begin = time.perf_counter()
+                    ask(fleet)
+                    times.append(time.perf_counter() - begin)
+
+            simulate(server_app(drive), client_app(hand_of), count, "ray", {"client_resources": {"num_cpus": 1}})
+            whole, times = time.perf_counter() - start, times[2:]
+        found[str(count)] = {
+            "median": statistics.median(times),
+            "min": min(times),
+            "max": max(times),
+            "repeats": len(times),
+            "start_and_end": whole - sum(times),
+        }
+        print(f"{count:>4} clients, {'Ray':<24} {1000 * statistics.median(times):8.2f} ms, {whole:.0f} s in all")
+    return found
+
+
+def beside_ray(repeats: int) -> dict[str, object]:
+    """Our fleets, then Ray, which keeps every core busy while it lives and so cannot take turns with them."""
+    return {"here": in_process(repeats), "Ray": on_ray(repeats)}
 
 
 class Weighed(InProcessGrid):
@@ -158,8 +203,14 @@ def on_devices() -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--no-devices", action="store_true", help="only what runs in one process")
+    parser.add_argument("--ray", action="store_true", help="only the first part, beside Flower's Ray engine")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.ray:
+        if find_spec("ray") is None:
+            parser.exit(2, 'no Ray here; in an environment of its own: pip install "flwr[simulation]" fedbonsai\n')
+        save("flower_ray", {"flwr": version("flwr"), "ray": version("ray"), "ask_seconds": beside_ray(10)})
+        return
     result: dict[str, object] = {
         "flwr": version("flwr"),
         "ask_seconds": in_process(20),

@@ -16,6 +16,7 @@ GUIDES = {
     "Reports and comparisons": "reports.md",
     "What it costs": "costs.md",
     "Codecs": "codecs.md",
+    "Compose methods": "composing.md",
     "Your own model and data": "your-own-model-and-data.md",
     "Your own method": "your-own-method.md",
     "Masks that compute less": "sparse.md",

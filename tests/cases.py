@@ -31,6 +31,7 @@ class Case:
     preset: str = ""
     settings: Mapping[str, object] = field(default_factory=dict)
     label: str = ""
+    learns: str = "accuracy"  # the figure that must rise: personal models are judged by their own
 
     def __str__(self) -> str:
         return "-".join(part for part in (self.recipe, self.preset, self.label) if part)
@@ -209,5 +210,41 @@ CASES = [
             ("wireless-pruning", "published"),
             ("wireless-baselines", "fedavg"),
         )
+    ),
+    # mixtures of docs/composing.md; personal heads, and clients as in the first row
+    Case(
+        "wireless-feedback",
+        asks=2,
+        down=frozenset({"wireless-pruning/owing@1", "personal/judge@1"}),
+        up=frozenset({"wireless-pruning/trained@1", "personal/judged@1"}),
+        settings={"data.valid": 0.1},
+        learns="personal_accuracy",
+    ),
+    Case(
+        "fedtiny-gated",
+        asks=1,
+        down=frozenset({"fedtiny/selective@1"}),
+        up=frozenset({"fedtiny/trained@1", "masked-upload/skip@1"}),
+        settings={
+            "model.name": "cnn-bn",
+            "model.options": {},
+            "method.growth": {"interval": 1, "stop": 3},
+            "method.gate": {"name": "chance", "share": 0.5},
+        },
+    ),
+    Case(
+        "prunefl-personal",
+        asks=2,
+        down=frozenset({"prunefl/own-train@1", "own-part/judge@1"}),
+        up=frozenset({"prunefl/update@1", "personal/judged@1"}),
+        settings={
+            "data.valid": 0.1,
+            "model.options": {"widths": [24, 16]},
+            "method.sgd": {"lr": 0.1, "batch": 10, "steps": 10},
+            "method.interval": 1,
+            "method.judge": 1,
+            "method.scouting": {"iterations": 60, "batches": 5, "every": 5},
+        },
+        learns="personal_accuracy",
     ),
 ]

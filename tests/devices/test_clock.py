@@ -154,3 +154,26 @@ def test_energy_by_hand_and_the_length_of_an_ask():
     assert end([3.0, 9.0, 5.0], first=2) == 5.0
     assert end([3.0, 9.0, 5.0], deadline=4.0, first=2) == 4.0
     assert end([]) == 0.0
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_counts_do_not_depend_on_whether_the_reader_of_answers_has_gradients_off(off):
+    arch = Arch("mlp", {**MLP.options, "widths": [16 + (off is torch.no_grad)]})  # nobody has counted it before
+    learns = episode(arch, backward=5, batch=5, passes=1, steps=1)
+    with off():
+        assert [layer.first for layer in layers(learns)] == [True, False]
+        assert step_bytes(learns) > step_bytes(replace(learns, forward=5, backward=0))
+
+
+def test_grouped_and_depthwise_convolutions_by_hand():
+    from fedbonsai.model import network
+
+    @network("test-grouped")
+    def grouped():
+        return torch.nn.Sequential(
+            torch.nn.Conv2d(4, 8, 3, padding=1, groups=2), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3, 2, 1, groups=8)
+        )
+
+    one, two = layers(episode(Arch("test-grouped"), (4, 5, 5)))
+    assert (one.macs, one.first) == (25 * 8 * 2 * 9, True)  # each of 8 outputs sees half of the 4 inputs
+    assert (two.macs, two.first) == (9 * 8 * 9, False)

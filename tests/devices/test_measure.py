@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from fedbonsai.devices.clock import kept, macs
-from fedbonsai.devices.measure import affine, curve, fitted, masked, narrowed, rising, timed
+from fedbonsai.devices.measure import affine, curve, fitted, least, masked, narrowed, rising, timed
+from fedbonsai.errors import ConfigError
 from fedbonsai.model import Arch, Model
 
 
@@ -67,3 +68,11 @@ def test_masks_keep_their_share():
     share = sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
     assert share == pytest.approx(0.25, abs=0.01)
     assert all(mask.shape == model.weights[name].shape for name, mask in masks.items())
+
+
+def test_a_disturbed_repeat_does_not_make_a_step_shorter():
+    # ten steps of 2 s and a call of 1 s; the second short call was disturbed, which its own difference would hide
+    assert least([23.0, 23.0, 25.0], [3.0, 11.0, 3.0], 10) == pytest.approx((2.0, 0.0))
+    assert least([23.0, 25.0, 27.0], [3.0, 3.0, 3.0], 10) == pytest.approx((2.0, 0.1))
+    with pytest.raises(ConfigError, match="too busy to be measured"):
+        least([3.0, 3.0], [3.0, 3.1], 10)

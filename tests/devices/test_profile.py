@@ -82,3 +82,23 @@ def test_unknown_names_and_files(tmp_path):
     own.write_text("name = ")
     with pytest.raises(ConfigError, match="not valid TOML"):
         profile(str(own))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "8", True])
+def test_what_is_no_finite_number_is_refused(value, tmp_path):
+    for path in (("memory", "total"), ("compute", "overhead"), ("power", "idle")):
+        wrong = table()
+        wrong[path[0]][path[1]]["value"] = value
+        with pytest.raises(ConfigError, match=r"expected a number"):
+            read(wrong)
+    wrong = table()
+    wrong["masked"]["affine"] = [value, 0.0, 1.0]
+    with pytest.raises(ConfigError, match="expected a list of numbers"):
+        read(wrong)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    file = tmp_path / "my device.toml"
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"my device\.toml cannot be read"):
+        profile(str(file))

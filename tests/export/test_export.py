@@ -6,6 +6,7 @@ import torch
 from safetensors import safe_open
 
 import fedbonsai
+from fedbonsai.cli import main
 from fedbonsai.errors import ConfigError
 from fedbonsai.export.compact import load, save
 from fedbonsai.export.formats import FORMATS, format_named
@@ -117,3 +118,25 @@ def test_files_carry_what_whoever_runs_them_must_know(runs, tmp_path):
         assert file.metadata()["std"] == trained.notes()["std"]
     with pytest.raises(ConfigError, match="keeps weights as they are"):
         FORMATS["safetensors"].write(trained, tmp_path / "m8.safetensors", True)
+
+
+@pytest.mark.slow
+def test_the_runs_own_files_are_not_written_over(runs, tmp_path, monkeypatch, capsys):
+    run = next(iter(runs.values()))
+    monkeypatch.chdir(run.path.parent)
+    own = {file: file.read_bytes() for file in run.path.iterdir() if file.is_file()}
+    (tmp_path / "file").write_text("")
+    for words, why in (
+        (["--to", "safetensors"], "is the run's own"),
+        (
+            ["--to", "safetensors", "--out", f"./{run.path.name}/../{run.path.name}/model.safetensors"],
+            "is the run's own",
+        ),
+        (["--to", "compact", "--out", f"{run.path}/config.toml"], "is the run's own"),
+        (["--to", "compact", "--out", str(tmp_path)], "is a folder"),
+        (["--to", "compact", "--out", str(tmp_path / "file" / "x.bonsai")], "cannot be written"),
+        (["--to", "tflite"], "known: onnx"),
+    ):
+        assert main(["export", str(run.path), *words]) == 2
+        assert why in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in own} == own

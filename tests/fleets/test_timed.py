@@ -344,3 +344,23 @@ def test_a_resumed_book_has_the_sums_of_the_one_that_went_on():
         cut = Timed(LocalFleet(clients()), clock_of(), fresh)
         assert vars(fresh.total) == vars(whole.costs.total)
         assert fresh.now == whole.costs.now
+
+
+def test_of_equal_answers_those_that_are_not_used_count_as_lost():
+    clock = clock_of()
+    equals = replace(clock, links=dict.fromkeys(clock.links, clock.links["01"]), first=2)
+    send = {device: request() for device in timed().devices[1:4]}
+    _, silent, _ = talk(fleet := timed(clock=equals), send)
+    booked = rows(fleet)
+    assert len(silent) == 1
+    assert {id for id, row in booked.items() if row["dropped"]} == set(silent)
+    late = booked[next(iter(silent))]  # as early as the last that was used
+    assert late["down_seconds"] + late["compute_seconds"] + late["up_seconds"] == booked[""]["elapsed"]
+
+
+def test_a_reply_that_was_sent_and_lost_counts_as_lost():
+    _, silent, _ = talk(fleet := timed(Flaky(LocalFleet(clients()), 1.0)), at_least=0)
+    booked = rows(fleet)
+    for id, why in silent.items():
+        assert booked[id]["dropped"] == (why == "reply lost")
+        assert (booked[id]["up_seconds"] > 0) == (why == "reply lost") or id == "00"

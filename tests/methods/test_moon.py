@@ -5,12 +5,14 @@ import torch
 import torch.nn.functional as F
 
 from fedbonsai.core import Client, Samples, Scope, scope
+from fedbonsai.devices.clock import macs
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.local import SGD
 from fedbonsai.methods.averaging import Averaging
 from fedbonsai.methods.moon import Moon, Train, contrast, objective, representation, train
 from fedbonsai.model import Arch, Model, network
+from fedbonsai.work import collecting
 from fedbonsai.zoo.parts import chain
 
 MLP = Arch("mlp", {"widths": (5,), "size": 2, "classes": 3})
@@ -111,3 +113,19 @@ def test_values_and_networks_that_cannot_be_meant_are_refused():
 
     with pytest.raises(ConfigError, match="stem, features and classifier"):
         Moon().begin(Model.init(Arch("moon-uncut"), 0), LocalFleet([person()]), person())
+
+
+@pytest.mark.parametrize("sgd", [SGD(batch=5, epochs=2), SGD(batch=5, steps=4)])
+def test_the_anchors_passes_are_reported(sgd):
+    model = Model.init(MLP, 1)
+    with collecting() as first:
+        _, memory = train.run(Train(model, sgd, 5.0, 0.5), person(), {})
+    assert [(each.forward, each.part) for each in first] == [(0, "")]
+    with collecting() as second:
+        train.run(Train(model, sgd, 5.0, 0.5), person(), memory)
+    learnt, *anchors = second
+    assert learnt == first[0]
+    for each in anchors:
+        assert (each.forward, each.backward, each.passes) == (2 * learnt.backward, 0, 2 * learnt.passes)
+    # both anchors pass the 4 x 5 layer for every sample that is trained on, and not the classifier
+    assert macs(anchors).done == 2 * learnt.backward * 4 * 5

@@ -1,5 +1,7 @@
 """Curves and costs against hand-made metrics; files and the page from real runs; the page in a real browser."""
 
+import csv
+import io
 import json
 import re
 import shutil
@@ -11,8 +13,10 @@ import fedbonsai
 from fedbonsai.errors import ConfigError
 from fedbonsai.reports.anatomy import layers
 from fedbonsai.reports.costs import measured, outcomes, to_goal
-from fedbonsai.reports.files import KINDS, write
+from fedbonsai.reports.files import KINDS, curves, kind_of, write
+from fedbonsai.reports.page import embedded
 from fedbonsai.reports.series import AXES, Series, baseline, goal_of, together
+from fedbonsai.reports.terminal import show
 from fedbonsai.runs import recipes
 from fedbonsai.runs.run import Run
 
@@ -153,3 +157,31 @@ def test_the_page_in_a_browser(runs, tmp_path, width, scheme):
         )
         assert all(drawn <= room for room, drawn in boxes)
         chromium.close()
+
+
+def test_names_cannot_break_out_of_tables_and_scripts(tmp_path):
+    wild = '<!--<script>"a,b" | c'
+    series = together([made(wild, [0.5, 0.6], 10)])
+    assert series[0].label == wild
+    held = embedded({"name": wild})
+    assert "<" not in held
+    assert json.loads(held) == {"name": wild}
+    assert f"| {wild.replace('|', chr(92) + '|')} |" in outcomes(series).markdown()
+    rows = list(csv.reader(io.StringIO(curves(series))))
+    assert {len(row) for row in rows} == {6}
+    assert rows[1][0] == wild
+    show(series, series[0], 0.5)
+
+
+def test_a_run_given_as_this_folder_has_a_name(tmp_path, monkeypatch):
+    (tmp_path / "here-0").mkdir()
+    monkeypatch.chdir(tmp_path / "here-0")
+    assert together([made(".", [0.5], 1)])[0].label == "here"
+
+
+def test_targets_that_cannot_be_files_are_named(tmp_path):
+    (tmp_path / "a.html").mkdir()
+    (tmp_path / "file").write_text("")
+    for target, why in ((tmp_path / "a.html", "is a folder"), (tmp_path / "file" / "b.md", "cannot be written")):
+        with pytest.raises(ConfigError, match=why):
+            kind_of(target)

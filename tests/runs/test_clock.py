@@ -270,3 +270,42 @@ def test_every_method_has_seconds_and_joules(case, tmp_path):
     assert all(row["joules"] > 0 and row["down_seconds"] > 0 and row["up_seconds"] > 0 for row in rows)
     assert any(row["compute_seconds"] > 0 for row in rows)
     assert all(0 < row["kept_macs"] <= row["macs"] for row in rows if row["macs"])
+
+
+def test_names_of_devices_may_have_spaces():
+    ids = [str(number) for number in range(10)]
+    assert shared_out("my pi.toml", ids, 0) == dict.fromkeys(ids, "my pi.toml")
+    found = shared_out("my pi.toml 0.7, jetson-nano 0.3", ids, 0)
+    assert [list(found.values()).count(name) for name in ("my pi.toml", "jetson-nano")] == [7, 3]
+    for wrong in ("a nan, b 0.5", "a inf, b 0", "a 0.5, 0.5", "a 0.5, b 0.5,", " "):
+        with pytest.raises(ConfigError, match="shares that sum to 1"):
+            shared_out(wrong, ids, 0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_limits_that_would_never_come_are_refused(value):
+    with pytest.raises(ValueError, match=r"joules = .*expected a number >= 0"):
+        BudgetConfig(joules=value)
+    with pytest.raises(ValueError, match=r"deadline = .*expected seconds >= 0"):
+        ClockConfig(devices="raspberry-pi-4", deadline=value)
+    with pytest.raises(ValueError, match="slowdown = "):
+        ClockConfig(devices="raspberry-pi-4", slowdown=value)
+
+
+def test_the_round_in_which_a_budget_is_used_up_is_evaluated(tmp_path):
+    free = execute(quick(rounds=2, **CLOCK), tmp_path / "free")
+    for name, limit in (("joules", free.joules), ("bytes", sum(free.bytes.values()))):
+        run = execute(quick(rounds=9, evaluate_every=9, **CLOCK, **{f"budget.{name}": limit}), tmp_path / name)
+        assert len(run.metrics) == 2  # used up to the last of them, so not one more
+        assert f"budget.{name}" in run.info["reason"]
+        assert "accuracy" not in run.metrics[0]
+        assert run.accuracy == free.accuracy
+
+
+def test_a_target_needs_validation_parts(tmp_path):
+    with pytest.raises(ConfigError, match=r"no client has one: data\.valid = 0"):
+        execute(quick(target=0.5, **{"data.valid": 0.0}), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    run = execute(quick(rounds=1, **{"data.valid": 0.0}), tmp_path / "b")
+    assert "valid_accuracy" not in run.metrics[-1]
+    assert together([run])[0].final()[0] == run.accuracy

@@ -13,6 +13,7 @@ from fedbonsai.errors import ConfigError
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb; all others are settings of every run."""
+    parser.allow_abbrev = False  # the setting --seed is no short --seeds
     parser.add_argument(
         "recipes", nargs="+", help="recipes, such as fedavg or fl-pqsu:published; the first is the baseline"
     )

@@ -15,6 +15,8 @@ PARTS = {
     "prune": ("torch-pruning",),
     "export": ("executorch", "onnx", "onnxruntime", "onnxscript"),
     "flower": ("flwr",),
+    "sparse": ("numba",),
+    "log": ("tensorboard", "mlflow-skinny"),
 }
 
 

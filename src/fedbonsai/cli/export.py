@@ -37,10 +37,9 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         raise ConfigError(f"export does not take {' '.join(rest)}")
     form = format_named(args.to)
     target: Path = args.out or args.run / f"model{'-int8' if args.int8 else ''}.{form.ending}"
-    run = load(args.run)
-    _writable(target, args.run)
     torch.set_num_threads(1)
-    trained = Trained.of(run)
+    trained = Trained.of(load(args.run))
+    _writable(target, args.run)
     form.write(trained, target, args.int8)
     network = trained.network()
     found = compare(target.name, target, form.runner(trained, target), network, trained.test)

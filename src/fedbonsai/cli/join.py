@@ -58,8 +58,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, rest: list[str]) -> int:
     """Take part until the process is told to end."""
     from fedbonsai.fleets.flower import compat
+    from fedbonsai.fleets.flower.certificates import public_key
     from fedbonsai.fleets.flower.names import check_name
-    from fedbonsai.fleets.flower.processes import end_by_signal
+    from fedbonsai.fleets.flower.processes import alone
 
     if compat.release() < (1, 40):
         raise ConfigError(f"flwr {compat.require()} is too old to join; pip install -U 'fedbonsai[flower]'")
@@ -70,13 +71,28 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         raise ConfigError(f"--key {args.key} can be read by others: chmod 600 {args.key}")
     if not re.fullmatch(r"[A-Za-z0-9.:\[\]-]+:\d{1,5}", args.server):
         raise ConfigError(f"server {args.server!r}: expected address:port, such as fed.example.org:8443")
+    public_key(args.key)
     name = check_name(args.name or args.key.stem)
     folder: Path = (args.folder or Path.home() / ".local" / "share" / "fedbonsai" / name).resolve()
     device = _device(args, rest, name, folder)
+    _make(folder)
+    held = alone(folder / "join.lock")
+    if held is None:
+        raise ConfigError(f"another `fedbonsai join` serves {folder}; stop it, or choose another --name")
+    with held:
+        return _join(args, device, folder)
+
+
+def _join(args: argparse.Namespace, device: DeviceConfig, folder: Path) -> int:
+    from fedbonsai.fleets.flower.processes import end_by_signal
+    from fedbonsai.fleets.flower.reach import reach
+
+    if why := reach(args.server, args.ca):
+        print(f"fedbonsai: {why}; it is tried again", file=sys.stderr, flush=True)
     _write(device, folder)
     resident = None if args.plain else _resident(device, folder)
     end_by_signal()
-    print(f"device {name!r} with its memory in {folder} joins {args.server}", flush=True)
+    print(f"device {device.name!r} with its memory in {folder} joins {args.server}", flush=True)
     try:
         return _keep_up(_command(args, folder), _environment(folder, args.plain), folder)
     except KeyboardInterrupt:
@@ -136,14 +152,20 @@ def _device(args: argparse.Namespace, rest: list[str], name: str, folder: Path) 
     return DeviceConfig(name, str(folder), data, args.valid, args.part, trial, seed, args.device, args.threads, imports)
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise ConfigError(f"{folder}: {error.strerror}; choose another --folder") from None
+
+
 def _write(device: DeviceConfig, folder: Path) -> None:
     import tomli_w
 
     from fedbonsai.fleets.flower.device import table_of
 
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
         (folder / "device.toml").write_text(tomli_w.dumps(table_of(device)))
     except OSError as error:
         raise ConfigError(f"{folder}: {error.strerror}; choose another --folder") from None

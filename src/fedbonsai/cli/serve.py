@@ -33,17 +33,26 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, rest: list[str]) -> int:
     """Serve until the process is told to end."""
     from fedbonsai.fleets.flower.federation import Federation
-    from fedbonsai.fleets.flower.gate import Gate
-    from fedbonsai.fleets.flower.processes import end_by_signal, free_port, ignore_signals, remember, stop
-    from fedbonsai.runs.submit import resume_all
 
     if rest:
         raise ConfigError(f"serve does not take {' '.join(rest)}")
+    if not 0 < args.port < 65536:
+        raise ConfigError(f"--port {args.port}: expected a number from 1 to 65535")
     federation = Federation(args.folder)
+    with federation.hold():
+        return _serve(args.host, args.port, federation)
+
+
+def _serve(host: str, port: int, federation: Federation) -> int:
+    from fedbonsai.fleets.flower.gate import Gate
+    from fedbonsai.fleets.flower.processes import end_by_signal, free_port, ignore_signals, many_files, remember, stop
+    from fedbonsai.runs.submit import resume_all
+
     inner = free_port()
     federation.prepare(inner)
     federation.sweep()
-    gate = Gate(args.host, args.port, inner, federation.ca, federation.certificate, federation.key)
+    many_files()
+    gate = Gate(host, port, inner, federation.ca, federation.certificate, federation.key)
     end_by_signal()
     with federation.log.open("ab") as log:
         link = subprocess.Popen(
@@ -53,15 +62,18 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     try:
         _wait(federation, link, inner)
         gate.start()
-        federation.state.write_text(json.dumps({"pid": os.getpid(), "port": args.port, "inner": inner}))
-        print(f"serving on {args.host}:{args.port}; Flower's own log: {federation.log}", flush=True)
+        federation.state.write_text(json.dumps({"pid": os.getpid(), "port": port, "inner": inner}))
+        print(f"serving on {host}:{port}; Flower's own log: {federation.log}", flush=True)
         print(f"devices: copy their .pub files to {federation.devices}; runs: fedbonsai run RECIPE --fleet flower")
         for line in [*federation.enrol(), *resume_all(federation)]:
             print(line, flush=True)
-        while link.poll() is None:
+        while link.poll() is None and gate.alive:
             time.sleep(LOOK)
             for line in federation.enrol():
                 print(line, flush=True)
+        if not gate.alive:
+            print("fedbonsai: the gate ended, so no device can come in; start this again", file=sys.stderr)
+            return 1
         print(f"fedbonsai: the SuperLink ended with {link.returncode}; see {federation.log}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -13,6 +13,7 @@ from fedbonsai.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+DAY = 86_400.0
 BLOCKS = " ▁▂▃▄▅▆▇█"
 SHOWN = ("valid_accuracy", "loss", "train_loss", "density", "simulated_seconds", "total_joules")
 
@@ -33,8 +34,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> None:
 
     if rest:
         raise ConfigError(f"watch does not take {' '.join(rest)}")
-    if args.every <= 0:
-        raise ConfigError(f"--every {args.every:g}: expected seconds above 0")
+    if not 0 < args.every <= DAY:
+        raise ConfigError(f"--every {args.every:g}: expected seconds above 0 and at most {DAY:g}")
     if args.once:
         Console().print(view(load(args.run)))
         return

@@ -85,9 +85,7 @@ class Reader:
     def numbers(self, name: str) -> tuple[float, ...]:
         """A list of numbers."""
         value = self._take(name, None)
-        if not isinstance(value, list) or any(
-            not _finite(item) for item in cast("list[object]", value)
-        ):
+        if not isinstance(value, list) or any(not _finite(item) for item in cast("list[object]", value)):
             self.faults.append(f"{name} = {value!r}: expected a list of numbers")
             return ()
         return tuple(float(item) for item in cast("list[float]", value))

@@ -75,7 +75,7 @@ class State:
     loss: float = nan
     dropped: int = 0
     traded: int = 0
-    skipped: int = 0
+    skips: int = 0
 
 
 @task("fedtiny/train")
@@ -184,7 +184,7 @@ class FedTiny:
             if not gathered.skipped:
                 return replace(state, held=held)
             paper = round_bytes(weights, masks, counts, len(devices), 0)
-            return replace(state, held=held, paper=paper, dropped=0, traded=0, skipped=len(gathered.skipped))
+            return replace(state, held=held, paper=paper, dropped=0, traded=0, skips=len(gathered.skipped))
         adjusted = adjust(combined.mean, masks, gathered.mean(combined.shares), counts)
         held = held.heard([*combined.devices, *gathered.skipped]).silent(map(Device, forgetful(answers.silent)))
         return replace(
@@ -196,7 +196,7 @@ class FedTiny:
             loss=combined.loss,
             dropped=combined.dropped,
             traded=adjusted.traded,
-            skipped=len(gathered.skipped),
+            skips=len(gathered.skipped),
         )
 
     def model(self, state: State) -> Model:
@@ -215,5 +215,5 @@ class FedTiny:
             "selection_up": state.selected[1],
             "paper_down": state.paper[0],
             "paper_up": state.paper[1],
-            **({} if isinstance(self.gate, Open) else {"skipped": state.skipped}),
+            **({} if isinstance(self.gate, Open) else {"skips": state.skips}),
         }

@@ -84,9 +84,7 @@ def anchored(request: Train, me: Client, steps: int) -> None:
     seen = sum(cuts[-1][1] for _, cuts in local.epochs(len(me.train), request.sgd, generator(me.seed)))
     batch, held = min(request.sgd.batch, len(me.train)), 2 * work.size_of(request.model.weights.values())
     for part, sample in (("stem", me.train.x.shape[1:]), ("features", between)):
-        work.report(
-            request.model, sample, forward=2 * seen, passes=2 * steps, batch=batch, held=held, part=part
-        )
+        work.report(request.model, sample, forward=2 * seen, passes=2 * steps, batch=batch, held=held, part=part)
 
 
 def representation(net: nn.Module, x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages import own_part
 from fedbonsai.stages.held_masks import HeldMasks, Sent, received
-from fedbonsai.stages.own_part import Own
+from fedbonsai.stages.own_part import NOTHING, Own
 from fedbonsai.stages.personal import merged, personal_names, split
 from fedbonsai.stages.pruning.accounts import Accounts
 from fedbonsai.stages.pruning.figures import figures
@@ -138,7 +138,7 @@ class PruneFL:
     personal: tuple[str, ...] = ()
     """Layers that stay on the device and are never pruned: `head` (last linear layer), or patterns of names."""
     judge: int = 0
-    """Rounds from one judging of all personal models to the next; 0 never judges."""
+    """Rounds from one judging of each device's model, on its validation part, to the next; 0 never judges."""
     scouting: Scouting = field(default_factory=Scouting)
     """Initial pruning at one device."""
     time: TimeModel = field(default_factory=Measured)
@@ -152,8 +152,8 @@ class PruneFL:
         for name in ("fraction_half_life", "lr_half_life"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected rounds, or 0 to keep the value")
-        if self.judge < 0 or (self.judge and not self.personal):
-            raise ValueError(f"judge = {self.judge}: expected rounds >= 0, and 0 without personal layers to judge")
+        if self.judge < 0:
+            raise ValueError(f"judge = {self.judge}: expected rounds >= 0, 0 never judges")
         if self.lr_every > 1 and not self.lr_half_life:
             raise ValueError(f"lr_every = {self.lr_every} has no effect without lr_half_life: leave it out")
         if self.sgd.steps < 1:
@@ -238,12 +238,17 @@ class PruneFL:
             ),
         )
         state = self.rebuilt(state, gathered, t) if wanted.asked else state
-        if state.own is None:
+        own = state.own
+        if own is not None:
+            state = replace(state, owners=tuple(dict.fromkeys((*state.owners, *combined.devices))))
+        if not self.judge:
             return state
-        state = replace(state, owners=tuple(dict.fromkeys((*state.owners, *combined.devices))))
-        if not self.judge or (t + 1) % self.judge:
+        if (t + 1) % self.judge:
             return replace(state, verdict={})
-        return replace(state, verdict=own_part.verdict(fleet, state.model.arch, state.shared, state.owners))
+        seed = seed_of(state.seed, "judge", t, 0)
+        who = [device.id for device in fleet.devices] if own is None else state.owners
+        verdict = own_part.verdict(fleet, state.model, own or NOTHING, state.held, who, seed)
+        return replace(state, verdict=verdict)
 
     def wanted(self, t: int, since: int, sgd: SGD) -> Wanted:
         """What devices do with importances in round ``t``: a reconfiguration that failed is made up for."""
@@ -274,7 +279,7 @@ class PruneFL:
         return state.model
 
     def metrics(self, state: State) -> Mapping[str, float]:
-        """Loss, dropped updates, size and cost of the model (`figures`), modelled seconds, the paper's bytes, the last verdict."""
+        """Loss, dropped updates, size and cost of the model (`figures`), modelled seconds, the paper's bytes, verdict."""
         masks, accounts, found = state.held.masks, state.accounts, state.densities
         return {
             "train_loss": state.loss,

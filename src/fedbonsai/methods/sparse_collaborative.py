@@ -36,6 +36,8 @@ from fedbonsai.wire import message
 
 ROWS = parse([{"topk": {"fraction": 0.25, "scope": "row"}}, {"signmag": 8}])
 EIGHT_BITS = parse([{"affine": {"bits": 8, "scope": "channel"}}])
+# settings of local training that a cut network does not know
+IDLE = (("proximal", 0.0), ("clip", 0.0), ("precision", "fp32"), ("channels_last", False), ("sparse", "off"))
 
 
 class Topology(Choice):
@@ -143,7 +145,7 @@ class SparseCollaborative:
         if not isinstance(where, Flat | LocalLoss):
             faults += [
                 f"sgd.{name} = {getattr(self.sgd, name)} has no effect on a cut network: leave it out"
-                for name, idle in (("proximal", 0.0), ("clip", 0.0), ("precision", "fp32"), ("channels_last", False))
+                for name, idle in IDLE
                 if getattr(self.sgd, name) != idle
             ]
         if isinstance(where, Clusters) and where.draw == "redrawn" and self.uplink.feedback is not None:

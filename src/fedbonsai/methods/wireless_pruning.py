@@ -175,7 +175,9 @@ class WirelessPruning:
         send: Mapping[Device, Train | Owing] = {d: Owing(part) for d, part in made.items()} if self.feedback else made
         answers = fleet.ask(train, send)
         try:
-            found = gathered(answers, state.model.arch, shared, grants, self.mask, self.weights, fleet, self.feedback)
+            found = gathered(
+                answers, state.model.arch, shared, grants, self.mask, self.weights, fleet, self.feedback, self.bits
+            )
         except Unanswered as error:
             if not error.forgot:
                 raise
@@ -256,7 +258,7 @@ class WirelessPruning:
         return found
 
     def judged(self, state: State, fleet: Fleet, grants: Mapping[Device, Grant]) -> dict[str, float]:
-        """Personalised accuracy of all devices, whole and under this round's masks."""
+        """Personalised accuracy of all devices, with all shared weights and under masks of this round's ratios."""
         shared, first = split(state.model.weights, self.parts(state.model, state.sample).personal)
         tune = replace(self.sgd, steps=self.finetune) if self.finetune else None
         send = {
@@ -276,6 +278,7 @@ class WirelessPruning:
     def figures(self, parts: Parts, schedule: Schedule, found: Gathered, after: State) -> dict[str, float]:
         """What is worth a column of the log; the card explains each."""
         masks = parts.count(parts.prunable) * len(found.used) if self.mask.travels else 0
+        exact = (EXACT - self.bits) * parts.count(parts.statistics) * len(found.used)
         return {
             **({"train_loss": found.loss} if isfinite(found.loss) else {}),
             "dropped": found.dropped,
@@ -284,12 +287,13 @@ class WirelessPruning:
             "uncovered": uncovered(found.covered),
             "never_covered": uncovered(after.covered),
             "participation": len(found.used) / len(schedule.trains),
-            "uplink_bits": float(self.bits * found.values + masks),
+            "uplink_bits": float(self.bits * found.values + exact + masks),
         }
 
     def notes(self) -> Mapping[str, str]:
         """What a report must print beside any number of this method: the label, the cell, and the choices made."""
         cell = {entry.name: getattr(self.cell, entry.name) for entry in fields(self.cell)}
+        tuned = f", each after {self.finetune} steps of fine-tuning" if self.finetune else ""
         return {
             "label": "PMP-style, re-derived",
             "cell": ", ".join(f"{name} {value}" for name, value in cell.items()),
@@ -304,7 +308,7 @@ class WirelessPruning:
             "A4 ratios": f"{self.allocation!r}",
             "A5 convolutions prunable": "yes" if not self.mask.never else f"all but {', '.join(self.mask.never)}",
             "A6 noise": "in proportion to the band",
-            "A7 judged": "with all shared weights and with kept ones alone",
+            "A7 judged": "with all shared weights and with kept ones alone" + tuned,
             "A8 downlink": self.downlink,
             "A9 mask bits": "one a prunable weight" if self.mask.travels else "none",
             "A10 mean": "by coverage",

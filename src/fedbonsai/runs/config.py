@@ -136,7 +136,9 @@ class BudgetConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        if faults := [f"{name} = {value}: expected a number >= 0" for name, value in vars(self).items() if not 0 <= value < inf]:
+        if faults := [
+            f"{name} = {value}: expected a number >= 0" for name, value in vars(self).items() if not 0 <= value < inf
+        ]:
             raise ValueError("; ".join(faults))
 
     @property

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import tomli_w
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 LOOK = 0.5  # seconds between looks at the run's folder
 ASK = 20.0  # seconds between questions whether Flower still runs it
+STARTS = 60.0  # seconds in which Flower starts the app of a run
 ENDED = "finished"
 LINK = "fedbonsai"  # name of the connection in Flower's configuration
 
@@ -56,7 +58,9 @@ def submit(config: RunConfig, folder: Path, resume: bool, tell: Tell | None = No
         "federation": str(federation.folder),
         "config": unstructure(config),
     }
-    _hand_in(federation, job, told)
+    with _turn(federation):
+        _check_alone(federation, job, told)
+        _hand_in(federation, job, told)
     try:
         _follow(federation, job, Folder(folder), tell)
     except KeyboardInterrupt:
@@ -65,6 +69,44 @@ def submit(config: RunConfig, folder: Path, resume: bool, tell: Tell | None = No
             Folder(folder).set_info(status="interrupted")
         raise
     return load(folder)
+
+
+def _turn(federation: Federation) -> IO[bytes]:
+    from fedbonsai.fleets.flower.processes import alone
+
+    held = alone(federation.jobs / "hand-in.lock")
+    if held is None:
+        raise ConfigError("another run is just being handed in to this server; try again in a few seconds")
+    return held
+
+
+def _check_alone(federation: Federation, job: Path, told: Mapping[str, Any]) -> None:
+    """Refuse a second run in one folder, and a second one of one configuration: devices would take both for one.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for other in sorted(federation.jobs.glob("*.toml")):
+        if not _goes_on(other):
+            continue
+        held = tomllib.loads(other.read_text())
+        if other == job:
+            raise ConfigError(f"{held['folder']} is being written by a run that goes on; wait for its end")
+        if held["config"] == tomllib.loads(tomli_w.dumps(told["config"])):
+            raise ConfigError(
+                f"a run of the very same configuration goes on in {held['folder']}, and devices keep one memory for "
+                "both; wait for its end, or change its seed"
+            )
+
+
+def _goes_on(job: Path) -> bool:
+    """Whether the app of a job runs, or was asked to start a moment ago."""
+    try:
+        os.kill(int(job.with_suffix(".pid").read_text()), 0)
+    except (OSError, ValueError):
+        given = number_of(job)
+        return not result_of(job).exists() and given.exists() and time.time() - given.stat().st_mtime < STARTS
+    return True
 
 
 def resume_all(federation: Federation) -> list[str]:

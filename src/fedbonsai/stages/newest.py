@@ -176,7 +176,7 @@ class Tally:
         return {
             "train_loss": self.loss,
             "uploads": self.uploads,
-            "skipped": self.skipped,
+            "skips": self.skipped,
             "dropped": self.dropped,
             "skip_rate": 1 - self.uploaded / self.answers if self.answers else 0.0,
             "paper_up": up_bytes(self.uploaded, self.answers, _message(counts, up)),

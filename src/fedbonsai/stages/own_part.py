@@ -6,16 +6,17 @@ it sends a seed. A device that lost its part begins again, which nobody needs to
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Collection
+from typing import cast
 
-from fedbonsai import tree
-from fedbonsai.core import Device, Fleet, Memory
+from fedbonsai import local, tree
+from fedbonsai.core import Client, Fleet, Memory, task
 from fedbonsai.errors import NotFinite
 from fedbonsai.local import Trained
 from fedbonsai.model import Arch, Model
-from fedbonsai.stages.personal import PERSONAL, Judge, judged, split
-from fedbonsai.stages.pruning.derived_masks import Derived, Rule
-from fedbonsai.tree import Tree, Weights
+from fedbonsai.stages.held_masks import HeldMasks, Sent, received
+from fedbonsai.stages.personal import PERSONAL, Judged, judged, merged, split
+from fedbonsai.tree import Weights
 from fedbonsai.wire import message
 
 
@@ -27,8 +28,13 @@ class Own:
     seed: int
 
 
+NOTHING = Own((), 0)
+
+
 def held(own: Own, arch: Arch, memory: Memory) -> Weights:
     """A device's personal part: what it keeps, or a new one."""
+    if not own.names:
+        return {}
     found = cast("Weights | None", memory.get(PERSONAL))
     return dict(found) if found is not None else split(Model.init(arch, own.seed).weights, own.names)[1]
 
@@ -45,17 +51,42 @@ def kept(own: Own, trained: Trained, memory: Memory) -> tuple[Weights, Memory]:
     return shared, {**memory, PERSONAL: personal}
 
 
-def verdict(fleet: Fleet, arch: Arch, shared: Tree, who: tuple[str, ...]) -> dict[str, float]:
-    """Accuracy of the personal models of devices that have one, on their validation parts; nothing where none has.
+@message("own-part/judge@1")
+class Judge:
+    """Judge the personal model: the shared part under its masks, with the device's own."""
+
+    arch: Arch
+    sent: Sent
+    own: Own
+
+
+@task("own-part/judge")
+def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
+    """Accuracy of a device's model on its validation part."""
+    shared, _, memory = received(request.sent, request.arch, memory, request.own.names)
+    if not len(me.valid):
+        return Judged(0, 0.0, 0.0, 0.0), memory
+    model = merged(request.arch, shared, held(request.own, request.arch, memory))
+    found = local.evaluate(model, me.valid, me.device)
+    return Judged(len(me.valid), found.accuracy, found.accuracy, found.loss), memory
+
+
+def verdict(
+    fleet: Fleet, model: Model, own: Own, masks: HeldMasks, who: Collection[str], seed: int
+) -> dict[str, float]:
+    """How devices' models do on their validation parts; nothing where no device that answers has any.
 
     Args:
         fleet: the clients.
-        arch: of the model.
-        shared: weights as they are, exactly zero where they are pruned.
-        who: ids of the devices that trained a personal part.
+        model: whose shared part is sent, exactly zero where it is pruned.
+        own: what is not.
+        masks: which the devices hold.
+        who: ids of the devices, such as those that trained a personal part.
+        seed: of this exchange.
     """
-    request = Judge(arch, shared, None, Rule(), Derived())
-    send: dict[Device, Any] = {device: request for device in fleet.devices if device.id in who}
-    found = judged(fleet, send) if send else None
+    devices = [device for device in fleet.devices if device.id in who]
+    sent = masks.send(split(model.weights, own.names)[0], devices, seed)
+    made = {id(part): Judge(model.arch, part, own) for part in sent.values()}
+    found = judged(fleet, {device: made[id(part)] for device, part in sent.items()}, judge)
     figures = found.figures() if found is not None else {}
     return {name: value for name, value in figures.items() if name.startswith("personal_")}

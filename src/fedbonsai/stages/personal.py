@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor, nn
 
 from fedbonsai import local
-from fedbonsai.core import Client, Device, Fleet, Memory, task
+from fedbonsai.core import Client, Device, Fleet, Memory, Task, task
 from fedbonsai.errors import ConfigError, Forgotten
 from fedbonsai.local import SGD, Trained
 from fedbonsai.model import Arch, Model, forms, skeleton
@@ -23,6 +24,8 @@ from fedbonsai.stages.pruning.derived_masks import Derived, Rule, derived
 from fedbonsai.stages.pruning.masks import Masks, masked
 from fedbonsai.tree import Tree, Weights
 from fedbonsai.wire import message
+
+M = TypeVar("M")
 
 PERSONAL = "personal"  # the personal weights, in a client's memory
 
@@ -188,14 +191,15 @@ class Verdict:
         }
 
 
-def judged(fleet: Fleet, send: Mapping[Device, Judge]) -> Verdict | None:
+def judged(fleet: Fleet, send: Mapping[Device, M], how: Task[M, Judged] = judge) -> Verdict | None:
     """Ask devices to judge their models; None where no device that answered has a validation part.
 
     Args:
         fleet: the clients.
         send: what each is to judge.
+        how: the task that judges.
     """
-    answers = [answer.value for answer in fleet.ask(judge, send, at_least=0)]
+    answers = [answer.value for answer in fleet.ask(how, send, at_least=0)]
     found = [value for value in answers if value.examples > 0]
     if not found:
         return None

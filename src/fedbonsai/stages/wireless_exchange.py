@@ -146,7 +146,8 @@ def uploaded(arch: Arch, shared: Tree, rule: Rule, masks: Masks | None, grant: G
 
 
 def pack(weights: Tree, masks: Tree | None, bits: int, seed: int) -> Packed:
-    """Kept values and tensors without a mask, ``bits`` each; no positions."""
+    """Kept values and tensors without a mask, ``bits`` each (statistics of normalisation exact); no positions."""
+    masks = everywhere(weights, masks) if masks and bits < EXACT else masks
     chain = parse([*(["known"] if masks else []), *([{"affine": bits}] if bits < EXACT else [])])
     return chain.pack(weights, seed, masks)
 
@@ -191,6 +192,7 @@ def gathered(
     by: Literal["examples", "uniform"],
     fleet: Fleet,
     owing: bool = False,
+    bits: int = EXACT,
 ) -> Gathered:
     """Read all answers and average what was kept.
 
@@ -211,7 +213,7 @@ def gathered(
             continue
         share = float(value.examples if by == "examples" else 1)
         if value.packed is not None:
-            found = opened(value.packed, value.masks, arch, shared, rule, grant, owing)
+            found = opened(value.packed, value.masks, arch, shared, rule, grant, owing, bits)
             if found is None:
                 fleet.reject(answer.device)
                 dropped += 1
@@ -232,7 +234,14 @@ def gathered(
 
 
 def opened(
-    packed: Packed, sent: Tree | None, arch: Arch, shared: Tree, rule: Rule, grant: Grant, owing: bool = False
+    packed: Packed,
+    sent: Tree | None,
+    arch: Arch,
+    shared: Tree,
+    rule: Rule,
+    grant: Grant,
+    owing: bool = False,
+    bits: int = EXACT,
 ) -> tuple[Weights, Masks | None] | None:
     """Weights and masks of an upload; nothing where it is damaged, not finite, or not what was granted."""
     total = sum(shared[name].numel() for name in names_in(arch, shared, rule.never))
@@ -248,7 +257,8 @@ def opened(
     else:
         masks = uploaded(arch, shared, rule, derived(arch, shared, rule, grant.mask), grant) if kept < total else None
     try:
-        weights = packed.dense(shared, everywhere(shared, masks or {}) if owing else masks)
+        coded = owing or (masks is not None and bits < EXACT)  # what has no mask is coded too
+        weights = packed.dense(shared, everywhere(shared, masks or {}) if coded else masks)
     except BadMessage:
         return None
     if owing:

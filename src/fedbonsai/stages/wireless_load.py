@@ -1,7 +1,7 @@
 """What a round costs a device: the four numbers a, b, s0, s1 of the allocation, from a model, its split and a cost model.
 
 Sections 2.1 to 2.3 of the specification of wireless pruning: T = a + b x + (s0 + s1 x) / R, with x the kept fraction of
-the prunable weights. Cycles for each sample and weight are the default of papers; `profile` takes a device's data sheet
+the prunable weights. Cycles for each sample and weight are its default; `profile` takes a device's data sheet
 (`fedbonsai.devices`), `measured` one's own times, and refuses them where no line fits.
 """
 
@@ -24,6 +24,8 @@ from fedbonsai.stages.allocation import Floats, Load
 from fedbonsai.stages.choice import Choice, choice
 from fedbonsai.stages.pruning.derived_masks import names_in, places
 from fedbonsai.stages.pruning.masks import prunable
+from fedbonsai.stages.updates import STATISTICS
+from fedbonsai.stages.wireless_exchange import EXACT
 from fedbonsai.tree import seed_of, size
 from fedbonsai.work import Episode
 
@@ -50,6 +52,11 @@ class Parts:
         pruned = names_in(model.arch, shared, never)
         fixed = tuple(name for name in shared if name not in pruned)
         return Parts(model, sample, tuple(pruned), fixed, tuple(personal))
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """Shared statistics of normalisation, which go up exact, whatever the bits of a weight."""
+        return tuple(name for name in self.fixed if name.endswith(STATISTICS))
 
     def count(self, names: Sequence[str]) -> int:
         """Weights of these names."""
@@ -227,7 +234,7 @@ def load_of(
     Args:
         seconds: of local training, from a `Compute`.
         parts: of the model.
-        bits: q of each uploaded weight.
+        bits: q of each uploaded weight; statistics of normalisation take 32.
         travels: whether masks go up too, at a bit for each prunable weight.
         cell: for the way down.
         snr: SNR-bandwidth products of the round, Hz.
@@ -237,5 +244,5 @@ def load_of(
     pruned, fixed = parts.count(parts.prunable), parts.count(parts.fixed)
     if downlink == "broadcast":
         a = a + bits * (pruned + fixed) / cell.broadcast_rate(snr)
-    s0 = bits * fixed + (pruned if travels else 0)
+    s0 = bits * fixed + (EXACT - bits) * parts.count(parts.statistics) + (pruned if travels else 0)
     return Load(a, b, np.full(len(a), float(s0)), np.full(len(a), float(bits * pruned)))

@@ -3,10 +3,12 @@
 import os
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +25,10 @@ from fedbonsai.fleets.flower import certificates
 from fedbonsai.fleets.flower.device import DeviceConfig, read_device, table_of
 from fedbonsai.fleets.flower.frames import Form, Request
 from fedbonsai.fleets.flower.hello import VERSION, WIRE, Hello
-from fedbonsai.fleets.flower.resident import NAME, Absent, Remote, Resident, connect
+from fedbonsai.fleets.flower.memory import Store
+from fedbonsai.fleets.flower.resident import NAME, REFUSED, Absent, Remote, Resident, connect
 from fedbonsai.fleets.flower.samples import Own, Part
+from fedbonsai.fleets.flower.worker import Worker
 from fedbonsai.runs.flower import behind, refuse
 from fedbonsai.runs.recipes import load
 from fedbonsai.wire import decode, encode
@@ -241,6 +245,57 @@ def test_a_device_key_is_one_that_flower_takes_and_is_never_replaced(tmp_path):
         certificates.make_device(tmp_path, "pi-01")
 
 
+def test_an_authority_is_never_made_anew_over_an_old_one(authority):
+    before = {file.name: file.read_bytes() for file in authority.iterdir()}
+    elsewhere = authority.with_name("another disk")
+    (authority / "ca.key").rename(elsewhere)  # as the guide says
+    with pytest.raises(ConfigError, match=r"only it can sign; bring it back"):
+        certificates.make_server(authority, ["fed.example.org"])
+    (authority / "ca.key").write_text("noise")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        certificates.make_server(authority, ["fed.example.org"])
+    (authority / "ca.key").write_bytes((authority / "server.key").read_bytes())
+    with pytest.raises(ConfigError, match="is not the key of"):
+        certificates.make_server(authority, ["fed.example.org"])
+    elsewhere.replace(authority / "ca.key")
+    assert {file.name: file.read_bytes() for file in authority.iterdir()} == before
+    (authority / "ca.crt").unlink()
+    with pytest.raises(ConfigError, match=r"ca\.key is there and ca\.crt is not"):
+        certificates.make_server(authority, ["fed.example.org"])
+
+
+def test_an_address_that_is_none_leaves_nothing_behind(tmp_path):
+    with pytest.raises(ConfigError, match="host name or an IP"):
+        certificates.make_server(tmp_path / "server", ["https://fed.example.org"])
+    assert not (tmp_path / "server").exists()
+
+
+def test_secrets_do_not_follow_links_and_places_that_cannot_be_written_are_named(authority, tmp_path):
+    (tmp_path / "other").write_text("of somebody")
+    (authority / "server.key.new").symlink_to(tmp_path / "other")
+    (authority / "server.crt").unlink()
+    (authority / "server.crt").symlink_to(tmp_path / "other")
+    certificates.make_server(authority, ["localhost"])
+    assert (tmp_path / "other").read_text() == "of somebody"
+    (authority / "server.key").unlink()
+    (authority / "server.key").mkdir()
+    with pytest.raises(ConfigError, match=r"server\.key cannot be written"):
+        certificates.make_server(authority, ["localhost"])
+
+
+def test_a_key_that_flower_would_not_take_is_named(tmp_path):
+    private, public = certificates.make_device(tmp_path, "pi-01")
+    assert public.read_text().startswith(certificates.public_key(private))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        certificates.public_key(public)
+    private.unlink()
+    with pytest.raises(ConfigError, match=r"pi-01\.pub exists"):
+        certificates.make_device(tmp_path, "pi-01")
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "other")], check=True)
+    with pytest.raises(ConfigError, match="no elliptic-curve key"):
+        certificates.public_key(tmp_path / "other")
+
+
 # --- resident worker ------------------------------------------------------------------------------------------------
 
 
@@ -281,6 +336,41 @@ def test_a_resident_workers_folder_is_closed_to_others(resident):
     with pytest.raises(Absent, match="chmod 700"):
         connect(folder)
     folder.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"\xff" * 40,
+        struct.pack("<BIQ", 2, 1 << 30, 0),
+        struct.pack("<BIQ", 2, 4, 1 << 62) + b"head",
+        struct.pack("<BIQ", 2, 400, 0) + b"cut off",
+        struct.pack("<BIQ", 9, 4, 0) + b"head",
+        struct.pack("<BIQ", 1, 4, 0) + b"head",
+    ],
+)
+def test_no_bytes_stop_a_resident_worker(resident, raw):
+    folder, hand = resident
+    with connect(folder) as peer:
+        peer.sendall(raw)
+        peer.shutdown(socket.SHUT_WR)
+        peer.settimeout(5)
+        with suppress(ConnectionResetError):  # it hung up before it had read all
+            answer = peer.recv(1 << 16)
+            assert not answer or answer[0] == REFUSED
+    assert Remote(folder).perform(*request()) == hand.perform(*request())
+
+
+def test_a_function_for_data_that_fails_is_a_fault_that_the_server_hears_of(tmp_path):
+    def source(form):
+        raise KeyError("sensor 7")
+
+    hand = Worker("00", source, Store(tmp_path / "memory"))
+    with closing(Resident(tmp_path / "device", hand)) as made:
+        made.start()
+        card = decode(Remote(tmp_path / "device").hello(bytes(encode(Hello(VERSION, WIRE, FORM)))))
+    assert card.fault == "KeyError: 'sensor 7'"
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")

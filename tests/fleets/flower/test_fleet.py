@@ -152,6 +152,36 @@ def test_a_replayed_answer_is_not_taken_for_a_new_one(tmp_path):
     assert "another request" in silent["02"].reason
 
 
+def test_an_answer_from_another_node_does_not_count(tmp_path):
+    fleet, grid, nodes, _ = devices_and_wire(tmp_path)
+
+    def foreign(node, replies):
+        if node == nodes["02"]:
+            replies[0].metadata.__dict__["_src_node_id"] = nodes["00"]
+        return replies
+
+    grid.change = foreign
+    heard, silent = calls(fleet, 0)
+    assert heard == {"00": 1, "01": 1}
+    assert "another node" in silent["02"].reason
+
+
+def test_what_a_device_says_is_one_short_line_of_the_log(tmp_path, caplog):
+    hands = workers(clients(1), tmp_path)
+    (hand,) = hands.values()
+
+    def source(form):
+        raise ConfigError("none\n2026 device 00 is in\x1b[2J" + "x" * 3000)
+
+    hand._source = source
+    with pytest.raises(ConfigError, match="0 devices can take part"):
+        FlowerFleet(grid_of(hands), FORM, expect=1, patience=0.05, poll=0.01)
+    (line,) = [record.getMessage() for record in caplog.records if "cannot take part" in record.getMessage()]
+    assert "has no samples: none 2026 device 00 is in" in line
+    assert line.isprintable()
+    assert len(line) < 1200
+
+
 @message("test/other@1")
 class Other:
     value: torch.Tensor

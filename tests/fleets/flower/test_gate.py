@@ -1,8 +1,11 @@
 """The gate passes a device's requests on unchanged, refuses all others, and keeps what is too large out."""
 
+import contextlib
 import http.client
+import socket
 import ssl
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -13,6 +16,7 @@ from fedbonsai.fleets.flower.gate import Gate
 from fedbonsai.fleets.flower.processes import free_port
 
 SEEN = []
+HEADERS = []
 
 
 class Link(BaseHTTPRequestHandler):
@@ -23,6 +27,7 @@ class Link(BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["content-length"]))
         SEEN.append((self.path, self.headers.get("flwr-signature"), body))
+        HEADERS.append({name.lower() for name in self.headers})
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("X-Answer", "yes")
@@ -85,6 +90,17 @@ def test_a_devices_request_passes_with_its_headers(door, chunked):
         ("/v1/fleet/x?y", "POST"),
         ("/v1/fleet/pull-messages", "GET"),
         ("/v1/fleetx/", "POST"),
+        ("//v1/fleet/../control/start-run", "POST"),
+        ("//v1/fleet/pull-messages", "POST"),
+        ("/v1/fleet/x%3Fy", "POST"),
+        ("/v1/fleet/x%23y", "POST"),
+        ("/v1/fleet/x%0d%0aHost:%20y", "POST"),
+        ("/v1/fleet/x%00", "POST"),
+        ("/v1/fleet/..;/control", "POST"),
+        ("/v1/fleet/x#../../control", "POST"),
+        ("/v1/fleet/", "POST"),
+        ("https://localhost/v1/control/start-run", "POST"),
+        ("https://elsewhere/v1/fleet/pull-messages", "POST"),
         ("/", "GET"),
         ("/docs", "GET"),
     ],
@@ -110,3 +126,101 @@ def test_a_link_that_is_down_and_a_port_that_is_taken_are_said(door):
     with pytest.raises(ConfigError, match="choose another --host or --port"):
         Gate("127.0.0.1", port, free_port(), *files).start()
     lonely.close()
+
+
+def link(door):
+    port, files = door
+    context = ssl.create_default_context(cafile=files[0])
+    return context.wrap_socket(socket.create_connection(("localhost", port), 10), server_hostname="localhost")
+
+
+def said(peer):
+    """All that comes until the other end hangs up or has nothing to say for a while."""
+    peer.settimeout(1)
+    data = b""
+    try:
+        while part := peer.recv(1 << 16):
+            data += part
+    except (TimeoutError, ConnectionError, ssl.SSLError):
+        pass
+    return data
+
+
+INNER = b"POST /v1/control/start-run HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+HEAD = b"POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        HEAD + b"Content-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + INNER,
+        HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: %d\r\n\r\n0\r\n\r\n" % len(INNER) + INNER,
+        HEAD + b"Content-Length: 0\r\nContent-Length: %d\r\n\r\n" % len(INNER) + INNER,
+        HEAD + b"Transfer-Encoding: xchunked\r\n\r\n" + INNER,
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffffffff\r\n" + INNER,
+        HEAD + b"Content-Length: -1\r\n\r\n" + INNER,
+        HEAD + b"Content-Length: 1e3\r\n\r\n" + INNER,
+        HEAD + b"Content-Length: 0\r\nUpgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\n\r\n" + INNER,
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + INNER,
+        b"\0" * 1000,
+        b"POST " + b"/v1/fleet/x" * 20_000 + b" HTTP/1.1\r\n",
+        HEAD + b"X: y\r\n" * 20_000,
+    ],
+)
+def test_nothing_is_smuggled_past_the_gate(door, raw):
+    SEEN.clear()
+    with link(door) as peer:
+        with contextlib.suppress(ConnectionError, ssl.SSLError):  # it may hang up before the end
+            peer.sendall(raw)
+        answer = said(peer)
+    assert {path for path, _, _ in SEEN} <= {"/v1/fleet/push-object"}
+    assert all(body == b"" for _, _, body in SEEN)
+    assert answer.count(b"HTTP/1.1 200") == len(SEEN)
+    assert ask(door, "/v1/fleet/push-object", b"ab") == (200, b"ba", "yes")  # and it goes on
+
+
+def test_headers_that_only_a_neighbour_may_say_stop_here(door):
+    HEADERS.clear()
+    with link(door) as peer:
+        peer.sendall(HEAD + b"X-Forwarded-For: 127.0.0.1\r\nForwarded: for=127.0.0.1\r\nExpect: x\r\n")
+        peer.sendall(b"flwr-signature: s\r\nContent-Length: 1\r\n\r\na")
+        assert b"200 OK" in said(peer)
+    assert "flwr-signature" in HEADERS[0]
+    assert not {"x-forwarded-for", "forwarded", "expect"} & HEADERS[0]
+
+
+def test_who_asks_for_nothing_is_cut_off_and_who_asks_is_not(door, monkeypatch):
+    monkeypatch.setattr(gate, "SILENCE", 0.2)
+    for begun in (b"", HEAD):
+        with link(door) as peer:
+            peer.sendall(begun)
+            began = time.monotonic()
+            peer.settimeout(10)
+            with contextlib.suppress(ConnectionError, ssl.SSLError):
+                assert peer.recv(1) == b""
+            assert time.monotonic() - began < 5
+    with link(door) as peer:
+        peer.sendall(HEAD + b"Content-Length: 2\r\n\r\na")
+        time.sleep(1)
+        peer.sendall(b"b")
+        assert b"200 OK" in said(peer)
+
+
+def test_a_body_that_does_not_come_is_given_up(door, monkeypatch):
+    monkeypatch.setattr(gate, "IDLE", 0.2)
+    with link(door) as peer:
+        peer.sendall(HEAD + b"Content-Length: 2\r\n\r\na")
+        assert b" 408 " in said(peer)
+    assert ask(door, "/v1/fleet/push-object", b"ab")[0] == 200
+
+
+def test_requests_wait_while_there_is_no_room_for_them(door, monkeypatch):
+    monkeypatch.setattr(gate, "HELD", 1000)
+    with link(door) as first, link(door) as second:
+        first.sendall(HEAD + b"Content-Length: 900\r\n\r\n" + bytes(899))
+        time.sleep(0.3)
+        second.sendall(HEAD + b"Content-Length: 500\r\n\r\n" + bytes(500))
+        assert said(second) == b""
+        first.sendall(b"a")
+        assert b"200 OK" in said(first)
+        assert b"200 OK" in said(second)

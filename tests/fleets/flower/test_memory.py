@@ -105,3 +105,34 @@ def test_a_folder_that_cannot_be_made_is_a_clear_fault(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="choose a folder"):
         Store(tmp_path / "file" / "memory")
+
+
+def test_a_file_that_goes_away_meanwhile_does_not_stop_the_tidying(tmp_path):
+    store = Store(tmp_path)
+    slot = store.save(HEAD, None, {"calls": 1})
+    for folder in (tmp_path, tmp_path / "run"):
+        (folder / "0-gone").symlink_to(tmp_path / "nowhere")  # listed, and not there when it is looked at
+    store.tidy(HEAD, slot)
+    assert store.load("run", slot) == {"calls": 1}
+
+
+def test_tidying_removes_nothing_outside_of_its_folder(tmp_path):
+    store = Store(tmp_path / "memory")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").touch()
+    (tmp_path / "memory" / "old").symlink_to(outside)
+    os.utime(outside, (0, 0))
+    for number in range(RUNS + 1):
+        store.save(replace(HEAD, run=f"run-{number}"), None, {"calls": 1})
+    store.tidy(replace(HEAD, run="run-1"), None)
+    assert (outside / "file").exists()
+
+
+def test_two_runs_at_once_keep_their_memories_apart(tmp_path):
+    store = Store(tmp_path)
+    heads = [replace(HEAD, run=run, round=round, base=(round - 1, 0)) for run, round in (("a", 9), ("b", 1))]
+    slots = [store.save(head, None, {"of": head.run}) for head in heads]
+    for head, slot in zip(heads, slots, strict=True):
+        store.tidy(head, slot)
+    assert [store.load(head.run, slot) for head, slot in zip(heads, slots, strict=True)] == [{"of": "a"}, {"of": "b"}]

@@ -1,6 +1,7 @@
 """The verbs for real devices: what they make, what they refuse, and the job that the app on the server does."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +15,7 @@ from fedbonsai.cli import main
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.flower.federation import Federation
 from fedbonsai.fleets.flower.memory import Store
-from fedbonsai.fleets.flower.processes import forget, free_port, remember
+from fedbonsai.fleets.flower.processes import alone, forget, free_port, remember
 from fedbonsai.fleets.flower.samples import Part
 from fedbonsai.fleets.flower.worker import Worker
 from fedbonsai.runs import recipes
@@ -22,6 +23,7 @@ from fedbonsai.runs.flower import drive, result_of
 from fedbonsai.runs.folder import Checkpoint, Folder
 from fedbonsai.runs.run import execute
 from fedbonsai.runs.structure import unstructure
+from fedbonsai.runs.submit import submit
 from fedbonsai.wire import encode
 from tests.cases import SMALL
 from tests.fleets.flower.nodes import grid_of
@@ -69,6 +71,83 @@ def test_what_is_missing_is_said_with_what_to_do(capsys):
     assert "needs --recipe" in fails(capsys, "join", "s:1", *held, "--part", "0")
     assert "only for trials" in fails(capsys, "join", "s:1", *held, "--data", "x", "--data.name", "mnist")
     assert "excludes target" in fails(capsys, "run", "fedavg", "--fleet", "flower", "--target", "0.9")
+
+
+def test_a_server_and_a_device_are_the_only_ones_of_their_folders(capsys):
+    main(["keys", "server", "localhost"])
+    main(["keys", "device", "pi"])
+    federation = Federation(Path("federation"))
+    federation.prepare(1)
+    assert federation.folder.stat().st_mode & 0o077 == 0
+    link = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "flower-superlink"])
+    remember(federation.link, link.pid)
+    federation.state.write_text(json.dumps({"pid": 1, "port": 1, "inner": 1}))
+    assert "start it: fedbonsai serve" in fails(capsys, "run", "fedavg", "--fleet", "flower")  # left by a dead one
+    try:
+        with federation.hold():
+            assert federation.running()["port"] == 1
+            assert "another `fedbonsai serve` runs" in fails(capsys, "serve", "--port", "1")
+            assert link.poll() is None  # its SuperLink goes on
+    finally:
+        link.kill()
+        link.wait()
+    Path("device").mkdir()
+    Path("device/device.toml").write_text("of the first")
+    with alone(Path("device/join.lock")):
+        words = ["--key", "pi.key", "--ca", "federation/ca.crt", "--folder", "device", "--data", "m:f", "--plain"]
+        assert "another `fedbonsai join` serves" in fails(capsys, "join", "localhost:1", *words)
+    assert Path("device/device.toml").read_text() == "of the first"
+
+
+def test_wrong_inputs_are_said(capsys):
+    main(["keys", "server", "localhost"])
+    main(["keys", "device", "pi"])
+    capsys.readouterr()
+    assert "from 1 to 65535" in fails(capsys, "serve", "--port", "70000")
+    assert "host name or an IP" in fails(capsys, "keys", "server", "https://fed.example.org")
+    held = ["--folder", "device", "--data", "m:f"]
+    ca = "federation/ca.crt"
+    assert "cannot be read" in fails(capsys, "join", "localhost:1", "--key", "federation/server.key", "--ca", ca, *held)
+    assert "no certificate" in fails(capsys, "join", "localhost:1", "--key", "pi.key", "--ca", "pi.pub", *held)
+    assert "1 to 65535" in fails(capsys, "join", "localhost:99999", "--key", "pi.key", "--ca", ca, *held)
+
+
+def test_what_is_no_device_is_left_alone_and_a_damaged_list_is_named():
+    main(["keys", "server", "localhost"])
+    federation = Federation(Path("federation"))
+    (federation.devices / "my pi.pub").write_text("x")
+    (federation.devices / "-rf.pub").symlink_to("/etc/passwd")
+    said = federation.enrol()
+    assert len(said) == 2
+    assert all("is left alone" in line for line in said)
+    assert federation.enrol() == []
+    federation.known.write_text('{"pi": {"key":')
+    with pytest.raises(ConfigError, match=r"registered\.json is damaged"):
+        federation.nodes()
+
+
+def test_two_runs_that_devices_would_take_for_one_are_refused(tmp_path):
+    main(["keys", "server", "localhost"])
+    federation = Federation(Path("federation"))
+    federation.prepare(1)
+    federation.state.write_text(json.dumps({"inner": 1}))
+    config = recipes.load("fedavg", "", {**SMALL, "fleet.kind": "flower"})
+    first = federation.jobs / "first.toml"
+    first.write_text(tomli_w.dumps({"folder": "one", "config": unstructure(config)}))
+    first.with_suffix(".run").write_text("12")
+    with federation.hold():
+        with pytest.raises(ConfigError, match="very same configuration goes on in one"):
+            submit(config, tmp_path / "two", False)
+        with alone(federation.jobs / "hand-in.lock"), pytest.raises(ConfigError, match="just being handed in"):
+            submit(config, tmp_path / "two", False)
+        result_of(first).write_text("{}")  # it ended
+        for _ in range(2):
+            with pytest.raises(ConfigError, match="flwr run"):  # nobody is there to take it, which may be tried again
+                submit(config, tmp_path / "two", False)
+        (second,) = set(federation.jobs.glob("*.toml")) - {first}
+        remember(second.with_suffix(".pid"), os.getpid())
+        with pytest.raises(ConfigError, match=r"two is being written by a run that goes on"):
+            submit(config, tmp_path / "two", False)
 
 
 def test_a_simulation_of_real_devices_is_refused(tmp_path):
@@ -132,6 +211,24 @@ def test_a_job_that_was_cut_off_is_resumed_and_ends_the_same(job, tmp_path):
     execute(replace(config, fleet=replace(config.fleet, kind="local")), tmp_path / "simulation")
     states = [encode(Checkpoint(Folder(tmp_path / name)).load()[1]) for name in ("run", "simulation")]
     assert states[0] == states[1]
+
+
+def test_a_job_goes_on_with_fewer_devices_and_with_those_that_come_back(job, tmp_path):
+    config, write, grid = job
+    asked = replace(config.fleet.flower, devices=2, at_least=1, patience=0.1)
+    config = replace(config, fleet=replace(config.fleet, flower=asked))
+    drive(grid, {"job": str(write(replace(config, rounds=1)))})
+    files = Folder(tmp_path / "run")
+
+    def goes_on(rounds, there):
+        files.config.write_text(files.config.read_text().replace(f"rounds = {rounds - 1}", f"rounds = {rounds}"))
+        grid.get_node_ids = lambda: there
+        drive(grid, {"job": str(write(resume=True))})
+        asked = {row["client"] for row in files.ledger_rows() if row["round"] == rounds - 1}
+        return asked, {id: kept.round for id, kept in Checkpoint(files).load()[2].items()}
+
+    assert goes_on(2, [10]) == ({"000"}, {"000": 1, "001": 0})
+    assert goes_on(3, [10, 11]) == ({"000", "001"}, {"000": 2, "001": 2})
 
 
 def test_a_job_that_fails_says_why(job):

@@ -25,11 +25,20 @@ def make_server(folder: Path, addresses: Sequence[str]) -> list[Path]:
     """A certificate for a server under these names and addresses, and the authority that signs it where there is none.
 
     Raises:
-        ConfigError: an address that is none, or a folder that cannot be written.
+        ConfigError: an address that is none, a folder that cannot be written, or an authority that is not whole.
     """
+    names = [_address(address) for address in dict.fromkeys([*addresses, *LOOPBACK])]
     _folder(folder)
     made: list[Path] = []
-    if not (folder / CA_KEY).exists():
+    if (folder / CA).exists() and not (folder / CA_KEY).exists():
+        # a new authority would shut out every device that has the old ca.crt
+        raise ConfigError(
+            f"{folder / CA} is there and {CA_KEY} is not, and only it can sign; bring it back for a moment, "
+            f"or delete {CA} to begin a new federation, whose {CA} every device needs"
+        )
+    if not (folder / CA).exists():
+        if (folder / CA_KEY).exists():
+            raise ConfigError(f"{folder / CA_KEY} is there and {CA} is not; bring it back, or delete {CA_KEY} too")
         key = _key()
         name = _name("fedbonsai certificate authority")
         built = (
@@ -41,11 +50,8 @@ def make_server(folder: Path, addresses: Sequence[str]) -> list[Path]:
             _write(folder / CA_KEY, _pem(key), 0o600),
             _write(folder / CA, built.sign(key, hashes.SHA384()).public_bytes(serialization.Encoding.PEM), 0o644),
         ]
-    authority = x509.load_pem_x509_certificate((folder / CA).read_bytes())
-    signer = serialization.load_pem_private_key((folder / CA_KEY).read_bytes(), None)
-    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    authority, signer = _authority(folder)
     key = _key()
-    names = [_address(address) for address in dict.fromkeys([*addresses, *LOOPBACK])]
     built = (
         _builder(_name(addresses[0]), authority.subject, key.public_key(), datetime.timedelta(days=DAYS_SERVER))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -61,6 +67,35 @@ def make_server(folder: Path, addresses: Sequence[str]) -> list[Path]:
     ]
 
 
+def public_key(private: Path) -> str:
+    """The public half of a device's key, as it stands in the .pub file.
+
+    Raises:
+        ConfigError: the file holds no such key.
+    """
+    try:
+        key = serialization.load_ssh_private_key(private.read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"--key {private} cannot be read: {error}; expected what `fedbonsai keys device` made"
+        ) from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"--key {private} is no elliptic-curve key, which Flower wants: fedbonsai keys device NAME")
+    raw = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return raw.decode()
+
+
+def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    try:
+        authority = x509.load_pem_x509_certificate((folder / CA).read_bytes())
+        signer = serialization.load_pem_private_key((folder / CA_KEY).read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{CA} and {CA_KEY} in {folder} cannot be read: {error}; bring back a copy") from None
+    if not isinstance(signer, ec.EllipticCurvePrivateKey) or signer.public_key() != authority.public_key():
+        raise ConfigError(f"{CA_KEY} in {folder} is not the key of {CA}; bring back those that belong together")
+    return authority, signer
+
+
 def make_device(folder: Path, name: str) -> list[Path]:
     """A key pair by which a server knows a device: the private half stays on it.
 
@@ -71,6 +106,10 @@ def make_device(folder: Path, name: str) -> list[Path]:
     private = folder / f"{name}.key"
     if private.exists():
         raise ConfigError(f"{private} exists; a device keeps its key. To replace it, revoke and delete it first")
+    if (folder / f"{name}.pub").exists():
+        raise ConfigError(
+            f"{folder / name}.pub exists and {name}.key does not; give the device another name, or delete it"
+        )
     key = _key()
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     secret = key.private_bytes(
@@ -143,8 +182,11 @@ def _folder(folder: Path) -> None:
 def _write(path: Path, data: bytes, mode: int) -> Path:
     """Write a file that nobody else could read at any time, if so wanted; the old one is replaced whole."""
     fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(data)
-    fresh.replace(path)
+    try:
+        fresh.unlink(missing_ok=True)
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(data)
+        fresh.replace(path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
     return path

@@ -6,16 +6,16 @@ Copying a device's public key into ``devices`` lets it in, deleting the file the
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.flower import compat
 from fedbonsai.fleets.flower.certificates import CA, SERVER, SERVER_KEY
-from fedbonsai.fleets.flower.processes import environment, forget, program
+from fedbonsai.fleets.flower.names import NAME
+from fedbonsai.fleets.flower.processes import alone, environment, forget, program
 
 LINK = "fedbonsai"  # name of the connection in Flower's configuration
 OLDEST = (1, 40)  # the first release whose SuperLink speaks HTTP on one port, which `gate` relies on
@@ -85,7 +85,24 @@ class Federation:
         self.state, self.log = self.folder / "serve.json", self.folder / "superlink.log"
         self.known = self.folder / "registered.json"
         self.link = self.folder / "superlink.pid"
+        self.lock = self.folder / "serve.lock"
         self._refused: dict[str, str] = {}
+
+    def hold(self) -> IO[bytes]:
+        """Be the only server of this folder, until what is returned is closed or the process ends.
+
+        Raises:
+            ConfigError: another one is, or there is no such folder.
+        """
+        try:
+            held = alone(self.lock)
+        except OSError as error:
+            raise ConfigError(
+                f"{self.folder}: {error.strerror}; make it: fedbonsai keys server ADDRESS --folder {self.folder}"
+            ) from None
+        if held is None:
+            raise ConfigError(f"another `fedbonsai serve` runs for {self.folder}; stop it, or choose another --folder")
+        return held
 
     def prepare(self, port: int) -> None:
         """Write what Flower needs to find its SuperLink at a port of this machine, and the app.
@@ -98,6 +115,7 @@ class Federation:
                 f"{self.folder} lacks {', '.join(missing)}; make them: fedbonsai keys server ADDRESS --folder "
                 f"{self.folder}, where ADDRESS is how devices reach this machine"
             )
+        self.folder.chmod(0o700)  # models pass through the database that Flower writes here
         for folder in (self.devices, self.jobs, self.home, self.app / "fedbonsai_app"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.home / "config.toml").write_text(
@@ -147,14 +165,20 @@ class Federation:
 
     def nodes(self) -> dict[int, str]:
         """Names of the devices that were let in, by Flower's number of their node."""
-        known: dict[str, dict[str, str]] = json.loads(self.known.read_text()) if self.known.exists() else {}
+        known = self._registered()
         return {int(held["node"]): name for name, held in known.items()}
 
     def enrol(self) -> list[str]:
         """Let in devices whose public keys came into the folder, put out those whose keys went; a line for each."""
-        known: dict[str, dict[str, str]] = json.loads(self.known.read_text()) if self.known.exists() else {}
-        there = {file.stem: _key(file) for file in sorted(self.devices.glob("*.pub"))}
+        known = self._registered()
+        there: dict[str, str] = {}
         lines: list[str] = []
+        for file in sorted(self.devices.glob("*.pub")):
+            if NAME.fullmatch(file.stem):
+                there[file.stem] = _key(file)
+            elif self._refused.setdefault(file.name, "") == "":
+                self._refused[file.name] = "said"
+                lines.append(f"{file.name!r} is left alone: a device's name has letters, digits, dots, - and _")
         for name, held in list(known.items()):
             if there.get(name) != held["key"]:
                 lines += self._change(f"{name} is out", known, name, "unregister", held["node"])
@@ -162,6 +186,18 @@ class Federation:
             if name not in known and self._refused.get(name) != key:
                 lines += self._change(f"{name} is in", known, name, "register", str(self.devices / f"{name}.pub"))
         return lines
+
+    def _registered(self) -> dict[str, dict[str, str]]:
+        try:
+            known: dict[str, dict[str, str]] = json.loads(self.known.read_text())
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise ConfigError(
+                f"{self.known} is damaged: {error}; bring back a copy, or delete it and superlink.db, which lets all "
+                "devices in anew, and start again"
+            ) from None
+        return known
 
     def _change(self, line: str, known: dict[str, dict[str, str]], name: str, what: str, which: str) -> list[str]:
         try:
@@ -174,7 +210,9 @@ class Federation:
             known[name] = {"key": _key(self.devices / f"{name}.pub"), "node": str(said["node-id"])}
         else:
             del known[name]
-        self.known.write_text(json.dumps(known, indent=1))
+        fresh = self.known.with_suffix(".new")
+        fresh.write_text(json.dumps(known, indent=1))
+        fresh.replace(self.known)  # the app of a run reads it meanwhile
         return [line]
 
     def sweep(self) -> None:
@@ -190,9 +228,12 @@ class Federation:
             ConfigError: it does not run.
         """
         try:
+            free = alone(self.lock)  # a state file alone may be what a killed server left behind
+            if free is not None:
+                free.close()
+                raise ValueError
             held: dict[str, Any] = json.loads(self.state.read_text())
-            os.kill(int(held["pid"]), 0)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError):
             raise ConfigError(
                 f"no server runs for {self.folder}; start it: fedbonsai serve --folder {self.folder}"
             ) from None

@@ -21,6 +21,7 @@ from fedbonsai.fleets.envelope import Envelope, envelope, receipt
 from fedbonsai.fleets.flower import hello
 from fedbonsai.fleets.flower.frames import Form, Reply, Request, check, open_head
 from fedbonsai.fleets.flower.memory import slot_of
+from fedbonsai.fleets.flower.names import plain
 from fedbonsai.fleets.flower.record import pack, packed, unpack
 from fedbonsai.fleets.flower.spool import Spool
 from fedbonsai.fleets.local import post
@@ -147,6 +148,7 @@ class FlowerFleet(Remembers):
         return True
 
     def _refuse(self, who: str, why: str) -> bool:
+        who, why = plain(who), plain(why)
         if self.refused.get(who) != why:
             log.warning("device %s cannot take part: it %s", who, why)
         self.refused[who] = why
@@ -190,7 +192,7 @@ class FlowerFleet(Remembers):
             start = slot_of(self._slots.memory(device.id))
             raw = encode(Request(head, start, self._form, hello.VERSION))
             array = shared.get(id(payload)) or shared.setdefault(id(payload), packed(payload))
-            letters.append(_Letter(device, head, len(raw) + len(payload)))
+            letters.append(_Letter(device, head, len(raw) + len(payload), node=node))
             messages.append(
                 Message(pack(raw, array), node, TRAIN, ttl=self._deadline + AFTER, group_id=str(scope.round))
             )
@@ -236,6 +238,8 @@ class FlowerFleet(Remembers):
         try:
             if reply.has_error():
                 raise BadMessage(f"the app failed: {reply.error.reason}")
+            if reply.metadata.src_node_id != letter.node:
+                raise BadMessage("another node answered in its place")
             raw, payload = unpack(reply, self._limit)
             letter.up = len(raw) + len(payload)
             letter.reply = cast(Reply, open_head(raw, Reply))
@@ -290,8 +294,8 @@ class FlowerFleet(Remembers):
 class _Letter:
     """One request on its way, and what became of it."""
 
-    def __init__(self, device: Device, head: Envelope, down: int, trouble: str = "") -> None:
-        self.device, self.head, self.down, self.trouble = device, head, down, trouble
+    def __init__(self, device: Device, head: Envelope, down: int, trouble: str = "", node: int = 0) -> None:
+        self.device, self.head, self.down, self.trouble, self.node = device, head, down, trouble, node
         self.id, self.up = "", 0
         self.reply: Reply | None = None
         self.fault = ""

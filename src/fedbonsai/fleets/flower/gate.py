@@ -9,21 +9,44 @@ from outside comes through here.
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fedbonsai.errors import ConfigError
 
-OPEN = "/v1/fleet/"  # what devices ask for
-LARGEST = 64 << 20  # bytes of one request; Flower cuts arrays into objects of 5 MB
-HOP = {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"te", b"trailer", b"host", b"content-length"}
+OPEN = re.compile(rb"/v1/fleet(/[a-z0-9-]+)+")  # what devices ask for, as it is written on the wire
+LARGEST = 16 << 20  # bytes of one request; Flower cuts arrays into objects of 5 MB
+HELD = 1 << 30  # bytes of all requests that are being read; whoever comes then waits
+BODY = 600.0  # seconds in which a request must have come
+IDLE = 60.0  # seconds without a byte of it
+SILENCE = 30.0  # seconds between looks for connections that ask for nothing
+CONNECTIONS = 2048  # at a time
+HOP = {  # headers that concern one connection, or say who asked: the SuperLink would believe them from this machine
+    b"connection",
+    b"content-length",
+    b"expect",
+    b"forwarded",
+    b"host",
+    b"keep-alive",
+    b"proxy-authorization",
+    b"proxy-connection",
+    b"te",
+    b"trailer",
+    b"transfer-encoding",
+    b"upgrade",
+    b"x-forwarded-for",
+    b"x-forwarded-proto",
+}
 
 Asgi = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Asgi]]
@@ -32,6 +55,27 @@ Send = Callable[[Asgi], Awaitable[None]]
 
 class TooLarge(Exception):
     """A request over the limit."""
+
+
+class Impatient(H11Protocol):
+    """A connection that is closed when it asks for nothing over two looks: anybody can open connections."""
+
+    _idle = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to look."""
+        super().connection_made(transport)
+        self.loop.call_later(SILENCE, self._look)
+
+    def _look(self) -> None:
+        if self.transport.is_closing():
+            return
+        asks = self.cycle is not None and not self.cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison]
+        if self._idle and not asks:
+            self.transport.abort()
+            return
+        self._idle = not asks
+        self.loop.call_later(SILENCE, self._look)
 
 
 class Gate:
@@ -50,6 +94,7 @@ class Gate:
         self._where = f"{host}:{port}"
         self._inner, self._ca = f"https://127.0.0.1:{inner}", ca
         self._client: httpx.AsyncClient | None = None
+        self._held = 0  # bytes that requests have announced
         config = uvicorn.Config(
             self._serve,
             host=host,
@@ -57,7 +102,9 @@ class Gate:
             ssl_certfile=str(certificate),
             ssl_keyfile=str(key),
             interface="asgi3",
+            http=Impatient,
             ws="none",
+            limit_concurrency=CONNECTIONS,
             proxy_headers=False,
             lifespan="off",
             log_level="error",
@@ -79,10 +126,16 @@ class Gate:
                 raise ConfigError(f"nothing can listen on {self._where}; choose another --host or --port")
             time.sleep(0.05)
 
+    @property
+    def alive(self) -> bool:
+        """Whether it listens."""
+        return self._thread.is_alive()
+
     def close(self) -> None:
         """Stop."""
         self._server.should_exit = True
-        self._thread.join(5)
+        if self._thread.is_alive():
+            self._thread.join(5)
 
     async def _main(self) -> None:
         try:
@@ -96,14 +149,8 @@ class Gate:
     async def _serve(self, scope: Asgi, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        path = str(scope["path"])
-        if (
-            scope["method"] != "POST"
-            or not path.startswith(OPEN)
-            or ".." in path
-            or "%" in path
-            or scope["query_string"]
-        ):
+        path: bytes = scope["raw_path"]
+        if scope["method"] != "POST" or not OPEN.fullmatch(path) or scope["query_string"]:
             await _say(send, 404)
             return
         if self._client is None:
@@ -112,11 +159,15 @@ class Gate:
             self._client = httpx.AsyncClient(base_url=self._inner, verify=verify, limits=limits, timeout=120)
         headers = [(name, value) for name, value in scope["headers"] if name not in HOP]
         try:
-            body = b"".join([part async for part in _body(receive)])
-            request = self._client.build_request("POST", path, headers=headers, content=body)
-            answer = await self._client.send(request, stream=True)
+            async with self._room(_announced(scope)):
+                body = b"".join([part async for part in _body(receive)])
+                request = self._client.build_request("POST", path.decode(), headers=headers, content=body)
+                answer = await self._client.send(request, stream=True)
         except TooLarge:
             await _say(send, 413)
+            return
+        except TimeoutError:
+            await _say(send, 408)
             return
         except httpx.HTTPError:
             await _say(send, 502)
@@ -130,11 +181,36 @@ class Gate:
             await answer.aclose()
         await send({"type": "http.response.body", "body": b""})
 
+    @asynccontextmanager
+    async def _room(self, size: int) -> AsyncGenerator[None]:
+        """Room for a request of so many bytes, as soon as there is some.
+
+        Raises:
+            TooLarge: it is over the limit.
+            TimeoutError: there was no room, or the request did not come in time.
+        """
+        if size > LARGEST:
+            raise TooLarge
+        async with asyncio.timeout(BODY):
+            while self._held + size > HELD:
+                await asyncio.sleep(0.05)
+            self._held += size
+            try:
+                yield
+            finally:
+                self._held -= size
+
+
+def _announced(scope: Asgi) -> int:
+    """Bytes that a request says it has; the limit where it does not say."""
+    held = dict(scope["headers"]).get(b"content-length", b"")
+    return int(held) if held else LARGEST
+
 
 async def _body(receive: Receive) -> AsyncIterator[bytes]:
     size = 0
     while True:
-        event = await receive()
+        event = await asyncio.wait_for(receive(), IDLE)
         if event["type"] == "http.disconnect":
             raise httpx.ReadError("the device went away")
         part: bytes = event.get("body", b"")

@@ -7,6 +7,7 @@ longer needed are removed when a newer round was accepted.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -121,28 +122,36 @@ class Store:
         return slot
 
     def tidy(self, head: Envelope, start: Slot | None) -> None:
-        """Remove what no request will name again: all that is older than the accepted memory, and old runs."""
+        """Remove what no request will name again: all that is older than the accepted memory, and old runs.
+
+        What cannot be removed stays: another process of this device may tidy at the same time.
+        """
         folder = self._run(head.run)
-        for file in folder.iterdir() if folder.is_dir() else ():
-            found = _SLOT.fullmatch(file.name)
-            if found is None:
-                if file.stat().st_mtime < time.time() - STALE:
+        with contextlib.suppress(OSError):
+            for file in list(folder.iterdir()):
+                if _past(file, head, start):
                     file.unlink(missing_ok=True)
-                continue
-            round, attempt, ask = (int(part) for part in found.groups()[:3])
-            older = round < head.base[0] or (round == head.base[0] and attempt != head.base[1])
-            passed = start is not None and (round, attempt) == (start.round, start.attempt) and ask < start.ask
-            if older or passed:
-                file.unlink(missing_ok=True)
-        runs = sorted((run for run in self.folder.iterdir() if run.is_dir()), key=lambda run: run.stat().st_mtime)
-        for run in runs[:-RUNS]:
-            if run != folder:
-                shutil.rmtree(run, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            runs = sorted((run for run in self.folder.iterdir() if run.is_dir()), key=lambda run: run.stat().st_mtime)
+            for run in runs[:-RUNS]:
+                if run != folder:
+                    shutil.rmtree(run, ignore_errors=True)
 
     def _run(self, run: str) -> Path:
         if not _RUN.fullmatch(run):
             raise BadMessage(f"run {run[:80]!r}: expected letters, digits, - and _")
         return self.folder / run
+
+
+def _past(file: Path, head: Envelope, start: Slot | None) -> bool:
+    """Whether no request will name a file again."""
+    found = _SLOT.fullmatch(file.name)
+    if found is None:
+        return file.stat().st_mtime < time.time() - STALE
+    round, attempt, ask = (int(part) for part in found.groups()[:3])
+    older = round < head.base[0] or (round == head.base[0] and attempt != head.base[1])
+    passed = start is not None and (round, attempt) == (start.round, start.attempt) and ask < start.ask
+    return older or passed
 
 
 def digest(raw: bytes) -> str:

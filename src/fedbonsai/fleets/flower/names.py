@@ -1,4 +1,4 @@
-"""Names of devices: safe as file names and in logs."""
+"""Names of devices, safe as file names and in logs, and what devices say, on one line of a log."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ import re
 from fedbonsai.errors import ConfigError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+LINE = 1000  # characters of what a device says, in a log
+
+
+def plain(text: str) -> str:
+    """A text from a device as one short line: it can neither write lines of its own nor speak to a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text[:LINE])
 
 
 def check_name(name: str) -> str:

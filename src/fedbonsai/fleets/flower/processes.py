@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.flower import compat
 
+FILES = 8192  # open files: each connection of a device takes two
 GRACE = 15.0  # seconds that a process has to end by itself
 
 
@@ -42,6 +46,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def many_files() -> None:
+    """Let this process and those that it starts open as many files and connections as the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def stop(process: subprocess.Popen[bytes]) -> None:
     """End a process that leads a group, and the group with it."""
     with contextlib.suppress(ProcessLookupError):
@@ -66,6 +78,17 @@ def ignore_signals() -> None:
     """Tidy up in peace: who asks twice asks no more than once."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+def alone(file: Path) -> IO[bytes] | None:
+    """Hold a file for this process, until it is closed or the process ends in any way; nothing where another holds it."""
+    held = file.open("ab")
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        held.close()
+        return None
+    return held
 
 
 def remember(file: Path, pid: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Callable
 
@@ -15,6 +16,8 @@ from fedbonsai.wire import LIMIT, decode, encode
 
 NOTHING = b""
 TEXT = 4000  # characters of an error's text that travel
+
+log = logging.getLogger("fedbonsai")
 
 Source = Callable[[Form], tuple[Samples, Samples]]
 """A device's data: samples to train on and to decide on, in the form that is asked for."""
@@ -47,6 +50,9 @@ class Worker:
             client = self._client(asked.form)
         except (ConfigError, Missing) as error:
             return bytes(encode(_with(card, fault=str(error)[:TEXT])))
+        except Exception as error:  # of the function that gives the data: its text is for who wrote it
+            log.exception("the data of this device cannot be read")
+            return bytes(encode(_with(card, fault=f"{type(error).__name__}: {error}"[:TEXT])))
         return bytes(encode(_with(card, train=len(client.train), valid=len(client.valid))))
 
     def perform(self, raw: bytes, payload: bytes) -> tuple[bytes, bytes]:

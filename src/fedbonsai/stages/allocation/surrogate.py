@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.stages.allocation.problem import Floats
@@ -40,9 +40,13 @@ class PruningError:
 
     def __call__(self, ratio: ArrayLike) -> Floats:
         """Relative error at a pruning ratio in [0, 1]."""
-        return np.interp(np.asarray(ratio, np.float64) * len(self.steps), np.arange(len(self.sums)), self.sums)
+        gone = np.asarray(ratio, np.float64) * len(self.steps)
+        whole = self._whole(gone)
+        return self.sums[whole] + (gone - whole) * self.steps[whole]
 
     def slope(self, ratio: ArrayLike) -> Floats:
         """Derivative from the right, per unit of ratio."""
-        at = np.floor(np.asarray(ratio, np.float64) * len(self.steps)).astype(np.int64)
-        return self.steps[np.clip(at, 0, len(self.steps) - 1)] * len(self.steps)
+        return self.steps[self._whole(np.asarray(ratio, np.float64) * len(self.steps))] * len(self.steps)
+
+    def _whole(self, gone: Floats) -> NDArray[np.int64]:
+        return np.clip(np.floor(gone).astype(np.int64), 0, len(self.steps) - 1)

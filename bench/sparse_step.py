@@ -1,0 +1,230 @@
+"""Time and memory of masked training with sparse layers against dense layers: ``python -m bench.sparse_step [--quick]``.
+
+The whole training loop of four networks in batches of 32: dense in fp32 and bf16, each in both orders of memory, and
+under random masks with every layer sparse (``on``) and with those alone that this machine has faster so (``auto``). All
+take turns in one run; ratios are of the least times, to the better dense fp32. With one thread seconds are those of the
+thread on the processor, as others may work there too; with more they are wall-clock. ``--quick`` takes one thread and
+few turns; ``--networks`` some of the networks. Memory is that of a process of its own, above what it
+holds with the received model and its masks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from bench.record import save
+from fedbonsai.core import Client, Samples
+from fedbonsai.devices.footprint import ONE_THREAD, TIDY
+from fedbonsai.local import SGD, train
+from fedbonsai.model import Arch, Model, Skeleton
+from fedbonsai.sparse.breakeven import breakeven, clock
+from fedbonsai.sparse.convert import chosen, inputs, sparse_net
+from fedbonsai.tree import Weights, generator
+
+BATCH = 32
+DENSITIES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
+DENSE = {
+    "fp32": SGD(),
+    "fp32 channels last": SGD(channels_last=True),
+    "bf16": SGD(precision="bf16"),
+    "bf16 channels last": SGD(precision="bf16", channels_last=True),
+}
+HELD = 0.05  # density at which memory is measured
+
+
+@dataclass(frozen=True)
+class Job:
+    """A network, its images and classes; steps in one call of the loop, and turns."""
+
+    arch: str
+    channels: int
+    size: int
+    classes: int
+    steps: int
+    repeats: int
+    quick: int
+    widths: tuple[int, ...] = ()
+
+    def model(self) -> Model:
+        """Freshly drawn."""
+        options = {"channels": self.channels, "size": self.size, "classes": self.classes}
+        return Model.init(Arch(self.arch, options | ({"widths": self.widths} if self.widths else {})), 0)
+
+    @property
+    def sample(self) -> tuple[int, int, int]:
+        """Shape of an image."""
+        return self.channels, self.size, self.size
+
+    def client(self) -> Client:
+        """Samples of one call of the loop."""
+        count = BATCH * self.steps
+        x = torch.randn(count, *self.sample, generator=generator(0))
+        return Client("a", 0, Samples(x, torch.arange(count) % self.classes), Samples(x[:0], torch.arange(0)))
+
+
+JOBS = {
+    "mlp 1024-1024": Job("mlp", 1, 28, 10, 20, 15, 9, (1024, 1024)),
+    "conv2": Job("conv2", 1, 28, 62, 4, 9, 7),
+    "vgg11": Job("vgg11", 3, 32, 10, 2, 7, 3),
+    "resnet18": Job("resnet18", 3, 32, 10, 2, 7, 3),
+}
+
+
+def masked(model: Model, density: float) -> tuple[Model, dict[str, torch.Tensor]]:
+    """A model under random masks of all its matrices and kernels."""
+    random = generator(1)
+    masks = {
+        name: torch.rand(value.shape, generator=random) < density
+        for name, value in model.weights.items()
+        if value.dim() > 1
+    }
+    weights: Weights = {n: value * masks[n] if n in masks else value for n, value in model.weights.items()}
+    return model.replace(weights), masks
+
+
+def timed(job: Job, repeats: int) -> dict[str, dict[str, float]]:
+    """Seconds of a step by variant; a call begins with other masks than the last, so that their change is part of it."""
+    model, me = job.model(), job.client()
+    work: dict[str, Callable[[], object]] = {}
+    rows: dict[str, dict[str, float]] = {}
+
+    def add(key: str, start: Model, sgd: SGD, masks: Weights | None) -> None:
+        given = replace(sgd, lr=0.01, momentum=0.9, batch=BATCH, steps=job.steps)
+        work[key] = lambda: train(start, me, given, mask=masks)
+        rows[key] = {}
+
+    full = {name: torch.ones_like(value, dtype=torch.bool) for name, value in model.weights.items() if value.dim() > 1}
+    for key, sgd in DENSE.items():
+        add(f"dense {key}", model, sgd, full)
+    for density in DENSITIES:
+        start, masks = masked(model, density)
+        add(f"on {density}", start, SGD(sparse="on"), masks)
+        add(f"auto {density}", start, SGD(sparse="auto"), masks)
+    now = clock()
+    times: dict[str, list[float]] = {key: [] for key in work}
+    for turn in range(1 + repeats):  # the first warms up
+        for key, run in work.items():
+            start = now()
+            run()
+            if turn:
+                times[key].append((now() - start) / job.steps)
+    for key, each in times.items():
+        rows[key] |= {"median s": statistics.median(each), "min s": min(each), "max s": max(each)}
+    best = min(rows[key]["min s"] for key in rows if key.startswith("dense fp32"))
+    for row in rows.values():
+        row["of dense fp32"] = row["min s"] / best
+    for density in DENSITIES:
+        names = chosen(model, masked(model, density)[1], job.sample, BATCH)
+        rows[f"auto {density}"]["sparse layers"] = len(names)
+    return rows
+
+
+def densities(job: Job) -> dict[str, float]:
+    """Break-even density of each layer, by its shape and image."""
+    module = Skeleton(job.model().arch, job.model().weights).module
+    return {
+        f"{name} {layer} at {'x'.join(map(str, image))}": breakeven(layer, image, BATCH)
+        for name, (layer, image) in inputs(module, job.sample).items()
+    }
+
+
+def memory(name: str, density: float) -> dict[str, dict[str, int]]:
+    """Bytes at the peak of dense and sparse training under one mask, each in a process of its own."""
+    found: dict[str, dict[str, int]] = {}
+    for sparse in ("off", "on"):
+        words = [sys.executable, "-m", "bench.sparse_step", "--child", json.dumps([name, density, sparse])]
+        child = subprocess.run(words, env=os.environ | ONE_THREAD | TIDY, capture_output=True, text=True, check=True)
+        found["dense" if sparse == "off" else "sparse"] = json.loads(child.stdout)
+    return found
+
+
+def child(name: str, density: float, sparse: Literal["off", "on"]) -> Mapping[str, int]:
+    """What a process holds: numba, the model and its masks, the training state of the layers, and the peak above."""
+    torch.set_num_threads(1)
+    job = JOBS[name]
+    before = _resident("VmRSS")
+    numba = 0
+    if sparse == "on":
+        tiny, masks = masked(Model.init(Arch("mlp", {"widths": (8,)}), 0), 0.5)
+        x = torch.randn(2, 1, 8, 8)
+        train(tiny, Client("w", 0, Samples(x, torch.zeros(2).long()), Samples(x, x)), SGD(sparse="on"), mask=masks)
+        numba = _resident("VmRSS") - before
+    model, masks = masked(job.model(), density)
+    me, sgd = job.client(), SGD(lr=0.01, momentum=0.9, batch=BATCH, steps=job.steps, sparse=sparse)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    held = _resident("VmRSS")
+    train(model, me, sgd, mask=masks)
+    peak = _resident("VmHWM") - held
+    weights = sum(value.numel() for value in model.weights.values())
+    state = 4 * (3 * weights + sum(mask.numel() for mask in masks.values()))
+    if sparse == "on":
+        net = sparse_net(model, masks, job.sample, BATCH, "on")
+        assert net is not None
+        state = 12 * sum(p.numel() for p in net.parameters.values())
+        state += sum(layer.pattern.bytes for layer in net.layers.values())
+    return {"peak above model and masks": peak, "training state": state, "numba": numba}
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def main() -> None:
+    reader = argparse.ArgumentParser(description=__doc__)
+    reader.add_argument("--quick", action="store_true", help="one thread, few turns")
+    reader.add_argument("--networks", nargs="+", default=list(JOBS), choices=list(JOBS))
+    reader.add_argument("--save", default="sparse_step", help="name of the file in bench/results")
+    reader.add_argument("--child", help=argparse.SUPPRESS)
+    given = reader.parse_args()
+    if given.child:
+        print(json.dumps(child(*json.loads(given.child))))
+        return
+    times: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    jobs = {name: JOBS[name] for name in given.networks}
+    for threads in (1,) if given.quick else (1, 2):
+        torch.set_num_threads(threads)
+        print(f"\n{threads} thread(s): time of a step over the better dense fp32\n")
+        print("| network | dense, ms | bf16 | " + " | ".join(f"{d:g} (auto)" for d in DENSITIES) + " |")
+        print("|---" * (3 + len(DENSITIES)) + "|")
+        for name, job in jobs.items():
+            rows = timed(job, job.quick if given.quick else job.repeats)
+            times.setdefault(str(threads), {})[name] = rows
+            best = min(row["min s"] for key, row in rows.items() if key.startswith("dense fp32"))
+            half = min(row["of dense fp32"] for key, row in rows.items() if key.startswith("dense bf16"))
+            cells = [
+                f"{rows[f'on {d}']['of dense fp32']:.2f} ({rows[f'auto {d}']['of dense fp32']:.2f})" for d in DENSITIES
+            ]
+            print(f"| {name} | {1e3 * best:.1f} | {half:.2f} | " + " | ".join(cells) + " |", flush=True)
+    torch.set_num_threads(1)
+    layers = {name: densities(job) for name, job in jobs.items()}
+    print("\n| layer | break-even density |\n|---|---|")
+    for name, found in layers.items():
+        for layer, density in found.items():
+            print(f"| {name} {layer} | {density:.3f} |")
+    held = {name: memory(name, HELD) for name in jobs}
+    print(f"\nMB at density {HELD}: peak above model and masks, dense and sparse; training state; numba itself\n")
+    for name, row in held.items():
+        peaks = [row[k]["peak above model and masks"] / 1e6 for k in ("dense", "sparse")]
+        states = [row[k]["training state"] / 1e6 for k in ("dense", "sparse")]
+        print(
+            f"| {name} | {peaks[0]:.1f} | {peaks[1]:.1f} | {states[0]:.1f} | {states[1]:.1f} "
+            f"| {row['sparse']['numba'] / 1e6:.1f} |"
+        )
+    facts = {"batch": BATCH, "capability": torch.backends.cpu.get_cpu_capability(), "quick": given.quick}
+    save(given.save, {**facts, "threads": times, "break-even": layers, f"bytes at {HELD}": held})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""From a model and its masks to a network that computes sparsely where that pays, and back to dense weights."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedbonsai.errors import ConfigError
+from fedbonsai.model import DROPOUT, Model, Skeleton, state
+from fedbonsai.sparse.breakeven import breakeven
+from fedbonsai.sparse.layers import Masked, SparseConv2d, SparseLinear, has_sparse_form
+from fedbonsai.sparse.order import keeping, last
+from fedbonsai.sparse.pattern import Pattern
+from fedbonsai.tree import Tree, Weights
+
+Where = Literal["auto", "on"]
+Place = tuple[nn.Module, tuple[int, ...]]  # a layer without its values, and the shape of one sample of its input
+
+
+class SparseNet:
+    """One network object with sparse layers, whose weights and masks are overwritten in place for each client.
+
+    Attributes:
+        module: the network, with the inputs and outputs of the dense one.
+        parameters: by the name that each has in the dense network; those of sparse layers are the kept values alone.
+        layers: sparse layers, by the name of their weight.
+        random: whether there is a dropout layer.
+    """
+
+    def __init__(self, model: Model, masks: Tree, sparse: Iterable[str]) -> None:
+        """Build.
+
+        Args:
+            model: exactly zero wherever a mask is false.
+            masks: by name, true where a weight is kept.
+            sparse: names of the weights whose layers compute sparsely.
+        """
+        self.module = Skeleton(model.arch, model.weights).load(model.weights).module
+        self._tensors: dict[str, Tensor] = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
+        self.names = list(state(self.module))
+        self.layers: dict[str, Masked] = {}
+        chosen = set(sparse)
+        trained = [name for name, _ in self.module.named_parameters()]
+        for path, layer in list(self.module.named_modules()):
+            name = f"{path}.weight" if path else "weight"
+            new = _sparse(layer, masks[name]) if name in chosen else keeping(layer)
+            if new is None:
+                continue
+            if isinstance(new, Masked):
+                self.layers[name] = new
+                del self._tensors[name]
+                if new.bias is not None:
+                    self._tensors[f"{path}.bias" if path else "bias"] = new.bias
+            self.module = _replaced(self.module, path, new)
+        self.module.register_forward_pre_hook(_turn)
+        self._trained = trained
+        self.random = any(isinstance(layer, DROPOUT) for layer in self.module.modules())
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """What is trained, by the names of the dense network."""
+        return {
+            name: self.layers[name].values if name in self.layers else self._tensors[name] for name in self._trained
+        }
+
+    def load(self, weights: Tree, masks: Tree) -> SparseNet:
+        """Copy weights in place; a layer whose mask is another one than before keeps other places from now on."""
+        for name, layer in self.layers.items():
+            if not layer.pattern.same(masks[name]):
+                layer.change(Pattern.of(masks[name], layer.pattern.stride))
+            layer.load(weights[name])
+        rest = [name for name in self.names if name not in self.layers]
+        with torch.no_grad():
+            torch._foreach_copy_([self._tensors[name] for name in rest], [weights[name] for name in rest])
+        return self
+
+    def compact(self, weights: Tree) -> Weights:
+        """Of what has the shape of the weights, the entries that are trained: kept places alone in sparse layers."""
+        return {
+            name: self.layers[name].pattern.gathered(value) if name in self.layers else value
+            for name, value in weights.items()
+        }
+
+    def snapshot(self) -> Weights:
+        """Dense copies of the weights as they are now."""
+        return {
+            name: self.layers[name].dense()
+            if name in self.layers
+            else self._tensors[name].detach().clone(memory_format=torch.contiguous_format)
+            for name in self.names
+        }
+
+
+def sparse_net(
+    model: Model, masks: Tree, sample: tuple[int, ...], batch: int, where: Where = "auto", keep: int = 4
+) -> SparseNet | None:
+    """This process's sparse network for a model under masks, loaded; None where no layer is better sparse.
+
+    Args:
+        model: exactly zero wherever a mask is false.
+        masks: by name, true where a weight is kept.
+        sample: shape of one input.
+        batch: samples of a step.
+        where: ``auto`` for the layers that are faster by this machine's `breakeven`, ``on`` for all that have a form.
+        keep: networks that are kept, so that a client costs a copy of its values and no construction.
+    """
+    names = tuple(chosen(model, masks, sample, batch, where))
+    if not names:
+        return None
+    key = (_form(model), names)
+    if key not in _nets:
+        _nets[key] = SparseNet(model, masks, names)
+        while len(_nets) > keep:
+            _nets.popitem(last=False)
+    _nets.move_to_end(key)
+    return _nets[key].load(model.weights, masks)
+
+
+def chosen(model: Model, masks: Tree, sample: tuple[int, ...], batch: int, where: Where = "auto") -> list[str]:
+    """Names of the weights whose layers shall compute sparsely; arguments are those of `sparse_net`."""
+    key = (_form(model), sample)
+    if key not in _inputs:
+        _inputs[key] = inputs(Skeleton(model.arch, model.weights).module, sample)
+        while len(_inputs) > 32:
+            _inputs.popitem(last=False)
+    names: list[str] = []
+    for name, (layer, image) in _inputs[key].items():
+        if name not in masks or not has_sparse_form(layer):
+            continue
+        density = int(masks[name].count_nonzero()) / masks[name].numel()
+        if where == "on" or density < breakeven(layer, image, batch):
+            names.append(name)
+    return names
+
+
+def inputs(module: nn.Module, sample: tuple[int, ...]) -> dict[str, Place]:
+    """By name of the weight: each linear and convolution layer that a sample goes through once, and its input's shape.
+
+    Layers on the meta device stand for those of the network, so that shapes are all that is kept.
+    """
+    seen: dict[str, list[tuple[int, ...]]] = {}
+    layers = {path: m for path, m in module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    hooks = [layer.register_forward_pre_hook(_noting(seen.setdefault(path, []))) for path, layer in layers.items()]
+    training = module.training
+    try:
+        with torch.no_grad():
+            module.eval()(torch.zeros(1, *sample))
+    finally:
+        module.train(training)
+        for hook in hooks:
+            hook.remove()
+    return {
+        f"{path}.weight" if path else "weight": (layers[path].to("meta"), shapes[0])
+        for path, shapes in seen.items()
+        if len(shapes) == 1
+    }
+
+
+_nets: OrderedDict[object, SparseNet] = OrderedDict()
+_inputs: OrderedDict[object, dict[str, Place]] = OrderedDict()
+
+
+def _turn(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (last(given[0]), *given[1:])
+
+
+def _noting(shapes: list[tuple[int, ...]]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def note(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        shapes.append(tuple(given[0].shape[1:]))
+
+    return note
+
+
+def _form(model: Model) -> object:
+    shapes = tuple((name, tuple(value.shape)) for name, value in model.weights.items())
+    return model.arch.name, repr(sorted(model.arch.options.items())), shapes
+
+
+def _sparse(layer: nn.Module, mask: Tensor) -> Masked:
+    if isinstance(layer, nn.Linear):
+        return SparseLinear.of(layer, mask)
+    if isinstance(layer, nn.Conv2d):
+        return SparseConv2d.of(layer, mask)
+    raise ConfigError(f"{layer} has no sparse form: expected a linear layer or a convolution")
+
+
+def _replaced(module: nn.Module, path: str, new: nn.Module) -> nn.Module:
+    if not path:
+        return new
+    parent, _, name = path.rpartition(".")
+    setattr(module.get_submodule(parent), name, new)
+    return module
