@@ -7,6 +7,7 @@ the latency model (section 2 of the specification), not of any radio; a line tha
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -44,6 +45,8 @@ def last(result: Result, column: str) -> float:
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
     """Mean and standard deviation."""
+    if missed := sum(not math.isfinite(value) for value in values):
+        return f"{missed} of {len(values)} seeds do not reach it"
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
 
