@@ -133,6 +133,7 @@ def _device(args: argparse.Namespace, rest: list[str], name: str, folder: Path) 
     from dataclasses import asdict
 
     from fedbonsai.fleets.flower.device import DeviceConfig
+    from fedbonsai.fleets.flower.samples import KINDS
     from fedbonsai.runs import recipes
 
     trial: dict[str, Any] = {}
@@ -147,6 +148,8 @@ def _device(args: argparse.Namespace, rest: list[str], name: str, folder: Path) 
         seed = config.seed if config.data.seed is None else config.data.seed
     elif rest or args.recipe:
         raise ConfigError(f"{' '.join([args.recipe, *rest]).strip()}: only for trials with --part")
+    if args.data and not Path(args.data).exists() and not re.fullmatch(r"[\w.]+:\w+", args.data):
+        raise ConfigError(f"--data {args.data} does not exist; expected {KINDS}")
     data = str(Path(args.data).resolve()) if args.data and Path(args.data).exists() else args.data
     imports = tuple(part for part in args.imports.split(",") if part)
     return DeviceConfig(name, str(folder), data, args.valid, args.part, trial, seed, args.device, args.threads, imports)

@@ -211,7 +211,7 @@ def provenance() -> dict[str, Any]:
 def commit() -> str | None:
     """Commit of the library's checkout, with ``+`` if it has changes; nothing when it is not a checkout."""
     try:
-        here = Path(__file__).parent
+        here = Path(__file__).parent.parent
         head = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True
         )

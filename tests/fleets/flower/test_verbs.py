@@ -109,6 +109,8 @@ def test_wrong_inputs_are_said(capsys):
     ca = "federation/ca.crt"
     assert "cannot be read" in fails(capsys, "join", "localhost:1", "--key", "federation/server.key", "--ca", ca, *held)
     assert "no certificate" in fails(capsys, "join", "localhost:1", "--key", "pi.key", "--ca", "pi.pub", *held)
+    words = ["--key", "pi.key", "--ca", ca, "--folder", "device", "--data", "pictures"]
+    assert "--data pictures does not exist; expected a folder" in fails(capsys, "join", "localhost:1", *words)
     assert "1 to 65535" in fails(capsys, "join", "localhost:99999", "--key", "pi.key", "--ca", ca, *held)
 
 
