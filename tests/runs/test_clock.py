@@ -87,7 +87,7 @@ def test_shares_are_counted_exactly_and_drawn_by_seed():
     assert found == shared_out("a 0.5, b 0.3, c 0.2", ids, 0)
     assert any(found[id] != shared_out("a 0.5, b 0.3, c 0.2", ids, 1)[id] for id in ids)
     assert shared_out("a", ids, 0) == dict.fromkeys(ids, "a")
-    for wrong in ("a 0.5, b 0.6", "a b", "a, b", "a 1.5, b -0.5"):
+    for wrong in ("a 0.5, b 0.6", "a, b", "a 1.5, b -0.5"):
         with pytest.raises(ConfigError, match="shares"):
             shared_out(wrong, ids, 0)
 
