@@ -7,7 +7,7 @@ PIP_FLAGS ?=
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-flower check fuzz bench docs clean
+.PHONY: help setup demo test test-all test-flower check fuzz bench docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,7 +24,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## train on digits and show accuracy, bytes and a plot
 	$(BIN)/python demo.py
 
-test: $(READY)  ## all tests
+test: $(READY)  ## the tests, in less than ten minutes
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not exhaustive"
+
+test-all: $(READY)  ## the tests and every case of what a few cases stand for
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-flower: $(READY)  ## real Flower daemons on this machine, with TLS and authentication (minutes)

@@ -16,6 +16,11 @@ from tests.fleets.flower.nodes import fleet_of, grid_of, workers
 
 SUITE = [pytest.param(case, marks=[pytest.mark.slow] if number else []) for number, case in enumerate(CASES)]
 each = pytest.mark.parametrize("case", SUITE, ids=str)
+SYSTEMS = {"fedavg", "fl-pqsu", "prunefl", "fedtiny", "wireless-pruning", "sparse-collaborative"}
+CRASH = [
+    pytest.param(case, marks=[pytest.mark.slow, *([] if case.recipe in SYSTEMS else [pytest.mark.exhaustive])])
+    for case in CASES
+]
 FORM = Form((1, 8, 8), tuple("0123456789"), (0.3,), (0.4,))
 
 
@@ -24,7 +29,7 @@ def test_same_state_over_flower(case, tmp_path):
     assert states(case, fleet_of(people(case), tmp_path, FORM)) == states(case)
 
 
-@each
+@pytest.mark.parametrize("case", CRASH, ids=str)
 def test_a_server_that_is_killed_goes_on_with_the_memories_on_the_devices(case, tmp_path):
     held = people(case)
     hands = workers(held, tmp_path / "devices")
