@@ -243,14 +243,19 @@ def test_a_job_that_fails_says_why(job):
         drive(grid, {})
 
 
-def test_a_process_that_was_left_behind_is_ended_and_no_other(tmp_path):
+def test_a_process_that_was_left_behind_is_ended_and_no_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")  # a narrow terminal hides nothing
     left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "flower-superlink"])
-    remember(tmp_path / "pid", left.pid)
-    forget(tmp_path / "pid", "flwr-serverapp")  # the number was given to another program
-    assert left.poll() is None
-    remember(tmp_path / "pid", left.pid)
-    forget(tmp_path / "pid", "flower-superlink")
-    assert left.wait(10) == -9
+    try:
+        remember(tmp_path / "pid", left.pid)
+        forget(tmp_path / "pid", "flwr-serverapp")  # the number was given to another program
+        assert left.poll() is None
+        remember(tmp_path / "pid", left.pid)
+        forget(tmp_path / "pid", "flower-superlink")
+        assert left.wait(10) == -9
+    finally:
+        left.kill()
+        left.wait()
     assert not (tmp_path / "pid").exists()
     forget(tmp_path / "pid", "flower-superlink")
     assert 0 < free_port() < 65536

@@ -100,7 +100,8 @@ def forget(file: Path, name: str) -> None:
     """End what `remember` wrote down, if it still is a process of that name: numbers are given anew."""
     try:
         pid = int(file.read_text())
-        told = subprocess.run(["ps", "-p", str(pid), "-o", "command="], capture_output=True, text=True).stdout
+        # -ww: without it ps cuts a command at $COLUMNS, and a name at its end would not be found
+        told = subprocess.run(["ps", "-ww", "-p", str(pid), "-o", "command="], capture_output=True, text=True).stdout
     except (OSError, ValueError):
         return
     if name in told:
