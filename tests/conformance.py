@@ -28,7 +28,7 @@ from fedbonsai.runs.setup import Scene, clients, federation, initial_model, scen
 from fedbonsai.wire import decode, encode, name_of
 from tests.cases import CASES, ROUNDS, Case
 
-# `make check` runs the first row only; `make test` runs them all
+# `make check` runs the first row only, and of it what is quick; `make test` runs all
 SUITE = [pytest.param(case, marks=[pytest.mark.slow] if number else []) for number, case in enumerate(CASES)]
 each = pytest.mark.parametrize("case", SUITE, ids=str)
 
@@ -93,6 +93,7 @@ def test_same_state_without_the_wire(case, reference):
     assert states(case, LocalFleet(people(case), wire=False)) == reference(case)
 
 
+@pytest.mark.slow
 @each
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_same_state_in_worker_processes(case, reference, pools, workers):
@@ -110,11 +111,13 @@ class Backwards(Wrapper):
         return Answers([got.get(device) or answers.silent[device] for device in send], at_least)
 
 
+@pytest.mark.slow
 @each
 def test_same_state_when_clients_work_in_another_order(case, reference):
     assert states(case, Backwards(LocalFleet(people(case)))) == reference(case)
 
 
+@pytest.mark.slow
 @each
 def test_the_seed_decides(case, reference):
     assert states(case) == reference(case)
@@ -145,6 +148,7 @@ class Mortal(Wrapper):
         return Answers(until(), at_least)
 
 
+@pytest.mark.slow
 @each
 @pytest.mark.parametrize("t", range(-1, ROUNDS))
 def test_a_run_that_is_killed_in_any_round_ends_in_the_same_state(case, reference, tmp_path, t):
@@ -196,6 +200,7 @@ def test_when_all_are_silent_nothing_is_averaged(case):
         states(case, Silent(LocalFleet(held), {person.id for person in held}))
 
 
+@pytest.mark.slow
 @each
 def test_a_flaky_fleet_is_survived_and_still_decided_by_the_seed(case):
     config = case.config(retries=3)

@@ -186,6 +186,7 @@ def test_links_lead_somewhere(document):
     assert not broken
 
 
+@pytest.mark.slow
 def test_the_tables_are_those_of_the_results():
     from experiments.table import PAGE, held, page, section
 

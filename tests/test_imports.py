@@ -89,12 +89,14 @@ def test_imports_point_one_way(name):
     assert not wrong
 
 
+@pytest.mark.slow
 def test_only_the_command_line_imports_the_command_line():
     for file in modules():
         if package(file) != "cli":
             assert "cli" not in {of_library(name) for name in imported(file) if name.startswith("fedbonsai.")}, file
 
 
+@pytest.mark.slow
 def test_only_its_own_fleet_knows_flower():
     known = [file for file in modules() if any(name.split(".")[0] == "flwr" for name in imported(file))]
     assert all(file.relative_to(SRC).parts[:2] in (("fleets", "flower"), ("fleets", "flower.py")) for file in known)

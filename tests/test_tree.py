@@ -28,6 +28,7 @@ def test_mean_of_one_is_that_one_bit_for_bit_at_weight_one():
     assert torch.equal(mean.result()["w"], value)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(FLOATS, st.integers(1, 1000)), min_size=1, max_size=20))
 def test_mean_is_the_weighted_mean(pairs):
     mean = Mean()

@@ -28,6 +28,7 @@ def test_importing_the_library_does_not_import_torch():
     subprocess.run([sys.executable, "-c", "import sys, fedbonsai; assert 'torch' not in sys.modules"], check=True)
 
 
+@pytest.mark.slow
 def test_run_report_and_ls(capsys):
     assert main(["run", "fedavg", *QUICK]) == 0
     out = capsys.readouterr().out
@@ -40,12 +41,14 @@ def test_run_report_and_ls(capsys):
     assert "finished, 2 rounds" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_running_twice_is_refused(capsys):
     assert main(["run", "fedavg", *QUICK]) == 0
     assert main(["run", "fedavg", *QUICK]) == 2
     assert "holds a run already" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_plain_progress(capsys):
     assert main(["run", "fedavg", *QUICK[:-1]]) == 0
     out = capsys.readouterr().out
@@ -61,6 +64,7 @@ def test_ls(what, capsys):
     ] in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_show_cp_validate(capsys):
     assert main(["show", "fedavg", "--rounds", "7"]) == 0
     assert "rounds = 7" in capsys.readouterr().out
@@ -108,6 +112,7 @@ def test_help_of_a_recipe_lists_its_settings(capsys):
     assert "--data.partition" in out
 
 
+@pytest.mark.slow
 def test_doctor(capsys):
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
@@ -120,6 +125,7 @@ def test_version(capsys):
     assert capsys.readouterr().out.strip() == "0.1.0"
 
 
+@pytest.mark.slow
 def test_nobody_answers_is_exit_code_3(capsys, monkeypatch):
     from fedbonsai.errors import Unanswered
     from fedbonsai.methods.averaging import Averaging

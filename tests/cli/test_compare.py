@@ -28,6 +28,7 @@ def test_help(capsys):
     assert "--first-seed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_plan_runs_nothing(capsys):
     words = ["compare", "fedavg", "fl-pqsu:published", "--seeds", "2", "--first-seed", "3", "--plan"]
     assert main([*words, "--rounds", "2", "--name", "two words"]) == 0

@@ -21,6 +21,7 @@ def test_ls(what, name, capsys):
     assert name in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_devices_and_link_are_short_for_the_clocks_settings(capsys):
     words = ["run", "fedavg", *QUICK, "--devices", "raspberry-pi-4", "--link", "lte"]
     assert main(words) == 0
@@ -37,11 +38,13 @@ def test_devices_and_link_are_short_for_the_clocks_settings(capsys):
     assert main(["run", "--resume", "runs/fedavg-digits-0", "--devices", "jetson-nano"]) == 2
 
 
+@pytest.mark.slow
 def test_progress_has_time_and_energy(capsys):
     assert main(["run", "fedavg", *QUICK[:-1], "--devices", "phone-mid"]) == 0
     assert "simulated 0." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_unknown_devices_and_links_are_named(capsys):
     assert main(["run", "fedavg", *QUICK, "--devices", "raspberry-pi-44"]) == 2
     assert "did you mean 'raspberry-pi-4'" in capsys.readouterr().err

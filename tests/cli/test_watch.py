@@ -83,6 +83,7 @@ def test_before_the_first_round_and_after_a_failure(capsys):
     assert "failed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_names_are_not_markup(capsys):
     folder = begun("try [bold] <b>&amp;|")
     capsys.readouterr()

@@ -73,6 +73,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spec", "text"), REFUSED)
 def test_refused_with_the_reason(spec, text):
     with pytest.raises(ConfigError) as error:

@@ -85,6 +85,7 @@ def only_bad_message(message, like, note=None):
         assert torch.isfinite(value.float()).all() or value.dtype == torch.float64, note
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(st.binary(max_size=200), st.sampled_from([0, SEEDED]))
 def test_random_records(body, flags):

@@ -24,6 +24,7 @@ def stable(x, k):
     return np.sort(np.argsort(-np.abs(x), kind="stable")[:k])
 
 
+@pytest.mark.slow
 @given(vectors, st.data())
 def test_selection_is_that_of_a_stable_sort(x, data):
     k = data.draw(st.integers(1, len(x)))
@@ -65,6 +66,7 @@ def test_bit_fields(width, count, random_):
     assert int.from_bytes(packed.tobytes(), "little") == expected
 
 
+@pytest.mark.slow
 @given(st.integers(2, 3000), st.data())
 def test_positions_round_trip(n, data):
     indices = np.array(sorted(data.draw(st.sets(st.integers(0, n - 1), min_size=1, max_size=min(n - 1, 300)))))
@@ -92,6 +94,7 @@ chains = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @given(vectors, chains, st.integers(0, 2**63 - 1))
 def test_never_larger_than_dense_and_error_feedback_loses_nothing(x, spec, seed):
     tensor = {"w": torch.from_numpy(x)}
@@ -101,6 +104,7 @@ def test_never_larger_than_dense_and_error_feedback_loses_nothing(x, spec, seed)
     assert torch.equal(memory["residual"]["w"], tensor["w"] - decoded)
 
 
+@pytest.mark.slow
 @given(vectors, st.floats(0.01, 1), st.sampled_from([None, 1, 4, 8]))
 def test_contraction(x, fraction, bits):
     tensor = {"w": torch.from_numpy(x)}
@@ -145,6 +149,7 @@ def test_drive_has_its_published_error(unbiased, expected):
     assert 32 * 100_000 / (8 * len(packed.payload)) > 31.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [

@@ -76,6 +76,7 @@ def test_sparse_quantized_values_are_those_of_the_specification(n, codec, stage,
             assert torch.equal(sent.values, again.values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("codec", ["bitmap", "rice", "gaps", "range"])
 def test_values_in_their_own_type_are_exact(n, codec):

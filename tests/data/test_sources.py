@@ -183,6 +183,7 @@ def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
         digits()
 
 
+@pytest.mark.slow
 def test_cache_is_used_rebuilt_when_damaged_and_keyed_by_files(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

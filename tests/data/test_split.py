@@ -41,6 +41,7 @@ def everyone(split: Split) -> list[int]:
     return [*chain(*split.train, *split.valid), *split.server]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", EACH, ids=lambda given: given["partition"])
 def test_each_partition(given: dict[str, Any], written: Images) -> None:
     config = DataConfig(**{"clients": 10, "server": 100, **given})
@@ -83,6 +84,7 @@ def test_dirichlet_alpha_is_felt() -> None:
     assert classes(0.1) < classes(0.5) < classes(100.0) == 10
 
 
+@pytest.mark.slow
 def test_own_seed_wins_over_the_runs() -> None:
     assert draw(DIGITS, DataConfig(seed=3), 0) == draw(DIGITS, DataConfig(seed=3), 1) == draw(DIGITS, DataConfig(), 3)
 
@@ -105,6 +107,7 @@ def test_validation_part(valid: float, sizes: set[int]) -> None:
     assert {len(part) for part in split.train} == {140 - size for size in sizes}
 
 
+@pytest.mark.slow
 def test_a_client_of_one_sample_trains_on_it() -> None:
     split = draw(DIGITS, DataConfig(partition="iid", clients=1400, minimum=1), 0)
     assert {len(part) for part in split.train} == {1}

@@ -55,6 +55,7 @@ def test_a_device_is_heard_alike_whoever_else_there_is():
     assert (cell.snr_bandwidth(5, IDS[7:2:-1], 2) == whole[7:2:-1]).all()
 
 
+@pytest.mark.slow
 def test_what_the_server_predicts():
     cell, ids = Cell(), IDS
     true = cell.snr_bandwidth(0, ids, 6)

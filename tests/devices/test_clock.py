@@ -54,6 +54,7 @@ def test_multiply_accumulates_of_a_step_by_hand():
     assert masked.done == macs([episode(backward=4)]).done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "sample"),
     [

@@ -35,6 +35,7 @@ def talk(fleet, rounds=3):
     return seen
 
 
+@pytest.mark.slow
 def test_local_with_wire_without_it_and_pools_are_byte_equal(pools):
     reference = talk(LocalFleet(clients()))
     assert len(reference) == 30
@@ -125,6 +126,7 @@ def test_a_task_that_writes_into_its_request_is_caught(wire):
         list(fleet.ask(tasks.write, {fleet.devices[0]: Question(torch.zeros(3))}))
 
 
+@pytest.mark.slow
 def test_a_bug_in_a_task_raises_with_its_own_text(pools):
     fleet = LocalFleet(clients())
     with scope(fleet, ROUND), pytest.raises(ZeroDivisionError):
@@ -136,6 +138,7 @@ def test_a_bug_in_a_task_raises_with_its_own_text(pools):
         assert len(talk(pool)) == 30  # it goes on
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_and_its_task_tried_once_more(pools, tmp_path):
     for number, pool in enumerate(pools):
         pool.restore({})
@@ -148,6 +151,7 @@ def test_a_worker_that_dies_is_replaced_and_its_task_tried_once_more(pools, tmp_
             assert "died twice" in answers.silent[Device("03")].reason
 
 
+@pytest.mark.slow
 def test_ledger_has_real_bytes_by_client_round_direction_and_class(pools):
     tables = []
     for fleet in (LocalFleet(clients()), pools[1]):
@@ -206,6 +210,7 @@ def test_a_recorded_run_can_be_replayed_without_its_clients(tmp_path):
         fleet.ask(tasks.forget, dict.fromkeys(fleet.devices, Question(torch.zeros(1))))
 
 
+@pytest.mark.slow
 def test_a_new_worker_understands_memories_of_methods_it_never_ran(pools, tmp_path):
     pool = pools[0]
     pool.restore({})

@@ -185,6 +185,7 @@ def test_answers_are_those_of_the_fleet_inside():
     assert all_of(plain) == all_of(spooled) == all_of(inner)
 
 
+@pytest.mark.slow
 def test_workers_report_the_same_work_and_no_byte_more():
     pool = PoolFleet(clients(), 2)
     try:

@@ -35,6 +35,7 @@ def test_it_starts_from_the_largest_weights_by_erdos_renyi_kernel():
         assert not state.model.weights[name][~mask].any()
 
 
+@pytest.mark.slow
 def test_counts_never_change_and_only_readjusting_rounds_move_masks():
     states, fleet = run(OFTEN, rounds=8)
     assert all(counts(state.held.masks) == counts(states[0].held.masks) for state in states)
@@ -45,6 +46,7 @@ def test_counts_never_change_and_only_readjusting_rounds_move_masks():
     assert again == [0, 0, 0, 3, 3, 3, 5, 5, 5]
 
 
+@pytest.mark.slow
 def test_no_coordinate_off_the_mask_is_nonzero_and_clients_keep_the_counts():
     states, fleet = run(OFTEN, rounds=8)
     for t, _, value in fleet.heard:
@@ -89,6 +91,7 @@ def test_without_readjustment_it_is_a_static_mask_bit_for_bit():
     assert same(ours[-1].model.weights, run(static, rounds=2)[0][-1].model.weights)
 
 
+@pytest.mark.slow
 def test_the_gradient_leaves_the_statistics_of_normalisation_alone(monkeypatch):
     plain = run(OFTEN, rounds=3)[1].heard[-1][2]
     real = local.gradient

@@ -95,6 +95,7 @@ def test_a_network_without_batch_norm_is_refused_with_the_reason(arch):
         run(FedTiny(), model=Model.init(arch, 0))
 
 
+@pytest.mark.slow
 def test_begin_is_two_exchanges_with_all_and_a_round_is_one():
     states, fleet = run(FedTiny(density=0.2, selection=Selection(pool=3), cohort=2), rounds=2)
     assert [(t, type(request).__name__) for t, _, request in fleet.sent] == [
@@ -110,6 +111,7 @@ def test_begin_is_two_exchanges_with_all_and_a_round_is_one():
     assert not silent.sent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [True, False])
 def test_the_density_is_never_exceeded_and_every_layer_keeps_its_count(strict):
     method = FedTiny(density=0.2, strict=strict, growth=OFTEN, selection=Selection(pool=4), sgd=STEPS)
@@ -126,6 +128,7 @@ def test_the_density_is_never_exceeded_and_every_layer_keeps_its_count(strict):
         assert method.metrics(state)["density"] == kept / prunable
 
 
+@pytest.mark.slow
 def test_pruned_weights_are_exactly_zero_in_every_upload_and_state(monkeypatch):
     uploads = []
     plain = local.train
@@ -143,6 +146,7 @@ def test_pruned_weights_are_exactly_zero_in_every_upload_and_state(monkeypatch):
     assert all(off_mask(state.model.weights, state.held.masks) == 0 for state in states)
 
 
+@pytest.mark.slow
 def test_only_the_layer_whose_turn_it_is_changes_and_none_after_the_stop():
     states, fleet = run(FedTiny(density=0.2, growth=OFTEN, sgd=STEPS), rounds=7)
     changed = [
@@ -160,6 +164,7 @@ def test_only_the_layer_whose_turn_it_is_changes_and_none_after_the_stop():
     ]
 
 
+@pytest.mark.slow
 def test_masks_are_sent_only_when_they_changed():
     growth = Growth(interval=2, stop=100, units="entire")
     _, fleet = run(FedTiny(density=0.2, growth=growth, sgd=STEPS), rounds=6)
@@ -169,6 +174,7 @@ def test_masks_are_sent_only_when_they_changed():
     assert [request.sent.masks is not None for t, _, request in fleet.sent if t >= 0] == [True] * 3 + [False] * 6
 
 
+@pytest.mark.slow
 def test_density_one_is_fedavg_bit_for_bit():
     fedavg, _ = run(Averaging(sgd=STEPS))
     plain, _ = run(FedTiny(density=1.0, selection=Selection(by="none"), growth=OFTEN, sgd=STEPS))
@@ -340,6 +346,7 @@ def test_the_last_round_counts_and_small_clients_train():
     assert math.isfinite(states[-1].loss)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes():
     method = FedTiny(density=0.2, growth=OFTEN, selection=Selection(pool=3), sgd=STEPS)
     first, again = ([bytes(encode(state)) for state in run(method)[0]] for _ in range(2))

@@ -70,6 +70,7 @@ def full():
 # --- 1 to 5: pruning ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "counts", "parameters", "macs"),
     [
@@ -108,6 +109,7 @@ def test_4_units_that_are_silent_can_be_removed(full, name, counts):
     assert float(gap.abs().max()) < 1e-7  # outputs are about 1e-2 at first; the specification measured 3.7e-9
 
 
+@pytest.mark.slow
 def test_5_the_choice_is_the_largest_sums_of_magnitudes_in_ascending_order(full):
     model, groups, kept, small = full("alexnet", ALEX_70)
     for group, index, width in zip(groups, kept, ALEX_70, strict=True):
@@ -121,6 +123,7 @@ def test_5_the_choice_is_the_largest_sums_of_magnitudes_in_ascending_order(full)
 # --- 6 and 7: the quantizers of the authors, and ours ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_6_quantizer_vectors():
     found = quantize(torch.tensor([-1, -0.5, 0, 0.5, 1]), as_coded=True)
     assert (found.scale, found.zero, found.codes.tolist()) == (2 / 255, 127, [0, 63, 127, 191, 254])
@@ -152,6 +155,7 @@ def test_7_bounds_zero_and_idempotence(seed, as_coded, shift):
         torch.testing.assert_close(quantize(back).values(), back, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**6), st.floats(-3, 3))
 def test_7_the_codec_errs_by_at_most_half_a_step_and_a_second_time_by_nothing(seed, shift):
     tree = {"w": torch.randn(8, 8, generator=torch.Generator().manual_seed(seed)) + shift}
@@ -325,6 +329,7 @@ def test_10_the_cache_is_packed():
         torch.testing.assert_close(state.model.weights[name], value)
 
 
+@pytest.mark.slow
 def test_11_messages_are_as_long_as_the_rule_says(full):
     small = full("alexnet", ALEX_30)[3]
     counts = entries(small)
@@ -630,6 +635,7 @@ def survived(method, fleet, rounds):
         yield state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GATES)
 def test_every_gate_gives_the_same_state_without_the_wire_and_with_a_flaky_fleet_again(name):
     method = FlPqsu(GRADUAL, **BARE | GATES[name])

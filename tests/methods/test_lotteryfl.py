@@ -33,6 +33,7 @@ def test_a_fifth_of_each_layer_goes_by_magnitude():
     assert kept(once) == [1, 1]  # no layer is emptied
 
 
+@pytest.mark.slow
 def test_the_rule_with_worked_numbers():
     # 0.8^10 = 0.107 is above a target of 0.1, so an eleventh pruning comes and leaves 0.086; then it stops
     states, _ = run(ALWAYS, rounds=16, people=PEOPLE[:1])
@@ -79,6 +80,7 @@ def seed_in(fleet, t, id):
     return seed_of(0, id, t, 0)
 
 
+@pytest.mark.slow
 def test_no_pruned_coordinate_of_any_upload_is_nonzero_and_others_keep_theirs():
     states, fleet = run(ALWAYS, rounds=5)
     for t in range(5):

@@ -135,6 +135,7 @@ def test_no_upload_holds_a_pruned_weight_and_the_model_is_the_mean_of_the_decode
         assert same(mean.result(), states[t + 1].model.weights)
 
 
+@pytest.mark.slow
 def test_masks_that_move_keep_their_count_and_the_model_its_zeros():
     states, fleet = run(TINY, rounds=4)
     assert any(state.traded for state in states[1:])
@@ -151,6 +152,7 @@ def test_masks_that_move_keep_their_count_and_the_model_its_zeros():
     assert max(up(fleet)) < 0.3 * min(up(exact))  # 4 of 32 bits, and statistics and headers
 
 
+@pytest.mark.slow
 def test_exact_changes_are_fedtiny_itself_but_for_rounding():
     plain = run(replace(TINY, uplink=parse([])), rounds=2)[0][-1]
     gate = gates.Chance(share=1.0)  # always open, yet a gate: changes go up
@@ -159,6 +161,7 @@ def test_exact_changes_are_fedtiny_itself_but_for_rounding():
         assert torch.allclose(value, other.model.weights[name], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_device_that_skips_costs_a_mark_and_computes_no_gradients():
     states, fleet = run(replace(TINY, gate=gates.Chance(share=0.0)), rounds=3)
     uploads = [(t, id) for t, id, value in fleet.heard if t >= 0 and not isinstance(value, Skip)]
@@ -175,6 +178,7 @@ def test_a_device_that_skips_costs_a_mark_and_computes_no_gradients():
     assert later == [None] * len(PEOPLE)  # who skipped holds the masks all the same
 
 
+@pytest.mark.slow
 def test_a_skip_counts_for_nothing_in_the_mean():
 
     gate = gates.Chance(share=0.5)
@@ -200,6 +204,7 @@ def test_a_mark_that_nobody_asked_for_is_dropped():
     assert states[1].dropped == 1
 
 
+@pytest.mark.slow
 def test_a_damaged_upload_is_dropped_with_what_its_device_owes():
     def damage(answer, t):
         if t != 0 or answer.device.id != "a":
@@ -219,6 +224,7 @@ RADIO = WirelessPruning(
 )
 
 
+@pytest.mark.slow
 def test_a_device_sends_what_it_keeps_and_owes_the_rest():
     _, fleet, memories = follow(RADIO, rounds=4)
     checked = 0
@@ -242,6 +248,7 @@ def test_a_device_sends_what_it_keeps_and_owes_the_rest():
     assert checked >= 6
 
 
+@pytest.mark.slow
 def test_the_server_averages_shared_weights_plus_decoded_changes():
     states, fleet = run(RADIO, rounds=2)
     for t in range(2):
@@ -267,6 +274,7 @@ def test_bits_are_those_of_the_plan():
     assert bits <= really <= bits + len(uploads) * (24 * statistics + 8 * 24 * len(MODEL.weights))
 
 
+@pytest.mark.slow
 def test_without_pruning_and_a_great_many_levels_feedback_changes_little():
     plain = run(replace(RADIO, bits=32, feedback=False, allocation=Fixed(0.0)), rounds=2)[0][-1]
     coded = run(replace(RADIO, allocation=Fixed(0.0)), rounds=2)[0][-1]
@@ -287,6 +295,7 @@ OWN = PruneFL(
 )
 
 
+@pytest.mark.slow
 def test_no_head_is_in_any_message_or_mask():
     states, fleet, memories = follow(OWN, rounds=4, model=GROUP)
     heads = [split(GROUP.weights, HEAD)[1]]
@@ -308,6 +317,7 @@ def test_no_head_is_in_any_message_or_mask():
     assert any(not mask.all() for mask in states[-1].held.masks.values())
 
 
+@pytest.mark.slow
 def test_heads_differ_and_are_trained_in_every_round():
     _, _, memories = follow(OWN, rounds=2, model=GROUP)
     last = [memories[-1][person.id][PERSONAL]["classifier.weight"] for person in PEOPLE]
@@ -316,6 +326,7 @@ def test_heads_differ_and_are_trained_in_every_round():
     assert all(not torch.equal(now, then) for now, then in zip(last, before, strict=True))
 
 
+@pytest.mark.slow
 def test_the_verdict_is_of_each_devices_own_head():
     states, _, memories = follow(OWN, rounds=1, model=GROUP)
     found = [
@@ -326,6 +337,7 @@ def test_the_verdict_is_of_each_devices_own_head():
     assert math.isclose(OWN.metrics(states[1])["personal_accuracy"], mean / sum(len(p.valid) for p in PEOPLE))
 
 
+@pytest.mark.slow
 def test_without_a_personal_part_the_one_model_is_judged_on_each_device():
     method = replace(OWN, personal=())
     states, _ = run(method, rounds=2, model=GROUP)
@@ -335,12 +347,14 @@ def test_without_a_personal_part_the_one_model_is_judged_on_each_device():
     assert same(states[2].model.weights, run(replace(method, judge=0), rounds=2, model=GROUP)[0][2].model.weights)
 
 
+@pytest.mark.slow
 def test_a_device_that_forgot_begins_with_a_head_of_the_seed():
     states, fleet = run(OWN, rounds=3, model=GROUP, forget=1)
     assert [len([1 for t, _, value in fleet.heard if t == at]) for at in (0, 1, 2)][1] == 0
     assert not same(states[3].model.weights, states[2].model.weights)
 
 
+@pytest.mark.slow
 def test_scout_sends_the_shared_part_alone():
     _, fleet = run(OWN, rounds=0, model=GROUP)
     scouted = [value for _, _, value in fleet.heard if isinstance(value, Scouted)]

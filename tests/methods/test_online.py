@@ -34,6 +34,7 @@ def test_before_it_moves_it_is_fedavg_bit_for_bit():
     assert all(len(value.y) == 0 for _, _, value in fleet.heard)
 
 
+@pytest.mark.slow
 def test_the_mask_has_k_weights_at_the_same_rate_in_each_layer():
     states, fleet = run(SOON, rounds=8)
     assert len({state.search.k for state in states}) > 1
@@ -50,6 +51,7 @@ def test_the_mask_has_k_weights_at_the_same_rate_in_each_layer():
         assert not any(bool(shown[name][~mask].any()) for name, mask in states[t + 1].held.masks.items())
 
 
+@pytest.mark.slow
 def test_pruned_weights_keep_their_value_on_the_server_and_may_come_back():
     states, _ = run(SOON, rounds=8)
     for before, after in pairwise(states):
@@ -73,6 +75,7 @@ def test_k_moves_by_the_losses_of_the_samples_that_came():
         assert after.search == want
 
 
+@pytest.mark.slow
 def test_modelled_seconds_are_of_the_mask():
     states, _ = run(SOON, rounds=5)
     for state in states:
@@ -82,6 +85,7 @@ def test_modelled_seconds_are_of_the_mask():
         assert SOON.metrics(state)["kept"] == state.search.k
 
 
+@pytest.mark.slow
 def test_answers_with_samples_that_cannot_be_are_dropped():
     def spoil(answer, t):
         value = answer.value
@@ -102,6 +106,7 @@ def test_answers_with_samples_that_cannot_be_are_dropped():
         )
 
 
+@pytest.mark.slow
 def test_devices_that_lost_the_mask_get_it_again():
     states, fleet = run(SOON, rounds=4, forget=2)
     assert same(states[3].model.weights, states[2].model.weights)

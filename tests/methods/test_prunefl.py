@@ -123,6 +123,7 @@ def test_pruned_coordinates_are_zero_in_the_upload_and_have_gradients():  # 8.7
         assert bool((z[name][~masks[name]] > 0).any())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["round", "interval"])
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 def test_no_upload_of_any_round_has_a_pruned_coordinate(how, momentum):
@@ -142,6 +143,7 @@ def test_no_upload_of_any_round_has_a_pruned_coordinate(how, momentum):
         assert all(not bool(state.model.weights[n][~m].any()) for n, m in state.held.masks.items())
 
 
+@pytest.mark.slow
 def test_the_server_derives_what_plain_clients_need_not_send():
     derived, whole = (Watching(LocalFleet(PEOPLE)) for _ in range(2))
     plain = method(interval=1)
@@ -223,6 +225,7 @@ def test_regrown_weights_have_their_old_value_or_zero(stale):  # 8.7, 8.8
         assert torch.equal(state.model.weights[name][grown[name]], want[grown[name]])
 
 
+@pytest.mark.slow
 def test_reconfigurations_come_every_interval():  # 8.9
     fleet = Watching(LocalFleet(PEOPLE))
     states = run(method(interval=3), fleet, 8)
@@ -232,6 +235,7 @@ def test_reconfigurations_come_every_interval():  # 8.9
     assert [t for t in range(200) if t > 0 and t % PruneFL().interval == 0] == [50, 100, 150]
 
 
+@pytest.mark.slow
 def test_the_learning_rate_halves():  # 8.9
     fleet = Watching(LocalFleet(PEOPLE))
     run(method(lr_half_life=2, lr_every=1), fleet, 5)
@@ -240,6 +244,7 @@ def test_the_learning_rate_halves():  # 8.9
     )
 
 
+@pytest.mark.slow
 def test_the_share_that_may_go_halves(monkeypatch):  # 8.9
     seen, whole = [], prunefl.reconfigured
 
@@ -258,6 +263,7 @@ def test_the_share_that_may_go_halves(monkeypatch):  # 8.9
 # --- held masks -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_mask_travels_only_to_whom_it_is_new():
     fleet = Watching(LocalFleet(PEOPLE), silent={(1, "b"), (4, "c")})
     run(method(interval=2), fleet, 7)
@@ -314,6 +320,7 @@ class Forgetting(LocalFleet):
         super().open(scope)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("importance", ["round", "interval"])
 def test_when_all_forget_their_masks_they_get_them_again(importance):
     fleet = Watching(Forgetting(PEOPLE, 2, "abcd"))
@@ -325,6 +332,7 @@ def test_when_all_forget_their_masks_they_get_them_again(importance):
     assert [state.since for state in states[1:]] == [0, 0, 0, 3, 4]  # made up for, then in step again
 
 
+@pytest.mark.slow
 def test_when_some_forget_in_a_reconfiguration_the_others_decide():
     fleet = Watching(Forgetting(PEOPLE, 2, "bd"))
     states = run(method(interval=2, importance="interval"), fleet, 4)
@@ -341,6 +349,7 @@ def test_all_silent_is_an_error_and_leaves_the_state():
         run(method(), fleet, 1)
 
 
+@pytest.mark.slow
 def test_a_round_that_is_tried_again_counts_importances_once():
     def after(failed):
         how, fleet = method(interval=3, importance="interval"), LocalFleet(PEOPLE)
@@ -360,6 +369,7 @@ def test_a_round_that_is_tried_again_counts_importances_once():
     assert all(torch.equal(one.model.weights[n], w) for n, w in other.model.weights.items())
 
 
+@pytest.mark.slow
 def test_importances_begin_anew_after_a_reconfiguration():
     how, fleet = method(interval=2, importance="interval"), Watching(LocalFleet(PEOPLE))
     run(how, fleet, 5)
@@ -390,6 +400,7 @@ class Claiming(Wrapper):
         return type(answers)(each(), at_least)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("derive", [True, False])
 @pytest.mark.parametrize("claim", [0, -3, 1 << 50])
 def test_importances_of_a_dropped_update_do_not_count(monkeypatch, claim, derive):
@@ -402,6 +413,7 @@ def test_importances_of_a_dropped_update_do_not_count(monkeypatch, claim, derive
     assert all(torch.equal(lying[2].model.weights[n], w) for n, w in silent[2].model.weights.items())
 
 
+@pytest.mark.slow
 def test_a_device_that_comes_back_after_many_masks_gets_the_newest():
     away = {(t, "d") for t in range(6)}
     fleet = Watching(LocalFleet(PEOPLE), silent=away)
@@ -428,6 +440,7 @@ def test_a_part_of_the_devices_at_a_time():
     assert [state.since for state in states[1:]] == [0, 0, 2, 2, 4, 4, 6, 6, 8]
 
 
+@pytest.mark.slow
 def test_statistics_of_normalisation_are_averaged_and_nothing_but_matrices_is_pruned():
     arch = Arch("resnet-tiny", {"channels": 1, "size": 8, "classes": 3})
     start = Model.init(arch, 0)

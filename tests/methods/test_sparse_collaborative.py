@@ -96,10 +96,12 @@ def test_c9_flat_without_compression_is_fedavg(fedavg):
     close(play(far).model.weights, fedavg)
 
 
+@pytest.mark.slow
 def test_c10_splitfed_version_1_without_compression_is_fedavg(fedavg):
     close(play(SparseCollaborative(Split(1, NONE, NONE), STEP, **DENSE)).model.weights, fedavg)
 
 
+@pytest.mark.slow
 def test_version_2_is_another_method(fedavg):
     other = play(SparseCollaborative(Split(2, NONE, NONE), STEP, **DENSE)).model.weights
     assert float((other["stem.fc1.weight"] - fedavg["stem.fc1.weight"]).abs().max()) > 1e-4
@@ -172,6 +174,7 @@ def test_c12_the_distributed_step_is_monolithic_autograd():
     close(distributed, module.state_dict())
 
 
+@pytest.mark.slow
 def test_c12_the_co_training_weight_warms_up_and_every_front_learns():
     seen = []
 
@@ -233,6 +236,7 @@ def test_c12b_nothing_of_the_servers_part_reaches_a_device():
     assert all(len(question) < 600 for question in first[1])  # the question for activations carries no tensor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topology", [Flat(), Split(), Split(2), LocalLoss(), Clusters(2)])
 def test_c17_two_runs_give_identical_messages_and_weights(topology):
     def digest():
@@ -294,6 +298,7 @@ class Fails(Wrapper):
         return self.inner.ask(task, send, at_least)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topology", [Flat(), Split(), LocalLoss(), Clusters(2)])
 def test_c19_a_client_that_fails_in_mid_round_keeps_its_residual_and_the_others_go_on(topology):
     method = SparseCollaborative(
@@ -347,6 +352,7 @@ def test_devices_must_make_whole_clusters():
         play(SparseCollaborative(Clusters(3), STEP), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topology", [Flat(), Split(), LocalLoss(), Clusters(2)])
 @pytest.mark.parametrize("chain", [["fp16"], [{"topk": {"fraction": 0.1, "min_numel": 0}}]])
 def test_every_way_down_works_in_every_topology_and_heals_after_lost_memories(topology, chain):

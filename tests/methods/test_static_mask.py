@@ -102,6 +102,7 @@ def test_snip_by_the_server_is_of_its_samples_alone():
         run(method, rounds=0, server=replace(server, train=Samples(server.train.x[:0], server.train.y[:0])))
 
 
+@pytest.mark.slow
 def test_iterative_pruning_takes_the_same_share_of_each_layer_each_time():
     how = {"criterion": Magnitude(), "distribution": "uniform", "schedule": Schedule(first=1, every=2, times=3)}
     states, _ = run(StaticMask(sgd=STEPS, density=0.1, **how), rounds=8)

@@ -55,6 +55,7 @@ def masks_of(request, cut=True):
 # --- check 9: degenerate cases -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_personal_part_and_pruning_it_is_fedavg_bit_for_bit():
     ours = run(replace(PAPER, personal=(), allocation=NOBODY), rounds=4)[0]
     theirs = run(Averaging(sgd=STEPS), rounds=4)[0]
@@ -102,6 +103,7 @@ def frozen_train(start, me, names):
     return local.train(MODEL.replace(start), me, STEPS, hook=hook).weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["alt", "sim"])
 def test_without_pruning_it_is_fedalt_or_fedsim_bit_for_bit(order):
     states, fleet = run(replace(PAPER, allocation=NOBODY, order=order), rounds=3)
@@ -131,6 +133,7 @@ def test_with_everything_personal_it_is_local_training():
 # --- check 10: masks -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["global", "layer"])
 @pytest.mark.parametrize("explore", [0.0, 0.1])
 def test_masks_are_exact_derived_alike_and_what_they_drop_stays_home(scope, explore):
@@ -171,6 +174,7 @@ def test_pruned_weights_are_zero_while_training_and_get_no_update():
     assert same(split(found.weights, HEAD)[1], split(MODEL.weights, HEAD)[1])
 
 
+@pytest.mark.slow
 def test_bits_are_counted_as_the_paper_counts_them():
     method = replace(PAPER, allocation=Fixed(0.3))
     states, _ = run(method, rounds=1)
@@ -183,6 +187,7 @@ def test_bits_are_counted_as_the_paper_counts_them():
     assert other.full > load.full
 
 
+@pytest.mark.slow
 def test_masks_by_own_gradients_go_up_and_are_checked():
     for criterion in ("taylor", "prunefl"):
         method = replace(PAPER, allocation=Fixed(0.5), mask=Rule(criterion=criterion, explore=0.0))
@@ -208,6 +213,7 @@ def test_masks_by_own_gradients_go_up_and_are_checked():
 # --- check 11: aggregation -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_server_averages_each_coordinate_over_those_that_kept_it():
     method = replace(PAPER, cell=Cell(shadowing=12.0), deadline=0.4)
     states, fleet = run(method, rounds=3)
@@ -232,6 +238,7 @@ def test_the_server_averages_each_coordinate_over_those_that_kept_it():
             assert torch.allclose(after[name][some], (total / shares)[some].float(), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_if_nobody_learns_the_server_stays_where_it_is():
     still = replace(PAPER, sgd=SGD(lr=0.0, batch=8), cell=Cell(shadowing=12.0), deadline=0.4)
     states, _ = run(still, rounds=3, model=GROUP)  # running statistics would move
@@ -335,6 +342,7 @@ def test_exploration_reaches_every_weight_in_the_end():
 # --- the plan ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_round_meets_its_deadline():
     for allocation in (Optimum(), Optimum(block=180e3), Optimum(surrogate="error"), Common(), DropStragglers()):
         states, fleet = run(replace(PAPER, allocation=allocation), rounds=2)
@@ -348,6 +356,7 @@ def test_the_round_meets_its_deadline():
         assert min(bands) >= 0
 
 
+@pytest.mark.slow
 def test_uploads_are_cut_to_what_the_true_channel_carries():
     method = replace(PAPER, channel="mean", deadline=0.5)
     states, fleet = run(method, rounds=6)
@@ -406,6 +415,7 @@ def uploaded_by(method, rounds=8):
     return {id: sum(value.packed is not None for _, other, value in uploads(fleet) if other == id) for id in "abc"}
 
 
+@pytest.mark.slow
 def test_nobody_starves():
     """In a cell that never fades the same devices would always be left out."""
     cell = Cell(shadowing=25.0, fading="none")
@@ -426,6 +436,7 @@ def test_where_nobody_can_be_served_the_round_gets_longer():
     assert run(replace(some, remedy="extend"), rounds=1)[0][-1].figures["left_out"] == 0
 
 
+@pytest.mark.slow
 def test_all_baselines_have_the_same_channel_and_deadline():
     """Section 6: what shares split and passes differs in its plan alone."""
     pruned = ("optimum", "common-ratio", "equal-bandwidth", "decoupled", "alternating", "random-prune", "fixed-ratio")
@@ -461,6 +472,7 @@ def test_devices_are_judged_with_their_own_part_whole_and_masked():
     assert figures["masked_p10"] == min(v.masked for v in verdicts.values())
 
 
+@pytest.mark.slow
 def test_it_is_judged_when_due_and_judging_moves_nothing():
     often, rarely = (run(replace(PAPER, judge=judge), rounds=4)[0] for judge in (1, 2))
     assert ["personal_accuracy" in state.figures for state in rarely[1:]] == [False, True, False, True]
@@ -581,6 +593,7 @@ def test_notes_say_what_a_report_must():
         assert value in notes["cell"]
 
 
+@pytest.mark.slow
 def test_without_the_wire_it_is_the_same():
     method = replace(PAPER, deadline=0.4)
     with_wire = run(method, rounds=2)[0][-1]

@@ -72,6 +72,7 @@ def test_counting_leaves_the_network_as_it_was():
     assert all(torch.equal(value, model.weights[name]) for name, value in net.snapshot().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "size", "trained", "expected"),
     [
@@ -85,6 +86,7 @@ def test_networks_of_fl_pqsu(name, options, size, trained, expected):
     assert count.macs(model, size) == expected
 
 
+@pytest.mark.slow
 def test_reference_counts_of_resnet18(resnet):
     assert count.parameters(resnet) == 11_173_962
     dense = count.flops(resnet, IMAGE)
@@ -104,6 +106,7 @@ def test_reference_counts_of_resnet18(resnet):
         assert count.storage_bytes(weights, masks, ["coordinates"]) / whole == pytest.approx(coordinates, abs=3e-3)
 
 
+@pytest.mark.slow
 def test_reference_counts_of_the_other_two():
     model = Model.init(Arch("resnet18-7x7", {"classes": 10, "size": 32}), 0)
     dense = count.flops(model, IMAGE)

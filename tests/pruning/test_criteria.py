@@ -69,6 +69,7 @@ def test_erk_counts_by_hand():
     assert counts(best(scores, masks, 660, "erk")) == {"a": 560, "b": 100}
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.sampled_from(["global", "uniform", "erk"]), st.integers(3, 500), st.integers(0, 3), st.integers(0, 99))
 def test_counts_are_exact_and_masks_only_shrink(distribution, count, before, seed):
@@ -145,6 +146,7 @@ def test_synflow_passes_normalisation_by(norm):
     assert all(bool((value > 0).all()) for value in score.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["cnn-bn", "lenet5", pytest.param("resnet-tiny", marks=pytest.mark.slow)])
 def test_synflow_avoids_the_collapse_of_a_layer_at_one_percent(arch):
     model = Model.init(Arch(arch, {"size": 28, "channels": 1}), 0)
@@ -160,6 +162,7 @@ def test_synflow_avoids_the_collapse_of_a_layer_at_one_percent(arch):
     assert all(float(flow[name].sum()) > 0 for name in names)  # something passes from the image to the scores
 
 
+@pytest.mark.slow
 def test_one_shot_synflow_collapses_where_the_iterations_do_not():
     wide = Model.init(Arch("mlp", {"size": 8, "widths": [256, 4, 256]}), 0)
     total = sum(wide.weights[name].numel() for name in prunable(wide))

@@ -32,6 +32,7 @@ def zeros(masks):
     return sum(int((~mask).sum()) for mask in masks.values())
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=40), st.data())
 def test_the_linear_time_choice_is_the_sorted_one_with_its_ties(values, data):
     score = torch.tensor(values, dtype=torch.float32)
@@ -39,6 +40,7 @@ def test_the_linear_time_choice_is_the_sorted_one_with_its_ties(values, data):
     assert torch.equal(largest(score, kept), keep_top(score, kept))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", ["magnitude", "random", "taylor", "prunefl"])
 @pytest.mark.parametrize("scope", ["global", "layer"])
 @pytest.mark.parametrize("explore", [0.0, 0.05])
@@ -66,6 +68,7 @@ def test_by_magnitude_it_is_the_global_order():
     assert same(masks, keep_global(scores, TOTAL - int(0.4 * TOTAL)))
 
 
+@pytest.mark.slow
 @given(st.floats(0.01, 0.95), st.integers(0, 10**6))
 def test_what_magnitude_drops_is_bounded_by_the_ratio(ratio, seed):
     model = Model.init(CNN, seed)

@@ -46,6 +46,7 @@ def output(model, size, seed=5):
         return model.build().eval()(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("share", [0.75, 0.3])
 def test_the_smaller_network_computes_what_the_full_one_does_with_silent_units(name, share):
@@ -58,6 +59,7 @@ def test_the_smaller_network_computes_what_the_full_one_does_with_silent_units(n
     assert count.parameters(small) < count.parameters(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_keeping_everything_is_the_identity_to_the_bit(name):
     model, size = made(name)
@@ -135,6 +137,7 @@ def test_groups_of_normalisation_keep_as_many_units_each_and_the_network_trains(
         select(model.weights, groups, [group.width - 1 for group in groups])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", ["parameters", "macs", "bytes"])
 @pytest.mark.parametrize("name", ["conv2", "resnet-tiny"])
 def test_a_target_is_met_as_closely_as_whole_units_allow(name, of):

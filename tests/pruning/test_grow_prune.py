@@ -91,6 +91,7 @@ def test_entire_with_one_device_and_all_data_is_rigl():
         assert not found.weights[name].flatten()[grown].any()
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.data())
 def test_adjusting_keeps_every_count_and_all_else(data):

@@ -31,6 +31,7 @@ def test_nan_is_kept_last_and_a_count_that_cannot_be_is_refused():
             masks.keep_top(score, kept)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(few, few, st.data())
 def test_keep_global_is_keep_top_of_all_tensors_in_a_row(left, right, data):

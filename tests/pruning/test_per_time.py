@@ -125,6 +125,7 @@ def instance(seed):
     )
 
 
+@pytest.mark.slow
 def test_three_hundred_random_instances_equal_brute_force_and_greedy():  # 8.3, 8.4
     for seed in range(300):
         given_, times, constant = instance(seed)
@@ -149,6 +150,7 @@ layers = st.integers(1, 5).flatmap(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     layers, layers, st.sampled_from([0.25, 1.0, 3.0]), st.sampled_from([0.5, 4.0, 100.0]), st.sampled_from([0.3, 0.6])
@@ -211,6 +213,7 @@ def test_a_bound_on_what_is_kept_is_exact():  # 7.6: 0.8 of 10 weights are 8, wh
         }
 
 
+@pytest.mark.slow
 def test_under_a_bound_the_best_by_ratio_are_kept_and_ties_go_to_the_lower_layer():
     for seed in range(100):
         given_, times, constant = instance(seed)

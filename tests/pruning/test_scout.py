@@ -55,6 +55,7 @@ def test_the_gate_for_62_classes(monkeypatch, accuracy, open_):  # 8.11
     assert scout.reached(model, [PEOPLE[0].train], 1.5, "cpu") is open_
 
 
+@pytest.mark.slow
 def test_the_scout_shrinks_only_unless_it_may_regrow():
     shrinking = explore(replace(QUICK, regrow=False, tolerance=0.0, iterations=400))
     assert list(shrinking.densities) == sorted(shrinking.densities, reverse=True)
@@ -195,6 +196,7 @@ def test_channels_last_and_batch_statistics_change_nothing_of_the_rules():
     assert torch.equal(memory["masks"]["masks"][names[0]], found.masks[names[0]])
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_during_the_initial_pruning_ends_in_the_same_state():
     def begun(fleet, attempt=0):
         with scope(fleet, Scope("r", 0, -1, attempt)) as open_:
@@ -209,6 +211,7 @@ def test_a_run_that_is_killed_during_the_initial_pruning_ends_in_the_same_state(
     assert not fleet.pending()
 
 
+@pytest.mark.slow
 def test_a_bound_holds_from_the_initial_pruning_on():
     states = run(method(density=0.1, interval=1, time=replace(COSTS, base=1e3)), LocalFleet(PEOPLE), 4)
     every = sum(SIZES.values())
@@ -252,6 +255,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", BAD.values(), ids=BAD)
 def test_an_answer_that_does_not_fit_goes_to_the_next_device(change):
     fleet = Answering(LocalFleet(PEOPLE), change)
@@ -261,6 +265,7 @@ def test_an_answer_that_does_not_fit_goes_to_the_next_device(change):
     assert "masks" in fleet.inner._slots.memory("b")
 
 
+@pytest.mark.slow
 def test_names_come_in_the_servers_order():
     def turned_round(value):
         parts = {part: dict(reversed(getattr(value, part).items())) for part in ("weights", "masks", "shelf")}

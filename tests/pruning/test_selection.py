@@ -78,6 +78,7 @@ def test_the_numbers_of_the_selection():
     assert best([Judged((math.nan, 3.0), 5)]) == (1, (math.inf, 3.0))
 
 
+@pytest.mark.slow
 def test_selection_end_to_end():
     people = [person("a", 30, 1), person("b", 10, 2, scale=3.0)]
     model, how = Model.init(CNN, 0), Selection()
@@ -130,6 +131,7 @@ def test_statistics_that_are_not_finite_are_dropped():
         chosen(people[1:], Selection())
 
 
+@pytest.mark.slow
 def test_whoever_is_silent_has_no_part_in_the_mean_of_that_exchange():
     alone = Changed(TWO[:1], measure, lost).select()
     without_b = Changed(TWO, measure, lost).select()

@@ -14,6 +14,7 @@ from fedbonsai.work import collecting
 from tests.pruning.sparse import person, sparse_model
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.integers(-4, 4), min_size=1, max_size=60), st.integers(0, 70), st.integers(1, 9))
 def test_the_buffer_is_topk_in_bounded_memory(values, size, chunk):

@@ -36,6 +36,7 @@ def quick(**more):
     return recipes.load("fedavg", overrides={**QUICK, **more})
 
 
+@pytest.mark.slow
 def test_without_a_clock_nothing_changes_and_with_one_only_columns_are_added(tmp_path):
     plain = execute(quick(), tmp_path / "a")
     timed = execute(quick(**CLOCK), tmp_path / "b")
@@ -50,6 +51,7 @@ def test_without_a_clock_nothing_changes_and_with_one_only_columns_are_added(tmp
         }
 
 
+@pytest.mark.slow
 def test_rows_of_the_metrics_are_sums_of_the_costs(tmp_path):
     run = execute(quick(**CLOCK), tmp_path / "a")
     rows = run.costs()
@@ -68,6 +70,7 @@ def test_rows_of_the_metrics_are_sums_of_the_costs(tmp_path):
     assert (run.seconds, run.joules) == (run.metrics[-1]["simulated_seconds"], run.metrics[-1]["total_joules"])
 
 
+@pytest.mark.slow
 def test_slower_devices_and_links_take_longer(tmp_path):
     def seconds(**more):
         name = "-".join(more.values()).replace(" ", "")
@@ -92,6 +95,7 @@ def test_shares_are_counted_exactly_and_drawn_by_seed():
             shared_out(wrong, ids, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("budget", "reason"),
     [
@@ -112,6 +116,7 @@ def test_a_budget_ends_the_run_after_the_round_that_used_it_up(tmp_path, budget,
     assert again.metrics == run.metrics
 
 
+@pytest.mark.slow
 def test_a_budget_lies_between_what_was_spent_before_and_after(tmp_path):
     free = execute(quick(**CLOCK), tmp_path / "a")
     for key, column in (("seconds", "simulated_seconds"), ("joules", "total_joules")):
@@ -123,6 +128,7 @@ def test_a_budget_lies_between_what_was_spent_before_and_after(tmp_path):
     assert len(execute(quick(**{"budget.bytes": spent[1]}), tmp_path / "bytes").metrics) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
@@ -140,12 +146,14 @@ def test_settings_that_cannot_be_meant(settings, text):
         quick(**settings)
 
 
+@pytest.mark.slow
 def test_defaults_are_no_clock_and_no_budget():
     assert quick().clock == ClockConfig()
     assert quick().budget == BudgetConfig()
     assert quick().budget.timed == []
 
 
+@pytest.mark.slow
 def test_rounds_that_fail_take_time_too(tmp_path):
     run = execute(quick(rounds=2, retries=1, **CLOCK, **{"clock.deadline": 0.01}), tmp_path / "a")
     assert all(row["skipped"] for row in run.metrics)
@@ -154,6 +162,7 @@ def test_rounds_that_fail_take_time_too(tmp_path):
     assert {row["attempt"] for row in run.costs()} == {0, 1}
 
 
+@pytest.mark.slow
 def test_devices_come_and_go_by_the_hour(tmp_path):
     snail = tmp_path / "snail.toml"
     snail.write_text(shipped("links")["lora"].replace("5470", "50"))  # a round takes more than an hour
@@ -166,6 +175,7 @@ def test_devices_come_and_go_by_the_hour(tmp_path):
     assert len({frozenset(who) for who in asked}) > 1
 
 
+@pytest.mark.slow
 def test_the_report_compares_time_and_energy_to_a_target(tmp_path, capsys):
     slow = execute(quick(**CLOCK), tmp_path / "slow")
     fast = execute(quick(**{**CLOCK, "clock.link": "fiber"}), tmp_path / "fast")
@@ -292,6 +302,7 @@ def test_limits_that_would_never_come_are_refused(value):
         ClockConfig(devices="raspberry-pi-4", slowdown=value)
 
 
+@pytest.mark.slow
 def test_the_round_in_which_a_budget_is_used_up_is_evaluated(tmp_path):
     free = execute(quick(rounds=2, **CLOCK), tmp_path / "free")
     for name, limit in (("joules", free.joules), ("bytes", sum(free.bytes.values()))):
@@ -302,6 +313,7 @@ def test_the_round_in_which_a_budget_is_used_up_is_evaluated(tmp_path):
         assert run.accuracy == free.accuracy
 
 
+@pytest.mark.slow
 def test_a_target_needs_validation_parts(tmp_path):
     with pytest.raises(ConfigError, match=r"no client has one: data\.valid = 0"):
         execute(quick(target=0.5, **{"data.valid": 0.0}), tmp_path / "a")

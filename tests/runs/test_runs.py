@@ -29,6 +29,7 @@ def quick(**more):
     return recipes.load("fedavg", overrides={**QUICK, **more})
 
 
+@pytest.mark.slow
 def test_a_run_leaves_everything_that_it_was(tmp_path):
     run = execute(quick(), tmp_path / "a")
     names = {file.name for file in (tmp_path / "a").iterdir()}
@@ -52,6 +53,7 @@ def test_a_run_leaves_everything_that_it_was(tmp_path):
     assert len(list((tmp_path / "a" / "checkpoint").glob("state-*"))) == 1
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_and_a_given_split_is_used(tmp_path):
     one = execute(quick(), tmp_path / "a")
     two = execute(quick(), tmp_path / "b")
@@ -65,6 +67,7 @@ def test_same_seed_same_bytes_and_a_given_split_is_used(tmp_path):
     assert given.accuracy != pytest.approx(other.accuracy, abs=1e-12) or given.metrics != other.metrics
 
 
+@pytest.mark.slow
 def test_a_run_is_never_overwritten(tmp_path):
     execute(quick(rounds=1), tmp_path / "a")
     before = (tmp_path / "a" / "metrics.jsonl").read_bytes()
@@ -73,12 +76,14 @@ def test_a_run_is_never_overwritten(tmp_path):
     assert (tmp_path / "a" / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_finished_run_resumes_to_itself(tmp_path):
     first = execute(quick(), tmp_path / "a")
     again = execute(quick(), tmp_path / "a", resume=True)
     assert again.metrics == first.metrics
 
 
+@pytest.mark.slow
 def test_a_target_on_validation_accuracy_ends_the_run(tmp_path):
     run = execute(quick(rounds=40, target=0.5), tmp_path / "a")
     assert run.info["reason"] == "target reached"
@@ -98,6 +103,7 @@ def test_recorded_answers_are_in_the_folder(tmp_path):
     assert len(list((tmp_path / "a" / "answers").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_not_used(tmp_path):
     execute(quick(), tmp_path / "a")
     (tmp_path / "a" / "checkpoint" / "state-3.msg").write_bytes(b"FBW\x01 nonsense")
@@ -126,12 +132,14 @@ def test_what_cannot_be_run_says_why(tmp_path, settings, text):
         execute(quick(**settings), tmp_path / "a")
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_begin_does_not_block_its_name(tmp_path):
     with pytest.raises(ConfigError):
         execute(quick(**{"data.split": "no such file"}), tmp_path / "a")
     assert execute(quick(rounds=1), tmp_path / "a").info["data"]["mean"]
 
 
+@pytest.mark.slow
 def test_modules_of_ones_own_are_found_in_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_network_module.py").write_text(
@@ -144,6 +152,7 @@ def test_modules_of_ones_own_are_found_in_the_current_folder(tmp_path, monkeypat
     assert fedbonsai.load(tmp_path / "a").model.arch.name == "my-own-net"
 
 
+@pytest.mark.slow
 def test_from_python(tmp_path):
     run = fedbonsai.run("fedavg", runs=tmp_path, rounds=1, data__clients=4, data__limit=200, name="mine")
     assert run.path == tmp_path / "mine"

@@ -37,6 +37,7 @@ def gradients(module, parameters, shape):
     return loss.detach(), dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -70,6 +71,7 @@ def test_dense_layers_among_sparse_ones_give_the_same():
         torch.testing.assert_close(found[weight], value, rtol=1e-4, atol=1e-4 * scale + 1e-8, msg=weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("name", ["resnet-tiny", "wrn-16", "vgg11-bn", "conv2"])
 def test_the_order_of_memory_is_kept_from_the_first_layer_to_the_last(name, every):

@@ -51,6 +51,7 @@ def same(dense, sparse, mask, x, seed):
     assert torch.equal(sparse.dense(), dense.weight)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     inputs=st.integers(1, 70),
@@ -68,6 +69,7 @@ def test_linear(inputs, outputs, batch, density, bias, empty, seed):
     same(dense, SparseLinear.of(dense, mask), mask, torch.randn(batch, inputs), seed)
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(
     inputs=st.integers(1, 9),

@@ -41,6 +41,7 @@ def test_plans_are_feasible_and_satisfy_the_conditions_of_the_optimum(compute, s
         assert (residual[most] <= 1e-6).all()
 
 
+@pytest.mark.slow
 @few_then_many
 def test_relaxing_never_raises_the_optimum(seeds):
     for seed in seeds:
@@ -68,6 +69,7 @@ def test_a_long_deadline_needs_no_pruning(seeds):
         assert plan.multiplier == 0
 
 
+@pytest.mark.slow
 @few_then_many
 def test_a_short_deadline_is_infeasible_and_says_so(seeds):
     for seed in seeds:
@@ -134,6 +136,7 @@ def test_weights_of_many_magnitudes():
         assert plan.ratio[-1] == plan.ratio.min()
 
 
+@pytest.mark.slow
 @few_then_many
 def test_units_and_order_do_not_matter(seeds):
     for seed in seeds:
@@ -151,6 +154,7 @@ def test_units_and_order_do_not_matter(seeds):
         assert np.abs(allocate(*moved.args).ratio - ratio[order]).max() < 1e-9
 
 
+@pytest.mark.slow
 @few_then_many
 def test_no_other_plan_is_better(seeds):
     for seed in seeds:
@@ -165,6 +169,7 @@ def test_no_other_plan_is_better(seeds):
                 assert best <= plan.objective(each.weights) + 1e-9
 
 
+@pytest.mark.slow
 def test_block_alternation_stalls_where_it_starts():
     gaps = []
     for seed in range(60):

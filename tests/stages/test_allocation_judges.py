@@ -98,6 +98,7 @@ def by_error(seed):
     return float(each.weights @ error(plan.ratio)), convex(each, pieces=pieces)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solve", [plain, with_energy, by_error])
 def test_the_optimum_is_that_of_a_convex_solver(solve):
     assert judged(range(5), solve) >= 3
@@ -132,6 +133,7 @@ def best_of_starts(each, starts):
     return best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seeds", "starts"), [(range(8), 3), pytest.param(range(200), 4, marks=pytest.mark.slow)], ids=["few", "many"]
 )

@@ -22,6 +22,7 @@ def test_all_devices_end_at_once(cap, seeds):
         assert bands.sum() == pytest.approx(each.bandwidth, rel=1e-9)
 
 
+@pytest.mark.slow
 @few_then_many
 def test_pruning_any_device_shortens_the_round(seeds):
     for seed in seeds:
@@ -34,6 +35,7 @@ def test_pruning_any_device_shortens_the_round(seeds):
         assert after < before
 
 
+@pytest.mark.slow
 @few_then_many
 def test_the_optimum_ends_at_the_deadline(seeds):
     for seed in seeds:

@@ -30,6 +30,7 @@ def test_chords_go_through_the_points():
     assert middle == pytest.approx(0.6 * took[2] + 0.4 * took[3])
 
 
+@pytest.mark.slow
 def test_points_on_a_line_are_the_affine_load():
     for seed in range(30):
         each = case(seed)
@@ -39,6 +40,7 @@ def test_points_on_a_line_are_the_affine_load():
         assert plan.ratio == pytest.approx(allocate(*each.args).ratio, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_no_local_solver_beats_the_optimum_on_points():
     compared = 0
     for seed in range(25):

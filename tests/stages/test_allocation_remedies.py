@@ -35,6 +35,7 @@ def rest(each):
     return each.load, each.snr, each.deadline, each.bandwidth, each.ratio_max
 
 
+@pytest.mark.slow
 def test_the_largest_set_is_admitted():
     for seed in range(40):
         each = tight(seed)
@@ -46,6 +47,7 @@ def test_the_largest_set_is_admitted():
         assert not chosen.all()
 
 
+@pytest.mark.slow
 def test_values_admit_whoever_is_worth_a_band():
     halves = []
     for seed in range(40):
@@ -80,6 +82,7 @@ def test_no_device_that_can_be_served_starves():
         aged([1.0], [-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remedy", ["drop", "extend"])
 def test_a_rescue_serves_fewer_or_later(remedy):
     for seed in range(30):
@@ -109,6 +112,7 @@ def test_a_rescue_keeps_the_budgets_of_energy():
         assert plan.active.tolist() == [False, True, True, True]
 
 
+@pytest.mark.slow
 def test_equal_bands_leave_out_whom_they_cannot_serve():
     for seed in range(60):
         each = case(seed, tightness=0.1)
@@ -123,6 +127,7 @@ def test_equal_bands_leave_out_whom_they_cannot_serve():
     assert equal_bandwidth(*rest(case(0, 4))).bandwidth.max() == case(0, 4).bandwidth / 4
 
 
+@pytest.mark.slow
 def test_stragglers_are_dropped_without_pruning():
     for seed in range(40):
         each = case(seed, 6)
@@ -153,6 +158,7 @@ def test_a_better_channel_cuts_nothing(by):
         assert after.latency < each.deadline
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["optimum", "min_max"])
 def test_a_worse_channel_sends_less_in_time(by):
     for seed in range(60):
@@ -171,6 +177,7 @@ def test_a_worse_channel_sends_less_in_time(by):
         assert 1 - after.ratio[cut] == pytest.approx(room[cut] / each.load.s1[cut])
 
 
+@pytest.mark.slow
 def test_one_deep_fade_does_not_cut_the_others():
     def fade(rng):
         return np.array([1e-4, 1, 1, 1, 1, 1])

@@ -33,6 +33,7 @@ def test_the_common_ratio_uses_the_whole_band(seeds):
         assert plan.bandwidth.sum() <= each.bandwidth
 
 
+@pytest.mark.slow
 @few_then_many
 def test_the_common_ratio_is_the_least_greatest_ratio(seeds):
     for seed in seeds:
@@ -119,6 +120,7 @@ def by_table(ratio, weights, spare):
     return best[spare]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_error", [False, True])
 def test_taking_the_greatest_gain_is_exact(with_error):
     tried = 0
@@ -162,6 +164,7 @@ def test_too_few_blocks_are_infeasible():
 # energy
 
 
+@pytest.mark.slow
 @few_then_many
 def test_a_budget_of_energy_is_kept_and_binds(seeds):
     bound = 0
@@ -209,6 +212,7 @@ def test_the_error_of_pruning_by_magnitude():
         PruningError.of(np.zeros(5))
 
 
+@pytest.mark.slow
 @few_then_many
 def test_minimising_the_error_leaves_less_of_it(seeds):
     for seed in seeds:
@@ -232,6 +236,7 @@ def test_weights_that_are_zero_already_cost_nothing():
 # a cap on the rate
 
 
+@pytest.mark.slow
 @few_then_many
 def test_a_cap_makes_no_plan_better_and_all_plans_true(seeds):
     for seed in seeds:

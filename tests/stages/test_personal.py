@@ -32,6 +32,7 @@ from tests.methods.rounds import CNN, MODEL, PEOPLE, run, same
 HEAD = ("classifier.weight", "classifier.bias")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cnn-bn", "lenet5", "mlp", "cnn-mnist", "resnet18"])
 def test_the_head_is_the_last_linear_layer_of_every_network(name):
     model = Model.init(Arch(name, {"size": 28} if name != "resnet18" else {}), 0)

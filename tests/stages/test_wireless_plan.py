@@ -60,6 +60,7 @@ def test_every_rule_is_in_time_and_within_the_band(rule, seed, share):
     assert plan.trains.any()
 
 
+@pytest.mark.slow
 def test_the_optimum_is_the_solvers_and_no_baseline_is_better():
     for seed in range(4):
         some = problem(seed)

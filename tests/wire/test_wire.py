@@ -201,11 +201,13 @@ values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(values)
 def test_any_tree_comes_back(value):
     assert same(value, decode(encode(value)))
 
 
+@pytest.mark.slow
 @given(values)
 def test_encoding_is_a_function(value):
     assert encode(value) == encode(decode(encode(value)))
@@ -225,6 +227,7 @@ def test_random_bytes(data):
     decodes_or_is_refused(frame(data))
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(st.sampled_from(sorted(samples())), st.data())
 def test_damaged_messages(name, data):

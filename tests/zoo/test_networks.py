@@ -59,6 +59,7 @@ def shapes(name: str, **options: Any) -> nn.Module:
         return Arch(name, options).build()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options", "count"), COUNTS)
 def test_parameters_as_specified(name: str, options: dict[str, Any], count: int) -> None:
     assert sum(p.numel() for p in shapes(name, **options).parameters()) == count
@@ -101,6 +102,7 @@ def test_prunable_weights_of_prunefl() -> None:
     assert sum(weights("vgg11")) == 9_747_136
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_runs_on_a_batch_of_two(name: str) -> None:
     options, _ = SMALL[name]

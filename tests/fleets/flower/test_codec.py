@@ -75,6 +75,7 @@ def test_without_stages_the_result_is_that_of_the_plain_app(monkeypatch):
     assert float(plain["seen"][0]) == float(packed["seen"][0]) == 8
 
 
+@pytest.mark.slow
 def test_a_codec_shrinks_what_clients_send_and_the_app_still_learns(monkeypatch):
     plain, _, dense = run(monkeypatch, [], rounds=100)
     chain = ["ef14", {"topk": 0.1}, {"signmag": 8}]

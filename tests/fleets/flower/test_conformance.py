@@ -24,6 +24,7 @@ CRASH = [
 FORM = Form((1, 8, 8), tuple("0123456789"), (0.3,), (0.4,))
 
 
+@pytest.mark.slow
 @each
 def test_same_state_over_flower(case, tmp_path):
     assert states(case, fleet_of(people(case), tmp_path, FORM)) == states(case)
@@ -45,6 +46,7 @@ def test_a_server_that_is_killed_goes_on_with_the_memories_on_the_devices(case, 
     assert [row["round"] for row in outcome.rows] == list(range(ROUNDS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spoil",
     [

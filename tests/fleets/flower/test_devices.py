@@ -133,6 +133,7 @@ def test_images_that_do_not_fit_are_refused(tmp_path):
     assert sorted(set(train.y.tolist())) == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_part_is_what_a_simulation_gives_that_client():
     config = DataConfig(name="digits", clients=3, partition="iid", limit=60)
     held = data.load(config, 7)
@@ -167,6 +168,7 @@ def test_a_device_file_says_all_and_faults_are_named(tmp_path):
         read_device(tmp_path / "absent.toml")
 
 
+@pytest.mark.slow
 def test_settings_without_a_meaning_for_devices_are_refused():
     refuse(load("fedavg", "", {"fleet.kind": "flower"}))
     for setting, value in (("target", 0.9), ("fleet.wire", False), ("clock.devices", "raspberry-pi-4")):
@@ -416,12 +418,14 @@ def test_a_dead_worker_is_noticed_and_its_socket_is_taken_over(tmp_path):
         Resident(tmp_path / ("x" * 90), hand)
 
 
+@pytest.mark.slow
 def test_an_app_with_a_resident_worker_needs_no_torch():
     code = "import sys, fedbonsai.fleets.flower.app; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 
+@pytest.mark.slow
 def test_without_flower_the_extra_is_named_and_the_rest_works():
     code = (
         "import sys, importlib.metadata as m\n"

@@ -189,6 +189,7 @@ def test_headers_that_only_a_neighbour_may_say_stop_here(door):
     assert not {"x-forwarded-for", "forwarded", "expect"} & HEADERS[0]
 
 
+@pytest.mark.slow
 def test_who_asks_for_nothing_is_cut_off_and_who_asks_is_not(door, monkeypatch):
     monkeypatch.setattr(gate, "SILENCE", 0.2)
     for begun in (b"", HEAD):
@@ -214,6 +215,7 @@ def test_a_body_that_does_not_come_is_given_up(door, monkeypatch):
     assert ask(door, "/v1/fleet/push-object", b"ab")[0] == 200
 
 
+@pytest.mark.slow
 def test_requests_wait_while_there_is_no_room_for_them(door, monkeypatch):
     monkeypatch.setattr(gate, "HELD", 1000)
     with link(door) as first, link(door) as second:

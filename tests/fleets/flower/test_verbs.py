@@ -73,6 +73,7 @@ def test_what_is_missing_is_said_with_what_to_do(capsys):
     assert "excludes target" in fails(capsys, "run", "fedavg", "--fleet", "flower", "--target", "0.9")
 
 
+@pytest.mark.slow
 def test_a_server_and_a_device_are_the_only_ones_of_their_folders(capsys):
     main(["keys", "server", "localhost"])
     main(["keys", "device", "pi"])
@@ -128,6 +129,7 @@ def test_what_is_no_device_is_left_alone_and_a_damaged_list_is_named():
         federation.nodes()
 
 
+@pytest.mark.slow
 def test_two_runs_that_devices_would_take_for_one_are_refused(tmp_path):
     main(["keys", "server", "localhost"])
     federation = Federation(Path("federation"))
@@ -152,6 +154,7 @@ def test_two_runs_that_devices_would_take_for_one_are_refused(tmp_path):
             submit(config, tmp_path / "two", False)
 
 
+@pytest.mark.slow
 def test_a_simulation_of_real_devices_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="driven by `fedbonsai run`"):
         execute(recipes.load("fedavg", "", {**SMALL, "fleet.kind": "flower"}), tmp_path / "run")
@@ -184,6 +187,7 @@ def job(tmp_path):
     return config, write, grid_of(hands)
 
 
+@pytest.mark.slow
 def test_a_job_writes_the_folder_that_a_simulation_writes(job, tmp_path):
     config, write, grid = job
     drive(grid, {"job": str(file := write())})
@@ -204,6 +208,7 @@ def test_a_job_writes_the_folder_that_a_simulation_writes(job, tmp_path):
     assert json.loads(first.split.read_text())["train"] == []
 
 
+@pytest.mark.slow
 def test_a_job_that_was_cut_off_is_resumed_and_ends_the_same(job, tmp_path):
     config, write, grid = job
     drive(grid, {"job": str(write(replace(config, rounds=1)))})
@@ -215,6 +220,7 @@ def test_a_job_that_was_cut_off_is_resumed_and_ends_the_same(job, tmp_path):
     assert states[0] == states[1]
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_with_fewer_devices_and_with_those_that_come_back(job, tmp_path):
     config, write, grid = job
     asked = replace(config.fleet.flower, devices=2, at_least=1, patience=0.1)
