@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules
@@ -33,12 +34,18 @@ def method(name: str) -> Callable[[C], C]:
 
 
 def methods() -> dict[str, type[Any]]:
-    """All methods that are installed here."""
+    """All methods that are installed here, and those that were registered since."""
+    _import_installed()
+    return dict(_methods)
+
+
+@cache
+def _import_installed() -> None:
+    """Once in a process: to list the entry points of all packages takes longer than to read a recipe."""
     for module in iter_modules(import_module("fedbonsai.methods").__path__):
         import_module(f"fedbonsai.methods.{module.name}")
     for entry in entry_points(group="fedbonsai.methods"):
         entry.load()
-    return dict(_methods)
 
 
 def method_class(name: str) -> type[Any]:
