@@ -97,11 +97,11 @@ class FlowerFleet(Remembers):
         until = time.monotonic() + self._patience
         while True:
             self._hail(min(self._deadline, max(1.0, until - time.monotonic())))
-            come = self._hear()
+            while self._hear():
+                pass
             if len(self._nodes) >= expect or time.monotonic() >= until:
                 break
-            if not come:
-                time.sleep(self._poll)
+            time.sleep(self._poll)
         if len(self._nodes) < at_least:
             why = "; ".join(f"{id} {reason}" for id, reason in self.refused.items())
             raise ConfigError(
