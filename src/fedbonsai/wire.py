@@ -334,7 +334,7 @@ class _Reader:
             raise BadMessage(f"message {name[:80]!r} is not known here; both ends need the same methods installed")
         own, declared = _fields_of(cls)
         after = self.at + len(declared)
-        if after <= self.end and self.data[self.at : after] == declared:  # as this library writes it itself
+        if after <= self.end and bytes(self.data[self.at : after]) == declared:  # as this library writes it itself
             self.at = after
             self.classes.append((cls, own))
             return self.classes[-1]
