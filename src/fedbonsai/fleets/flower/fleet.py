@@ -113,15 +113,14 @@ class FlowerFleet(Remembers):
         """Ask nodes that are new here who they are, and do not wait for what they say."""
         now = time.monotonic()
         fresh = {node for node in self._grid.get_node_ids() if self._known.get(node, 0.0) <= now}
-        if fresh:
-            head = pack(encode(hello.Hello(hello.VERSION, hello.WIRE, self._form)), packed(b""))
-            sent = {node: Message(head, node, QUERY, ttl=seconds + AFTER) for node in fresh}
-            self._hailed = {id: node for id, node in self._hailed.items() if node not in fresh}
-            self._hailed |= {
-                id: node for id, node in zip(self._grid.push_messages(sent.values()), sent, strict=False) if id
-            }
-            self._known |= dict.fromkeys(fresh, now + seconds)
-        return fresh
+        if not fresh:
+            return fresh
+        head = pack(encode(hello.Hello(hello.VERSION, hello.WIRE, self._form)), packed(b""))
+        sent = {node: Message(head, node, QUERY, ttl=seconds + AFTER) for node in fresh}
+        taken = {id: node for id, node in zip(self._grid.push_messages(sent.values()), sent, strict=False) if id}
+        self._hailed = {id: node for id, node in self._hailed.items() if node not in fresh} | taken
+        self._known |= dict.fromkeys(taken.values(), now + seconds)
+        return set(taken.values())
 
     def _hear(self) -> bool:
         """Take in what nodes said of themselves meanwhile; whether any did."""
