@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -263,6 +264,27 @@ def test_a_job_that_was_cut_off_is_resumed_and_ends_the_same(job, tmp_path):
     drive(grid, {"job": str(write(replace(config, rounds=1)))})
     text = Folder(tmp_path / "run").config
     text.write_text(text.read_text().replace("rounds = 1", "rounds = 2"))
+    drive(grid, {"job": str(write(resume=True))})
+    execute(replace(config, fleet=replace(config.fleet, kind="local")), tmp_path / "simulation")
+    states = [encode(Checkpoint(Folder(tmp_path / name)).load()[1]) for name in ("run", "simulation")]
+    assert states[0] == states[1]
+
+
+def test_a_server_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(job, tmp_path):
+    config, write, grid = job
+    drive(grid, {"job": str(write(replace(config, rounds=1)))})
+    text = Folder(tmp_path / "run").config
+    text.write_text(text.read_text().replace("rounds = 1", "rounds = 2"))
+    before = Checkpoint(Folder(tmp_path / "run")).load()[0]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))  # less than a state
+    try:
+        with pytest.raises(OSError, match="too large"):
+            drive(grid, {"job": str(file := write(resume=True))})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "too large" in json.loads(result_of(file).read_text())["reason"]
+    assert Checkpoint(Folder(tmp_path / "run")).load()[0] == before
     drive(grid, {"job": str(write(resume=True))})
     execute(replace(config, fleet=replace(config.fleet, kind="local")), tmp_path / "simulation")
     states = [encode(Checkpoint(Folder(tmp_path / name)).load()[1]) for name in ("run", "simulation")]
