@@ -47,7 +47,7 @@ from fedbonsai.model import Arch, Model
 from fedbonsai.tree import generator
 
 FORM = Form((1, 1, 1), ("0",), (0.0,), (1.0,))
-ROUNDS, TURNS = 3, 3
+ROUNDS, TURNS = 4, 2
 
 
 def people(count: int) -> list[Client]:

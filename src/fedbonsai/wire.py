@@ -13,6 +13,7 @@ import struct
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
+from functools import cache
 from typing import Any, Literal, TypeVar, Union, cast, dataclass_transform, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -122,14 +123,14 @@ class _Writer:
         elif isinstance(value, str):
             header.append(STR)
             self.text(value)
-        elif isinstance(value, bytes | bytearray | memoryview):
+        elif isinstance(value, (bytes, bytearray, memoryview)):  # a tuple: a union would be made anew at each look
             view = memoryview(value).cast("B")
             header.append(BYTES)
             self.varint(len(view))
             self.buffers.append((1, view))
         elif isinstance(value, Tensor):
             self.tensor(value)
-        elif isinstance(value, tuple | list):
+        elif isinstance(value, (tuple, list)):
             header.append(TUPLE)
             items = cast("tuple[object, ...]", value)
             self.varint(len(items))
@@ -154,7 +155,7 @@ class _Writer:
 
     def instance(self, value: object, depth: int) -> None:
         cls: type[Any] = type(value)
-        names = [field.name for field in fields(cls)]
+        names, declared = _fields_of(cls)
         if cls in self.classes:
             self.header.append(AGAIN)
             self.varint(self.classes[cls])
@@ -162,9 +163,7 @@ class _Writer:
             self.classes[cls] = len(self.classes)
             self.header.append(CLASS)
             self.text(cls.wire_name)
-            self.varint(len(names))
-            for name in names:
-                self.text(name)
+            self.header += declared
         for name in names:
             self.value(getattr(value, name), depth + 1)
 
@@ -181,6 +180,16 @@ class _Writer:
             self.buffers.append((1, _bytes_of(np.packbits(flat.numpy(), bitorder="little"))))
         elif flat.numel():
             self.buffers.append((_SIZES[code], _bytes_of(flat.view(torch.uint8).numpy())))
+
+
+@cache
+def _fields_of(cls: type[Any]) -> tuple[tuple[str, ...], bytes]:
+    """Names of a message class's fields, and how they stand on the wire behind the name of the class."""
+    names, writer = tuple(field.name for field in fields(cls)), _Writer()
+    writer.varint(len(names))
+    for name in names:
+        writer.text(name)
+    return names, bytes(writer.header)
 
 
 def _bytes_of(array: Any) -> memoryview:
@@ -227,7 +236,7 @@ class _Reader:
         if self.end > len(data):
             raise BadMessage(f"header of {self.end - 8} bytes declared, {len(data) - 8} bytes are there")
         self.body = self.end  # where the next buffer begins
-        self.classes: list[tuple[type[Any], list[str]]] = []
+        self.classes: list[tuple[type[Any], tuple[str, ...]]] = []
 
     def byte(self) -> int:
         if self.at >= self.end:
@@ -236,7 +245,10 @@ class _Reader:
         return self.data[self.at - 1]
 
     def varint(self) -> int:
-        value = shift = 0
+        value = self.byte()
+        if value < 0x80:
+            return value
+        value, shift = value & 0x7F, 7
         while True:
             byte = self.byte()
             value |= (byte & 0x7F) << shift
@@ -315,12 +327,18 @@ class _Reader:
             return self.instance(self.classes[index], depth)
         raise BadMessage(f"unknown tag {tag}")
 
-    def new_class(self) -> tuple[type[Any], list[str]]:
+    def new_class(self) -> tuple[type[Any], tuple[str, ...]]:
         name = self.text()
         cls = _messages.get(name)
         if cls is None:
             raise BadMessage(f"message {name[:80]!r} is not known here; both ends need the same methods installed")
-        names = [self.text() for _ in range(self.count())]
+        own, declared = _fields_of(cls)
+        after = self.at + len(declared)
+        if after <= self.end and bytes(self.data[self.at : after]) == declared:  # as this library writes it itself
+            self.at = after
+            self.classes.append((cls, own))
+            return self.classes[-1]
+        names = tuple([self.text() for _ in range(self.count())])
         known = {field.name: field for field in fields(cls)}
         if len(set(names)) != len(names) or not known.keys() >= set(names):
             raise BadMessage(f"message {name!r} has fields {sorted(known)}, got {names[:16]}")
@@ -330,14 +348,14 @@ class _Reader:
         self.classes.append((cls, names))
         return self.classes[-1]
 
-    def instance(self, known: tuple[type[Any], list[str]], depth: int) -> object:
+    def instance(self, known: tuple[type[Any], tuple[str, ...]], depth: int) -> object:
         cls, names = known
         checks = _checks_of(cls)
         given: dict[str, object] = {}
         for name in names:
-            given[name] = self.value(depth + 1)
-            if not checks[name](given[name]):
-                raise BadMessage(f"field {name!r} of {cls.wire_name!r} holds a {type(given[name]).__name__}")
+            given[name] = value = self.value(depth + 1)
+            if not checks[name](value):
+                raise BadMessage(f"field {name!r} of {cls.wire_name!r} holds a {type(value).__name__}")
         try:
             return cls(**given)
         except (ValueError, TypeError, ArithmeticError, LookupError) as error:  # what a __post_init__ may say

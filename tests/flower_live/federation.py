@@ -16,6 +16,9 @@ from tests.cases import SMALL
 
 BIN = Path(sys.executable).parent / "fedbonsai"
 CLIENTS = 2
+LARGE = 20_000_000  # bytes that a device which lies adds to an answer: several of Flower's objects
+ROOT = str(Path(__file__).parents[2])  # where devices find the modules of these tests
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (os.environ.get("PYTHONPATH"), ROOT) if p)}
 DATA = {"data.clients": CLIENTS, "data.server": 0}
 
 
@@ -50,7 +53,9 @@ class Place:
 
     def start(self, name: str, *words: str, inside: tuple[str, ...] = ()) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
-            self.running[name] = subprocess.Popen([*inside, BIN, *words], cwd=self.folder, stdout=log, stderr=log)
+            self.running[name] = subprocess.Popen(
+                [*inside, BIN, *words], cwd=self.folder, stdout=log, stderr=log, env=ENVIRONMENT
+            )
 
     def serve(self, timeout: float = 120) -> None:
         said = len(self.said("serve"))
@@ -67,6 +72,11 @@ class Place:
             *("--part", str(part), "--recipe", "fedavg", *more, *flags(data)),
             inside=inside,
         )
+
+    def leave(self, name: str) -> None:
+        """End a device as its owner does."""
+        self.running[f"join-{name}"].terminate()
+        assert self.ended(f"join-{name}") == 0
 
     def said(self, name: str) -> str:
         file = self.folder / f"{name}.log"

@@ -1,9 +1,13 @@
-"""Devices on hosts of their own: network namespaces behind slow links, and a relay that takes its time."""
+"""Devices on hosts of their own: network namespaces behind slow links that lose packets, and a relay that takes its time.
+
+Packets are lost by a classic BPF program at the ends of a link, which kernels without ``netem`` have too.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import threading
@@ -22,9 +26,10 @@ class Host:
     Args:
         number: of the host.
         rate: of the link, as ``tc`` writes it.
+        loss: share of the packets that get lost, each way.
     """
 
-    def __init__(self, number: int, rate: str) -> None:
+    def __init__(self, number: int, rate: str, loss: float = 0.0) -> None:
         self.name, self.near, self.far = f"fb-{os.getpid()}-{number}", f"{NET}.{number}.1", f"{NET}.{number}.2"
         here, there = f"fb{number}h{os.getpid()}"[:15], f"fb{number}t{os.getpid()}"[:15]
         ip("netns", "add", self.name)
@@ -35,12 +40,25 @@ class Host:
             ip("-n", self.name, "addr", "add", f"{self.far}/24", "dev", there)
             ip("-n", self.name, "link", "set", there, "up")
             ip("-n", self.name, "link", "set", "lo", "up")
-            for where, device in (((), here), (("-n", self.name), there)):
-                words = ["tc", *where, "qdisc", "add", "dev", device, "root", "tbf"]
-                subprocess.run([*words, "rate", rate, "burst", "16kb", "latency", "400ms"], check=True)
+            self._ends = ((), here), (("-n", self.name), there)
+            for end in self._ends:
+                self._tc(end, "qdisc", "add", "root", "tbf", "rate", rate, "burst", "16kb", "latency", "400ms")
+                if loss:
+                    self._tc(end, "qdisc", "add", "clsact")
+                    self._tc(end, "filter", "add", "ingress", "bpf", "da", "bytecode", _dropping(loss))
         except subprocess.CalledProcessError:
             self.close()
             raise
+
+    def _tc(self, end: tuple[tuple[str, ...], str], what: str, how: str, *more: str) -> str:
+        where, device = end
+        words = ["tc", *where, "-s", what, how, "dev", device, *more]
+        return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+    def lost(self) -> list[int]:
+        """Packets that were lost so far at each end."""
+        shown = (self._tc(end, "qdisc", "show", "clsact") for end in self._ends)
+        return [int(re.search(r"dropped (\d+)", text)[1]) for text in shown]
 
     @property
     def inside(self) -> tuple[str, ...]:
@@ -52,10 +70,16 @@ class Host:
         ip("netns", "del", self.name)
 
 
-def possible() -> bool:
-    """Whether this machine lets us make namespaces and shape links."""
+def _dropping(share: float) -> str:
+    """A program that lets a packet pass (0) or drops it (2) by a number that the kernel draws."""
+    draw = 0xFFFFF000 + 56  # SKF_AD_OFF + SKF_AD_RANDOM
+    return f"4,32 0 0 {draw},53 1 0 {int(share * (1 << 32))},6 0 0 2,6 0 0 0"
+
+
+def possible(loss: float = 0.0) -> bool:
+    """Whether this machine lets us make namespaces, shape links, and lose packets."""
     try:
-        host = Host(250, "1mbit")
+        host = Host(251 if loss else 250, "1mbit", loss)  # a link is removed a while after its host
     except (OSError, subprocess.CalledProcessError):
         return False
     host.close()

@@ -13,13 +13,17 @@ from dataclasses import replace
 
 import pytest
 
+from fedbonsai.core import Answers, Silence
 from fedbonsai.fleets.flower import certificates
+from fedbonsai.fleets.wrappers import Wrapper
 from fedbonsai.runs.folder import Checkpoint, Folder
+from fedbonsai.runs.loop import loop
 from fedbonsai.runs.run import execute
+from fedbonsai.runs.setup import scene
 from fedbonsai.runs.submit import submit
 from fedbonsai.wire import encode
 from tests.cases import CASES
-from tests.flower_live.federation import CLIENTS, Place
+from tests.flower_live.federation import CLIENTS, LARGE, Place
 
 pytestmark = pytest.mark.slow
 ALL = bool(os.environ.get("FEDBONSAI_LIVE"))
@@ -126,6 +130,40 @@ def test_the_gate_lets_devices_through_and_nobody_else(place):
     assert post("/health", None, "GET") == 404
     # a device's request without a registered key reaches the SuperLink, which refuses it
     assert post("/v1/fleet/pull-messages") in (400, 401, 403, 415, 422)
+
+
+class Without(Wrapper):
+    """Asks all but one device."""
+
+    def __init__(self, inner, id):
+        super().__init__(inner)
+        self.id = id
+
+    def ask(self, task, send, at_least=1):
+        answers = self.inner.ask(task, {device: what for device, what in send.items() if device.id != self.id}, 0)
+
+        def rest():
+            yield from answers
+            yield from (Silence(device, "left out") for device in send if device.id == self.id)
+
+        return Answers(rest(), at_least)
+
+
+@everything
+def test_a_device_that_answers_with_rubbish_spoils_neither_the_server_nor_the_mean(place, tmp_path):
+    config = place.config(case_named("fedavg"), rounds=4)
+    place.leave("001")
+    place.join("001", 1, None, "--imports", "tests.flower_live.liar")
+    try:
+        run = submit(config, tmp_path / "devices", False)
+    finally:
+        place.leave("001")
+        place.join("001", 1)
+    made = scene(replace(config, fleet=replace(config.fleet, kind="local")))
+    made.fleet = Without(made.fleet, "001")
+    assert final(tmp_path / "devices") == bytes(encode(loop(config, made, "run").state))
+    sent = [row["bytes"] for row in run.ledger() if (row["client"], row["direction"]) == ("001", "up")]
+    assert max(sent) > LARGE  # it came, was booked, and was not used
 
 
 @everything

@@ -65,6 +65,8 @@ def _serve(host: str, port: int, federation: Federation) -> int:
         federation.state.write_text(json.dumps({"pid": os.getpid(), "port": port, "inner": inner}))
         print(f"serving on {host}:{port}; Flower's own log: {federation.log}", flush=True)
         print(f"devices: copy their .pub files to {federation.devices}; runs: fedbonsai run RECIPE --fleet flower")
+        if warning := federation.ends():
+            print(f"fedbonsai: {warning}", file=sys.stderr, flush=True)
         for line in [*federation.enrol(), *resume_all(federation)]:
             print(line, flush=True)
         while link.poll() is None and gate.alive:
@@ -88,10 +90,11 @@ def _serve(host: str, port: int, federation: Federation) -> int:
 
 def _wait(federation: Federation, link: subprocess.Popen[bytes], port: int) -> None:
     trusted = ssl.create_default_context(cafile=str(federation.ca))
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusted))
     until = time.monotonic() + START
     while time.monotonic() < until and link.poll() is None:
         try:
-            with urllib.request.urlopen(f"https://127.0.0.1:{port}/health", context=trusted, timeout=5):
+            with direct.open(f"https://127.0.0.1:{port}/health", timeout=5):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.3)

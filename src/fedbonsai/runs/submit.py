@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -64,7 +65,8 @@ def submit(config: RunConfig, folder: Path, resume: bool, tell: Tell | None = No
     try:
         _follow(federation, job, Folder(folder), tell)
     except KeyboardInterrupt:
-        federation.flwr("stop", number_of(job).read_text(), LINK)
+        with contextlib.suppress(ConfigError):  # a server that is down has nothing to stop
+            federation.flwr("stop", number_of(job).read_text(), LINK)
         if Folder(folder).info.exists():
             Folder(folder).set_info(status="interrupted")
         raise
@@ -110,17 +112,27 @@ def _goes_on(job: Path) -> bool:
 
 
 def resume_all(federation: Federation) -> list[str]:
-    """Hand in again what was running when the server ended; a line for each."""
+    """Hand in again what was running when the server ended; a line for each, also for one that cannot go on."""
     lines: list[str] = []
     for job in sorted(federation.jobs.glob("*.toml")):
-        told = tomllib.loads(job.read_text())
-        held = Folder(Path(told["folder"]))
-        if result_of(job).exists() or not held.config.exists() or not held.info.exists():
-            continue
-        if json.loads(held.info.read_text()).get("status") == "running":
-            _hand_in(federation, job, {**told, "resume": True})
-            lines.append(f"{held.path} goes on from its last finished round")
+        try:
+            lines += _resume(federation, job)
+        except (ConfigError, OSError, ValueError, KeyError) as error:  # what its files say; others shall go on
+            lines.append(f"{job.name} cannot go on: {error}; by hand: fedbonsai run --resume FOLDER")
     return lines
+
+
+def _resume(federation: Federation, job: Path) -> list[str]:
+    if result_of(job).exists():
+        return []
+    told = tomllib.loads(job.read_text())
+    held = Folder(Path(told["folder"]))
+    if not held.config.exists() or not held.info.exists():
+        return []
+    if json.loads(held.info.read_text()).get("status") != "running":
+        return []
+    _hand_in(federation, job, {**told, "resume": True})
+    return [f"{held.path} goes on from its last finished round"]
 
 
 def _hand_in(federation: Federation, job: Path, told: dict[str, Any]) -> None:

@@ -182,6 +182,30 @@ def test_what_a_device_says_is_one_short_line_of_the_log(tmp_path, caplog):
     assert len(line) < 1200
 
 
+def test_what_a_device_answers_cannot_write_lines_or_speak_to_a_terminal(tmp_path):
+    fleet, grid, nodes, _ = devices_and_wire(tmp_path)
+    nasty = "why\n\x1b[2J" + "x" * 5000
+
+    def spoil(node, replies):
+        (reply,) = replies
+        if node == nodes["00"]:
+            old = decode(reply.content["head"]["head"])
+            head = bytes(encode(replace(old, receipt=replace(old.receipt, silent=nasty), fault=nasty)))
+            reply.content = pack(head, packed(b""))
+        if node == nodes["01"]:
+            reply.metadata.__dict__["_src_node_id"] = 7
+        return replies
+
+    grid.change = spoil
+    _, silent = calls(fleet, 0)
+    assert silent["00"].reason.startswith("why  [2J")
+    assert all(silence.reason.isprintable() and len(silence.reason) <= 1000 for silence in silent.values())
+    with scope(fleet, ROUND), pytest.raises(RuntimeError) as caught:
+        list(fleet.ask(count, {device: ZERO for device in fleet.devices if device.id == "00"}, 0))
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 6000
+
+
 @message("test/other@1")
 class Other:
     value: torch.Tensor
@@ -270,6 +294,57 @@ def test_a_device_that_was_mended_is_met_while_the_server_waits(tmp_path, monkey
     first.hello = at_first_old
     fleet = FlowerFleet(grid_of(hands), FORM, expect=2, patience=5, poll=0.01)
     assert (len(fleet.devices), len(asked), fleet.refused) == (2, 3, {})
+
+
+def deaf(grid, *nodes):
+    """Nodes that are there and never answer."""
+    grid.change = lambda node, replies: [] if node in nodes else replies
+
+
+def test_a_node_that_never_says_who_it_is_does_not_keep_the_others_waiting(tmp_path):
+    hands = workers(clients(3), tmp_path)
+    grid = Wire(hands)
+    first, second, third = hands
+    deaf(grid, first)
+    began = time.monotonic()
+    assert len(FlowerFleet(grid, FORM, expect=2, poll=0.01, patience=60).devices) == 2
+    grid.there = [first, second]  # and who comes later is met while it is waited for
+    timer = threading.Timer(0.2, lambda: grid.there.append(third))
+    timer.start()
+    assert len(FlowerFleet(grid, FORM, expect=2, poll=0.01, patience=60).devices) == 2
+    timer.join()
+    assert time.monotonic() - began < 20
+
+
+def test_a_round_waits_once_for_a_strange_node_and_hears_it_later(tmp_path, monkeypatch):
+    monkeypatch.setattr(fleet_module, "GREETING", 0.4)
+    hands = workers(clients(2), tmp_path)
+    grid = Wire(hands)
+    gone, strange = list(hands)
+    grid.there = [gone]
+    fleet = FlowerFleet(grid, FORM, expect=1, poll=0.01, patience=5)
+    grid.there = [strange]
+    held = []
+
+    def late(node, replies):
+        held.extend(replies)
+        return []
+
+    grid.change = late
+    fleet._patience = 0.0
+    took = []
+    for t in range(3):
+        began = time.monotonic()
+        calls(fleet, t, at_least=0)
+        took.append(time.monotonic() - began)
+    assert 0.4 <= took[0] < 5
+    assert max(took[1:]) < 0.4
+    (hello_of_it,) = held
+    assert len(fleet._hailed) == 1
+    grid.change = lambda node, replies: replies
+    monkeypatch.setattr(grid, "pull_messages", lambda ids: [hello_of_it] if hello_of_it else [])
+    fleet.open(ROUND)
+    assert fleet._hailed == {}
 
 
 def test_a_round_waits_while_nobody_is_there(tmp_path):

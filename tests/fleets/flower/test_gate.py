@@ -17,6 +17,7 @@ from fedbonsai.fleets.flower.processes import free_port
 
 SEEN = []
 HEADERS = []
+INNER_PORT = []
 
 
 class Link(BaseHTTPRequestHandler):
@@ -48,6 +49,7 @@ def door(tmp_path_factory):
     link = ThreadingHTTPServer(("127.0.0.1", 0), Link)
     link.socket = context.wrap_socket(link.socket, server_side=True)
     link.daemon_threads = True
+    INNER_PORT[:] = [link.server_port]
     threading.Thread(target=link.serve_forever, daemon=True).start()
     port = free_port()
     made = Gate("127.0.0.1", port, link.server_port, *files)
@@ -126,6 +128,20 @@ def test_a_link_that_is_down_and_a_port_that_is_taken_are_said(door):
     with pytest.raises(ConfigError, match="choose another --host or --port"):
         Gate("127.0.0.1", port, free_port(), *files).start()
     lonely.close()
+
+
+def test_a_proxy_for_elsewhere_and_old_tls_are_not_used(door, monkeypatch):
+    _, files = door
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    made = Gate("127.0.0.1", free_port(), INNER_PORT[0], *files)
+    made.start()
+    try:
+        fresh = int(made._where.rpartition(":")[2])
+        assert ask((fresh, files), "/v1/fleet/push-object", b"ab") == (200, b"ba", "yes")
+        assert made._server.config.ssl.minimum_version == ssl.TLSVersion.TLSv1_2
+    finally:
+        made.close()
 
 
 def link(door):

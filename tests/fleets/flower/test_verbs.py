@@ -2,8 +2,10 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +15,10 @@ from flwr.cli.build import build_fab_from_disk
 
 from fedbonsai.cli import main
 from fedbonsai.errors import ConfigError
+from fedbonsai.fleets.flower import certificates
 from fedbonsai.fleets.flower.federation import Federation
 from fedbonsai.fleets.flower.memory import Store
-from fedbonsai.fleets.flower.processes import alone, forget, free_port, remember
+from fedbonsai.fleets.flower.processes import alone, environment, forget, free_port, remember, stop
 from fedbonsai.fleets.flower.samples import Part
 from fedbonsai.fleets.flower.worker import Worker
 from fedbonsai.runs import recipes
@@ -23,7 +26,7 @@ from fedbonsai.runs.flower import drive, result_of
 from fedbonsai.runs.folder import Checkpoint, Folder
 from fedbonsai.runs.run import execute
 from fedbonsai.runs.structure import unstructure
-from fedbonsai.runs.submit import submit
+from fedbonsai.runs.submit import resume_all, submit
 from fedbonsai.wire import encode
 from tests.cases import SMALL
 from tests.fleets.flower.nodes import grid_of
@@ -154,6 +157,58 @@ def test_two_runs_that_devices_would_take_for_one_are_refused(tmp_path):
             submit(config, tmp_path / "two", False)
 
 
+def test_a_job_that_cannot_go_on_keeps_neither_the_server_nor_the_others_from_it():
+    main(["keys", "server", "localhost"])
+    federation = Federation(Path("federation"))
+    federation.prepare(1)
+    (federation.jobs / "damaged.toml").write_text("folder =")
+    (federation.jobs / "empty.toml").write_text("resume = false")
+    Path("run").mkdir()
+    Path("run/config.toml").touch()
+    Folder(Path("run")).set_info(status="running")
+    (federation.jobs / "there.toml").write_text(tomli_w.dumps({"folder": str(Path("run").resolve())}))
+    said = resume_all(federation)  # nobody is there to take the third
+    assert [line.split(" ")[0] for line in said] == ["damaged.toml", "empty.toml", "there.toml"]
+    assert all("cannot go on: " in line and "fedbonsai run --resume" in line for line in said)
+    assert "flwr run" in said[2]
+
+
+def test_who_stops_a_run_while_the_server_is_down_has_stopped_it(tmp_path, monkeypatch):
+    main(["keys", "server", "localhost"])
+    federation = Federation(Path("federation"))
+    federation.prepare(1)
+    federation.state.write_text(json.dumps({"inner": 1}))
+    folder = Folder(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    folder.set_info(status="running")
+
+    def handed_in(federation, job, told):
+        job.write_text(tomli_w.dumps(told))
+        job.with_suffix(".run").write_text("7")
+
+    def ctrl_c(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedbonsai.runs.submit._hand_in", handed_in)
+    monkeypatch.setattr("fedbonsai.runs.submit._follow", ctrl_c)
+    config = recipes.load("fedavg", "", {**SMALL, "fleet.kind": "flower"})
+    with federation.hold(), pytest.raises(KeyboardInterrupt):
+        submit(config, tmp_path / "run", False)
+    assert json.loads(folder.info.read_text())["status"] == "interrupted"
+    assert resume_all(federation) == []
+
+
+def test_the_end_of_the_certificate_is_told_before_it_comes_and_named_when_it_has(monkeypatch, capsys):
+    main(["keys", "server", "localhost"])
+    assert Federation(Path("federation")).ends() == ""
+    monkeypatch.setattr(certificates, "DAYS_SERVER", 30)
+    main(["keys", "server", "localhost"])
+    assert "server.crt ends in 30 days; renew: fedbonsai keys server" in Federation(Path("federation")).ends()
+    monkeypatch.setattr(certificates, "DAYS_SERVER", -1 / 48)  # half an hour ago
+    main(["keys", "server", "localhost"])
+    assert "has ended, and devices would refuse it; renew" in fails(capsys, "serve")
+
+
 @pytest.mark.slow
 def test_a_simulation_of_real_devices_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="driven by `fedbonsai run`"):
@@ -220,6 +275,27 @@ def test_a_job_that_was_cut_off_is_resumed_and_ends_the_same(job, tmp_path):
     assert states[0] == states[1]
 
 
+def test_a_server_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(job, tmp_path):
+    config, write, grid = job
+    drive(grid, {"job": str(write(replace(config, rounds=1)))})
+    text = Folder(tmp_path / "run").config
+    text.write_text(text.read_text().replace("rounds = 1", "rounds = 2"))
+    before = Checkpoint(Folder(tmp_path / "run")).load()[0]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))  # less than a state
+    try:
+        with pytest.raises(OSError, match="too large"):
+            drive(grid, {"job": str(file := write(resume=True))})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "too large" in json.loads(result_of(file).read_text())["reason"]
+    assert Checkpoint(Folder(tmp_path / "run")).load()[0] == before
+    drive(grid, {"job": str(write(resume=True))})
+    execute(replace(config, fleet=replace(config.fleet, kind="local")), tmp_path / "simulation")
+    states = [encode(Checkpoint(Folder(tmp_path / name)).load()[1]) for name in ("run", "simulation")]
+    assert states[0] == states[1]
+
+
 @pytest.mark.slow
 def test_a_job_goes_on_with_fewer_devices_and_with_those_that_come_back(job, tmp_path):
     config, write, grid = job
@@ -265,3 +341,35 @@ def test_a_process_that_was_left_behind_is_ended_and_no_other(tmp_path, monkeypa
     assert not (tmp_path / "pid").exists()
     forget(tmp_path / "pid", "flower-superlink")
     assert 0 < free_port() < 65536
+
+
+def test_a_group_is_ended_though_its_leader_is_gone_and_a_member_does_not_listen(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedbonsai.fleets.flower.processes.GRACE", 0.5)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x', flush=True); time.sleep(60)"
+    code = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {deaf!r}]); print(p.pid, flush=True)"
+    leader = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    said = {leader.stdout.readline().strip(), leader.stdout.readline().strip()}
+    (member,) = said - {b"x"}
+    leader.wait(10)
+    stop(leader)
+    until = time.monotonic() + 10
+    while Path(f"/proc/{int(member)}").exists() and _runs(int(member)):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    leader.stdout.close()
+
+
+def _runs(pid):
+    """Whether a process still runs: one that nobody has looked after yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_processes_on_this_machine_speak_to_each_other_without_a_proxy(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "intra.example.org")
+    monkeypatch.delenv("no_proxy", raising=False)
+    made = environment(tmp_path)
+    assert made["NO_PROXY"] == "intra.example.org,127.0.0.1,localhost"
+    assert made["no_proxy"] == "127.0.0.1,localhost"

@@ -67,6 +67,19 @@ def make_server(folder: Path, addresses: Sequence[str]) -> list[Path]:
     ]
 
 
+def days_left(certificate: Path) -> float:
+    """Days until a certificate ends; negative when it has ended.
+
+    Raises:
+        ConfigError: the file holds none.
+    """
+    try:
+        end = x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{certificate} cannot be read: {error}; bring back a copy, or make it anew") from None
+    return (end - datetime.datetime.now(datetime.UTC)) / datetime.timedelta(days=1)
+
+
 def public_key(private: Path) -> str:
     """The public half of a device's key, as it stands in the .pub file.
 

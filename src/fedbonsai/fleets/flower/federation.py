@@ -13,12 +13,14 @@ from typing import IO, Any
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.flower import compat
-from fedbonsai.fleets.flower.certificates import CA, SERVER, SERVER_KEY
+from fedbonsai.fleets.flower.certificates import CA, SERVER, SERVER_KEY, days_left
 from fedbonsai.fleets.flower.names import NAME
 from fedbonsai.fleets.flower.processes import alone, environment, forget, program
 
 LINK = "fedbonsai"  # name of the connection in Flower's configuration
 OLDEST = (1, 40)  # the first release whose SuperLink speaks HTTP on one port, which `gate` relies on
+SOON = 60.0  # days before the end of a certificate in which it is warned of
+RENEW = "renew: fedbonsai keys server ADDRESS ..., with ca.key back in its place, and start serve again"
 
 PYPROJECT = """[build-system]
 requires = ["hatchling"]
@@ -115,6 +117,8 @@ class Federation:
                 f"{self.folder} lacks {', '.join(missing)}; make them: fedbonsai keys server ADDRESS --folder "
                 f"{self.folder}, where ADDRESS is how devices reach this machine"
             )
+        if days_left(self.certificate) <= 0:
+            raise ConfigError(f"{self.certificate} has ended, and devices would refuse it; {RENEW}")
         self.folder.chmod(0o700)  # models pass through the database that Flower writes here
         for folder in (self.devices, self.jobs, self.home, self.app / "fedbonsai_app"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -125,6 +129,11 @@ class Federation:
         (self.app / "pyproject.toml").write_text(PYPROJECT.format(version=version("fedbonsai")))
         for name, text in (("__init__", ""), ("server_app", SERVER_APP), ("client_app", CLIENT_APP)):
             (self.app / "fedbonsai_app" / f"{name}.py").write_text(text)
+
+    def ends(self) -> str:
+        """A warning when the server's certificate ends soon: all devices would then refuse it on one day."""
+        left = days_left(self.certificate)
+        return f"{self.certificate.name} ends in {left:.0f} days; {RENEW}" if left < SOON else ""
 
     def superlink(self, port: int) -> list[str]:
         """Command of the SuperLink; it listens on this machine only, and `gate` lets devices through to it."""

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, TypeVar, cast
 
 from flwr.app import ArrayRecord, Message
@@ -36,7 +37,10 @@ AT_ONCE = 8  # replies that are pulled by one call: a Grid holds all of them in 
 NEAR = 256 << 20  # bytes of replies that wait in memory for their turn
 GREETING = 60.0  # seconds in which a node must say who it is, once a run goes on
 AGAIN = 20.0  # seconds until a node that cannot take part is asked again: somebody may have mended it
+SHY = 600.0  # seconds until a node that did not say who it is, is asked again
 AFTER = 60.0  # seconds for which Flower keeps a message beyond its deadline
+
+FAULT = 4000  # characters of a task's error that are shown
 
 log = logging.getLogger("fedbonsai")
 
@@ -82,6 +86,7 @@ class FlowerFleet(Remembers):
         self._who = who
         self._nodes: dict[str, int] = {}  # of each device
         self._known: dict[int, float] = {}  # nodes that were asked who they are, and when to ask again
+        self._hailed: dict[str, int] = {}  # nodes that have not answered yet, by the id of the question
         self.refused: dict[str, str] = {}
         """Why a device cannot take part, by its id (or its node, where it has not said its id)."""
         self._patience = patience
@@ -91,7 +96,9 @@ class FlowerFleet(Remembers):
     def _gather(self, expect: int, at_least: int) -> None:
         until = time.monotonic() + self._patience
         while True:
-            self._greet(min(self._deadline, max(1.0, until - time.monotonic())))
+            self._hail(min(self._deadline, max(1.0, until - time.monotonic())))
+            while self._hear():
+                pass
             if len(self._nodes) >= expect or time.monotonic() >= until:
                 break
             time.sleep(self._poll)
@@ -102,26 +109,28 @@ class FlowerFleet(Remembers):
                 f"{why or 'start more: fedbonsai join'}"
             )
 
-    def _greet(self, seconds: float) -> None:
-        """Ask nodes that are new here who they are."""
+    def _hail(self, seconds: float) -> set[int]:
+        """Ask nodes that are new here who they are, and do not wait for what they say."""
         now = time.monotonic()
-        fresh = [node for node in self._grid.get_node_ids() if self._known.get(node, 0.0) <= now]
+        fresh = {node for node in self._grid.get_node_ids() if self._known.get(node, 0.0) <= now}
         if not fresh:
-            return
+            return fresh
         head = pack(encode(hello.Hello(hello.VERSION, hello.WIRE, self._form)), packed(b""))
         sent = {node: Message(head, node, QUERY, ttl=seconds + AFTER) for node in fresh}
-        ids = dict(zip(self._grid.push_messages(sent.values()), sent, strict=False))
-        until = time.monotonic() + seconds
-        waiting = {id: node for id, node in ids.items() if id}
-        while waiting and time.monotonic() < until:
-            come = self._pull(list(waiting))
-            for reply in come:
-                node = waiting.pop(reply.metadata.reply_to_message_id, None)
-                if node is not None:
-                    met = self._meet(node, reply)
-                    self._known[node] = math.inf if met else time.monotonic() + AGAIN
-            if not come:
-                time.sleep(self._poll)
+        taken = {id: node for id, node in zip(self._grid.push_messages(sent.values()), sent, strict=False) if id}
+        self._hailed = {id: node for id, node in self._hailed.items() if node not in fresh} | taken
+        self._known |= dict.fromkeys(taken.values(), now + seconds)
+        return set(taken.values())
+
+    def _hear(self) -> bool:
+        """Take in what nodes said of themselves meanwhile; whether any did."""
+        come = self._pull(self._hailed)
+        for reply in come:
+            node = self._hailed.pop(reply.metadata.reply_to_message_id, None)
+            if node is not None:
+                met = self._meet(node, reply)
+                self._known[node] = math.inf if met else time.monotonic() + AGAIN
+        return bool(come)
 
     def _meet(self, node: int, reply: Message) -> bool:
         """Take in what a node says of itself; whether it can take part."""
@@ -166,7 +175,11 @@ class FlowerFleet(Remembers):
 
     def _meet_again(self) -> None:
         known = list(self._nodes)
-        self._greet(GREETING)
+        fresh, until = self._hail(GREETING), time.monotonic() + GREETING
+        while self._hear() or (fresh & set(self._hailed.values()) and time.monotonic() < until):
+            time.sleep(self._poll)
+        # no round waits for them a second time soon, but what they say is heard in passing
+        self._known |= dict.fromkeys(fresh & set(self._hailed.values()), time.monotonic() + SHY)
         self._nodes = {id: self._nodes[id] for id in known}  # who is new waits for the next run
 
     def ask(self, task: Task[M, R], send: Mapping[Device, M], at_least: int = 1) -> Answers[R]:
@@ -209,7 +222,7 @@ class FlowerFleet(Remembers):
         try:
             for number, letter in enumerate(letters):
                 while letter.id in outstanding:
-                    come = self._pull(list(outstanding))
+                    come = self._pull(outstanding)
                     for reply in come:
                         heard += self._receive(letters, outstanding, spool, reply)
                     enough = self._first and heard >= self._first
@@ -247,7 +260,7 @@ class FlowerFleet(Remembers):
                 letter.reply = None
                 raise BadMessage("the reply is to another request")
         except BadMessage as error:
-            letter.trouble = str(error)
+            letter.trouble = plain(str(error))
             return False
         spool.put(number, payload)
         return not letter.reply.receipt.silent
@@ -260,20 +273,21 @@ class FlowerFleet(Remembers):
         if reply.lost:
             self._slots.keep(device.id, {})  # what it had is gone: it begins anew
         if reply.receipt.silent:
-            letter.fault = reply.fault
-            return Silence(device, reply.receipt.silent, letter.down, letter.up, reply.forgot)
+            letter.fault = "\n".join(plain(line) for line in reply.fault[-FAULT:].splitlines())
+            return Silence(device, plain(reply.receipt.silent), letter.down, letter.up, reply.forgot)
         try:
             value = decode(payload, self._limit)
             check(task, value, "answer")
         except BadMessage as error:
-            return Silence(device, str(error), letter.down, letter.up)
+            return Silence(device, plain(str(error)), letter.down, letter.up)
         self._slots.keep(device.id, reply.kept.kept() if reply.kept else {})
         return Answer(device, value, letter.down, letter.up)
 
-    def _pull(self, ids: Sequence[str]) -> list[Message]:
+    def _pull(self, ids: Iterable[str]) -> list[Message]:
         """Replies that came, a few at a time."""
-        for begin in range(0, len(ids), AT_ONCE):
-            if come := list(self._grid.pull_messages(list(ids[begin : begin + AT_ONCE]))):
+        left = iter(ids)
+        while few := list(islice(left, AT_ONCE)):
+            if come := list(self._grid.pull_messages(few)):
                 return come
         return []
 

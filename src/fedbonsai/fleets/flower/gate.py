@@ -156,7 +156,10 @@ class Gate:
         if self._client is None:
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
             verify = ssl.create_default_context(cafile=str(self._ca))
-            self._client = httpx.AsyncClient(base_url=self._inner, verify=verify, limits=limits, timeout=120)
+            # trust_env: a proxy that the environment names is for elsewhere, the SuperLink is on this machine
+            self._client = httpx.AsyncClient(
+                base_url=self._inner, verify=verify, limits=limits, timeout=120, trust_env=False
+            )
         headers = [(name, value) for name, value in scope["headers"] if name not in HOP]
         try:
             async with self._room(_announced(scope)):

@@ -72,6 +72,7 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._grown = True  # whether there may be more runs than are kept
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.chmod(0o700)
@@ -112,7 +113,9 @@ class Store:
         slot = Slot(head.round, head.attempt, head.ask, digest(raw))
         folder = self._run(head.run)
         try:
-            folder.mkdir(mode=0o700, exist_ok=True)
+            if not folder.is_dir():
+                folder.mkdir(mode=0o700, exist_ok=True)
+                self._grown = True
             _write(folder, slot.name, raw)
             os.utime(folder)
         except OSError as error:
@@ -127,15 +130,18 @@ class Store:
         What cannot be removed stays: another process of this device may tidy at the same time.
         """
         folder = self._run(head.run)
-        with contextlib.suppress(OSError):
-            for file in list(folder.iterdir()):
-                if _past(file, head, start):
-                    file.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            runs = sorted((run for run in self.folder.iterdir() if run.is_dir()), key=lambda run: run.stat().st_mtime)
-            for run in runs[:-RUNS]:
-                if run != folder:
-                    shutil.rmtree(run, ignore_errors=True)
+        with contextlib.suppress(OSError), os.scandir(folder) as files:
+            for file in files:
+                with contextlib.suppress(OSError):
+                    if _past(file, head, start):
+                        os.unlink(file)
+        if self._grown:
+            self._grown = False
+            with contextlib.suppress(OSError):
+                runs = sorted((run for run in self.folder.iterdir() if run.is_dir()), key=lambda r: r.stat().st_mtime)
+                for run in runs[:-RUNS]:
+                    if run != folder:
+                        shutil.rmtree(run, ignore_errors=True)
 
     def _run(self, run: str) -> Path:
         if not _RUN.fullmatch(run):
@@ -143,11 +149,11 @@ class Store:
         return self.folder / run
 
 
-def _past(file: Path, head: Envelope, start: Slot | None) -> bool:
+def _past(file: os.DirEntry[str], head: Envelope, start: Slot | None) -> bool:
     """Whether no request will name a file again."""
     found = _SLOT.fullmatch(file.name)
     if found is None:
-        return file.stat().st_mtime < time.time() - STALE
+        return file.stat(follow_symlinks=False).st_mtime < time.time() - STALE
     round, attempt, ask = (int(part) for part in found.groups()[:3])
     older = round < head.base[0] or (round == head.base[0] and attempt != head.base[1])
     passed = start is not None and (round, attempt) == (start.round, start.attempt) and ask < start.ask

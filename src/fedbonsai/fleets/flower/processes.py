@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import IO
 
@@ -34,9 +35,16 @@ def program(name: str) -> str:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Environment of Flower's processes: quiet, with this Python's programs first, and all of Flower's files in one."""
+    """Environment of Flower's processes: quiet, with this Python's programs first, and all of Flower's files in one.
+
+    What they say to each other on this machine goes through no proxy.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return {**os.environ, **compat.QUIET, "FLWR_HOME": str(home), "PATH": path}
+    direct = {
+        name: ",".join(part for part in (os.environ.get(name, ""), "127.0.0.1,localhost") if part)
+        for name in ("NO_PROXY", "no_proxy")
+    }
+    return {**os.environ, **compat.QUIET, **direct, "FLWR_HOME": str(home), "PATH": path}
 
 
 def free_port() -> int:
@@ -55,14 +63,16 @@ def many_files() -> None:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process that leads a group, and the group with it."""
+    """End a process that leads a group, and the group with it, also where the leader has ended already."""
+    until = time.monotonic() + GRACE
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(GRACE)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        while time.monotonic() < until:
+            process.poll()  # who has ended counts as a member until somebody looks
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def end_by_signal() -> None:

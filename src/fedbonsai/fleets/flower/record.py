@@ -33,13 +33,13 @@ def unpack(message: Message, limit: int = PAYLOAD) -> tuple[bytes, bytes]:
     if not message.has_content():
         raise BadMessage("a message without content")
     content = message.content
-    configs, arrays = content.config_records, content.array_records
-    if set(content) != {"head", "payload"} or set(configs) != {"head"} or set(arrays) != {"payload"}:
+    config, arrays = content.get("head"), content.get("payload")
+    if len(content) != 2 or not isinstance(config, ConfigRecord) or not isinstance(arrays, ArrayRecord):
         raise BadMessage(f"records {sorted(content)[:8]}; expected a head and a payload")
-    head, array = configs["head"].get("head"), arrays["payload"].get("payload")
-    if len(configs["head"]) != 1 or not isinstance(head, bytes) or len(head) > HEAD:
+    head, array = config.get("head"), arrays.get("payload")
+    if len(config) != 1 or not isinstance(head, bytes) or len(head) > HEAD:
         raise BadMessage(f"a head of at most {HEAD} bytes expected")
-    if len(arrays["payload"]) != 1 or array is None or array.stype != STYPE:
+    if len(arrays) != 1 or array is None or array.stype != STYPE:
         raise BadMessage(f"one array of type {STYPE!r} expected, got {None if array is None else array.stype!r}")
     if len(array.data) > limit:
         raise BadMessage(f"payload of {len(array.data)} bytes, the limit here is {limit}")

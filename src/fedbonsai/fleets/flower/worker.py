@@ -49,6 +49,7 @@ class Worker:
         try:
             client = self._client(asked.form)
         except (ConfigError, Missing) as error:
+            log.warning("the server's task cannot be learned with the data of this device: %s", error)
             return bytes(encode(_with(card, fault=str(error)[:TEXT])))
         except Exception as error:  # of the function that gives the data: its text is for who wrote it
             log.exception("the data of this device cannot be read")
