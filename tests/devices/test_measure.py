@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from fedbonsai.devices.clock import kept, macs
-from fedbonsai.devices.measure import affine, curve, fitted, least, masked, narrowed, rising, timed
+from fedbonsai.devices.curves import affine, curve, masked, narrowed, rising, sparse_curve
+from fedbonsai.devices.measure import Step, fitted, least, timed
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Arch, Model
 
@@ -40,6 +41,17 @@ def test_affine_where_it_is_and_piecewise_where_it_is_not():
     assert "level" in level.source
 
 
+def test_the_sparse_curve_is_relative_to_the_dense_step():
+    densities = [1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01]
+    straight = sparse_curve(densities, [0.5 + 4 * x for x in densities], 2.0, "test")
+    assert (straight.intercept, straight.slope, straight.r2) == pytest.approx((0.25, 2.0, 1.0))
+    assert "2.25 of it with all weights" in straight.source
+    bent = sparse_curve(densities, [1.0, 1.0, 1.0, 0.2, 0.2, 0.1, 0.1], 1.0, "test")
+    assert bent.kept == tuple(sorted(densities))
+    assert bent.relative == pytest.approx((0.1, 0.1, 0.2, 0.2, 1.0, 1.0, 1.0))
+    assert "not affine" in bent.source
+
+
 def test_least_squares_by_hand():
     assert affine([0, 1, 2], [0, 1, 5]) == pytest.approx((-0.5, 2.5, 1 - 1.5 / 14))
 
@@ -53,7 +65,7 @@ def test_the_nearest_rising_sequence():
 def test_narrowed_networks_run_and_have_their_share_of_operations(name):
     sample = (3, 32, 32) if name == "resnet-tiny" else (1, 28, 28)
     model = Model.init(Arch(name), 0)
-    point = timed(narrowed(model, 0.5), sample, 4, None, 0.01)
+    point = timed([Step(narrowed(model, 0.5))], sample, 4, 0.01)[0]
     assert point.seconds > 0
     assert point.episode.batch == 4
     structure, mask = kept(point.episode)

@@ -2,7 +2,8 @@
 
 Nothing sleeps: seconds are counted. A training sample costs one forward pass, one pass for the gradients by the weights
 and one for the gradients by the inputs, which the first layer does without. A network that is physically smaller takes
-the profile's ``structured`` curve of the whole network's time, a mask its ``masked`` one.
+the profile's ``structured`` curve of the whole network's time, a mask its ``masked`` one, and layers under a mask that
+computed sparsely its ``sparse`` one.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ FORWARD = 1 / 3  # share of a step's cost beside multiplications that a batch wi
 
 @dataclass(frozen=True)
 class Macs:
-    """Multiply-accumulates: what dense kernels do, and of those the ones with a weight that is kept."""
+    """Multiply-accumulates."""
 
     done: int
+    """Dense layers do all of them, sparse ones those with a kept weight."""
     kept: int
+    """Those with a weight that is kept, whatever was done."""
 
 
 def passes(layer: Layer, episode: Episode) -> int:
@@ -37,8 +40,9 @@ def macs(work: Sequence[Episode]) -> Macs:
     for episode in work:
         for layer in layers(episode):
             count = layer.macs * passes(layer, episode)
-            done += count
-            kept += count * episode.kept.get(layer.name, 1.0)
+            part = count * episode.kept.get(layer.name, 1.0)
+            done += round(part) if layer.name in episode.sparse else count
+            kept += part
     return Macs(done, round(kept))
 
 
@@ -74,7 +78,21 @@ def _seconds(profile: Profile, episode: Episode) -> float:
     network, share = counted(whole), 1.0 if episode.backward else FORWARD
     dense += share * network.values * (episode.forward + episode.backward) / profile.values.value
     dense += share * network.modules * episode.passes * profile.overhead.value
-    return dense * profile.structured.at(min(1.0, structure)) * profile.masked.at(mask)
+    return dense * profile.structured.at(min(1.0, structure)) * _under(profile, episode, mask)
+
+
+def _under(profile: Profile, episode: Episode, mask: float) -> float:
+    """Time relative to that without a mask: layers by their share of the operations, each group by its own curve."""
+    if profile.sparse is None or not episode.sparse:
+        return profile.masked.at(mask)
+    now = layers(episode)
+    found, total = 0.0, sum(layer.macs for layer in now)
+    groups = [(layer.name in episode.sparse, layer.macs, episode.kept.get(layer.name, 1.0)) for layer in now]
+    for sparse, curve in ((True, profile.sparse), (False, profile.masked)):
+        held = [(macs, kept) for is_sparse, macs, kept in groups if is_sparse == sparse]
+        if all_ := sum(macs for macs, _ in held):
+            found += all_ / total * curve.at(sum(macs * kept for macs, kept in held) / all_)
+    return found
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ ONE = 1e-6  # how far from 1 a curve may be at kept fraction 1
 
 @dataclass(frozen=True)
 class Curve:
-    """Time of a local step against the kept fraction x, relative to the step with everything kept.
+    """Time of a local step against the kept fraction x, relative to the dense step with everything kept.
 
-    Either affine, ``intercept + slope x`` with intercept + slope = 1, or (where ``kept`` is not empty) the monotone
-    piecewise-linear interpolant of points; below the least kept fraction that was measured it stays level.
+    Either affine, ``intercept + slope x``, or (where ``kept`` is not empty) the monotone piecewise-linear interpolant of
+    points; below the least kept fraction that was measured it stays level. With everything kept it is 1, but of a
+    ``sparse`` curve, whose kernels are slower there.
     """
 
     mark: Mark
@@ -82,9 +83,12 @@ class Profile:
     """Watts while it sends."""
     receive: Figure
     """Watts while it receives."""
+    sparse: Curve | None = None
+    """Layers that multiply kept weights alone, x as of ``masked``; None where nobody knows: ``masked`` is taken."""
 
 
-def _curve(reader: Reader, name: str) -> Curve:
+def _curve(reader: Reader, name: str, dense: bool = True) -> Curve:
+    """A curve by its name; one of dense kernels is 1 where everything is kept."""
     mark, source = reader.text(f"{name}.mark"), reader.text(f"{name}.source")
     if mark not in ("measured", "published", "assumed") or not source:
         reader.faults.append(f"{name}: expected a mark (measured, published or assumed) and a source")
@@ -95,16 +99,18 @@ def _curve(reader: Reader, name: str) -> Curve:
             reader.faults.append(
                 f"{name}: expected as many relative times as kept fractions, both rising, up to kept 1"
             )
-        elif abs(relative[-1] - 1) > ONE or relative[0] <= 0:
-            reader.faults.append(f"{name}.relative: expected positive times that end at 1")
+        elif (dense and abs(relative[-1] - 1) > ONE) or relative[0] <= 0:
+            reader.faults.append(f"{name}.relative: expected positive times{' that end at 1' if dense else ''}")
         return Curve(mark, source, kept=kept, relative=relative)  # type: ignore[arg-type]
     figures = reader.numbers(f"{name}.affine")
     if len(figures) != 3:
         reader.faults.append(f"{name}.affine: expected [intercept, slope, R squared]")
         return Curve("assumed", "")
     intercept, slope, r2 = figures
-    if intercept < 0 or slope < 0 or abs(intercept + slope - 1) > ONE:
-        reader.faults.append(f"{name}.affine = {list(figures)}: expected intercept and slope >= 0 that sum to 1")
+    whole = intercept + slope
+    if intercept < 0 or slope < 0 or (abs(whole - 1) > ONE if dense else whole <= 0):
+        wanted = "that sum to 1" if dense else "that are not both 0"
+        reader.faults.append(f"{name}.affine = {list(figures)}: expected intercept and slope >= 0 {wanted}")
     return Curve(mark, source, intercept, slope, r2)  # type: ignore[arg-type]
 
 
@@ -133,6 +139,7 @@ def read(table: Table) -> Profile:
         compute=reader.figure("power.compute"),
         transmit=reader.figure("power.transmit"),
         receive=reader.figure("power.receive"),
+        sparse=_curve(reader, "sparse", dense=False) if reader.has("sparse") else None,
     )
     reader.done()
     return profile
