@@ -37,7 +37,7 @@ NETWORKS = (
     Job("resnet-tiny", (3, 32, 32)),
 )
 BATCHES = (8, 32)
-REPEATS = 5
+REPEATS = 10  # short ones: a machine that others disturb is rarely quiet for long
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ class Step:
         return time.process_time() - begin
 
 
-def timed(steps: Sequence[Step], sample: tuple[int, ...], batch: int, budget: float) -> list[Point]:
+def timed(
+    steps: Sequence[Step], sample: tuple[int, ...], batch: int, budget: float, repeats: int = REPEATS
+) -> list[Point]:
     """Seconds of training steps, one thread: processor time, the least of the repeats, since others may share the machine.
 
     The steps take turns, so that what disturbs the machine for a while disturbs all of them.
@@ -77,6 +79,7 @@ def timed(steps: Sequence[Step], sample: tuple[int, ...], batch: int, budget: fl
         sample: shape of an input.
         batch: samples a step.
         budget: seconds that all repeats of one step may take.
+        repeats: turns.
     """
     samples = Samples(torch.zeros(batch, *sample), torch.zeros(batch, dtype=torch.int64))
     me = Client("profile", 0, samples, samples[:0])
@@ -84,12 +87,12 @@ def timed(steps: Sequence[Step], sample: tuple[int, ...], batch: int, budget: fl
     episodes: list[Episode] = []
     for step in steps:
         step.train(me, batch, 2)
-        many.append(max(1, min(200, round(budget / REPEATS / step.train(me, batch, 1)))))
+        many.append(max(1, min(200, round(budget / repeats / step.train(me, batch, 1)))))
         with work.collecting() as done:
             step.train(me, batch, 1)
         episodes.append(done[0])
     pairs: list[list[tuple[float, float]]] = [[] for _ in steps]
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         for place, step in enumerate(steps):
             pairs[place].append((step.train(me, batch, many[place] + 1), step.train(me, batch, 1)))
     points: list[Point] = []
