@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedbonsai import local, work
 from fedbonsai.core import Client, Samples
@@ -37,7 +38,8 @@ NETWORKS = (
     Job("resnet-tiny", (3, 32, 32)),
 )
 BATCHES = (8, 32)
-REPEATS = 10  # short ones: a machine that others disturb is rarely quiet for long
+REPEATS = 10
+LEAST = 3  # steps of a call beside the one that a call takes anyway
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Point:
 
     seconds: float
     spread: float
-    """How far the median of the repeats lies above the least, relative to that."""
+    """Of the repeats, relative: `least` and `beside` say of what."""
     episode: Episode
 
 
@@ -70,9 +72,10 @@ class Step:
 def timed(
     steps: Sequence[Step], sample: tuple[int, ...], batch: int, budget: float, repeats: int = REPEATS
 ) -> list[Point]:
-    """Seconds of training steps, one thread: processor time, the least of the repeats, since others may share the machine.
+    """Seconds of training steps, one thread: processor time, since others may share the machine.
 
-    The steps take turns, so that what disturbs the machine for a while disturbs all of them.
+    Of one step the least of the repeats counts. Several take turns, so that what disturbs the machine for a while
+    disturbs all of them, and their ratios count (`beside`).
 
     Args:
         steps: to be timed.
@@ -87,19 +90,42 @@ def timed(
     episodes: list[Episode] = []
     for step in steps:
         step.train(me, batch, 2)
-        many.append(max(1, min(200, round(budget / repeats / step.train(me, batch, 1)))))
+        many.append(max(LEAST, min(200, round(budget / repeats / step.train(me, batch, 1)))))
         with work.collecting() as done:
             step.train(me, batch, 1)
         episodes.append(done[0])
-    pairs: list[list[tuple[float, float]]] = [[] for _ in steps]
-    for _ in range(repeats):
+    long, short = np.empty((2, repeats, len(steps)))
+    for turn in range(repeats):
         for place, step in enumerate(steps):
-            pairs[place].append((step.train(me, batch, many[place] + 1), step.train(me, batch, 1)))
-    points: list[Point] = []
-    for count, took, episode in zip(many, pairs, episodes, strict=True):
-        seconds, spread = least([long for long, _ in took], [short for _, short in took], count)
-        points.append(Point(seconds, spread, episode))
-    return points
+            long[turn, place], short[turn, place] = step.train(me, batch, many[place] + 1), step.train(me, batch, 1)
+    if len(steps) == 1:
+        seconds, spread = least(long[:, 0].tolist(), short[:, 0].tolist(), many[0])
+        return [Point(seconds, spread, episodes[0])]
+    found = beside((long - short) / np.array(many))
+    return [Point(seconds, spread, episode) for (seconds, spread), episode in zip(found, episodes, strict=True)]
+
+
+def beside(seconds: NDArray[np.float64]) -> list[tuple[float, float]]:
+    """Seconds of each of several steps, and how far half of the turns lie around them, relative to that.
+
+    A machine that others use is fast in one turn and slow in the next, for all steps alike: a step's share of its turn
+    is what stays. The median share counts, times the length of the shortest turn.
+
+    Args:
+        seconds: [turns, steps].
+
+    Raises:
+        ConfigError: in half of the turns a call with more steps was not longer.
+    """
+    fine = seconds[(seconds > 0).all(1)]
+    if 2 * len(fine) <= len(seconds):
+        raise ConfigError(
+            "a call with more steps took no longer than one with a single step: this machine is too busy to be measured; "
+            "try again, with more time (--seconds)"
+        )
+    turns = np.exp(np.log(fine).mean(1))
+    low, middle, high = np.quantile(fine / turns[:, None], [0.25, 0.5, 0.75], axis=0)
+    return list(zip((middle * turns.min()).tolist(), ((high - low) / 2 / middle).tolist(), strict=True))
 
 
 def least(long: Sequence[float], short: Sequence[float], steps: int) -> tuple[float, float]:
