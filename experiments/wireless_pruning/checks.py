@@ -1,7 +1,8 @@
-"""Wireless pruning's statistical checks 13, 15 and 16 from the committed results: is half the latency had, at what cost?
+"""Wireless pruning's statistical checks 13 to 16 from the committed results: is half the latency had, at what cost?
 
 ``python -m experiments.wireless_pruning.checks`` prints them, ``--write`` puts them into ``checks.md``. Seconds are those of
-the latency model (section 2 of the specification), not of any radio; a line that is not met says so.
+the latency model (section 2 of the specification), not of any radio, but for "15 measured", which is of a processor. A line
+that is not met says so.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ Line = tuple[str, str, str, bool | None]  # check, what it asks, measured, met (
 
 POINTS = 2.0  # of accuracy that half the latency may cost
 TIMES = 0.6  # of the reference's time to the same accuracy
+WITHIN = 0.1  # of measured seconds, at held-out kept fractions
+LINEAR = 0.9  # median R squared that "about linear" takes
 PAIRS = {
     "optimum-shards": "perpart-shards",
     "optimum-b0-shards": "perpart-shards",
@@ -80,6 +83,27 @@ def reproduction(name: str, ours: dict[int, Result], theirs: dict[int, Result]) 
         (f"16 {name}", "seconds of the whole run by PerPart's", spread(length), None),
         (f"16 {name}", "mean ratio; share of devices whose uploads count", f"{spread(ratio)}; {spread(taken)}", None),
     ]
+
+
+def bound(record: Result) -> list[Line]:
+    """14: the theorem on quadratics, expectations and single runs, and how its floor grows."""
+    lines: list[Line] = []
+    for noise, found in record["bound"].items():
+        upper, single = found["largest share, upper end of the 95 % interval"], found["largest share of a single run"]
+        text = (
+            f"{found['hold']} of {found['systems']} systems; largest share {found['largest share']:.2f} "
+            f"(upper end of 95 % {upper:.2f}), of {found['single runs']} single runs {single:.2f}"
+        )
+        fine = found["hold"] == found["systems"] and not found["single runs above"]
+        lines.append((f"14 noise {noise}", "left side at most the right one", text, fine))
+    for name, found in record["floor"].items():
+        for what in ("over the mean of rho_k", "over the share of pruned weights"):
+            low, middle, high = found[what]["R squared, tenth percentile, median, ninetieth"]
+            rises = found[what]["slopes above 0"]
+            text = f"R squared {middle:.2f} in the median ({low:.2f} to {high:.2f}); rises in {rises} of {found['systems']}"
+            fine = middle >= LINEAR and rises == found["systems"]
+            lines.append((f"14 floor, {name}", f"about linear {what}", text, fine if "rho" in what else None))
+    return lines
 
 
 def checks(runs: dict[str, dict[int, Result]]) -> list[Line]:

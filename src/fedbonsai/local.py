@@ -170,6 +170,7 @@ def train(
         batch=min(sgd.batch, len(me.train)),
         held=work.size_of(start, momentum, shifts, (keep for _, keep in held)) + _sample_bytes(me),
         masks=mask,
+        sparse=() if sparse is None else sparse.layers,
     )
     return Trained(net.snapshot(), len(me.train), steps, float(loss_sum) / seen)
 

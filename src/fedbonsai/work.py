@@ -46,6 +46,8 @@ class Episode:
     """Whether the gradient by the input was taken as well, as behind a cut."""
     part: str = ""
     """Submodule through which the samples went; empty is the whole network."""
+    sparse: tuple[str, ...] = ()
+    """Weights of layers that multiplied the kept places alone (`fedbonsai.sparse`)."""
 
 
 Work = tuple[Episode, ...]
@@ -77,6 +79,7 @@ def report(
     masks: Tree | None = None,
     inward: bool = False,
     part: str = "",
+    sparse: Iterable[str] = (),
 ) -> None:
     """Say that a network ran; arguments are the fields of `Episode`.
 
@@ -94,14 +97,28 @@ def report(
         masks: by name of the weight, true where it is kept.
         inward: whether the gradient by the input was taken.
         part: submodule; empty is the whole network.
+        sparse: names of the weights whose layers multiplied kept places alone.
     """
     found = _open.get()
     if found is None or not forward + backward:
         return
     shapes = {name: tuple(value.shape) for name, value in model.weights.items()}
     kept = {name: int(mask.count_nonzero()) / max(1, mask.numel()) for name, mask in (masks or {}).items()}
-    batch = batch or forward + backward
-    new = Episode(model.arch, shapes, tuple(sample), kept, forward, backward, passes, steps, batch, held, inward, part)
+    new = Episode(
+        model.arch,
+        shapes,
+        tuple(sample),
+        kept,
+        forward,
+        backward,
+        passes,
+        steps,
+        batch or forward + backward,
+        held,
+        inward,
+        part,
+        tuple(sparse),
+    )
     if found and _alike(found[-1], new):
         found[-1] = _sum(found[-1], new)
     else:
@@ -118,15 +135,13 @@ def size_of(*groups: Iterable[Tensor]) -> int:
 
 
 def _alike(old: Episode, new: Episode) -> bool:
-    return (old.arch, old.shapes, old.sample, old.kept, old.inward, old.part, bool(old.backward)) == (
-        new.arch,
-        new.shapes,
-        new.sample,
-        new.kept,
-        new.inward,
-        new.part,
-        bool(new.backward),
-    )
+    return _kind(old) == _kind(new)
+
+
+def _kind(episode: Episode) -> tuple[object, ...]:
+    learns = bool(episode.backward)
+    same = episode.arch, episode.shapes, episode.sample, episode.kept, episode.inward, episode.part, episode.sparse
+    return *same, learns
 
 
 def _sum(old: Episode, new: Episode) -> Episode:

@@ -111,6 +111,49 @@ def test_a_mask_takes_the_masked_curve_by_operations_and_not_by_weights():
     assert compute_seconds(sparse, [masked]) == pytest.approx(dense * (0.25 + 0.75 * share))
 
 
+def test_layers_that_computed_sparsely_take_the_sparse_curve():
+    first, last = (layer.name for layer in layers(episode()))
+    device = replace(flat(), masked=Curve("assumed", "test", 0.5, 0.5), sparse=Curve("assumed", "test", 0.3, 2.2))
+    dense = compute_seconds(device, [episode(backward=10)])
+    held = {first: 0.1, last: 0.5}
+    total = FIRST + LAST
+    both = episode(backward=10, kept=held, sparse=(first, last))
+    assert compute_seconds(device, [both]) == pytest.approx(dense * (0.3 + 2.2 * (0.1 * FIRST + 0.5 * LAST) / total))
+    one = episode(backward=10, kept=held, sparse=(first,))  # the other one under its mask is dense
+    parts = FIRST * (0.3 + 2.2 * 0.1) + LAST * (0.5 + 0.5 * 0.5)
+    assert compute_seconds(device, [one]) == pytest.approx(dense * parts / total)
+    none = episode(backward=10, kept=held)
+    unknown = replace(device, sparse=None)  # of a device of which nobody knows the sparse step
+    assert compute_seconds(device, [none]) == compute_seconds(unknown, [both]) == compute_seconds(unknown, [none])
+    assert compute_seconds(device, [none]) == pytest.approx(dense * (0.5 + 0.5 * (0.1 * FIRST + 0.5 * LAST) / total))
+
+
+def test_sparse_layers_do_the_multiplications_of_kept_weights_alone():
+    first, last = (layer.name for layer in layers(episode()))
+    held = {first: 0.25, last: 0.5}
+    one = macs([episode(backward=4, kept=held, sparse=(first,))])
+    assert one.done == 4 * (2 * FIRST // 4 + 3 * LAST)
+    assert one.kept == 4 * (2 * FIRST // 4 + 3 * LAST // 2)
+
+
+@pytest.mark.parametrize(("sparse", "names"), [("off", ()), ("on", ("stem.fc1.weight", "classifier.weight"))])
+def test_training_says_which_layers_computed_sparsely(sparse, names):
+    pytest.importorskip("numba")
+    model, samples = Model.init(MLP, 0), Samples(torch.zeros(6, 1, 8, 8), torch.zeros(6, dtype=torch.int64))
+    masks = {name: torch.rand(value.shape) < 0.5 for name, value in model.weights.items() if value.dim() > 1}
+    assert set(names) <= set(masks)
+    model = model.replace({name: value * masks.get(name, 1) for name, value in model.weights.items()})
+    me, device = Client("a", 0, samples, samples[:0]), replace(flat(), sparse=Curve("assumed", "test", 0.25, 2.0))
+    with collecting() as done:
+        local.train(model, me, SGD(batch=3, sparse=sparse), mask=masks)
+        local.train(model, me, SGD(batch=3, sparse=sparse), mask=masks)
+        local.train(model, me, SGD(batch=3, sparse=sparse))
+    assert [(each.sparse, each.backward) for each in done] == [(names, 12), ((), 6)]
+    share = kept(done[0])[1]
+    dense = 12 * (2 * FIRST + 3 * LAST) / 500
+    assert compute_seconds(device, done[:1]) == pytest.approx(dense * (0.25 + 2 * share if names else 1.0))
+
+
 def test_a_smaller_network_takes_the_structured_curve_of_the_whole_ones_time():
     whole = Model.init(MLP, 0)
     names = list(whole.weights)
@@ -131,6 +174,28 @@ def test_a_smaller_network_takes_the_structured_curve_of_the_whole_ones_time():
     device = replace(flat(overhead=0.1), structured=Curve("assumed", "test", 0.2, 0.8))
     dense = 12 * (2 * FIRST + 3 * LAST) / 500 + 4 * 3 * 0.1
     assert compute_seconds(device, done) == pytest.approx(dense * (0.2 + 0.8 * 0.25))
+
+
+def test_channels_count_in_blocks_where_the_device_computes_them_so():
+    whole = Model.init(MLP, 0)
+    names = list(whole.weights)
+    cut = {names[0]: (slice(5),), names[1]: (slice(5),), names[2]: (slice(None), slice(5)), names[3]: ()}
+    small = whole.replace({name: whole.weights[name][place] for name, place in cut.items()})
+    shapes = {name: tuple(value.shape) for name, value in small.weights.items()}
+    narrow = Episode(MLP, shapes, (1, 8, 8), backward=10)
+    first, last = layers(narrow)
+    assert (first.outputs, first.inputs, last.outputs, last.inputs) == (5, 64, 10, 5)
+    assert (first.filled(1), last.filled(1)) == (5 * 64, 50)
+    assert (first.filled(8), last.filled(8)) == (8 * 64, 16 * 8)  # the image's 64 values are not rounded up
+    assert (first.filled(16), last.filled(16)) == (16 * 64, 16 * 16)
+    assert kept(narrow, 8)[0] == pytest.approx((8 * 64 + 128) / (16 * 64 + 256))
+    assert kept(narrow, 16)[0] == 1.0  # as many blocks as the whole network has
+    dense = compute_seconds(flat(), [episode(backward=10)])
+    for block in (1, 8, 16):
+        device = replace(flat(), structured=Curve("assumed", "test", 0.2, 0.8, block=block))
+        share = kept(narrow, block)[0]
+        assert compute_seconds(device, [narrow]) == pytest.approx(dense * (0.2 + 0.8 * share))
+        assert compute_seconds(device, [episode(backward=10)]) == dense
 
 
 def test_a_wider_network_than_the_builders_takes_its_own_operations():

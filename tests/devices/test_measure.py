@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 
 from fedbonsai.devices.clock import kept, macs
-from fedbonsai.devices.measure import affine, curve, fitted, least, masked, narrowed, rising, timed
+from fedbonsai.devices.curves import SMALLER, affine, curve, masked, narrowed, rising, sparse_curve, structured_curve
+from fedbonsai.devices.measure import Step, beside, fitted, least, timed
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Arch, Model
+from fedbonsai.work import Episode
 
 
 def test_the_fit_finds_speeds_and_overhead():
@@ -40,6 +42,32 @@ def test_affine_where_it_is_and_piecewise_where_it_is_not():
     assert "level" in level.source
 
 
+def test_the_sparse_curve_is_relative_to_the_dense_step():
+    densities = [1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01]
+    straight = sparse_curve(densities, [0.5 + 4 * x for x in densities], 2.0, "test")
+    assert (straight.intercept, straight.slope, straight.r2) == pytest.approx((0.25, 2.0, 1.0))
+    assert "2.25 of it with all weights" in straight.source
+    bent = sparse_curve(densities, [1.0, 1.0, 1.0, 0.2, 0.2, 0.1, 0.1], 1.0, "test")
+    assert bent.kept == tuple(sorted(densities))
+    assert bent.relative == pytest.approx((0.1, 0.1, 0.2, 0.2, 1.0, 1.0, 1.0))
+    assert "not affine" in bent.source
+
+
+@pytest.mark.parametrize("block", [1, 8, 16])
+def test_the_block_of_the_widths_is_found(block):
+    model, sample = Model.init(Arch("resnet-tiny"), 0), (3, 32, 32)
+    episodes = [
+        Episode(model.arch, {name: tuple(value.shape) for name, value in small.weights.items()}, sample, backward=1)
+        for small in (narrowed(model, share**0.5) for share in SMALLER)
+    ]
+    found = structured_curve(episodes, [1 + 3 * kept(episode, block)[0] for episode in episodes], "test")
+    assert found.block == block
+    assert (found.intercept, found.slope) == pytest.approx((0.25, 0.75))
+    steps = structured_curve(episodes, [1 + round(3 * kept(e, block)[0]) for e in episodes], "test")
+    assert steps.at(1.0) == 1.0
+    assert list(steps.kept) == sorted(set(steps.kept))
+
+
 def test_least_squares_by_hand():
     assert affine([0, 1, 2], [0, 1, 5]) == pytest.approx((-0.5, 2.5, 1 - 1.5 / 14))
 
@@ -53,7 +81,7 @@ def test_the_nearest_rising_sequence():
 def test_narrowed_networks_run_and_have_their_share_of_operations(name):
     sample = (3, 32, 32) if name == "resnet-tiny" else (1, 28, 28)
     model = Model.init(Arch(name), 0)
-    point = timed(narrowed(model, 0.5), sample, 4, None, 0.01)
+    point = timed([Step(narrowed(model, 0.5))], sample, 4, 0.01)[0]
     assert point.seconds > 0
     assert point.episode.batch == 4
     structure, mask = kept(point.episode)
@@ -68,6 +96,20 @@ def test_masks_keep_their_share():
     share = sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
     assert share == pytest.approx(0.25, abs=0.01)
     assert all(mask.shape == model.weights[name].shape for name, mask in masks.items())
+
+
+def test_steps_that_take_turns_keep_their_ratios_whatever_disturbs_a_turn():
+    true, speed = np.array([1.0, 2.0, 4.0]), np.array([1.0, 1.7, 1.2, 1.6, 1.1])
+    found = beside(true * speed[:, None])
+    assert [seconds for seconds, _ in found] == pytest.approx(true)
+    assert [spread for _, spread in found] == pytest.approx([0.0] * 3)
+    struck = true * speed[:, None]
+    struck[1, 0] *= 3.0  # one step of one turn
+    assert [seconds for seconds, _ in beside(struck)] == pytest.approx(true)
+    struck[2, 1] = -0.1  # a turn that cannot be: the others count
+    assert [seconds for seconds, _ in beside(struck)] == pytest.approx(true)
+    with pytest.raises(ConfigError, match="too busy to be measured"):
+        beside(np.array([[1.0, 0.0], [1.0, 2.0]]))
 
 
 def test_a_disturbed_repeat_does_not_make_a_step_shorter():

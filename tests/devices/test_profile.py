@@ -23,6 +23,10 @@ def test_shipped_profiles_have_a_source_beside_every_number(name):
     figures = [value for value in vars(found).values() if isinstance(value, Figure)]
     assert len(figures) == 12
     assert all(figure.source and figure.mark in ("measured", "published", "assumed") for figure in figures)
+    if found.sparse is not None:
+        assert found.sparse.source
+        assert found.sparse.mark == "measured"
+        assert 0 < found.sparse.at(0.01) <= found.sparse.at(1.0)
     for curve in (found.structured, found.masked):
         assert curve.source
         assert curve.at(1.0) == pytest.approx(1.0, abs=1e-6)
@@ -32,6 +36,42 @@ def test_shipped_profiles_have_a_source_beside_every_number(name):
 
 def test_a_mask_saves_no_time_on_the_shipped_devices_because_their_kernels_are_dense():
     assert all(profile(name).masked.at(0.1) == profile(name).masked.at(1.0) for name in NAMES)
+
+
+def test_the_curve_of_sparse_layers_may_be_missing_and_need_not_end_at_one():
+    held = table()
+    assert read(held).sparse is None
+    held["sparse"] = {"mark": "measured", "source": "x", "affine": [0.2, 2.3, 0.99]}
+    assert read(held).sparse == Curve("measured", "x", 0.2, 2.3, 0.99)
+    held["sparse"] = {"mark": "measured", "source": "x", "kept": [0.1, 1.0], "relative": [0.4, 2.5]}
+    found = read(held).sparse
+    assert found is not None
+    assert found.at(0.55) == pytest.approx(1.45)
+    for wrong, text in (
+        ({"affine": [0.0, 0.0, 1.0]}, "not both 0"),
+        ({"affine": [-0.1, 1.0, 1.0]}, ">= 0"),
+        ({"kept": [0.1, 1.0], "relative": [0.0, 1.0]}, "positive times"),
+        ({"kept": [0.1, 0.9], "relative": [0.3, 1.0]}, "up to kept 1"),
+        ({"affine": [0.2, 2.3, 0.99], "mark": "guessed"}, "expected a mark"),
+    ):
+        held["sparse"] = {"mark": "assumed", "source": "x", **wrong}
+        with pytest.raises(ConfigError, match=text):
+            read(held)
+
+
+@pytest.mark.parametrize("wrong", [0, 2.5, True, "8"])
+def test_the_block_of_channels_is_a_whole_number(wrong):
+    held = table()
+    assert read(held).structured.block == 1
+    held["structured"]["block"] = 16
+    assert read(held).structured.block == 16
+    held["structured"]["block"] = wrong
+    with pytest.raises(ConfigError, match=r"structured\.block"):
+        read(held)
+    other = table()
+    other["masked"]["block"] = 16
+    with pytest.raises(ConfigError, match=r"masked\.block"):
+        read(other)
 
 
 def test_curves_by_hand():

@@ -1,6 +1,7 @@
 """A time model from a device's profile says what the virtual clock says."""
 
 import tomllib
+from dataclasses import replace
 from importlib.resources import files
 
 import pytest
@@ -52,6 +53,43 @@ def test_bytes_take_what_the_link_says(sparse):
     size = 4 * sum(NET.weights[name].numel() for name in NAMES)
     both = sum(carrier.seconds(way, size, 0.0, "a", Ask(("a",))) for way in ("down", "up"))
     assert times.latency + times.communication * size / 4 == pytest.approx(both)
+
+
+@pytest.mark.parametrize("mode", ["on", "auto"])
+def test_sparse_training_takes_the_sparse_curve_by_hand(tmp_path, mode):
+    table = tomllib.loads((files("fedbonsai.devices") / "profiles" / "raspberry-pi-4.toml").read_text())
+    table["sparse"] = {"mark": "assumed", "source": "test", "affine": [0.25, 2.0, 1.0]}
+    table["compute"]["values"]["value"], table["compute"]["overhead"]["value"] = 1e18, 0.0
+    (tmp_path / "device.toml").write_text(tomli_w.dumps(table))
+    setting = Profiled(str(tmp_path / "device.toml"))
+    net = Model.init(Arch("mlp", {"channels": 1, "size": 8, "widths": [16], "classes": 10}), 0)
+    first, last = prunable(net)
+    times = time_of(setting, net, [first, last], (1, 8, 8), replace(LOCAL, sparse=mode))
+    dense = 20 * (2 * 1024 + 3 * 160) / table["compute"]["linear"]["value"]  # batch 20; no input gradient in the first
+    assert times.dense == pytest.approx(dense)
+    assert times.base == pytest.approx(0.25 * dense)
+    assert times.slopes == pytest.approx(dict.fromkeys([first, last], 2 * dense / 1184))  # each weight is used once
+    assert times.step({first: torch.ones(16, 64), last: torch.zeros(10, 16)}) == pytest.approx(
+        dense * (0.25 + 2 * 1024 / 1184)
+    )
+    alone = time_of(setting, net, [first], (1, 8, 8), replace(LOCAL, sparse=mode))  # the other layer stays dense
+    assert alone.base == pytest.approx(dense * (160 + 0.25 * 1024) / 1184)
+    off = time_of(setting, net, [first, last], (1, 8, 8), LOCAL)
+    assert (off.base, set(off.slopes.values())) == (off.dense, {0.0})
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.3, 0.0])
+def test_sparse_steps_take_what_the_clock_says(tmp_path, kept):
+    table = tomllib.loads((files("fedbonsai.devices") / "profiles" / "raspberry-pi-4.toml").read_text())
+    table["sparse"] = {"mark": "assumed", "source": "test", "affine": [0.25, 2.0, 1.0]}
+    (tmp_path / "device.toml").write_text(tomli_w.dumps(table))
+    times = time_of(Profiled(str(tmp_path / "device.toml")), NET, NAMES, (1, 8, 8), replace(LOCAL, sparse="on"))
+    shapes = {name: tuple(value.shape) for name, value in NET.weights.items()}
+    shares = dict.fromkeys(NAMES, kept)
+    step = Episode(NET.arch, shapes, (1, 8, 8), shares, backward=20, passes=1, steps=1, batch=20, sparse=tuple(NAMES))
+    held = profile(str(tmp_path / "device.toml"))
+    masks = {name: torch.arange(NET.weights[name].numel()) < round(kept * NET.weights[name].numel()) for name in NAMES}
+    assert times.step(masks) == pytest.approx(compute_seconds(held, (step,)), rel=1e-2)  # whole numbers of weights
 
 
 def test_a_device_with_dense_kernels_has_no_slopes():

@@ -6,9 +6,12 @@ import argparse
 import platform
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedbonsai.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedbonsai.devices.profile import Curve
 
 WATTS = {"idle": 5.0, "compute": 15.0, "transmit": 6.0, "receive": 6.0}
 
@@ -18,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", type=Path, help="where to; default: NAME.toml; never overwritten")
     parser.add_argument("--name", default="", help="of the profile; default: this machine's processor")
     parser.add_argument("--network", default="resnet-tiny", help="whose step is timed at several kept fractions")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each of the 22 steps that are timed")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each of the steps that are timed, about 30")
     parser.add_argument("--link", default="ethernet", help="link that such a device uses")
     for state, watts in WATTS.items():
         parser.add_argument(
@@ -31,9 +34,10 @@ def main(args: argparse.Namespace, rest: list[str]) -> None:
     import tomli_w
     import torch
 
+    from fedbonsai.devices.curves import curves
     from fedbonsai.devices.footprint import Job
     from fedbonsai.devices.link import link
-    from fedbonsai.devices.measure import NETWORKS, curves, memory, speed
+    from fedbonsai.devices.measure import NETWORKS, memory, speed
     from fedbonsai.devices.profile import read
 
     if rest:
@@ -52,7 +56,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> None:
     torch.set_num_threads(1)
     print(f"measuring {chip}, one thread, torch {torch.__version__}", flush=True)
     pace = speed(args.seconds, _say)
-    structured, masked = curves(jobs[args.network], args.seconds, _say)
+    found = curves(jobs[args.network], args.seconds, _say)
     held = memory()
     how = f"fedbonsai profile on {chip}, one thread, torch {torch.__version__}"
     errors = f"median error {100 * pace.error:.0f} %, largest {100 * pace.worst:.0f} %"
@@ -73,10 +77,14 @@ def main(args: argparse.Namespace, rest: list[str]) -> None:
             "values": _figure(pace.values, fit),
             "overhead": _figure(pace.overhead, fit),
         },
-        "structured": _curve(structured),
-        "masked": _curve(masked),
+        "structured": _curve(found.structured),
+        "masked": _curve(found.masked),
         "power": {state: _watts(getattr(args, f"{state}_watts"), watts) for state, watts in WATTS.items()},
     }
+    if found.sparse is not None:
+        table["sparse"] = _curve(found.sparse, dense=False)
+    else:
+        print("numba is missing (pip install 'fedbonsai[sparse]'): the step of sparse layers is not measured")
     read(table)  # what is written can be read
     file.write_text(tomli_w.dumps(table))
     print(f"wrote {file}; use it with: fedbonsai run fedavg --devices {file}")
@@ -100,14 +108,16 @@ def _watts(given: float | None, watts: float) -> dict[str, Any]:
     return {"value": given, "mark": "measured", "source": "given to fedbonsai profile"}
 
 
-def _curve(curve: Any) -> dict[str, Any]:
-    head = {"mark": curve.mark, "source": curve.source}
+def _curve(curve: Curve, dense: bool = True) -> dict[str, Any]:
+    head: dict[str, Any] = {"mark": curve.mark, "source": curve.source}
+    if curve.block > 1:
+        head["block"] = curve.block
     if curve.kept:
         points = zip(curve.kept, curve.relative, strict=True)
         kept, relative = zip(*((round(x, 4), round(y, 4)) for x, y in points), strict=True)
         return head | {"kept": list(kept), "relative": list(relative)}
     slope = round(curve.slope, 4)
-    return head | {"affine": [1 - slope, slope, round(curve.r2, 4)]}
+    return head | {"affine": [1 - slope if dense else round(curve.intercept, 4), slope, round(curve.r2, 4)]}
 
 
 def processor() -> str:

@@ -2,7 +2,8 @@
 
 Nothing sleeps: seconds are counted. A training sample costs one forward pass, one pass for the gradients by the weights
 and one for the gradients by the inputs, which the first layer does without. A network that is physically smaller takes
-the profile's ``structured`` curve of the whole network's time, a mask its ``masked`` one.
+the profile's ``structured`` curve of the whole network's time, a mask its ``masked`` one, and layers under a mask that
+computed sparsely its ``sparse`` one.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ FORWARD = 1 / 3  # share of a step's cost beside multiplications that a batch wi
 
 @dataclass(frozen=True)
 class Macs:
-    """Multiply-accumulates: what dense kernels do, and of those the ones with a weight that is kept."""
+    """Multiply-accumulates."""
 
     done: int
+    """Dense layers do all of them, sparse ones those with a kept weight."""
     kept: int
+    """Those with a weight that is kept, whatever was done."""
 
 
 def passes(layer: Layer, episode: Episode) -> int:
@@ -37,23 +40,28 @@ def macs(work: Sequence[Episode]) -> Macs:
     for episode in work:
         for layer in layers(episode):
             count = layer.macs * passes(layer, episode)
-            done += count
-            kept += count * episode.kept.get(layer.name, 1.0)
+            part = count * episode.kept.get(layer.name, 1.0)
+            done += round(part) if layer.name in episode.sparse else count
+            kept += part
     return Macs(done, round(kept))
 
 
-def kept(episode: Episode) -> tuple[float, float]:
+def kept(episode: Episode, block: int = 1) -> tuple[float, float]:
     """Kept fractions of an episode's network: by structure against the builder's own network, and by its mask.
 
     Both count multiply-accumulates, not weights: a weight of a convolution is used at every place of its output.
+
+    Args:
+        episode: of a network.
+        block: by structure, channels count as the next multiple of this.
     """
     now = layers(episode)
     total = sum(layer.macs for layer in now)
     if not total:
         return 1.0, 1.0
     masked = sum(layer.macs * episode.kept.get(layer.name, 1.0) for layer in now) / total
-    whole = sum(layer.macs for layer in layers(unpruned(episode)))
-    return total / whole, masked
+    part, whole = (sum(layer.filled(block) for layer in layers(each)) for each in (episode, unpruned(episode)))
+    return part / whole, masked
 
 
 def unpruned(episode: Episode) -> Episode:
@@ -67,14 +75,28 @@ def compute_seconds(profile: Profile, work: Sequence[Episode]) -> float:
 
 
 def _seconds(profile: Profile, episode: Episode) -> float:
-    structure, mask = kept(episode)
-    whole = unpruned(episode) if structure < 1 else episode  # a curve says nothing of wider networks
+    structure, mask = kept(episode, profile.structured.block)
+    whole = unpruned(episode) if kept(episode)[0] < 1 else episode  # a curve says nothing of wider networks
     rates: dict[Kind, float] = {"conv": profile.conv.value, "linear": profile.linear.value}
     dense = sum(layer.macs * passes(layer, episode) / rates[layer.kind] for layer in layers(whole))
     network, share = counted(whole), 1.0 if episode.backward else FORWARD
     dense += share * network.values * (episode.forward + episode.backward) / profile.values.value
     dense += share * network.modules * episode.passes * profile.overhead.value
-    return dense * profile.structured.at(min(1.0, structure)) * profile.masked.at(mask)
+    return dense * profile.structured.at(min(1.0, structure)) * _under(profile, episode, mask)
+
+
+def _under(profile: Profile, episode: Episode, mask: float) -> float:
+    """Time relative to that without a mask: layers by their share of the operations, each group by its own curve."""
+    if profile.sparse is None or not episode.sparse:
+        return profile.masked.at(mask)
+    now = layers(episode)
+    found, total = 0.0, sum(layer.macs for layer in now)
+    groups = [(layer.name in episode.sparse, layer.macs, episode.kept.get(layer.name, 1.0)) for layer in now]
+    for sparse, curve in ((True, profile.sparse), (False, profile.masked)):
+        held = [(macs, kept) for is_sparse, macs, kept in groups if is_sparse == sparse]
+        if all_ := sum(macs for macs, _ in held):
+            found += all_ / total * curve.at(sum(macs * kept for macs, kept in held) / all_)
+    return found
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ ONE = 1e-6  # how far from 1 a curve may be at kept fraction 1
 
 @dataclass(frozen=True)
 class Curve:
-    """Time of a local step against the kept fraction x, relative to the step with everything kept.
+    """Time of a local step against the kept fraction x, relative to the dense step with everything kept.
 
-    Either affine, ``intercept + slope x`` with intercept + slope = 1, or (where ``kept`` is not empty) the monotone
-    piecewise-linear interpolant of points; below the least kept fraction that was measured it stays level.
+    Either affine, ``intercept + slope x``, or (where ``kept`` is not empty) the monotone piecewise-linear interpolant of
+    points; below the least kept fraction that was measured it stays level. With everything kept it is 1, but of a
+    ``sparse`` curve, whose kernels are slower there.
     """
 
     mark: Mark
@@ -31,6 +32,8 @@ class Curve:
     """Of the affine fit; 1 where nothing was fitted."""
     kept: tuple[float, ...] = ()
     relative: tuple[float, ...] = ()
+    block: int = 1
+    """Of a ``structured`` curve: channels count as the next multiple of this, as vector units compute them."""
 
     def at(self, kept: float) -> float:
         """Relative time at a kept fraction in [0, 1]."""
@@ -71,7 +74,7 @@ class Profile:
     overhead: Figure
     """Seconds of a local step for each module, whatever its size."""
     structured: Curve
-    """Physically smaller networks, x = their share of the whole network's multiply-accumulates."""
+    """Physically smaller networks, x = their share of the whole network's multiply-accumulates, in blocks of channels."""
     masked: Curve
     """Networks under a mask that keep their shape, x = the share of multiply-accumulates with a kept weight."""
     idle: Figure
@@ -82,10 +85,14 @@ class Profile:
     """Watts while it sends."""
     receive: Figure
     """Watts while it receives."""
+    sparse: Curve | None = None
+    """Layers that multiply kept weights alone, x as of ``masked``; None where nobody knows: ``masked`` is taken."""
 
 
-def _curve(reader: Reader, name: str) -> Curve:
+def _curve(reader: Reader, name: str, dense: bool = True) -> Curve:
+    """A curve by its name; one of dense kernels is 1 where everything is kept."""
     mark, source = reader.text(f"{name}.mark"), reader.text(f"{name}.source")
+    block = reader.count(f"{name}.block", 1) if name == "structured" else 1
     if mark not in ("measured", "published", "assumed") or not source:
         reader.faults.append(f"{name}: expected a mark (measured, published or assumed) and a source")
     if reader.has(f"{name}.kept"):
@@ -95,17 +102,19 @@ def _curve(reader: Reader, name: str) -> Curve:
             reader.faults.append(
                 f"{name}: expected as many relative times as kept fractions, both rising, up to kept 1"
             )
-        elif abs(relative[-1] - 1) > ONE or relative[0] <= 0:
-            reader.faults.append(f"{name}.relative: expected positive times that end at 1")
-        return Curve(mark, source, kept=kept, relative=relative)  # type: ignore[arg-type]
+        elif (dense and abs(relative[-1] - 1) > ONE) or relative[0] <= 0:
+            reader.faults.append(f"{name}.relative: expected positive times{' that end at 1' if dense else ''}")
+        return Curve(mark, source, kept=kept, relative=relative, block=block)  # type: ignore[arg-type]
     figures = reader.numbers(f"{name}.affine")
     if len(figures) != 3:
         reader.faults.append(f"{name}.affine: expected [intercept, slope, R squared]")
         return Curve("assumed", "")
     intercept, slope, r2 = figures
-    if intercept < 0 or slope < 0 or abs(intercept + slope - 1) > ONE:
-        reader.faults.append(f"{name}.affine = {list(figures)}: expected intercept and slope >= 0 that sum to 1")
-    return Curve(mark, source, intercept, slope, r2)  # type: ignore[arg-type]
+    whole = intercept + slope
+    if intercept < 0 or slope < 0 or (abs(whole - 1) > ONE if dense else whole <= 0):
+        wanted = "that sum to 1" if dense else "that are not both 0"
+        reader.faults.append(f"{name}.affine = {list(figures)}: expected intercept and slope >= 0 {wanted}")
+    return Curve(mark, source, intercept, slope, r2, block=block)  # type: ignore[arg-type]
 
 
 def read(table: Table) -> Profile:
@@ -133,6 +142,7 @@ def read(table: Table) -> Profile:
         compute=reader.figure("power.compute"),
         transmit=reader.figure("power.transmit"),
         receive=reader.figure("power.receive"),
+        sparse=_curve(reader, "sparse", dense=False) if reader.has("sparse") else None,
     )
     reader.done()
     return profile

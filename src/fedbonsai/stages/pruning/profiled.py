@@ -1,7 +1,9 @@
 """A time model for one network from its setting: the authors' or one's own coefficients, or a device's profile.
 
-A profile gives the seconds of a dense step and how they fall with the share of multiply-accumulates that a mask keeps.
-As a line over that share this is PruneFL's model: a weight's slope is its layer's part of the line by the layer's weights.
+A profile gives the seconds of a dense step and how they fall with the share of multiply-accumulates that a mask keeps:
+its curve for sparse layers where training computes so (``sgd.sparse``) and the profile has one, else that for masks over
+dense kernels. As a line over the share this is PruneFL's model, affine in the number of kept weights: a weight's slope is
+its layer's part of the line by the layer's weights. What is never pruned stays dense and belongs to the constant.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ def time_of(setting: TimeModel, model: Model, names: list[str], size: tuple[int,
         model: network.
         names: of its weights that may be pruned.
         size: of an image.
-        sgd: local training, for the batch and the steps of a round.
+        sgd: local training, for the batch and the steps of a round, and whether it computes sparsely.
 
     Raises:
         ConfigError: coefficients that do not fit the network, or a link that carries nothing.
@@ -41,9 +43,11 @@ def time_of(setting: TimeModel, model: Model, names: list[str], size: tuple[int,
     shapes = {name: tuple(value.shape) for name, value in model.weights.items()}
     step = Episode(model.arch, shapes, size, backward=sgd.batch, passes=1, steps=1, batch=sgd.batch)
     dense, macs = compute_seconds(held, (step,)), {layer.name: layer.macs for layer in layers(step)}
-    share = dense * held.masked.line()[1] / sum(macs.values())
-    slopes = {name: share * macs[name] / count for name, count in sizes.items()}
-    base = max(0.0, dense - sum(slopes[name] * count for name, count in sizes.items()))
+    curve = held.sparse if sgd.sparse != "off" and held.sparse else held.masked
+    intercept, slope = curve.line()
+    each = dense / sum(macs.values())  # seconds of a dense step by multiply-accumulates of a sample
+    slopes = {name: each * slope * macs[name] / count for name, count in sizes.items()}
+    base = max(0.0, dense - each * (1 - intercept) * sum(macs[name] for name in sizes))
     carrier = link(own.link or held.link)
     down, up = (rate(carrier, way, 4 * sum(sizes.values())) for way in ("down", "up"))
     return Seconds(4 * (down[1] + up[1]), base, down[0] + up[0], slopes, sgd.steps, dense)

@@ -1,10 +1,10 @@
 """Seconds of a round as an affine function of a mask, as data (PruneFL: t_j = tau + E kappa_l, c = E kappa_0).
 
 `Table` holds what the authors measured on a Raspberry Pi with sparse kernels, layer by layer, from the configurations in
-their public repository (jiangyuang/PruneFL, ``configs``). `Measured` is for one's own numbers,
-`Profiled` for those of a device profile. This library has no sparse
-kernels: on the machine it runs on a pruned weight computes as long as any other, so a mask's slope in compute is zero and
-only bytes are saved. Whoever measures here sets no slopes.
+their public repository (jiangyuang/PruneFL, ``configs``). `Measured` is for one's own numbers, `Profiled` for those of a
+device profile. Where training under masks runs by dense kernels (``sgd.sparse = off``) a pruned weight computes as long as
+any other: slopes in compute are zero and only bytes are saved. By this library's sparse kernels they are not:
+`fedbonsai profile` measures them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Table(TimeModel):
 
 @choice("measured")
 class Measured(TimeModel):
-    """One's own coefficients; without slopes, what can be measured where there are no sparse kernels."""
+    """One's own coefficients; without slopes, what can be measured of dense kernels."""
 
     communication: float = TAU
     """tau: seconds a remaining weight costs in a round, up and down together."""
@@ -54,7 +54,8 @@ class Profiled(TimeModel):
     """What a device's profile and a link say of this very network (`stages.pruning.profiled`)."""
 
     device: str = "raspberry-pi-4"
-    """A shipped profile, or the path of one's own; its curve for masks decides what a pruned weight saves."""
+    """A shipped profile, or the path of one's own; its curve for masks, or for sparse layers where ``sgd.sparse`` is
+    not ``off``, decides what a pruned weight saves."""
     link: str = ""
     """A shipped link, or the path of one's own; empty is the profile's."""
 
