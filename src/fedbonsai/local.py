@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from fedbonsai.sparse.convert import SparseNet
 
 Hook = Callable[[Mapping[str, Tensor]], None]  # sees each step's gradients, by parameter name
+Rows = Callable[[str, int, Tensor], None]  # sees gradients in parts: parameter name, first row, the rows from there on
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # network, images, labels -> mean loss of the batch
 
 
@@ -106,6 +108,7 @@ def train(
     loss: Loss | None = None,
     shift: Tree | None = None,
     frozen: Collection[str] = (),
+    growth: Rows | None = None,
 ) -> Trained:
     """Train a model on a client's samples.
 
@@ -118,14 +121,15 @@ def train(
         loss: what is minimised instead of the mean cross-entropy.
         shift: by parameter name, what is added to the gradients of every step: after the clip, before momentum.
         frozen: names of parameters that stay as they are, of which no gradient is taken; ``work`` counts whole passes.
+        growth: sees the same as a hook, pruned weights too, and leaves layers sparse: the gradient of a sparse layer comes
+            in tiles of a few rows and never exists as a whole, that of any other in one part. It must not keep the rows.
 
     Raises:
         ConfigError: the client has no samples.
     """
     if not len(me.train):
         raise ConfigError(f"client {me.id} has no training samples; ask for a larger minimum per client (data.minimum)")
-    plain = hook is None and loss is None and me.device == "cpu"
-    sparse = _sparse(model, me, sgd, mask) if mask and plain and sgd.sparse != "off" else None
+    sparse = sparse_form(model, me, sgd, mask) if hook is None and loss is None else None
     net = sparse or skeleton(model, me.device, sgd.channels_last)
     net.module.train()
     names = [name for name in net.parameters if name not in frozen]
@@ -141,6 +145,7 @@ def train(
     shifts = [shift[name].to(me.device) for name in names] if shift is not None else []
     objective = loss or _cross_entropy
     cast = autocast(sgd.precision, me.device)
+    tiles = _tiles(sparse, growth, frozen)
     # nothing is decided per step that can be decided here: at batch 20 the interpreter is a third of a small net's time
     loss_sum = torch.zeros((), device=me.device)
     steps = seen = 0
@@ -148,11 +153,16 @@ def train(
     with randomness(net, me):
         for batch in batches(me, sgd):
             x = batch.x.to(memory_format=torch.channels_last) if sgd.channels_last else batch.x
-            with cast:
-                value = objective(net.module, x, batch.y)
-            grads = list(torch.autograd.grad(value, params)) if params else []  # statistics may be all that learns
+            with tiles():
+                with cast:
+                    value = objective(net.module, x, batch.y)
+                grads = list(torch.autograd.grad(value, params)) if params else []  # statistics may be all that learns
             if hook is not None:
                 hook(dict(zip(names, grads, strict=True)))
+            if growth is not None:
+                for name, grad in zip(names, grads, strict=True):
+                    if sparse is None or name not in sparse.layers:
+                        growth(name, 0, grad)
             with torch.no_grad():
                 if params:
                     descend(params, grads, sgd, momentum, start, shifts)
@@ -174,14 +184,31 @@ def train(
     return Trained(net.snapshot(), len(me.train), steps, float(loss_sum) / seen)
 
 
-def _sparse(model: Model, me: Client, sgd: SGD, mask: Tree) -> SparseNet | None:
-    """The network for training with the kept weights alone; None where ``auto`` finds no layer faster so, or no numba."""
+def sparse_form(model: Model, me: Client, sgd: SGD, mask: Tree | None) -> SparseNet | None:
+    """The network that multiplies kept weights alone, loaded; None where nothing shall be computed so, or can be.
+
+    That is with ``sparse = "off"``, without a mask, on an accelerator, and with ``auto`` where no layer is faster so on this
+    machine, or numba is missing. Arguments are those of `train`.
+    """
+    if not mask or sgd.sparse == "off" or me.device != "cpu":
+        return None
     if sgd.sparse == "auto" and find_spec("numba") is None:
         return None
     from fedbonsai.sparse.convert import sparse_net  # needs an extra
 
     sample, batch = tuple(me.train.x.shape[1:]), min(sgd.batch, len(me.train))
     return sparse_net(model, mask, sample, batch, "on" if sgd.sparse == "on" else "auto")
+
+
+def _tiles(
+    sparse: SparseNet | None, growth: Rows | None, frozen: Collection[str]
+) -> Callable[[], AbstractContextManager[object]]:
+    """Inside which a step shows the gradients of sparse layers."""
+    if sparse is None or growth is None:
+        return nullcontext
+    from fedbonsai.sparse.growth import watching
+
+    return partial(watching, sparse, [name for name in sparse.layers if name not in frozen], growth)
 
 
 def _sample_bytes(me: Client) -> int:
