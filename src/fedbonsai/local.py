@@ -6,10 +6,9 @@ weights are copied in place and the update is a handful of fused calls (``torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
@@ -145,7 +144,6 @@ def train(
     shifts = [shift[name].to(me.device) for name in names] if shift is not None else []
     objective = loss or _cross_entropy
     cast = autocast(sgd.precision, me.device)
-    tiles = _tiles(sparse, growth, frozen)
     # nothing is decided per step that can be decided here: at batch 20 the interpreter is a third of a small net's time
     loss_sum = torch.zeros((), device=me.device)
     steps = seen = 0
@@ -153,7 +151,7 @@ def train(
     with randomness(net, me):
         for batch in batches(me, sgd):
             x = batch.x.to(memory_format=torch.channels_last) if sgd.channels_last else batch.x
-            with tiles():
+            with tiles(sparse, growth, names):
                 with cast:
                     value = objective(net.module, x, batch.y)
                 grads = list(torch.autograd.grad(value, params)) if params else []  # statistics may be all that learns
@@ -200,15 +198,19 @@ def sparse_form(model: Model, me: Client, sgd: SGD, mask: Tree | None) -> Sparse
     return sparse_net(model, mask, sample, batch, "on" if sgd.sparse == "on" else "auto")
 
 
-def _tiles(
-    sparse: SparseNet | None, growth: Rows | None, frozen: Collection[str]
-) -> Callable[[], AbstractContextManager[object]]:
-    """Inside which a step shows the gradients of sparse layers."""
+def tiles(sparse: SparseNet | None, growth: Rows | None, names: Iterable[str]) -> AbstractContextManager[object]:
+    """Inside which passes backward show the gradients of sparse layers to ``growth``, tile by tile.
+
+    Args:
+        sparse: network; None where nothing is sparse.
+        growth: sees them.
+        names: of weights; those whose layers are dense are left out.
+    """
     if sparse is None or growth is None:
-        return nullcontext
+        return nullcontext()
     from fedbonsai.sparse.growth import watching
 
-    return partial(watching, sparse, [name for name in sparse.layers if name not in frozen], growth)
+    return watching(sparse, [name for name in names if name in sparse.layers], growth)
 
 
 def _sample_bytes(me: Client) -> int:

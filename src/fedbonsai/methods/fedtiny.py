@@ -93,7 +93,7 @@ def train(request: Train | Selective, me: Client, memory: Memory) -> tuple[Train
         packed, memory = masked_upload.sent(rule, start, found.weights, masks, loss, without(memory), me)
         if packed is None:
             return Skip(), memory
-        pairs = largest(Model(request.arch, found.weights), masks, me, request.counts, request.batch)
+        pairs = largest(Model(request.arch, found.weights), masks, me, request.sgd, request.counts, request.batch)
         return Trained(packed, found.examples, found.steps, found.loss, pairs), memory
     answer = trained(Model(request.arch, start), masks, me, request.sgd, request.counts, request.batch)
     return answer, without(memory)

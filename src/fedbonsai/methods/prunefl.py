@@ -15,7 +15,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from fedbonsai import local, tree
+from fedbonsai import tree
 from fedbonsai.core import Client, Device, Fleet, Memory, forgetful, task
 from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.local import SGD
@@ -27,7 +27,7 @@ from fedbonsai.stages.own_part import NOTHING, Own
 from fedbonsai.stages.personal import merged, personal_names, split
 from fedbonsai.stages.pruning.accounts import Accounts
 from fedbonsai.stages.pruning.figures import figures
-from fedbonsai.stages.pruning.importance import Gathered, Result, Wanted, measured, opened, plain, summing
+from fedbonsai.stages.pruning.importance import Gathered, Result, Wanted, measured, opened, plain, trained
 from fedbonsai.stages.pruning.masks import masked, prunable
 from fedbonsai.stages.pruning.per_time import halved, reconfigured
 from fedbonsai.stages.pruning.profiled import time_of
@@ -100,13 +100,11 @@ def train(request: Train | OwnTrain, me: Client, memory: Memory) -> tuple[Result
     start, masks, memory = received(request.sent, request.arch, memory, own.names if own is not None else ())
     if own is not None:
         start = merged(request.arch, start, own_part.held(own, request.arch, memory)).weights
-    summed: Weights = {}
-    watch = summing(summed) if request.wanted.asked or request.wanted.accumulate else None
-    trained = local.train(Model(request.arch, start), me, request.sgd, mask=masks, hook=watch)
+    found, summed = trained(Model(request.arch, start), masks, me, request.sgd, request.wanted)
     if own is not None:
-        shared, memory = own_part.kept(own, trained, memory)
-        trained = replace(trained, weights=shared)
-    return measured(trained, summed, masks, request.sgd, request.wanted, me, memory)
+        shared, memory = own_part.kept(own, found, memory)
+        found = replace(found, weights=shared)
+    return measured(found, summed, masks, request.sgd, request.wanted, me, memory)
 
 
 @method("prunefl")

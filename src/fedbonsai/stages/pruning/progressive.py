@@ -53,24 +53,27 @@ def trained(model: Model, masks: Tree, me: Client, sgd: SGD, counts: Mapping[str
     found = local.train(model, me, sgd, mask=masks)
     if not tree.finite(found.weights):
         raise NotFinite(f"training gave values that are not finite (loss {found.loss}); lower the learning rate")
-    pairs = largest(model.replace(found.weights), masks, me, counts, batch)
+    pairs = largest(model.replace(found.weights), masks, me, sgd, counts, batch)
     return Trained(pack(found.weights, masks, me.seed), found.examples, found.steps, found.loss, pairs)
 
 
-def largest(model: Model, masks: Tree, me: Client, counts: Mapping[str, int], batch: int) -> Mapping[str, Pairs]:
+def largest(
+    model: Model, masks: Tree, me: Client, sgd: SGD, counts: Mapping[str, int], batch: int
+) -> Mapping[str, Pairs]:
     """The largest gradients of one batch at pruned places; none, and no batch, in ordinary rounds.
 
     Args:
         model: as it was trained.
         masks: by name.
         me: who trained.
+        sgd: how.
         counts: gradients of each layer.
         batch: samples.
     """
     if not counts:
         return {}
     once = replace(me, seed=seed_of(me.seed, "growth", 0, 0))
-    return top_gradients(model, once, masks, counts, next(local.batches(once, SGD(batch=batch))))
+    return top_gradients(model, once, masks, counts, next(local.batches(once, SGD(batch=batch))), sgd)
 
 
 @dataclass
