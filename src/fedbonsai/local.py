@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from fedbonsai import work
 from fedbonsai.core import Client, Samples
-from fedbonsai.errors import ConfigError
+from fedbonsai.errors import ConfigError, NotFinite
 from fedbonsai.model import Model, Skeleton, skeleton
-from fedbonsai.tree import Tree, Weights, generator
+from fedbonsai.tree import Tree, Weights, finite, generator
 from fedbonsai.wire import message
 
 if TYPE_CHECKING:
@@ -96,6 +96,16 @@ class Trained:
     examples: int
     steps: int
     loss: float
+
+    def finite(self) -> Trained:
+        """The same.
+
+        Raises:
+            NotFinite: a weight is NaN or infinite; a client whose task lets this pass counts as silent, its memory stays.
+        """
+        if not finite(self.weights):
+            raise NotFinite(f"training gave values that are not finite (loss {self.loss}); lower the learning rate")
+        return self
 
 
 def train(

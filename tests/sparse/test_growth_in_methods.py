@@ -166,7 +166,9 @@ def test_fedtiny_grows_alike(shown):
     ours, _ = run(replace(how, sgd=replace(sgd, sparse="on")), rounds=4)
     assert [state.traded for state in ours] == [state.traded for state in theirs]
     assert sum(state.traded for state in ours) > 0
-    assert {form for form, _ in shown} == {tuple(mask.shape) for mask in theirs[0].held.masks.values()}  # each had a turn
+    assert {form for form, _ in shown} == {
+        tuple(mask.shape) for mask in theirs[0].held.masks.values()
+    }  # each had a turn
     for pair in zip(ours, theirs, strict=True):
         alike(*pair)
 

@@ -2,7 +2,8 @@
 
 Xu, Fang, Ding, Zou and Xiong, "Accelerating Federated Learning for IoT in Big Data Analytics With Pruning, Quantization
 and Selective Updating", IEEE Access 9, 2021. ``begin`` is SERVER-INIT, ``round`` one turn of the server's loop, the task
-``train`` the client's: train, gate, pack. The server keeps each client's newest upload, packed, for rounds it skips.
+``train`` of `stages.selective_round` the client's: train, gate, pack. The server keeps each client's newest upload, packed,
+for rounds it skips.
 """
 
 from __future__ import annotations
@@ -11,50 +12,26 @@ from collections.abc import Mapping
 from dataclasses import field, replace
 from typing import Literal
 
-from fedbonsai.core import Client, Fleet, Memory, task
+from fedbonsai.core import Client, Fleet
 from fedbonsai.errors import Unanswered
 from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
-from fedbonsai.model import Arch, Model
-from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, grouped
-from fedbonsai.stages.codec import Chain, Packed, parse
+from fedbonsai.model import Model
+from fedbonsai.stages.broadcast import Broadcast, Downlink, grouped
+from fedbonsai.stages.codec import Chain, parse
 from fedbonsai.stages.newest import Tally, averaged, heard
 from fedbonsai.stages.pruning import gates
-from fedbonsai.stages.pruning.filters import Keep, Shapes, Target, forms_of, narrowed
+from fedbonsai.stages.pruning.filters import Keep, Target
 from fedbonsai.stages.pruning.gates import Gate, Loss
 from fedbonsai.stages.pruning.one_shot import Cost, Score, pruned, taught
 from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.selective import Rule, begun, selected, trained
+from fedbonsai.stages.selective import Rule
+from fedbonsai.stages.selective_round import Training, Upload, train
 from fedbonsai.stages.selective_settings import faults
 from fedbonsai.stages.settings import NOT_NEGATIVE, outside, refuse
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
-
-
-@message("fl-pqsu/train@1")
-class Train:
-    """Model, how to train it, and when and how to upload it; nothing sent: go on from your own."""
-
-    arch: Arch
-    shapes: Shapes
-    sent: Sent | None
-    sgd: SGD
-    rule: Rule
-
-
-@message("fl-pqsu/upload@1")
-class Upload:
-    """New weights, or their change, packed."""
-
-    packed: Packed
-    examples: int
-    loss: float
-
-
-@message("fl-pqsu/skip@1")
-class Skip:
-    """Nothing new: the mark alone."""
 
 
 @message("fl-pqsu/state@1")
@@ -74,15 +51,6 @@ class State:
         """After a round of which nothing came but who had lost what they held: they get everything next time."""
         own = tuple(id for id in self.own if id not in forgot)
         return replace(self, broadcast=self.broadcast.forgotten(forgot), own=own, tally=self.tally.unheard(models))
-
-
-@task("fl-pqsu/train")
-def train(request: Train, me: Client, memory: Memory) -> tuple[Upload | Skip, Memory]:
-    """The client's part: dequantize, train in fp32, gate, pack."""
-    start, memory = begun(request.sent, request.arch, forms_of(request.arch, request.shapes), memory)
-    found, loss = trained(Model(request.arch, start), me, request.sgd, request.rule.gate)
-    packed, memory = selected(request.rule, start, found.weights, loss, memory, me)
-    return Skip() if packed is None else Upload(packed, found.examples, found.loss), memory
 
 
 @method("fl-pqsu")
@@ -140,12 +108,12 @@ class FlPqsu:
         own, cached = self.after_skip == "own", self.skippers == "cache"
         held, common, _ = state.broadcast.advance(weights, self.downlink, seed_of(state.seed, "down", t, 0))
         rule = Rule(self.uplink, self.changes, own, self.gate, gates.moved(self.gate, state.steps), t)
-        go_on = Train(state.model.arch, narrowed(state.model), None, self.sgd, rule)
-        send = each(grouped(held, devices, common), lambda part: replace(go_on, sent=part))
-        send |= {device: go_on for device in devices if device.id in state.own}
+        how = Training(state.model, self.sgd, rule)
+        send = each(grouped(held, devices, common), how.of)
+        send |= dict.fromkeys((device for device in devices if device.id in state.own), how.of(None))
         models = sum(request.sent is not None for request in send.values())
         try:
-            found = heard(fleet.ask(train, send), Upload, weights, fleet)
+            found = heard(fleet.ask(train, send), weights, fleet)
         except Unanswered as error:
             if not error.forgot:
                 raise

@@ -45,6 +45,12 @@ class Wanted:
     derived: bool
     since: int
 
+    def values(self, masks: Tree) -> int | None:
+        """How many importances a device sends; None where it sends none."""
+        if not self.asked:
+            return None
+        return sum(int((~mask).sum()) if self.derived else mask.numel() for mask in masks.values())
+
 
 @message("prunefl/update@1")
 class Result:
