@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import grad as gradients
 
 from fedbonsai.errors import ConfigError
@@ -63,7 +63,9 @@ def _hook(name: str, see: Callable[[str, int, Tensor], None], entries: int) -> A
     return forward
 
 
-def tiles(layer: nn.Module, x: Tensor, grad: Tensor, entries: int = TILE) -> Iterator[tuple[int, Tensor]]:
+def tiles(
+    layer: SparseLinear | SparseConv2d, x: Tensor, grad: Tensor, entries: int = TILE
+) -> Iterator[tuple[int, Tensor]]:
     """A layer's gradient by its dense weight: the first output of each tile, and the tile [some outputs, ...].
 
     Args:
@@ -72,7 +74,6 @@ def tiles(layer: nn.Module, x: Tensor, grad: Tensor, entries: int = TILE) -> Ite
         grad: of its output.
         entries: of a tile; at least one output is in it.
     """
-    assert isinstance(layer, SparseLinear | SparseConv2d)
     outputs, *rest = layer.pattern.shape
     height = max(1, entries // max(1, torch.Size(rest).numel()))
     if isinstance(layer, SparseLinear):
