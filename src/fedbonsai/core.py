@@ -35,6 +35,12 @@ class Samples:
     def __len__(self) -> int:
         return len(self.y)
 
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        channels, height, width = self.x.shape[1:]
+        return channels, height, width
+
     def __getitem__(self, part: slice | Tensor) -> Samples:
         return Samples(self.x[part], self.y[part])
 

@@ -6,7 +6,7 @@ weights are copied in place and the update is a handful of fused calls (``torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,15 +18,16 @@ from torch import Tensor, nn
 
 from fedbonsai import work
 from fedbonsai.core import Client, Samples
-from fedbonsai.errors import ConfigError
+from fedbonsai.errors import ConfigError, NotFinite
 from fedbonsai.model import Model, Skeleton, skeleton
-from fedbonsai.tree import Tree, Weights, generator
+from fedbonsai.tree import Tree, Weights, finite, generator
 from fedbonsai.wire import message
 
 if TYPE_CHECKING:
     from fedbonsai.sparse.convert import SparseNet
 
 Hook = Callable[[Mapping[str, Tensor]], None]  # sees each step's gradients, by parameter name
+Rows = Callable[[str, int, Tensor], None]  # sees gradients in parts: parameter name, first row, the rows from there on
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # network, images, labels -> mean loss of the batch
 
 
@@ -96,6 +97,16 @@ class Trained:
     steps: int
     loss: float
 
+    def finite(self) -> Trained:
+        """The same.
+
+        Raises:
+            NotFinite: a weight is NaN or infinite; a client whose task lets this pass counts as silent, its memory stays.
+        """
+        if not finite(self.weights):
+            raise NotFinite(f"training gave values that are not finite (loss {self.loss}); lower the learning rate")
+        return self
+
 
 def train(
     model: Model,
@@ -106,6 +117,7 @@ def train(
     loss: Loss | None = None,
     shift: Tree | None = None,
     frozen: Collection[str] = (),
+    growth: Rows | None = None,
 ) -> Trained:
     """Train a model on a client's samples.
 
@@ -118,14 +130,15 @@ def train(
         loss: what is minimised instead of the mean cross-entropy.
         shift: by parameter name, what is added to the gradients of every step: after the clip, before momentum.
         frozen: names of parameters that stay as they are, of which no gradient is taken; ``work`` counts whole passes.
+        growth: sees the same as a hook, pruned weights too, and leaves layers sparse: the gradient of a sparse layer comes
+            in tiles of a few rows and never exists as a whole, that of any other in one part. It must not keep the rows.
 
     Raises:
         ConfigError: the client has no samples.
     """
     if not len(me.train):
         raise ConfigError(f"client {me.id} has no training samples; ask for a larger minimum per client (data.minimum)")
-    plain = hook is None and loss is None and me.device == "cpu"
-    sparse = _sparse(model, me, sgd, mask) if mask and plain and sgd.sparse != "off" else None
+    sparse = sparse_form(model, me, sgd, mask) if hook is None and loss is None else None
     net = sparse or skeleton(model, me.device, sgd.channels_last)
     net.module.train()
     names = [name for name in net.parameters if name not in frozen]
@@ -148,11 +161,16 @@ def train(
     with randomness(net, me):
         for batch in batches(me, sgd):
             x = batch.x.to(memory_format=torch.channels_last) if sgd.channels_last else batch.x
-            with cast:
-                value = objective(net.module, x, batch.y)
-            grads = list(torch.autograd.grad(value, params)) if params else []  # statistics may be all that learns
+            with tiles(sparse, growth, names):
+                with cast:
+                    value = objective(net.module, x, batch.y)
+                grads = list(torch.autograd.grad(value, params)) if params else []  # statistics may be all that learns
             if hook is not None:
                 hook(dict(zip(names, grads, strict=True)))
+            if growth is not None:
+                for name, grad in zip(names, grads, strict=True):
+                    if sparse is None or name not in sparse.layers:
+                        growth(name, 0, grad)
             with torch.no_grad():
                 if params:
                     descend(params, grads, sgd, momentum, start, shifts)
@@ -175,14 +193,35 @@ def train(
     return Trained(net.snapshot(), len(me.train), steps, float(loss_sum) / seen)
 
 
-def _sparse(model: Model, me: Client, sgd: SGD, mask: Tree) -> SparseNet | None:
-    """The network for training with the kept weights alone; None where ``auto`` finds no layer faster so, or no numba."""
+def sparse_form(model: Model, me: Client, sgd: SGD, mask: Tree | None) -> SparseNet | None:
+    """The network that multiplies kept weights alone, loaded; None where nothing shall be computed so, or can be.
+
+    That is with ``sparse = "off"``, without a mask, on an accelerator, and with ``auto`` where no layer is faster so on this
+    machine, or numba is missing. Arguments are those of `train`.
+    """
+    if not mask or sgd.sparse == "off" or me.device != "cpu":
+        return None
     if sgd.sparse == "auto" and find_spec("numba") is None:
         return None
     from fedbonsai.sparse.convert import sparse_net  # needs an extra
 
     sample, batch = tuple(me.train.x.shape[1:]), min(sgd.batch, len(me.train))
     return sparse_net(model, mask, sample, batch, "on" if sgd.sparse == "on" else "auto")
+
+
+def tiles(sparse: SparseNet | None, growth: Rows | None, names: Iterable[str]) -> AbstractContextManager[object]:
+    """Inside which passes backward show the gradients of sparse layers to ``growth``, tile by tile.
+
+    Args:
+        sparse: network; None where nothing is sparse.
+        growth: sees them.
+        names: of weights; those whose layers are dense are left out.
+    """
+    if sparse is None or growth is None:
+        return nullcontext()
+    from fedbonsai.sparse.growth import watching
+
+    return watching(sparse, [name for name in names if name in sparse.layers], growth)
 
 
 def _sample_bytes(me: Client) -> int:

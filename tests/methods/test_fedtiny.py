@@ -14,7 +14,7 @@ from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Wrapper
 from fedbonsai.local import SGD
 from fedbonsai.methods.averaging import Averaging
-from fedbonsai.methods.fedtiny import FedTiny, Train, train
+from fedbonsai.methods.fedtiny import FedTiny
 from fedbonsai.model import Arch, Model, skeleton
 from fedbonsai.runs import recipes
 from fedbonsai.stages.held_masks import HeldMasks
@@ -23,6 +23,7 @@ from fedbonsai.stages.pruning.grow_prune import checked
 from fedbonsai.stages.pruning.growth import Growth
 from fedbonsai.stages.pruning.masks import masked
 from fedbonsai.stages.pruning.norm_statistics import statistics_of
+from fedbonsai.stages.pruning.progressive import Train, train
 from fedbonsai.stages.pruning.selection import Selection
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import decode, encode

@@ -17,7 +17,7 @@ from fedbonsai.fleets.pool import PoolFleet
 from fedbonsai.fleets.wrappers import Flaky, Metered
 from fedbonsai.local import SGD, evaluate
 from fedbonsai.methods.averaging import Averaging
-from fedbonsai.methods.fl_pqsu import FlPqsu, Skip, State, Train, Upload, train
+from fedbonsai.methods.fl_pqsu import FlPqsu, State
 from fedbonsai.model import Arch, Model
 from fedbonsai.runs import recipes
 from fedbonsai.stages.broadcast import Downlink, Whole
@@ -40,6 +40,7 @@ from fedbonsai.stages.pruning.gates import (
     stepped,
 )
 from fedbonsai.stages.selective import Rule
+from fedbonsai.stages.selective_round import Skip, Train, Upload, train
 from fedbonsai.tree import subtract
 from fedbonsai.wire import decode, encode
 

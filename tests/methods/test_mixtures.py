@@ -12,7 +12,7 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.local import SGD, evaluate
 from fedbonsai.methods.fedtiny import FedTiny
-from fedbonsai.methods.prunefl import OwnTrain, PruneFL
+from fedbonsai.methods.prunefl import PruneFL
 from fedbonsai.methods.wireless_pruning import WirelessPruning
 from fedbonsai.model import Arch, Model
 from fedbonsai.runs import recipes
@@ -25,6 +25,7 @@ from fedbonsai.stages.pruning import gates
 from fedbonsai.stages.pruning.derived_masks import Rule as Mask
 from fedbonsai.stages.pruning.derived_masks import derived
 from fedbonsai.stages.pruning.growth import Growth
+from fedbonsai.stages.pruning.importance_round import OwnTrain
 from fedbonsai.stages.pruning.masks import masked
 from fedbonsai.stages.pruning.scout import OwnPilot, Scouted, Scouting
 from fedbonsai.stages.pruning.selection import Selection
@@ -386,7 +387,7 @@ def test_fedtiny_refuses_chains_that_have_no_meaning_under_masks(uplink, reason)
     [
         ("fedtiny-gated", {"method.gate": {"name": "lazy"}}, "masks that may have changed"),
         ("wireless-feedback", {"method.bits": 32}, "has no effect with bits = 32"),
-        ("prunefl-personal", {"method.judge": -1}, "0 never judges"),
+        ("prunefl-personal", {"method.judge": -1}, "judge = -1"),
     ],
 )
 def test_settings_without_meaning_are_refused(recipe, settings, reason):

@@ -14,11 +14,12 @@ from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Metered, Wrapper
 from fedbonsai.local import SGD
 from fedbonsai.methods import prunefl
-from fedbonsai.methods.prunefl import PruneFL, State, Train
+from fedbonsai.methods.prunefl import PruneFL, State
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages import held_masks
 from fedbonsai.stages.held_masks import HeldMasks
 from fedbonsai.stages.pruning.importance import KEPT, Wanted, processed
+from fedbonsai.stages.pruning.importance_round import Train, train
 from fedbonsai.stages.pruning.masks import masked, prunable
 from fedbonsai.stages.pruning.per_time import halved
 from fedbonsai.stages.pruning.scout import Scouting
@@ -91,7 +92,7 @@ def ask(masks, sgd=None, since=0, asked=True, accumulate=False, derived=False, m
     sent = HeldMasks(masks).send(START.weights, [me], 0)[me]
     wanted = Wanted(asked, accumulate, derived, since)
     request = Train(MLP, sent, sgd or SGD(lr=0.1, batch=20, steps=5), wanted)
-    return prunefl.train.run(request, me, memory or {})
+    return train.run(request, me, memory or {})
 
 
 # --- importances ---------------------------------------------------------------------------------------------------
@@ -472,7 +473,7 @@ def test_an_upload_of_resnet_tiny_at_five_percent():
     sent = HeldMasks(masks).send(model.weights, [PEOPLE[0]], 0)[PEOPLE[0]]
     me = replace(PEOPLE[0], train=Samples(PEOPLE[0].train.x.repeat(1, 1, 4, 4), PEOPLE[0].train.y))
     request = Train(model.arch, sent, SGD(lr=0.1, batch=20, steps=1), Wanted(False, False, True, 0))
-    result, _ = prunefl.train.run(request, me, {})
+    result, _ = train.run(request, me, {})
     assert len(encode(result)) < 70_000
     found = result.update.result.dense(model.weights, masks)
     assert all(not bool(found[n][~m].any()) for n, m in masks.items())

@@ -3,12 +3,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
 
 pytest.importorskip("numba")
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.sparse.convert import SparseNet
-from fedbonsai.sparse.growth import keeping
+from fedbonsai.sparse.growth import tiles, watching
+from fedbonsai.sparse.layers import SparseConv2d, SparseLinear
+from fedbonsai.sparse.order import last
 from tests.sparse.nets import masked
 
 
@@ -23,30 +28,68 @@ def test_tiles_make_up_the_dense_gradient(name, entries):
     dense = model.build()
     wanted = dict(dense.named_parameters())
     expected = dict(zip(wanted, torch.autograd.grad(F.cross_entropy(dense(x), y), list(wanted.values())), strict=True))
-    with keeping(net, names) as kept:
+    parts = {weight: [] for weight in names}
+
+    def see(weight, first, tile):
+        assert first == sum(len(part) for part in parts[weight])
+        assert tile.numel() <= max(entries, expected[weight][0].numel())
+        parts[weight].append(tile)
+
+    with watching(net, names, see, entries):
         torch.autograd.grad(F.cross_entropy(net.module(x), y), list(net.parameters.values()))
     for weight in names:
-        row = expected[weight][0].numel()
-        parts = []
-        for first, tile in kept[weight].tiles(entries):
-            assert first == sum(len(part) for part in parts)
-            assert tile.numel() <= max(entries, row)
-            parts.append(tile)
         scale = float(expected[weight].abs().max())
-        torch.testing.assert_close(torch.cat(parts), expected[weight], rtol=1e-4, atol=1e-4 * scale)
+        torch.testing.assert_close(torch.cat(parts[weight]), expected[weight], rtol=1e-4, atol=1e-5 * scale)
 
 
-def test_a_pass_that_is_missing_is_told():
+@settings(deadline=None, max_examples=40)
+@given(
+    st.sampled_from([1, 3, 5]),
+    st.integers(1, 3),
+    st.integers(0, 2),
+    st.integers(1, 6),
+    st.integers(1, 9),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.integers(1, 400),
+)
+def test_tiles_of_any_convolution(kernel, stride, padding, inputs, outputs, density, entries):
+    torch.manual_seed(kernel)
+    dense = nn.Conv2d(inputs, outputs, kernel, stride, padding)
+    mask = torch.rand(dense.weight.shape) < density
+    with torch.no_grad():
+        dense.weight.mul_(mask)
+    x = torch.randn(5, inputs, 7, 6)
+    grad = torch.randn_like(dense(x))
+    [expected] = torch.autograd.grad(dense(x), [dense.weight], grad)
+    found = torch.cat([tile for _, tile in tiles(SparseConv2d.of(dense, mask), last(x), last(grad), entries)])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 6), st.integers(1, 9), st.sampled_from([0.0, 0.3, 1.0]), st.integers(1, 60), st.booleans())
+def test_tiles_of_any_linear_layer(inputs, outputs, density, entries, deep):
+    torch.manual_seed(inputs)
+    dense = nn.Linear(inputs, outputs)
+    x = torch.randn(4, 3, inputs) if deep else torch.randn(12, inputs)
+    grad = torch.randn_like(dense(x))
+    [expected] = torch.autograd.grad(dense(x), [dense.weight], grad)
+    layer = SparseLinear.of(dense, torch.rand(dense.weight.shape) < density)
+    found = torch.cat([tile for _, tile in tiles(layer, x, grad, entries)])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_nothing_is_shown_of_a_pass_without_gradients():
     model, masks, shape = masked("lenet5", 0.2)
-    net = SparseNet(model, masks, masks)
-    with keeping(net, ["features.fc1.weight"]) as kept:
+    net, seen = SparseNet(model, masks, masks), []
+    with watching(net, ["features.fc1.weight"], lambda *tile: seen.append(tile)), torch.no_grad():
         net.module(torch.zeros(2, *shape))
-    with pytest.raises(ConfigError, match="1 forward and 0 backward"):
-        next(kept["features.fc1.weight"].tiles())
+    loss = net.module(torch.zeros(2, *shape)).sum()
+    torch.autograd.grad(loss, list(net.parameters.values()))  # nobody watches any more
+    assert not seen
 
 
 def test_a_dense_layer_has_its_gradient_anyway():
     model, masks, _ = masked("lenet5", 0.2)
     net = SparseNet(model, masks, ["features.fc1.weight"])
-    with pytest.raises(ConfigError, match="dense anyway"), keeping(net, ["features.fc2.weight"]):
+    with pytest.raises(ConfigError, match="dense anyway"), watching(net, ["features.fc2.weight"], print):
         pass

@@ -20,9 +20,10 @@ from fedbonsai.errors import Unanswered
 from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
-from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, each, grouped, received
+from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, grouped, received
 from fedbonsai.stages.codec import EF21, Chain, TopK
 from fedbonsai.stages.codec.feedback import fed_back
+from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import Combined, Update, combine, moved, update
 from fedbonsai.tree import seed_of

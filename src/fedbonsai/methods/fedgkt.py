@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fedbonsai import local, tree, work
 from fedbonsai.core import Client, Device, Fleet, Memory, Samples, task
-from fedbonsai.errors import ConfigError, Forgotten, NotFinite, Unanswered
+from fedbonsai.errors import ConfigError, Forgotten, Unanswered
 from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model, network, skeleton
@@ -88,9 +88,7 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Knowledge, Memory
     if len(request.logits):
         loss = guided(labels, request.logits, request.alpha, request.temperature, me.device)
         rows = torch.arange(len(labels))
-    trained = local.train(model, replace(me, train=Samples(x, rows)), request.sgd, loss=loss)
-    if not tree.finite(trained.weights):
-        raise NotFinite(f"training gave values that are not finite (loss {trained.loss}); lower the learning rate")
+    trained = local.train(model, replace(me, train=Samples(x, rows)), request.sgd, loss=loss).finite()
     net = skeleton(model.replace(trained.weights), me.device).module
     features = outputs(net.get_submodule("stem"), x, me.device)
     scores = outputs(net.get_submodule("head"), features, me.device)

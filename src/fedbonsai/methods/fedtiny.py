@@ -2,7 +2,8 @@
 
 Huang, Zhang, Sun, Fang, Yuan and Wu, "Distributed Pruning Towards Tiny Neural Networks in Federated Learning", ICDCS 2023.
 ``begin`` is adaptive batch-norm selection (`stages.pruning.selection`); ``round`` is FedAvg under masks that both ends
-hold, and in adjusting rounds progressive pruning (`stages.pruning.grow_prune`) of one group of layers.
+hold (a device's part is the task ``train`` of `stages.pruning.progressive`), and in adjusting rounds progressive pruning
+(`stages.pruning.grow_prune`) of one group of layers.
 """
 
 from __future__ import annotations
@@ -12,49 +13,28 @@ from dataclasses import field, replace
 from math import nan
 from typing import Literal
 
-from fedbonsai.core import Client, Device, Fleet, Memory, forgetful, task
-from fedbonsai.errors import ConfigError, Unanswered
+from fedbonsai.core import Client, Device, Fleet, forgetful
 from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
-from fedbonsai.model import Arch, Model
-from fedbonsai.stages import masked_upload, selective
+from fedbonsai.model import Model
+from fedbonsai.stages import masked_upload
 from fedbonsai.stages.codec import Chain
-from fedbonsai.stages.held_masks import HeldMasks, Sent, received
-from fedbonsai.stages.masked_upload import Skip
-from fedbonsai.stages.pruning.candidates import without
+from fedbonsai.stages.held_masks import HeldMasks
 from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.gates import Gate, Open
 from fedbonsai.stages.pruning.grow_prune import adjust
 from fedbonsai.stages.pruning.growth import Growth
-from fedbonsai.stages.pruning.norm_statistics import statistics_of
-from fedbonsai.stages.pruning.pool import allowed, pool, pool_size
-from fedbonsai.stages.pruning.progressive import Gathered, Trained, largest, trained
+from fedbonsai.stages.pruning.norm_statistics import needed
+from fedbonsai.stages.pruning.pool import allowed
+from fedbonsai.stages.pruning.progressive import Gathered, Training, train
 from fedbonsai.stages.pruning.selection import Selection, select
 from fedbonsai.stages.pruning.sparse_accounts import round_bytes, selection_bytes
+from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.selective import Rule
-from fedbonsai.stages.updates import combine
+from fedbonsai.stages.settings import SHARE, outside, refuse
+from fedbonsai.stages.updates import combine_if_any
 from fedbonsai.tree import Weights, seed_of
 from fedbonsai.wire import message
-
-
-@message("fedtiny/train@1")
-class Train:
-    """Model, how to train it, and how many gradients of which layers to send back (none in ordinary rounds)."""
-
-    arch: Arch
-    sent: Sent
-    sgd: SGD
-    counts: Mapping[str, int]
-    batch: int
-
-
-@message("fedtiny/selective@1")
-class Selective:
-    """An ordinary request, and how and when what was learned goes up."""
-
-    train: Train
-    rule: Rule
 
 
 @message("fedtiny/state@1")
@@ -76,27 +56,6 @@ class State:
     dropped: int = 0
     traded: int = 0
     skips: int = 0
-
-
-@task("fedtiny/train")
-def train(request: Train | Selective, me: Client, memory: Memory) -> tuple[Trained | Skip, Memory]:
-    """E local epochs under the masks, then, if asked, the gradients of one batch at the trained weights.
-
-    A device whose gate closes computes no gradients and sends none.
-    """
-    rule = None
-    if isinstance(request, Selective):
-        request, rule = request.train, request.rule
-    start, masks, memory = received(request.sent, request.arch, memory)
-    if rule is not None:
-        found, loss = selective.trained(Model(request.arch, start), me, request.sgd, rule.gate, masks)
-        packed, memory = masked_upload.sent(rule, start, found.weights, masks, loss, without(memory), me)
-        if packed is None:
-            return Skip(), memory
-        pairs = largest(Model(request.arch, found.weights), masks, me, request.counts, request.batch)
-        return Trained(packed, found.examples, found.steps, found.loss, pairs), memory
-    answer = trained(Model(request.arch, start), masks, me, request.sgd, request.counts, request.batch)
-    return answer, without(memory)
 
 
 @method("fedtiny")
@@ -124,11 +83,7 @@ class FedTiny:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        faults = masked_upload.faults(self.uplink, self.gate)
-        if not 0 < self.density <= 1:
-            faults.append(f"density = {self.density}: expected a share in (0, 1]")
-        if faults:
-            raise ValueError("; ".join(faults))
+        refuse(masked_upload.faults(self.uplink, self.gate) + outside(self, density=SHARE))
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """Prune candidates by magnitude and let all devices choose, in two exchanges.
@@ -136,24 +91,12 @@ class FedTiny:
         Raises:
             ConfigError: the network has no batch normalisation, or too few weights that may be pruned.
         """
-        if not statistics_of(model.weights):
-            raise ConfigError(
-                f"fedtiny selects by the running statistics of batch normalisation, which {model.arch.name!r} lacks; "
-                'take a network that has them, such as "cnn-bn" or "resnet-tiny" with norm = "batch"'
-            )
-        how, (forms, budget) = self.selection, self.pruned(model)
-        count = 1 if how.by == "none" else how.pool or pool_size(self.density)
-        counts = pool(forms, budget, count, how.noise, seed_of(server.seed, "pool", -1, 0))
-        chosen = select(model, counts, how, fleet)
-        channels, height, width = server.train.x.shape[1:]
-        return State(
-            chosen.model,
-            HeldMasks(chosen.masks),
-            server.seed,
-            (channels, height, width),
-            chosen.index,
-            selection_bytes(model.weights, counts, len(fleet.devices), how.by),
-        )
+        needed(model)
+        forms, budget = self.pruned(model)
+        counts = self.selection.candidates(forms, budget, self.density, seed_of(server.seed, "pool", -1, 0))
+        chosen = select(model, counts, self.selection, fleet)
+        spent = selection_bytes(model.weights, counts, len(fleet.devices), self.selection.by)
+        return State(chosen.model, HeldMasks(chosen.masks), server.seed, server.train.size, chosen.index, spent)
 
     def pruned(self, model: Model) -> tuple[Weights, int]:
         """The weights that are pruned, and how many of their values are kept in all."""
@@ -162,41 +105,32 @@ class FedTiny:
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """Train under the masks and average; in adjusting rounds grow and prune."""
-        weights, held, masks = state.model.weights, state.held, state.held.masks
+        weights, masks = state.model.weights, state.held.masks
         counts = self.growth.counts(t + 1, masks)  # the paper counts rounds from 1
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
-        sent = held.send(weights, devices, seed_of(state.seed, "down", t, 0))
-        made: dict[int, Train | Selective] = {
-            id(part): Train(state.model.arch, part, self.sgd, counts, self.growth.batch) for part in sent.values()
-        }
+        sent = state.held.send(weights, devices, seed_of(state.seed, "down", t, 0))
         rule = masked_upload.rule_of(self.uplink, self.gate, t)
-        if rule is not None:
-            made = {key: Selective(part, rule) for key, part in made.items() if isinstance(part, Train)}
-        answers = fleet.ask(train, {device: made[id(part)] for device, part in sent.items()})
+        how = Training(state.model.arch, self.sgd, counts, self.growth.batch, rule)
+        answers = fleet.ask(train, each(sent, how.under))
         gathered = Gathered(masks, counts, rule is not None)
-        try:
-            combined = combine(gathered.updates(answers, weights), weights, fleet)
-        except Unanswered:
-            forgot = forgetful(answers.silent)
-            if not (forgot or gathered.skipped):
-                raise
-            held = held.heard(gathered.skipped).silent(map(Device, forgot))  # who forgot gets the masks next time
-            if not gathered.skipped:
-                return replace(state, held=held)
-            paper = round_bytes(weights, masks, counts, len(devices), 0)
-            return replace(state, held=held, paper=paper, dropped=0, traded=0, skips=len(gathered.skipped))
+        combined = combine_if_any(answers, gathered.updates(answers, weights), weights, fleet, gathered.skipped)
+        used, skips = combined.devices if combined else (), len(gathered.skipped)
+        held = state.held.heard([*used, *gathered.skipped]).silent(map(Device, forgetful(answers.silent)))
+        paper = round_bytes(weights, masks, counts, len(devices), len(used))
+        if combined is None:  # all skipped, or had lost the masks that they get next time
+            state = replace(state, held=held)
+            return replace(state, paper=paper, dropped=0, traded=0, skips=skips) if skips else state
         adjusted = adjust(combined.mean, masks, gathered.mean(combined.shares), counts)
-        held = held.heard([*combined.devices, *gathered.skipped]).silent(map(Device, forgetful(answers.silent)))
         return replace(
             state,
             model=state.model.replace(adjusted.weights),
             held=held.renewed(adjusted.masks),
-            paper=round_bytes(weights, masks, counts, len(devices), len(combined.devices)),
+            paper=paper,
             counts=counts,
             loss=combined.loss,
             dropped=combined.dropped,
             traded=adjusted.traded,
-            skips=len(gathered.skipped),
+            skips=skips,
         )
 
     def model(self, state: State) -> Model:

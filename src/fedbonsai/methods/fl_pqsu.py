@@ -2,7 +2,8 @@
 
 Xu, Fang, Ding, Zou and Xiong, "Accelerating Federated Learning for IoT in Big Data Analytics With Pruning, Quantization
 and Selective Updating", IEEE Access 9, 2021. ``begin`` is SERVER-INIT, ``round`` one turn of the server's loop, the task
-``train`` the client's: train, gate, pack. The server keeps each client's newest upload, packed, for rounds it skips.
+``train`` of `stages.selective_round` the client's: train, gate, pack. The server keeps each client's newest upload, packed,
+for rounds it skips.
 """
 
 from __future__ import annotations
@@ -11,47 +12,26 @@ from collections.abc import Mapping
 from dataclasses import field, replace
 from typing import Literal
 
-from fedbonsai.core import Client, Fleet, Memory, task
-from fedbonsai.errors import ConfigError, Unanswered
+from fedbonsai.core import Client, Fleet
+from fedbonsai.errors import Unanswered
 from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
-from fedbonsai.model import Arch, Model
-from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, grouped
-from fedbonsai.stages.codec import EF21, Chain, Packed, parse
+from fedbonsai.model import Model
+from fedbonsai.stages.broadcast import Broadcast, Downlink, grouped
+from fedbonsai.stages.codec import Chain, parse
 from fedbonsai.stages.newest import Tally, averaged, heard
 from fedbonsai.stages.pruning import gates
-from fedbonsai.stages.pruning.filters import Keep, Shapes, Target, forms_of, narrowed
-from fedbonsai.stages.pruning.gates import Agreement, Gate, Lazy, Loss
+from fedbonsai.stages.pruning.filters import Keep, Target
+from fedbonsai.stages.pruning.gates import Gate, Loss
 from fedbonsai.stages.pruning.one_shot import Cost, Score, pruned, taught
+from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.selective import Rule, begun, selected, trained
+from fedbonsai.stages.selective import Rule
+from fedbonsai.stages.selective_round import Training, Upload, train
+from fedbonsai.stages.selective_settings import faults
+from fedbonsai.stages.settings import NOT_NEGATIVE, outside, refuse
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
-
-
-@message("fl-pqsu/train@1")
-class Train:
-    """Model, how to train it, and when and how to upload it; nothing sent: go on from your own."""
-
-    arch: Arch
-    shapes: Shapes
-    sent: Sent | None
-    sgd: SGD
-    rule: Rule
-
-
-@message("fl-pqsu/upload@1")
-class Upload:
-    """New weights, or their change, packed."""
-
-    packed: Packed
-    examples: int
-    loss: float
-
-
-@message("fl-pqsu/skip@1")
-class Skip:
-    """Nothing new: the mark alone."""
 
 
 @message("fl-pqsu/state@1")
@@ -67,14 +47,10 @@ class State:
     steps: tuple[float, ...] = ()  # squared norms of the model's last steps, latest first (LAQ)
     tally: Tally = field(default_factory=Tally)
 
-
-@task("fl-pqsu/train")
-def train(request: Train, me: Client, memory: Memory) -> tuple[Upload | Skip, Memory]:
-    """The client's part: dequantize, train in fp32, gate, pack."""
-    start, memory = begun(request.sent, request.arch, forms_of(request.arch, request.shapes), memory)
-    found, loss = trained(Model(request.arch, start), me, request.sgd, request.rule.gate)
-    packed, memory = selected(request.rule, start, found.weights, loss, memory, me)
-    return Skip() if packed is None else Upload(packed, found.examples, found.loss), memory
+    def mended(self, forgot: tuple[str, ...], models: int) -> State:
+        """After a round of which nothing came but who had lost what they held: they get everything next time."""
+        own = tuple(id for id in self.own if id not in forgot)
+        return replace(self, broadcast=self.broadcast.forgotten(forgot), own=own, tally=self.tally.unheard(models))
 
 
 @method("fl-pqsu")
@@ -110,25 +86,9 @@ class FlPqsu:
 
     def __post_init__(self) -> None:
         """Refuse settings that have no effect or no meaning."""
-        faults = [
-            text
-            for text, wrong in (
-                ("uplink: ef21 keeps estimates of its own beside the cache; use ef14", isinstance(self.uplink.feedback, EF21)),
-                ("uplink: feedback is for changes; set changes = true", bool(self.uplink.feedback) and not self.changes),
-                ("uplink: weights cannot be sparse; set changes = true", "sparsifier" in self.uplink.parts and not self.changes),
-                ("gate lazy compares changes kept at both ends: set changes = true and skippers = 'cache'",
-                 isinstance(self.gate, Lazy) and not (self.changes and self.skippers == "cache")),
-                ("after_skip = 'own' is for weights sent whole: set changes = false and downlink.delta = false",
-                 self.after_skip == "own" and (self.changes or self.downlink.delta)),
-                ("gate agreement compares with the global model's changes: set after_skip = 'global'",
-                 isinstance(self.gate, Agreement) and self.after_skip == "own"),
-                (f"pretrain = {self.pretrain}, finetune = {self.finetune}: expected epochs >= 0",
-                 min(self.pretrain, self.finetune) < 0),
-            )
-            if wrong
-        ]  # fmt: skip
-        if faults:
-            raise ValueError("; ".join(faults))
+        own, delta = self.after_skip == "own", self.downlink.delta
+        found = faults(self.uplink, self.gate, self.changes, self.skippers == "cache", own, delta)
+        refuse(found + outside(self, pretrain=NOT_NEGATIVE, finetune=NOT_NEGATIVE))
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """Pre-train, prune once, fine-tune.
@@ -136,12 +96,7 @@ class FlPqsu:
         Raises:
             ConfigError: the server has no samples to do this with.
         """
-        if not len(server.train) and (self.pretrain or self.finetune or self.score == "taylor"):
-            raise ConfigError(
-                "fl-pqsu needs samples of the server: set data.server, or pretrain and finetune to 0 and score to 'l1'"
-            )
-        channels, height, width = server.train.x.shape[1:]
-        size = (channels, height, width)
+        size = server.train.size
         model = taught(model, server, self.sgd, self.pretrain, "pretrain")
         model = pruned(model, self.keep, self.score, server, size)
         model = taught(model, server, self.sgd, self.finetune, "finetune")
@@ -149,28 +104,22 @@ class FlPqsu:
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """Broadcast, collect what passes the gates, average the newest uploads."""
-        weights, own = state.model.weights, self.after_skip == "own"
-        devices = cohort(fleet.devices, self.cohort, state.seed, t)
+        weights, devices = state.model.weights, cohort(fleet.devices, self.cohort, state.seed, t)
+        own, cached = self.after_skip == "own", self.skippers == "cache"
         held, common, _ = state.broadcast.advance(weights, self.downlink, seed_of(state.seed, "down", t, 0))
         rule = Rule(self.uplink, self.changes, own, self.gate, gates.moved(self.gate, state.steps), t)
-        base = Train(state.model.arch, narrowed(state.model), None, self.sgd, rule)
-        sent = grouped(held, devices, common)
-        made = {id(part): replace(base, sent=part) for part in sent.values()}
-        send = {device: base if device.id in state.own else made[id(part)] for device, part in sent.items()}
-        models = sum(request is not base for request in send.values())
+        how = Training(state.model, self.sgd, rule)
+        send = each(grouped(held, devices, common), how.of)
+        send |= dict.fromkeys((device for device in devices if device.id in state.own), how.of(None))
+        models = sum(request.sent is not None for request in send.values())
         try:
-            found = heard(fleet.ask(train, send), Upload, weights, fleet)
+            found = heard(fleet.ask(train, send), weights, fleet)
         except Unanswered as error:
             if not error.forgot:
                 raise
-            return replace(
-                state,
-                broadcast=state.broadcast.forgotten(error.forgot),
-                own=tuple(id for id in state.own if id not in error.forgot),
-                tally=state.tally.unheard(models),
-            )
+            return state.mended(error.forgot, models)
+        cache = {**state.cache, **found.fresh} if cached else found.fresh
         who = [*found.fresh, *found.skipped]
-        cache = {**state.cache, **found.fresh} if self.skippers == "cache" else found.fresh
         counted = who if self.changes else cache  # a change is of this round's model, weights are of any
         order = [device.id for device in fleet.devices if device.id in counted]
         new = averaged(weights, cache, found.fresh, order, self.changes, self.weigh == "examples")
@@ -179,7 +128,7 @@ class FlPqsu:
             state,
             model=state.model.replace(new),
             broadcast=held.heard(who).forgotten(found.forgot) if self.downlink.delta else held,
-            cache=cache if self.skippers == "cache" else {},
+            cache=cache if cached else {},
             own=tuple(sorted({*state.own, *found.skipped} - gone)) if own else (),
             steps=gates.stepped(self.gate, state.steps, new, weights),
             tally=state.tally.counted(models, found),

@@ -2,8 +2,9 @@
 
 Jiang, Wang, Valls, Ko, Lee, Leung, Tassiulas, "Model Pruning Enables Efficient Federated Learning on Edge Devices", IEEE
 TNNLS 34(12), 2023, arXiv 1909.12326. ``begin`` is the initial pruning at a selected client (`stages.pruning.scout`),
-``round`` is further pruning: masked FedAvg, and every ``interval`` rounds the reconfiguration
-(`stages.pruning.per_time.reconfigured`) by the importances that devices measured (`stages.pruning.importance`).
+``round`` is further pruning: masked FedAvg, where a device's part is the task ``train`` of
+`stages.pruning.importance_round`, and every ``interval`` rounds the reconfiguration (`stages.pruning.per_time`) by the
+importances that devices measured (`stages.pruning.importance`).
 """
 
 from __future__ import annotations
@@ -15,46 +16,30 @@ from typing import Literal
 
 from torch import Tensor
 
-from fedbonsai import local, tree
-from fedbonsai.core import Client, Device, Fleet, Memory, forgetful, task
-from fedbonsai.errors import ConfigError, Unanswered
+from fedbonsai import tree
+from fedbonsai.core import Client, Device, Fleet, forgetful
 from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.stages import own_part
-from fedbonsai.stages.held_masks import HeldMasks, Sent, received
+from fedbonsai.stages.held_masks import HeldMasks
 from fedbonsai.stages.own_part import NOTHING, Own
-from fedbonsai.stages.personal import merged, personal_names, split
+from fedbonsai.stages.pruning import accounts
 from fedbonsai.stages.pruning.accounts import Accounts
 from fedbonsai.stages.pruning.figures import figures
-from fedbonsai.stages.pruning.importance import Gathered, Result, Wanted, measured, opened, plain, summing
-from fedbonsai.stages.pruning.masks import masked, prunable
+from fedbonsai.stages.pruning.importance import Gathered, Wanted, plain
+from fedbonsai.stages.pruning.importance_round import Training, train
+from fedbonsai.stages.pruning.masks import masked
 from fedbonsai.stages.pruning.per_time import halved, reconfigured
 from fedbonsai.stages.pruning.profiled import time_of
 from fedbonsai.stages.pruning.scout import Pilot, Scouting, explored
 from fedbonsai.stages.pruning.time_model import Measured, Seconds, TimeModel
+from fedbonsai.stages.pruning.under_masks import names_of
+from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.updates import combine
-from fedbonsai.tree import Tree, Weights, seed_of
+from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, PART, SHARE, among, outside, refuse
+from fedbonsai.tree import Tree, seed_of
 from fedbonsai.wire import message
-
-
-@message("prunefl/train@1")
-class Train:
-    """A round: the model under its masks, how to train it, and what to do with importances."""
-
-    arch: Arch
-    sent: Sent
-    sgd: SGD
-    wanted: Wanted
-
-
-@message("prunefl/own-train@1")
-class OwnTrain:
-    """A round whose model is the shared part; the personal one is on the device."""
-
-    train: Train
-    own: Own
 
 
 @message("prunefl/state@1")
@@ -82,31 +67,13 @@ class State:
     verdict: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
-    def shared(self) -> Weights:
+    def shared(self) -> Tree:
         """The weights that travel."""
-        return split(self.model.weights, self.own.names if self.own is not None else ())[0]
+        return own_part.shared(self.model, self.own).weights
 
     def moved(self, shared: Tree) -> State:
         """With other shared weights."""
         return replace(self, model=self.model.replace({**self.model.weights, **shared}))
-
-
-@task("prunefl/train")
-def train(request: Train | OwnTrain, me: Client, memory: Memory) -> tuple[Result, Memory]:
-    """Local steps of the masked model, with the personal part if there is one; gradients are of all coordinates."""
-    own = None
-    if isinstance(request, OwnTrain):
-        request, own = request.train, request.own
-    start, masks, memory = received(request.sent, request.arch, memory, own.names if own is not None else ())
-    if own is not None:
-        start = merged(request.arch, start, own_part.held(own, request.arch, memory)).weights
-    summed: Weights = {}
-    watch = summing(summed) if request.wanted.asked or request.wanted.accumulate else None
-    trained = local.train(Model(request.arch, start), me, request.sgd, mask=masks, hook=watch)
-    if own is not None:
-        shared, memory = own_part.kept(own, trained, memory)
-        trained = replace(trained, weights=shared)
-    return measured(trained, summed, masks, request.sgd, request.wanted, me, memory)
 
 
 @method("prunefl")
@@ -146,22 +113,14 @@ class PruneFL:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        for name in ("interval", "lr_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: expected at least 1")
-        for name in ("fraction_half_life", "lr_half_life"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} = {getattr(self, name)}: expected rounds, or 0 to keep the value")
-        if self.judge < 0:
-            raise ValueError(f"judge = {self.judge}: expected rounds >= 0, 0 never judges")
-        if self.lr_every > 1 and not self.lr_half_life:
-            raise ValueError(f"lr_every = {self.lr_every} has no effect without lr_half_life: leave it out")
-        if self.sgd.steps < 1:
-            raise ValueError("sgd.steps = 0: PruneFL's time model and importances count local steps; set E, such as 5")
-        if not 0 <= self.fraction < 1:
-            raise ValueError(f"fraction = {self.fraction}: expected a share in [0, 1)")
-        if not 0 < self.density <= 1:
-            raise ValueError(f"density = {self.density}: expected a share in (0, 1]")
+        ranges = {"interval": COUNT, "lr_every": COUNT, "fraction": PART, "density": SHARE}
+        ranges |= dict.fromkeys(("fraction_half_life", "lr_half_life", "judge"), NOT_NEGATIVE)
+        idle = self.lr_every > 1 and not self.lr_half_life
+        faults = among(
+            (idle, f"lr_every = {self.lr_every} has no effect without lr_half_life: leave it out"),
+            (self.sgd.steps < 1, "sgd.steps = 0: the time model and importances count local steps; set E, such as 5"),
+        )
+        refuse(outside(self, **ranges) + faults)
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """Initial pruning at the first device that answers.
@@ -170,23 +129,13 @@ class PruneFL:
             ConfigError: nothing can be pruned, or no personal weights have such names.
             Unanswered: no device answered with a model that fits.
         """
-        personal = personal_names(model, self.personal)
-        own = Own(personal, model.drawn if model.drawn >= 0 else server.seed) if personal else None
-        names = [
-            name for name in prunable(model) if name not in personal and not any(part in name for part in self.never)
-        ]
-        if not names:
-            raise ConfigError(
-                f"personal = {list(self.personal)}, never = {list(self.never)}: model {model.arch.name!r} has no shared "
-                "weights that may be pruned; share more, or see method.never"
-            )
-        channels, height, width = server.train.x.shape[1:]
-        size = (channels, height, width)
+        own = own_part.drawn(model, self.personal, server.seed)
+        size, stale = server.train.size, self.regrowth == "stale"
+        names = names_of(model, self.never, own.names if own else ())
         times = time_of(self.time, model, names, size, self.sgd)
-        stale = self.regrowth == "stale"
         most = self.most({name: model.weights[name] for name in names})
-        shared = model if own is None else model.replace(split(model.weights, personal)[0])
-        device, found = explored(fleet, Pilot(shared, self.sgd, self.scouting, times, stale, most), own)
+        pilot = Pilot(own_part.shared(model, own), self.sgd, self.scouting, times, stale, most)
+        device, found = explored(fleet, pilot, own)
         return State(
             model.replace({**model.weights, **found.weights}),
             server.seed,
@@ -197,7 +146,7 @@ class PruneFL:
             Accounts.began(found.weights, found.masks, times, found.seconds, stale),
             found.densities,
             own=own,
-            owners=(device.id,) if own is not None else (),
+            owners=(device.id,) if own else (),
         )
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
@@ -206,49 +155,25 @@ class PruneFL:
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
         sgd = replace(self.sgd, lr=self.sgd.lr * halved(t, self.lr_half_life, self.lr_every))
         wanted = self.wanted(t, state.since, sgd)
+        how = Training(state.model.arch, sgd, wanted, state.own)
         sent = held.send(weights, devices, seed_of(state.seed, "down", t, 0))
-        made: dict[int, Train | OwnTrain] = {
-            id(part): Train(state.model.arch, part, sgd, wanted) for part in sent.values()
-        }
-        if state.own is not None:
-            made = {key: OwnTrain(part, state.own) for key, part in made.items() if isinstance(part, Train)}
-        answers = fleet.ask(train, {device: made[id(part)] for device, part in sent.items()})
-        gathered = Gathered.zero(weights, masks)
-        try:
-            combined = combine(opened(answers, weights, masks, wanted, sgd.lr, gathered), weights, fleet)
-        except Unanswered as error:
-            if not (forgot := error.forgot or forgetful(answers.silent)):
-                raise
-            return replace(state, held=held.silent(map(Device, forgot)))  # they get the masks next time
-        values = sum(int((~mask).sum()) if wanted.derived else mask.numel() for mask in masks.values())
+        answers = fleet.ask(train, each(sent, how.under))
+        combined, gathered = how.averaged(answers, weights, masks, fleet)
+        if combined is None:
+            forgot = map(Device, forgetful(answers.silent))  # they get the masks next time
+            return replace(state, held=held.silent(forgot))
         new_to = sum(not held.holds(device) for device in devices)
+        counts = len(devices), new_to, len(combined.devices), wanted.values(masks)
         state = replace(
             state.moved(masked(combined.mean, masks)),
             held=held.heard(combined.devices).silent(answers.silent),
             loss=combined.loss,
             dropped=combined.dropped,
-            accounts=state.accounts.after(
-                weights,
-                masks,
-                state.seconds,
-                len(devices),
-                new_to,
-                len(combined.devices),
-                values if wanted.asked else None,
-            ),
+            accounts=state.accounts.after(weights, masks, state.seconds, *counts),
+            owners=tuple(dict.fromkeys((*state.owners, *combined.devices))) if state.own else (),
         )
         state = self.rebuilt(state, gathered, t) if wanted.asked else state
-        own = state.own
-        if own is not None:
-            state = replace(state, owners=tuple(dict.fromkeys((*state.owners, *combined.devices))))
-        if not self.judge:
-            return state
-        if (t + 1) % self.judge:
-            return replace(state, verdict={})
-        seed = seed_of(state.seed, "judge", t, 0)
-        who = [device.id for device in fleet.devices] if own is None else state.owners
-        verdict = own_part.verdict(fleet, state.model, own or NOTHING, state.held, who, seed)
-        return replace(state, verdict=verdict)
+        return replace(state, verdict=self.verdict(state, t, fleet))
 
     def wanted(self, t: int, since: int, sgd: SGD) -> Wanted:
         """What devices do with importances in round ``t``: a reconfiguration that failed is made up for."""
@@ -274,28 +199,26 @@ class PruneFL:
         )
         return replace(state.moved(weights), held=state.held.renewed(masks), shelf=shelf, since=t)
 
+    def verdict(self, state: State, t: int, fleet: Fleet) -> Mapping[str, float]:
+        """How devices' models do, personal parts included; nothing in rounds that do not judge."""
+        if not self.judge or (t + 1) % self.judge:
+            return {}
+        who = state.owners if state.own else [device.id for device in fleet.devices]
+        seed = seed_of(state.seed, "judge", t, 0)
+        return own_part.verdict(fleet, state.model, state.own or NOTHING, state.held, who, seed)
+
     def model(self, state: State) -> Model:
         """The global model, exactly zero where it is pruned; personal weights are what all devices began with."""
         return state.model
 
     def metrics(self, state: State) -> Mapping[str, float]:
         """Loss, dropped updates, size and cost of the model (`figures`), modelled seconds, the paper's bytes, verdict."""
-        masks, accounts, found = state.held.masks, state.accounts, state.densities
+        masks = state.held.masks
+        buffers = 2 + (self.importance == "interval") + (self.sgd.momentum > 0)
         return {
             "train_loss": state.loss,
             "dropped": state.dropped,
-            **figures(
-                state.model, masks, state.size, self.sgd, 2 + (self.importance == "interval") + (self.sgd.momentum > 0)
-            ),
-            "modelled_seconds": state.seconds.round(masks),
-            "conventional_seconds": state.seconds.conventional(masks),
-            "scout_seconds": accounts.scouted,
-            "scout_density": found[-1] if found else 1.0,
-            "scout_growths": sum(now > before for before, now in zip((1.0, *found), found, strict=False)),
-            "scout_reconfigurations": len(found),
-            "paper_seconds": accounts.seconds,
-            "whole_seconds": accounts.whole,
-            "paper_down": accounts.bytes[0],
-            "paper_up": accounts.bytes[1],
+            **figures(state.model, masks, state.size, self.sgd, buffers),
+            **accounts.figures(state.accounts, state.seconds, masks, state.densities),
             **state.verdict,
         }

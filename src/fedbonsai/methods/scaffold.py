@@ -15,7 +15,6 @@ from torch import Tensor
 
 from fedbonsai import local, tree
 from fedbonsai.core import Client, Fleet, Memory, task
-from fedbonsai.errors import NotFinite
 from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model, skeleton
@@ -61,9 +60,7 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Update, Memory]:
     """
     received = request.model.weights
     own: tree.Tree = memory.get("control") or zeros(request.control)
-    trained = local.train(request.model, me, request.sgd, shift=tree.subtract(request.control, own))
-    if not tree.finite(trained.weights):
-        raise NotFinite(f"training gave values that are not finite (loss {trained.loss}); lower the learning rate")
+    trained = local.train(request.model, me, request.sgd, shift=tree.subtract(request.control, own)).finite()
     change = tree.subtract(trained.weights, received)
     moved = tree.add(zeros(request.control), change, -1 / (trained.steps * request.sgd.lr))  # mean of g - c_k + c
     control = tree.subtract(moved, request.control)

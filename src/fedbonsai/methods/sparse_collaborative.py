@@ -22,9 +22,10 @@ from fedbonsai.local import SGD
 from fedbonsai.methods.averaging import Train, train
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model, skeleton
-from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, each, grouped
+from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, grouped
 from fedbonsai.stages.choice import Choice, choice
 from fedbonsai.stages.codec import EF21, Chain, parse
+from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.split import local_loss, relay, sequential
 from fedbonsai.stages.split.clusters import How

@@ -1,19 +1,18 @@
 """The dense gradient that growth needs, of chosen layers alone and a tile of outputs at a time.
 
 A mask grows where the gradient of a pruned weight is large (PruneFL's importances, FedTiny's top-K), which a sparse
-layer does not compute. During one backward pass the inputs and the gradients of the outputs of the chosen layers are
-kept, and their product is taken tile by tile afterwards: a whole dense gradient never exists.
+layer does not compute. As soon as a backward pass has the gradient of a chosen layer's output, its product with the input
+is taken tile by tile and shown: a whole dense gradient never exists, and nothing outlives the layer's turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import grad as gradients
 
 from fedbonsai.errors import ConfigError
@@ -24,73 +23,65 @@ by_kernel: Any = gradients.conv2d_weight  # annotated for square strides only
 TILE = 1 << 18  # entries of a tile, 1 MiB of float32
 
 
-@dataclass(frozen=True)
-class Kept:
-    """What a layer's gradient is made of.
-
-    Attributes:
-        layer: sparse.
-        inputs: of each pass.
-        grads: of the outputs of each pass, in the order in which they came.
-    """
-
-    layer: SparseLinear | SparseConv2d
-    inputs: list[Tensor]
-    grads: list[Tensor]
-
-    def tiles(self, entries: int = TILE) -> Iterator[tuple[int, Tensor]]:
-        """The gradient by the dense weight: first output of each tile, and the tile [some outputs, ...].
-
-        Args:
-            entries: of a tile; at least one output is in it.
-
-        Raises:
-            ConfigError: the layer was not reached by exactly one forward and backward pass.
-        """
-        if len(self.inputs) != 1 or len(self.grads) != 1:
-            raise ConfigError(
-                f"{self.layer}: {len(self.inputs)} forward and {len(self.grads)} backward passes were kept; expected "
-                "one of each, around torch.autograd.grad"
-            )
-        x, grad, shape = self.inputs[0], self.grads[0], self.layer.pattern.shape
-        height = max(1, entries // max(1, torch.Size(shape[1:]).numel()))
-        for first in range(0, shape[0], height):
-            part = grad[:, first : first + height] if x.dim() == 4 else grad[..., first : first + height]
-            if isinstance(self.layer, SparseLinear):
-                yield first, part.flatten(0, -2).t() @ x.flatten(0, -2)
-            else:
-                size = (part.shape[1], *shape[1:])
-                yield first, by_kernel(x, size, part, self.layer.pattern.stride, self.layer.padding)
-
-
 @contextmanager
-def keeping(net: SparseNet, names: Iterable[str]) -> Generator[Mapping[str, Kept]]:
-    """Keep what the dense gradients of chosen layers are made of, while one pass goes through the network.
+def watching(
+    net: SparseNet, names: Iterable[str], see: Callable[[str, int, Tensor], None], entries: int = TILE
+) -> Generator[None]:
+    """Show the dense gradients of chosen layers, while passes go forward and backward through the network.
 
     Args:
         net: in which the layers are.
-        names: of the weights of sparse layers.
+        names: of the weights of sparse layers; a pass backward must take the gradients of their values.
+        see: is called with the name, the first output of a tile, and the tile [some outputs, ...].
+        entries: of a tile; at least one output is in it.
 
     Raises:
         ConfigError: a weight whose layer is not sparse: its gradient is dense anyway.
     """
-    kept: dict[str, Kept] = {}
-    for name in names:
-        layer = net.layers.get(name)
-        if not isinstance(layer, SparseLinear | SparseConv2d):
-            raise ConfigError(f"{name} is not the weight of a sparse layer; its gradient is dense anyway")
-        kept[name] = Kept(layer, [], [])
-    hooks = [each.layer.register_forward_hook(_hook(each)) for each in kept.values()]
+    layers = {name: net.layers.get(name) for name in names}
+    if dense := [name for name, layer in layers.items() if not isinstance(layer, SparseLinear | SparseConv2d)]:
+        raise ConfigError(f"{dense} are not weights of sparse layers; their gradients are dense anyway")
+    hooks = [layer.register_forward_hook(_hook(name, see, entries)) for name, layer in layers.items() if layer]
     try:
-        yield kept
+        yield
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _hook(to: Kept) -> Any:
-    def watch(_: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-        to.inputs.append(given[0].detach())
-        output.register_hook(to.grads.append)
+def _hook(name: str, see: Callable[[str, int, Tensor], None], entries: int) -> Any:
+    def forward(layer: SparseLinear | SparseConv2d, given: tuple[Tensor, ...], output: Tensor) -> None:
+        x = given[0].detach()
 
-    return watch
+        def backward(grad: Tensor) -> None:
+            for first, tile in tiles(layer, x, grad, entries):
+                see(name, first, tile)
+
+        if output.requires_grad:
+            output.register_hook(backward)
+
+    return forward
+
+
+def tiles(
+    layer: SparseLinear | SparseConv2d, x: Tensor, grad: Tensor, entries: int = TILE
+) -> Iterator[tuple[int, Tensor]]:
+    """A layer's gradient by its dense weight: the first output of each tile, and the tile [some outputs, ...].
+
+    Args:
+        layer: sparse.
+        x: its input in a pass.
+        grad: of its output.
+        entries: of a tile; at least one output is in it.
+    """
+    outputs, *rest = layer.pattern.shape
+    height = max(1, entries // max(1, torch.Size(rest).numel()))
+    if isinstance(layer, SparseLinear):
+        grad, x = grad.flatten(0, -2).t(), x.flatten(0, -2)
+        for first in range(0, outputs, height):
+            yield first, grad[first : first + height] @ x
+        return
+    x = x.contiguous()  # once for all tiles
+    for first in range(0, outputs, height):
+        part = grad[:, first : first + height]
+        yield first, by_kernel(x, (part.shape[1], *rest), part, layer.pattern.stride, layer.padding)

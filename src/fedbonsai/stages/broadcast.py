@@ -11,9 +11,9 @@ model from its seed and gets all changes since.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +24,6 @@ from fedbonsai.model import Arch, Model, forms
 from fedbonsai.stages.codec import Chain, Packed
 from fedbonsai.tree import Tree, Weights, part_of
 from fedbonsai.wire import message
-
-R = TypeVar("R")
 
 LOST, NEVER = -1, -2  # versions of who must be sent everything, and of who was never asked
 BASE = "broadcast"  # what a client keeps: {"version", "weights"} under this name, or that of a part
@@ -155,12 +153,6 @@ def grouped(state: Broadcast, devices: list[Device], common: Sent) -> dict[Devic
             made[key] = state.to(device, common)
         found[device] = made[key]
     return found
-
-
-def each(sent: Mapping[Device, Sent], make: Callable[[Sent], R]) -> dict[Device, R]:
-    """A request for each device; devices that are sent the same object get the same request, which is encoded once."""
-    made = {id(part): make(part) for part in sent.values()}
-    return {device: made[id(part)] for device, part in sent.items()}
 
 
 def received(sent: Sent, arch: Arch, memory: Memory, part: str = "") -> tuple[Weights, Memory]:

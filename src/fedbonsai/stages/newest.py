@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from math import nan
-from typing import Generic, Protocol, TypeVar
 
 import torch
 
@@ -17,63 +16,40 @@ from fedbonsai import tree
 from fedbonsai.core import Answers, Fleet, forgetful
 from fedbonsai.errors import BadMessage, Unanswered
 from fedbonsai.model import Model
-from fedbonsai.stages.codec import Affine, Chain, Packed
+from fedbonsai.stages.codec import Affine, Chain
 from fedbonsai.stages.paper_bytes import down_bytes, entries, message_bytes, up_bytes
+from fedbonsai.stages.selective_round import Skip, Upload
 from fedbonsai.stages.updates import MOST, STATISTICS
 from fedbonsai.tree import Tree, Weights
 from fedbonsai.wire import message
 
 
-class Upload(Protocol):
-    """New weights, or their change, packed, with the samples and the mean loss they come of."""
-
-    @property
-    def packed(self) -> Packed:
-        """What the codecs made."""
-        ...
-
-    @property
-    def examples(self) -> int:
-        """Training samples of the client."""
-        ...
-
-    @property
-    def loss(self) -> float:
-        """Mean over the round."""
-        ...
-
-
-U = TypeVar("U", bound=Upload)
-S = TypeVar("S")
-
-
 @dataclass(frozen=True)
-class Heard(Generic[U]):
+class Heard:
     """What came of a round: new uploads and skips by device id, how many uploads were dropped, who had forgotten."""
 
-    fresh: dict[str, U]
+    fresh: dict[str, Upload]
     skipped: list[str]
     dropped: int
     forgot: tuple[str, ...]
 
 
-def heard(answers: Answers[U | S], upload: type[U], like: Tree, fleet: Fleet) -> Heard[U]:
+def heard(answers: Answers[Upload | Skip], like: Tree, fleet: Fleet) -> Heard:
     """Read all answers; an upload that is damaged or not finite is dropped, with what its client kept.
 
     Args:
         answers: uploads, and marks of clients that skip.
-        upload: class of the uploads.
         like: forms of the weights.
         fleet: that was asked.
 
     Raises:
         Unanswered: nobody uploaded or skipped.
     """
-    fresh: dict[str, U] = {}
+    fresh: dict[str, Upload] = {}
     skipped: list[str] = []
     dropped = 0
     for answer in answers:
-        if not isinstance(answer.value, upload):
+        if not isinstance(answer.value, Upload):
             skipped.append(answer.device.id)
         elif _usable(answer.value, like):
             fresh[answer.device.id] = answer.value
@@ -153,7 +129,7 @@ class Tally:
     answers: int = 0
     uploaded: int = 0
 
-    def counted(self, sent: int, found: Heard[U]) -> Tally:
+    def counted(self, sent: int, found: Heard) -> Tally:
         """With a round in which this many models were sent."""
         total = sum(upload.examples for upload in found.fresh.values())
         return Tally(

@@ -6,16 +6,18 @@ it sends a seed. A device that lost its part begins again, which nobody needs to
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from typing import cast
 
-from fedbonsai import local, tree
+from fedbonsai import local
 from fedbonsai.core import Client, Fleet, Memory, task
-from fedbonsai.errors import NotFinite
 from fedbonsai.local import Trained
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.held_masks import HeldMasks, Sent, received
-from fedbonsai.stages.personal import PERSONAL, Judged, judged, merged, split
+from fedbonsai.stages.personal import PERSONAL, Judged, judged, merged, personal_names, split
+from fedbonsai.stages.pruning.masks import Masks
+from fedbonsai.stages.requests import each
 from fedbonsai.tree import Weights
 from fedbonsai.wire import message
 
@@ -39,16 +41,46 @@ def held(own: Own, arch: Arch, memory: Memory) -> Weights:
     return dict(found) if found is not None else split(Model.init(arch, own.seed).weights, own.names)[1]
 
 
-def kept(own: Own, trained: Trained, memory: Memory) -> tuple[Weights, Memory]:
-    """The shared part of what was trained, and the memory with the personal one.
+def drawn(model: Model, patterns: Iterable[str], seed: int) -> Own | None:
+    """The personal part of a model by names or their patterns (`personal.personal_names`); None without any.
+
+    Args:
+        model: of which it is a part, drawn anew from the seed of the model itself where that is known.
+        patterns: of names.
+        seed: otherwise.
+
+    Raises:
+        ConfigError: a pattern that no weight has.
+    """
+    names = personal_names(model, patterns)
+    return Own(names, model.drawn if model.drawn >= 0 else seed) if names else None
+
+
+def shared(model: Model, own: Own | None) -> Model:
+    """The part that travels; the very model where nothing is personal."""
+    return model if own is None else model.replace(split(model.weights, own.names)[0])
+
+
+def started(own: Own, sent: Sent, arch: Arch, memory: Memory) -> tuple[Model, Masks, Memory]:
+    """The whole model that a device trains, the masks of its shared part, and the memory that holds them.
+
+    Raises:
+        Forgotten: the masks that came before are not held here.
+    """
+    values, masks, memory = received(sent, arch, memory, own.names)
+    return merged(arch, values, held(own, arch, memory)), masks, memory
+
+
+def kept(own: Own, trained: Trained, memory: Memory) -> tuple[Trained, Memory]:
+    """What was trained without the personal part, and the memory with it.
 
     Raises:
         NotFinite: a weight is NaN or infinite; the device counts as silent, its memory stays.
     """
-    if not tree.finite(trained.weights):
-        raise NotFinite(f"training gave values that are not finite (loss {trained.loss}); lower the learning rate")
-    shared, personal = split(trained.weights, own.names)
-    return shared, {**memory, PERSONAL: personal}
+    if not own.names:
+        return trained, memory
+    sent, personal = split(trained.finite().weights, own.names)
+    return replace(trained, weights=sent), {**memory, PERSONAL: personal}
 
 
 @message("own-part/judge@1")
@@ -63,10 +95,9 @@ class Judge:
 @task("own-part/judge")
 def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
     """Accuracy of a device's model on its validation part."""
-    shared, _, memory = received(request.sent, request.arch, memory, request.own.names)
+    model, _, memory = started(request.own, request.sent, request.arch, memory)
     if not len(me.valid):
         return Judged(0, 0.0, 0.0, 0.0), memory
-    model = merged(request.arch, shared, held(request.own, request.arch, memory))
     found = local.evaluate(model, me.valid, me.device)
     return Judged(len(me.valid), found.accuracy, found.accuracy, found.loss), memory
 
@@ -86,7 +117,6 @@ def verdict(
     """
     devices = [device for device in fleet.devices if device.id in who]
     sent = masks.send(split(model.weights, own.names)[0], devices, seed)
-    made = {id(part): Judge(model.arch, part, own) for part in sent.values()}
-    found = judged(fleet, {device: made[id(part)] for device, part in sent.items()}, judge)
+    found = judged(fleet, each(sent, lambda part: Judge(model.arch, part, own)), judge)
     figures = found.figures() if found is not None else {}
     return {name: value for name, value in figures.items() if name.startswith("personal_")}

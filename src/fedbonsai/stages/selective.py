@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedbonsai import local, tree
 from fedbonsai.core import Client, Memory
-from fedbonsai.errors import ConfigError, Forgotten, NotFinite
+from fedbonsai.errors import ConfigError, Forgotten
 from fedbonsai.local import SGD, Trained
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.broadcast import Coded, Sent, received
@@ -84,9 +84,7 @@ def trained(model: Model, me: Client, sgd: SGD, gate: Gate, masks: Tree | None =
         last[0] = loss.detach()
         return loss
 
-    found = local.train(model, me, sgd, mask=masks, loss=objective)
-    if not tree.finite(found.weights):
-        raise NotFinite(f"training gave values that are not finite (loss {found.loss}); lower the learning rate")
+    found = local.train(model, me, sgd, mask=masks, loss=objective).finite()
     how: Any = gate
     kind = how.statistic if isinstance(gate, Loss) else "mean"
     if kind == "valid":

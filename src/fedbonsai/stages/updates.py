@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from fedbonsai import tree
 from fedbonsai.core import Answer, Answers, Client, Fleet, Memory, forgetful
-from fedbonsai.errors import BadMessage, NotFinite, Unanswered
+from fedbonsai.errors import BadMessage, Unanswered
 from fedbonsai.local import Trained
 from fedbonsai.stages.codec import EF14, Chain, Packed, apply
 from fedbonsai.stages.weighting import Weighting, weights
@@ -59,8 +60,7 @@ def update(trained: Trained, start: Tree, chain: Chain, memory: Memory, me: Clie
     Raises:
         NotFinite: training gave values that are NaN or infinite; the client counts as silent, its memory stays.
     """
-    if not tree.finite(trained.weights):
-        raise NotFinite(f"training gave values that are not finite (loss {trained.loss}); lower the learning rate")
+    trained = trained.finite()
     if not chain.stages:
         return Update(trained.weights, trained.examples, trained.steps, trained.loss), memory
     change = tree.subtract(trained.weights, start)
@@ -122,6 +122,29 @@ def combine(answers: Iterable[Answer[Update]], start: Tree, fleet: Fleet, how: W
     return Combined(
         mean.result(), whole, examples, loss / total, dropped, tuple(devices), shares, withheld=withheld / total
     )
+
+
+def combine_if_any(
+    answers: Answers[Any], updates: Iterable[Answer[Update]], start: Tree, fleet: Fleet, skipped: Collection[str] = ()
+) -> Combined | None:
+    """As `combine`; None where devices skipped or had lost what they held, and nothing else came.
+
+    Args:
+        answers: of the fleet.
+        updates: the same, opened one by one.
+        start: weights from which devices trained.
+        fleet: that was asked.
+        skipped: who sent the mark of a skip, once all updates have been read.
+
+    Raises:
+        Unanswered: no update could be used, and nothing was learned of any device.
+    """
+    try:
+        return combine(updates, start, fleet)
+    except Unanswered:
+        if not (skipped or forgetful(answers.silent)):
+            raise
+        return None
 
 
 def _by_distance(answers: Iterable[Answer[Update]], start: Tree, fleet: Fleet, how: Weighting) -> Combined:

@@ -7,7 +7,9 @@ masks and importances (`beside`). Both are formulas; what really travels is in t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -57,6 +59,29 @@ class Accounts:
         whole = seconds + times.travel(beside(weights, masks, new_to > 0, values or 0))
         paper = prototype(weights, masks, asked, new_to, answered, values is not None)
         return replace(self, seconds=self.seconds + seconds, whole=self.whole + whole, bytes=paper)
+
+
+def figures(so_far: Accounts, times: Seconds, masks: Tree, densities: Sequence[float]) -> dict[str, float]:
+    """For the log: modelled seconds of a round under the masks, the initial pruning, and both accounts so far.
+
+    Args:
+        so_far: what was spent.
+        times: the time model.
+        masks: as the round left them.
+        densities: after each reconfiguration of the initial pruning.
+    """
+    return {
+        "modelled_seconds": times.round(masks),
+        "conventional_seconds": times.conventional(masks),
+        "scout_seconds": so_far.scouted,
+        "scout_density": densities[-1] if densities else 1.0,
+        "scout_growths": sum(now > before for before, now in pairwise((1.0, *densities))),
+        "scout_reconfigurations": len(densities),
+        "paper_seconds": so_far.seconds,
+        "whole_seconds": so_far.whole,
+        "paper_down": so_far.bytes[0],
+        "paper_up": so_far.bytes[1],
+    }
 
 
 def prototype(

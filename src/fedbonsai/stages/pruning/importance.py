@@ -7,7 +7,7 @@ is its change by the learning rate, so that importances of pruned weights alone 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedbonsai import tree
+from fedbonsai import local, tree
 from fedbonsai.core import Answer, Client, Memory
 from fedbonsai.errors import BadMessage
-from fedbonsai.local import SGD, Hook, Trained, epochs
+from fedbonsai.local import SGD, Rows, Trained, epochs
+from fedbonsai.model import Model
 from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.held_masks import pack
 from fedbonsai.stages.pruning.masks import masked
@@ -44,6 +45,12 @@ class Wanted:
     derived: bool
     since: int
 
+    def values(self, masks: Tree) -> int | None:
+        """How many importances a device sends; None where it sends none."""
+        if not self.asked:
+            return None
+        return sum(int((~mask).sum()) if self.derived else mask.numel() for mask in masks.values())
+
 
 @message("prunefl/update@1")
 class Result:
@@ -64,15 +71,23 @@ def processed(count: int, sgd: SGD) -> int:
     return sum(end - begin for _, cuts in epochs(count, sgd, generator(0)) for begin, end in cuts)
 
 
-def summing(into: Weights) -> Hook:
-    """Sees a step's gradients and adds them up by name."""
+def trained(model: Model, masks: Tree, me: Client, sgd: SGD, wanted: Wanted) -> tuple[Trained, Weights]:
+    """Local training under masks, and where they are wanted the gradients of all weights, added up over its steps.
 
-    def add(grads: Mapping[str, Tensor]) -> None:
-        for name, value in grads.items():
-            if name in into:
-                into[name].add_(value)
-            else:
-                into[name] = value.clone()  # the gradient's own buffer changes with the step
+    Where training is sparse (`local.sparse_form`) a step's gradients come in tiles: the sums are the only dense tensors.
+    """
+    summed: Weights = {}
+    watch = summing(model.weights, summed) if wanted.asked or wanted.accumulate else None
+    return local.train(model, me, sgd, mask=masks, growth=watch), summed
+
+
+def summing(like: Tree, into: Weights) -> Rows:
+    """Sees gradients, whole or some rows at a time, and adds them up by name."""
+
+    def add(name: str, first: int, rows: Tensor) -> None:
+        if name not in into:
+            into[name] = torch.zeros_like(like[name], device=rows.device)
+        (into[name][first : first + len(rows)] if rows.dim() else into[name]).add_(rows)
 
     return add
 
@@ -81,11 +96,11 @@ def importances(summed: Tree, masks: Tree, examples: float) -> tuple[Weights, fl
     """Importances z of what masks touch, and the sum of it over everything else.
 
     Args:
-        summed: gradients of a client's local steps, added up before they are squared: n (sum_e g)^2.
+        summed: gradients of a client's local steps, added up before they are squared: n (sum_e g)^2. Used up.
         masks: names that count one by one.
         examples: n, samples processed.
     """
-    squares: dict[str, Tensor] = {name: examples * value.square() for name, value in summed.items()}
+    squares: dict[str, Tensor] = {name: value.square_().mul_(examples) for name, value in summed.items()}
     rest = sum(float(value.double().sum()) for name, value in squares.items() if name not in masks)
     return {name: squares[name] for name in masks}, float(rest)
 

@@ -33,10 +33,11 @@ def taught(model: Model, server: Client, sgd: SGD, epochs: int, name: str) -> Mo
         name: of this training, for its random numbers.
 
     Raises:
-        ConfigError: the weights are NaN or infinite afterwards.
+        ConfigError: the server has no samples, or the weights are NaN or infinite afterwards.
     """
     if not epochs:
         return model
+    _needed(server, f"{name} = {epochs}")
     sgd = replace(sgd, epochs=epochs, steps=0, proximal=0.0)
     found = local.train(model, replace(server, seed=seed_of(server.seed, name, -1, 0)), sgd)
     if not finite(found.weights):
@@ -53,14 +54,25 @@ def pruned(model: Model, keep: Keep, score: Score, server: Client, size: Size) -
         score: L1 norm of the weights, or of (w g)^2 on the server's samples.
         server: whose samples.
         size: of an image.
+
+    Raises:
+        ConfigError: `taylor`, and the server has no samples.
     """
     if isinstance(keep, All):
         return model
     groups, values = units(model, size), model.weights
     if score == "taylor":
+        _needed(server, "score = 'taylor'")
         slopes = local.gradient(model, server.train, server.device)
         values = scores.taylor({name: model.weights[name] for name in slopes}, slopes)
     return prune(model, groups, select(values, groups, widths(keep, model, groups, size)))
+
+
+def _needed(server: Client, setting: str) -> None:
+    if not len(server.train):
+        raise ConfigError(
+            f"{setting} needs samples of the server: set data.server, or pretrain and finetune to 0 and score to 'l1'"
+        )
 
 
 @message("one-shot/cost@1")

@@ -18,7 +18,7 @@ from fedbonsai.model import Model
 from fedbonsai.stages.pruning.candidates import Judge, Judged, Measure, Measured, by_magnitude, judge, measure, shared
 from fedbonsai.stages.pruning.masks import Masks, masked
 from fedbonsai.stages.pruning.norm_statistics import merged, statistics_of, usable
-from fedbonsai.stages.pruning.pool import Counts
+from fedbonsai.stages.pruning.pool import Counts, pool, pool_size
 from fedbonsai.stages.updates import MOST
 from fedbonsai.tree import Tree
 
@@ -52,6 +52,11 @@ class Selection:
             raise ValueError(f"pool = {self.pool}, batch = {self.batch}: expected pool >= 0 and batch >= 2")
         if not (0 <= self.noise <= 1 and 0 < self.momentum <= 1):
             raise ValueError(f"noise = {self.noise}, momentum = {self.momentum}: expected shares of 1")
+
+    def candidates(self, forms: Tree, budget: int, density: float, seed: int) -> list[dict[str, int]]:
+        """How many weights each candidate keeps in each layer; arguments are those of `pool.pool`."""
+        count = 1 if self.by == "none" else self.pool or pool_size(density)
+        return pool(forms, budget, count, self.noise, seed)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedbonsai import work
+from fedbonsai import local, work
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import NotFinite
-from fedbonsai.local import randomness
+from fedbonsai.local import SGD
 from fedbonsai.model import Model, skeleton
 from fedbonsai.stages.pruning.places import packed_places
 from fedbonsai.tree import Tree
@@ -62,23 +62,75 @@ class Buffer:
         return torch.tensor([p for p, _ in order], dtype=torch.int64), torch.tensor([v for _, v in order])
 
 
+class Search:
+    """Buffers of the layers in question, to which gradients are shown a few rows at a time."""
+
+    def __init__(self, masks: Tree, counts: Mapping[str, int], chunk: int) -> None:
+        self.masks = masks
+        self.buffers = {name: Buffer(count) for name, count in counts.items()}
+        self.chunk = chunk
+
+    def see(self, name: str, first: int, rows: Tensor) -> None:
+        """Offer the pruned places of a gradient's rows, from the row ``first`` on.
+
+        Raises:
+            NotFinite: a value is not.
+        """
+        mask = self.masks[name][first : first + len(rows)]
+        begin, flat, pruned = first * mask[0].numel(), rows.reshape(-1).cpu(), ~mask.reshape(-1)
+        if not bool(torch.isfinite(flat).all()):
+            raise NotFinite(f"the gradient of {name} is not finite; lower the learning rate")
+        for start in range(0, len(flat), self.chunk):
+            places = pruned[start : start + self.chunk].nonzero().flatten() + start
+            self.buffers[name].offer(places + begin, flat[places])
+
+    def found(self) -> dict[str, Pairs]:
+        """What the buffers hold."""
+        taken = {name: buffer.taken() for name, buffer in self.buffers.items()}
+        return {
+            name: Pairs(packed_places(places.numpy(), self.masks[name].numel()), values)
+            for name, (places, values) in taken.items()
+        }
+
+
 def top_gradients(
-    model: Model, me: Client, masks: Tree, counts: Mapping[str, int], batch: Samples, chunk: int = 1 << 16
+    model: Model,
+    me: Client,
+    masks: Tree,
+    counts: Mapping[str, int],
+    batch: Samples,
+    sgd: SGD | None = None,
+    chunk: int = 1 << 16,
 ) -> dict[str, Pairs]:
     """The ``counts`` largest gradients of the mean cross-entropy at pruned places, for the layers in question alone.
 
-    Neither the model nor its normalisation statistics change: the pass runs on this process's network object, whose
-    weights are written anew for each use.
+    Where local training is sparse (`local.sparse_form`), so is the pass: its memory is that of a tile and the buffers. Else
+    the dense gradients of these layers exist for a moment. Neither the model nor its normalisation statistics change: the
+    pass runs on this process's network object, whose weights are written anew for each use.
+
+    Args:
+        model: exactly zero where it is pruned.
+        me: whose torch device, and seed of dropout.
+        masks: by name.
+        counts: how many, by name.
+        batch: samples.
+        sgd: local training; dense where it is left out.
+        chunk: entries that are looked at together.
 
     Raises:
         NotFinite: the gradient is not.
     """
-    net = skeleton(model, me.device)
+    search = Search(masks, counts, chunk)
+    sparse = local.sparse_form(model, me, sgd or SGD(), masks)
+    net = sparse or skeleton(model, me.device)
     net.module.train()
     batch = batch.to(me.device)
-    with randomness(net, me):
+    with local.randomness(net, me), local.tiles(sparse, search.see, counts):
         loss = F.cross_entropy(net.module(batch.x), batch.y)
-    gradients = torch.autograd.grad(loss, [net.parameters[name] for name in counts])
+        gradients = torch.autograd.grad(loss, [net.parameters[name] for name in counts])
+    for name, gradient in zip(counts, gradients, strict=True):
+        if sparse is None or name not in sparse.layers:
+            search.see(name, 0, gradient)
     work.report(
         model,
         batch.x.shape[1:],
@@ -86,14 +138,4 @@ def top_gradients(
         held=ENTRY * sum(counts.values()),
         masks={name: mask for name, mask in masks.items() if name not in counts},
     )
-    found: dict[str, Pairs] = {}
-    for (name, count), gradient in zip(counts.items(), gradients, strict=True):
-        flat, pruned, buffer = gradient.reshape(-1).cpu(), ~masks[name].reshape(-1), Buffer(count)
-        if not bool(torch.isfinite(flat).all()):
-            raise NotFinite(f"the gradient of {name} is not finite; lower the learning rate")
-        for begin in range(0, len(flat), chunk):
-            places = pruned[begin : begin + chunk].nonzero().flatten() + begin
-            buffer.offer(places, flat[places])
-        places, values = buffer.taken()
-        found[name] = Pairs(packed_places(places.numpy(), len(flat)), values)
-    return found
+    return search.found()

@@ -10,14 +10,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from fedbonsai import local, tree
-from fedbonsai.core import Answer, Client, Device, Fleet, Memory, forgetful, task
-from fedbonsai.errors import BadMessage, ConfigError, NotFinite, Unanswered
+from fedbonsai.core import Answer, Client, Device, Fleet, Memory, task
+from fedbonsai.errors import BadMessage, ConfigError
 from fedbonsai.local import SGD
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.held_masks import HeldMasks, Sent, pack, received
 from fedbonsai.stages.pruning.masks import prunable
-from fedbonsai.stages.updates import Combined, Update, combine
+from fedbonsai.stages.requests import each
+from fedbonsai.stages.updates import Combined, Update, combine_if_any
 from fedbonsai.tree import Tree, seed_of
 from fedbonsai.wire import message
 
@@ -44,9 +45,7 @@ def packed(trained: local.Trained, masks: Tree, seed: int) -> Update:
     Raises:
         NotFinite: training gave values that are NaN or infinite; the client counts as silent.
     """
-    if not tree.finite(trained.weights):
-        raise NotFinite(f"training gave values that are not finite (loss {trained.loss}); lower the learning rate")
-    return Update(pack(trained.weights, masks, seed), trained.examples, trained.steps, trained.loss)
+    return Update(pack(trained.finite().weights, masks, seed), trained.examples, trained.steps, trained.loss)
 
 
 def averaged(
@@ -67,15 +66,9 @@ def averaged(
         Unanswered: no update could be used.
     """
     sent = held.send(model.weights, devices, seed_of(seed, "down", t, 0))
-    made = {id(part): Train(model.arch, part, sgd) for part in sent.values()}
-    answers = fleet.ask(train, {device: made[id(part)] for device, part in sent.items()})
-    try:
-        combined = combine(opened(answers, model.weights, held.masks), model.weights, fleet)
-    except Unanswered:
-        if not forgetful(answers.silent):
-            raise
-        return None, held.silent(answers.silent)
-    return combined, held.heard(combined.devices).silent(answers.silent)
+    answers = fleet.ask(train, each(sent, lambda part: Train(model.arch, part, sgd)))
+    combined = combine_if_any(answers, opened(answers, model.weights, held.masks), model.weights, fleet)
+    return combined, held.heard(combined.devices if combined else ()).silent(answers.silent)
 
 
 def opened(answers: Iterable[Answer[Update]], like: Tree, masks: Tree) -> Iterator[Answer[Update]]:
@@ -93,17 +86,22 @@ def unpacked(update: Update, like: Tree, masks: Tree) -> tree.Weights:
         return {}
 
 
-def names_of(model: Model, never: Sequence[str]) -> list[str]:
+def names_of(model: Model, never: Sequence[str], personal: Sequence[str] = ()) -> list[str]:
     """Names of the weights that masks may touch.
 
     Args:
         model: whose matrices and kernels.
         never: a weight whose name contains one of these stays dense.
+        personal: names of weights that are not shared, and so not pruned.
 
     Raises:
         ConfigError: none is left.
     """
-    names = [name for name in prunable(model) if not any(part in name for part in never)]
+    names = [name for name in prunable(model) if name not in personal and not any(part in name for part in never)]
     if not names:
-        raise ConfigError(f"model {model.arch.name!r} has no weights that may be pruned; see method.never")
+        shared, more = ("shared ", "share more, or ") if personal else ("", "")
+        raise ConfigError(
+            f"never = {list(never)}: model {model.arch.name!r} has no {shared}weights that may be pruned; {more}see "
+            "method.never"
+        )
     return names

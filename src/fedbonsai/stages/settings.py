@@ -1,0 +1,49 @@
+"""Settings that cannot be meant, refused with all their faults at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a number may be, in words and as a test."""
+
+    text: str
+    holds: Callable[[float], bool]
+
+
+COUNT = Range("at least 1", lambda value: value >= 1)
+NOT_NEGATIVE = Range("a number >= 0", lambda value: value >= 0)
+SHARE = Range("a share in (0, 1]", lambda value: 0 < value <= 1)
+PART = Range("a share in [0, 1)", lambda value: 0 <= value < 1)
+
+
+def outside(settings: object, **wanted: Range) -> list[str]:
+    """A line for each setting that is not in its range.
+
+    >>> from types import SimpleNamespace
+    >>> outside(SimpleNamespace(interval=0, density=0.5), interval=COUNT, density=SHARE)
+    ['interval = 0: expected at least 1']
+    """
+    return [
+        f"{name} = {getattr(settings, name)}: expected {want.text}"
+        for name, want in wanted.items()
+        if not want.holds(getattr(settings, name))
+    ]
+
+
+def among(*faults: tuple[bool, str]) -> list[str]:
+    """The texts of those that hold."""
+    return [text for wrong, text in faults if wrong]
+
+
+def refuse(faults: Iterable[str]) -> None:
+    """Raise if there are any.
+
+    Raises:
+        ValueError: with all of them.
+    """
+    if found := list(faults):
+        raise ValueError("; ".join(found))
