@@ -410,3 +410,69 @@ def transposed(keys: Any, starts: Any, order: Any) -> None:
     for key in range(len(starts) - 1, 0, -1):
         starts[key] = starts[key - 1]
     starts[0] = 0
+
+
+SCANNED = 32  # entries of a mask that are passed over at once if none is kept
+
+
+@extending.intrinsic
+def _some(typing: Any, address: Any) -> Any:
+    """Whether one of the `SCANNED` bytes at an address is not zero."""
+
+    def generate(context: Any, build: Any, signature: Any, args: Any) -> Any:
+        whole = ir.IntType(8 * SCANNED)
+        found = build.load(build.inttoptr(args[0], whole.as_pointer()))
+        found.align = 1
+        return build.icmp_unsigned("!=", found, whole(0))
+
+    return types.boolean(types.uintp), generate
+
+
+@numba.njit(nogil=True, cache=True)
+def listed(mask: Any, row: Any, starts: Any, columns: Any) -> None:
+    """Kept places of a mask, row by row.
+
+    Args:
+        mask: uint8, flat, 1 where a weight is kept.
+        row: entries of a row.
+        starts: int64 [rows + 1].
+        columns: int32 [kept places + 1]; the last is written and means nothing.
+    """
+    kept, address = 0, mask.ctypes.data
+    for r in range(len(starts) - 1):
+        starts[r] = kept
+        base, first = r * row, 0
+        while first < row:
+            end = min(first + SCANNED, row)
+            if end - first < SCANNED or _some(address + base + first):
+                for column in range(first, end):
+                    columns[kept] = column  # the next one writes over it unless this is kept: no branch
+                    kept += mask[base + column]
+            first = end
+    starts[len(starts) - 1] = kept
+
+
+@numba.njit(nogil=True, cache=True)
+def gathered(starts: Any, columns: Any, row: Any, dense: Any, out: Any) -> None:
+    """``out[k] = dense[r * row + columns[k]]`` for each place k of row r."""
+    for r in range(len(starts) - 1):
+        for k in range(starts[r], starts[r + 1]):
+            out[k] = dense[r * row + columns[k]]
+
+
+@numba.njit(nogil=True, cache=True)
+def scattered(starts: Any, columns: Any, row: Any, values: Any, dense: Any) -> None:
+    """``dense[r * row + columns[k]] = values[k]`` for each place k of row r."""
+    for r in range(len(starts) - 1):
+        for k in range(starts[r], starts[r + 1]):
+            dense[r * row + columns[k]] = values[k]
+
+
+@numba.njit(nogil=True, cache=True)
+def within(starts: Any, columns: Any, row: Any, mask: Any) -> Any:
+    """Whether a mask keeps each of the places."""
+    for r in range(len(starts) - 1):
+        for k in range(starts[r], starts[r + 1]):
+            if not mask[r * row + columns[k]]:
+                return False
+    return True
