@@ -11,6 +11,7 @@ Everything of numba stays in this one file, because its cache of compiled code k
 
 from __future__ import annotations
 
+import math
 from importlib import import_module
 from typing import Any
 
@@ -476,3 +477,77 @@ def within(starts: Any, columns: Any, row: Any, mask: Any) -> Any:
             if not mask[r * row + columns[k]]:
                 return False
     return True
+
+
+SUMS = {"reassoc", "contract", "nsz"}  # sums over a channel may be taken in vectors; nothing else is relaxed
+BLOCK = 2048  # summed in float32; the blocks' sums are added in float64
+
+
+@numba.njit(nogil=True, cache=True, fastmath=SUMS)
+def _moments(x: Any) -> Any:
+    """Mean and variance of a contiguous line, the second pass over what is in the cache by then."""
+    total = 0.0
+    for at in range(0, len(x), BLOCK):
+        part = x[at : at + BLOCK]
+        some = numba.float32(0.0)
+        for i in range(len(part)):
+            some += part[i]
+        total += some
+    mean, total = numba.float32(total / len(x)), 0.0
+    for at in range(0, len(x), BLOCK):
+        part = x[at : at + BLOCK]
+        some = numba.float32(0.0)
+        for i in range(len(part)):
+            away = part[i] - mean
+            some += away * away
+        total += some
+    return mean, numba.float32(total / len(x))
+
+
+@numba.njit(nogil=True, cache=True, fastmath=SUMS)
+def normalise(x: Any, gain: Any, shift: Any, eps: Any, y: Any, mean: Any, scale: Any, variance: Any, rows: Any) -> None:
+    """``y[r] = (x[r] - mean[r]) * scale[r] * gain[r] + shift[r]``, the scale that makes the variance of a row one.
+
+    Args:
+        x: float32 [all rows, length].
+        gain: float32 [all rows].
+        shift: float32 [all rows].
+        eps: added to the variance.
+        y: as ``x``, written.
+        mean: float32 [all rows], written.
+        scale: float32 [all rows], written.
+        variance: float32 [all rows], written: divided by the length.
+        rows: first and last.
+    """
+    for r in range(rows[0], rows[1]):
+        line, out = x[r], y[r]
+        center, spread = _moments(line)
+        mean[r], variance[r] = center, spread
+        scale[r] = numba.float32(1.0 / math.sqrt(numba.float64(spread) + eps))
+        slope, begin = scale[r] * gain[r], shift[r]
+        for i in range(len(line)):
+            out[i] = (line[i] - center) * slope + begin
+
+
+@numba.njit(nogil=True, cache=True, fastmath=SUMS)
+def normalise_back(
+    x: Any, dy: Any, gain: Any, mean: Any, scale: Any, dx: Any, dgain: Any, dshift: Any, rows: Any
+) -> None:
+    """Gradients of `normalise`, its arguments those of there."""
+    for r in range(rows[0], rows[1]):
+        line, given, out, center = x[r], dy[r], dx[r], mean[r]
+        plain = along = 0.0
+        for at in range(0, len(line), BLOCK):
+            part, grads = line[at : at + BLOCK], given[at : at + BLOCK]
+            one = two = numba.float32(0.0)
+            for i in range(len(part)):
+                one += grads[i]
+                two += grads[i] * (part[i] - center)
+            plain += one
+            along += two
+        dshift[r], dgain[r] = plain, along * scale[r]
+        slope = scale[r] * gain[r]
+        level = numba.float32(plain / len(line))
+        lean = numba.float32(along / len(line) * scale[r] * scale[r])
+        for i in range(len(line)):
+            out[i] = (given[i] - level - (line[i] - center) * lean) * slope
