@@ -28,7 +28,8 @@ extending: Any = import_module("numba.extending")
 
 LANES = 16
 REST = 4  # lanes for what is left of a length
-features: str = numba.config.CPU_FEATURES or import_module("llvmlite.binding").get_host_cpu_features().flatten()
+given: str | None = numba.config.CPU_FEATURES  # by the environment; may be empty
+features = import_module("llvmlite.binding").get_host_cpu_features().flatten() if given is None else given
 MANY = "+avx512f" in features  # 32 registers of 16 floats; elsewhere they hold a half of that or less
 TOGETHER = (8, 4, 1) if MANY else (4, 1)  # places whose sums fit into the registers
 FLOAT, INT32, INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
