@@ -104,6 +104,11 @@ def masked(model: Model, density: float) -> tuple[Model, dict[str, torch.Tensor]
     return model.replace(weights), masks
 
 
+def limits() -> dict[str, str]:
+    """What switches vector units off in this process."""
+    return {key: os.environ[key] for key in PLAIN if key in os.environ}
+
+
 def timed(job: Job, repeats: int) -> dict[str, dict[str, float]]:
     """Seconds of a step by variant; a call begins with other masks than the last, so that their change is part of it."""
     model, me = job.model(), job.client()
@@ -117,7 +122,8 @@ def timed(job: Job, repeats: int) -> dict[str, dict[str, float]]:
 
     full = {name: torch.ones_like(value, dtype=torch.bool) for name, value in model.weights.items() if value.dim() > 1}
     for key, sgd in DENSE.items():
-        add(f"dense {key}", model, sgd, full)
+        if sgd.precision == "fp32" or not limits():  # without its units bf16 takes many times as long
+            add(f"dense {key}", model, sgd, full)
     for density in DENSITIES:
         start, masks = masked(model, density)
         add(f"on {density}", start, SGD(sparse="on"), masks)
@@ -210,9 +216,9 @@ def read(name: str) -> dict[str, Any]:
 def cells(rows: Mapping[str, Mapping[str, float]]) -> str:
     """A line of the table: dense milliseconds, bf16, and each density with ``auto`` in brackets."""
     best = min(row["min s"] for key, row in rows.items() if key.startswith("dense fp32"))
-    half = min(row["of dense fp32"] for key, row in rows.items() if key.startswith("dense bf16"))
+    half = [row["of dense fp32"] for key, row in rows.items() if key.startswith("dense bf16")]
     ratios = [f"{rows[f'on {d}']['of dense fp32']:.2f} ({rows[f'auto {d}']['of dense fp32']:.2f})" for d in DENSITIES]
-    return f"{1e3 * best:.1f} | {half:.2f} | " + " | ".join(ratios)
+    return f"{1e3 * best:.1f} | {f'{min(half):.2f}' if half else '-'} | " + " | ".join(ratios)
 
 
 def main() -> None:
@@ -248,8 +254,7 @@ def main() -> None:
         found.setdefault("break-even", {}).update({key: densities(job) for key, job in jobs.items()})
         found.setdefault(f"bytes at {HELD}", {}).update({key: memory(key, HELD) for key in jobs})
         show(found["break-even"], found[f"bytes at {HELD}"])
-    limits = {key: os.environ[key] for key in PLAIN if key in os.environ}
-    here = {"batch": BATCH, "capability": torch.backends.cpu.get_cpu_capability(), "limits": limits}
+    here = {"batch": BATCH, "capability": torch.backends.cpu.get_cpu_capability(), "limits": limits()}
     save(name, {**found, **facts(), **here, "quick": given.quick or found.get("quick", False)})
 
 
