@@ -1,11 +1,15 @@
-"""Time and memory of masked training with sparse layers against dense layers: ``python -m bench.sparse_step [--quick]``.
+"""Time and memory of masked training with sparse layers against dense layers: ``python -m bench.sparse_step``.
 
 The whole training loop of four networks in batches of 32: dense in fp32 and bf16, each in both orders of memory, and
 under random masks with every layer sparse (``on``) and with those alone that this machine has faster so (``auto``). All
 take turns in one run; ratios are of the least times, to the better dense fp32. With one thread seconds are those of the
-thread on the processor, as others may work there too; with more they are wall-clock. ``--quick`` takes one thread and
-few turns; ``--networks`` some of the networks. Memory is that of a process of its own, above what it
-holds with the received model and its masks.
+thread on the processor, as others may work there too; with more they are wall-clock. Memory is that of a process of its
+own, above what it holds with the received model and its masks.
+
+Options: ``--threads`` and ``--networks`` take some of them, and ``--add`` puts what they gave beside what the file of
+results has of others, which must be of the same machine and commit. ``--quick`` takes one thread and few turns.
+``--plain-cpu`` starts anew with the wide vector units switched off, as far as torch and numba can be told: 128-bit
+vectors without fused products (SSE), which is nearest to a small ARM board that an x86 comes, and is none.
 """
 
 from __future__ import annotations
@@ -19,11 +23,11 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from bench.record import save
+from bench.record import RESULTS, facts, save
 from fedbonsai.core import Client, Samples
 from fedbonsai.devices.footprint import ONE_THREAD, TIDY
 from fedbonsai.local import SGD, train
@@ -41,6 +45,13 @@ DENSE = {
     "bf16 channels last": SGD(precision="bf16", channels_last=True),
 }
 HELD = 0.05  # density at which memory is measured
+PLAIN = {  # torch's own loops, its convolutions, its products of matrices, and numba
+    "ATEN_CPU_CAPABILITY": "default",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
+    "MKL_CBWR": "COMPATIBLE",
+    "NUMBA_CPU_NAME": "nehalem",
+    "NUMBA_CPU_FEATURES": "+sse4.2,+popcnt,-avx",
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,7 @@ JOBS = {
     "mlp 1024-1024": Job("mlp", 1, 28, 10, 20, 15, 9, (1024, 1024)),
     "conv2": Job("conv2", 1, 28, 62, 4, 9, 7),
     "vgg11": Job("vgg11", 3, 32, 10, 2, 7, 3),
-    "resnet18": Job("resnet18", 3, 32, 10, 2, 7, 3),
+    "resnet18": Job("resnet18", 3, 32, 10, 2, 5, 3),
 }
 
 
@@ -93,6 +104,11 @@ def masked(model: Model, density: float) -> tuple[Model, dict[str, torch.Tensor]
     return model.replace(weights), masks
 
 
+def limits() -> dict[str, str]:
+    """What switches vector units off in this process."""
+    return {key: os.environ[key] for key in PLAIN if key in os.environ}
+
+
 def timed(job: Job, repeats: int) -> dict[str, dict[str, float]]:
     """Seconds of a step by variant; a call begins with other masks than the last, so that their change is part of it."""
     model, me = job.model(), job.client()
@@ -106,7 +122,8 @@ def timed(job: Job, repeats: int) -> dict[str, dict[str, float]]:
 
     full = {name: torch.ones_like(value, dtype=torch.bool) for name, value in model.weights.items() if value.dim() > 1}
     for key, sgd in DENSE.items():
-        add(f"dense {key}", model, sgd, full)
+        if sgd.precision == "fp32" or not limits():  # without its units bf16 takes many times as long
+            add(f"dense {key}", model, sgd, full)
     for density in DENSITIES:
         start, masks = masked(model, density)
         add(f"on {density}", start, SGD(sparse="on"), masks)
@@ -181,39 +198,72 @@ def _resident(field: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
+def read(name: str) -> dict[str, Any]:
+    """What a file of results has, to be added to.
+
+    Raises:
+        SystemExit: it is of another machine, version or commit.
+    """
+    file = RESULTS / f"{name}.json"
+    if not file.exists():
+        return {}
+    found, now = json.loads(file.read_text()), json.loads(json.dumps(facts()))
+    if other := {key: found.get(key) for key in ("machine", "torch", "commit") if found.get(key) != now[key]}:
+        raise SystemExit(f"{file.name} is of {other}, this is {now}: leave --add out, or --save under another name")
+    return found
+
+
+def cells(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """A line of the table: dense milliseconds, bf16, and each density with ``auto`` in brackets."""
+    best = min(row["min s"] for key, row in rows.items() if key.startswith("dense fp32"))
+    half = [row["of dense fp32"] for key, row in rows.items() if key.startswith("dense bf16")]
+    ratios = [f"{rows[f'on {d}']['of dense fp32']:.2f} ({rows[f'auto {d}']['of dense fp32']:.2f})" for d in DENSITIES]
+    return f"{1e3 * best:.1f} | {f'{min(half):.2f}' if half else '-'} | " + " | ".join(ratios)
+
+
 def main() -> None:
-    reader = argparse.ArgumentParser(description=__doc__)
+    reader = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     reader.add_argument("--quick", action="store_true", help="one thread, few turns")
+    reader.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     reader.add_argument("--networks", nargs="+", default=list(JOBS), choices=list(JOBS))
-    reader.add_argument("--save", default="sparse_step", help="name of the file in bench/results")
+    reader.add_argument("--plain-cpu", action="store_true", help="128-bit vectors without fused products")
+    reader.add_argument("--add", action="store_true", help="keep what the file of results has of other networks")
+    reader.add_argument("--save", default="", help="name of the file in bench/results")
     reader.add_argument("--child", help=argparse.SUPPRESS)
     given = reader.parse_args()
     if given.child:
         print(json.dumps(child(*json.loads(given.child))))
         return
-    times: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    if given.plain_cpu and any(os.environ.get(key) != value for key, value in PLAIN.items()):
+        words = [sys.executable, "-m", "bench.sparse_step", *sys.argv[1:]]
+        os.execve(sys.executable, words, os.environ | PLAIN)
+    name = given.save or ("sparse_step_plain_cpu" if given.plain_cpu else "sparse_step")
+    found = read(name) if given.add else {}
     jobs = {name: JOBS[name] for name in given.networks}
-    for threads in (1,) if given.quick else (1, 2):
+    for threads in (1,) if given.quick else given.threads:
         torch.set_num_threads(threads)
         print(f"\n{threads} thread(s): time of a step over the better dense fp32\n")
         print("| network | dense, ms | bf16 | " + " | ".join(f"{d:g} (auto)" for d in DENSITIES) + " |")
         print("|---" * (3 + len(DENSITIES)) + "|")
-        for name, job in jobs.items():
+        for key, job in jobs.items():
             rows = timed(job, job.quick if given.quick else job.repeats)
-            times.setdefault(str(threads), {})[name] = rows
-            best = min(row["min s"] for key, row in rows.items() if key.startswith("dense fp32"))
-            half = min(row["of dense fp32"] for key, row in rows.items() if key.startswith("dense bf16"))
-            cells = [
-                f"{rows[f'on {d}']['of dense fp32']:.2f} ({rows[f'auto {d}']['of dense fp32']:.2f})" for d in DENSITIES
-            ]
-            print(f"| {name} | {1e3 * best:.1f} | {half:.2f} | " + " | ".join(cells) + " |", flush=True)
-    torch.set_num_threads(1)
-    layers = {name: densities(job) for name, job in jobs.items()}
+            found.setdefault("threads", {}).setdefault(str(threads), {})[key] = rows
+            print(f"| {key} | {cells(rows)} |", flush=True)
+    if 1 in given.threads or given.quick:
+        torch.set_num_threads(1)
+        found.setdefault("break-even", {}).update({key: densities(job) for key, job in jobs.items()})
+        found.setdefault(f"bytes at {HELD}", {}).update({key: memory(key, HELD) for key in jobs})
+        show(found["break-even"], found[f"bytes at {HELD}"])
+    here = {"batch": BATCH, "capability": torch.backends.cpu.get_cpu_capability(), "limits": limits()}
+    save(name, {**found, **facts(), **here, "quick": given.quick or found.get("quick", False)})
+
+
+def show(layers: Mapping[str, Mapping[str, float]], held: Mapping[str, Mapping[str, Mapping[str, int]]]) -> None:
+    """Print break-even densities and memory."""
     print("\n| layer | break-even density |\n|---|---|")
     for name, found in layers.items():
         for layer, density in found.items():
             print(f"| {name} {layer} | {density:.3f} |")
-    held = {name: memory(name, HELD) for name in jobs}
     print(f"\nMB at density {HELD}: peak above model and masks, dense and sparse; training state; numba itself\n")
     for name, row in held.items():
         peaks = [row[k]["peak above model and masks"] / 1e6 for k in ("dense", "sparse")]
@@ -222,8 +272,6 @@ def main() -> None:
             f"| {name} | {peaks[0]:.1f} | {peaks[1]:.1f} | {states[0]:.1f} | {states[1]:.1f} "
             f"| {row['sparse']['numba'] / 1e6:.1f} |"
         )
-    facts = {"batch": BATCH, "capability": torch.backends.cpu.get_cpu_capability(), "quick": given.quick}
-    save(given.save, {**facts, "threads": times, "break-even": layers, f"bytes at {HELD}": held})
 
 
 if __name__ == "__main__":

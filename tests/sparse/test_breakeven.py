@@ -33,6 +33,15 @@ def test_a_shape_is_measured_once(cache, monkeypatch):
     assert len(json.loads(cache.read_text())) == 2
 
 
+@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "NUMBA_CPU_FEATURES"])
+def test_a_restricted_processor_is_another_one(cache, monkeypatch, name):
+    breakeven.breakeven(LAYER, (8, 10, 10), 4)
+    monkeypatch.setenv(name, "less")
+    breakeven.breakeven(LAYER, (8, 10, 10), 4)
+    first, second = sorted(json.loads(cache.read_text()), key=len)
+    assert second.replace(f" {name}=less", "") == first
+
+
 @pytest.mark.parametrize(
     ("sparse", "density"),
     [([5, 6, 7, 8], 0.0), ([1, 2, 3, 3.5], 0.5), ([1, 2, 6, 12], 0.125), ([3, 5, 2, 9], 0.03), ([1, 2, 3, 5], 0.35)],

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 pytest.importorskip("numba")
 
 from fedbonsai.errors import ConfigError
-from fedbonsai.sparse.pattern import Pattern
+from fedbonsai.sparse.pattern import Pattern, kept
 
 
 def drawn(shape, density, seed):
@@ -53,6 +53,20 @@ def test_a_mask_comes_back(shape, density, stride, seed):
     other.view(-1)[seed % mask.numel()] ^= True
     assert not pattern.same(other)
     assert sorted(pattern.order.tolist()) == list(range(len(pattern)))
+
+
+@pytest.mark.parametrize("shape", [(5, 131), (3, 64), (4, 7, 3, 3), (0, 40), (6, 0)])
+@pytest.mark.parametrize("density", [0.0, 0.01, 0.3, 1.0])
+def test_a_mask_is_read_as_its_list_of_places(shape, density):
+    mask = drawn(shape, density, 2)
+    found, expected = Pattern.of(mask), Pattern.at(mask.view(-1).nonzero().view(-1).numpy(), shape)
+    for name in ("rows", "back"):
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        assert np.array_equal(ours.starts, theirs.starts)
+        assert np.array_equal(ours.columns, theirs.columns)
+        assert ours.columns.dtype == np.int32
+    assert np.array_equal(found.order, expected.order)
+    assert kept(mask) == len(found)
 
 
 @given(shapes, st.sampled_from([0.0, 0.3, 1.0]), st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 9))

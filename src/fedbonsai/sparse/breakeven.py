@@ -27,6 +27,15 @@ from fedbonsai.sparse.layers import SparseConv2d, SparseLinear, has_sparse_form
 DENSITIES = (0.01, 0.05, 0.2, 0.5)  # nothing is believed of what is denser
 SECONDS = 0.6  # spent on a layer; at least three turns are taken
 TURNS = 25
+LIMITS = (  # settings that switch vector units off, for torch's loops, its convolutions and products, and for numba
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_CBWR",
+    "NUMBA_CPU_NAME",
+    "NUMBA_CPU_FEATURES",
+)
 
 _known: dict[Path, dict[str, float]] = {}
 
@@ -141,7 +150,10 @@ def _step(layer: nn.Module, x: Tensor, held: Tensor | None = None) -> Callable[[
 
 def _key(layer: nn.Module, image: tuple[int, ...], batch: int) -> str:
     versions = f"torch {torch.__version__} numba {kernels.numba.__version__}"
-    machine = f"{_processor()} {torch.backends.cpu.get_cpu_capability()} {versions} threads {torch.get_num_threads()}"
+    limits = "".join(f" {name}={os.environ[name]}" for name in LIMITS if name in os.environ)
+    machine = (
+        f"{_processor()}{limits} {torch.backends.cpu.get_cpu_capability()} {versions} threads {torch.get_num_threads()}"
+    )
     return f"{machine} | {layer} | {'x'.join(map(str, image))} | {batch}"
 
 

@@ -14,7 +14,7 @@ from fedbonsai.model import DROPOUT, Model, Skeleton, state
 from fedbonsai.sparse.breakeven import breakeven
 from fedbonsai.sparse.layers import Masked, SparseConv2d, SparseLinear, has_sparse_form
 from fedbonsai.sparse.order import keeping, last
-from fedbonsai.sparse.pattern import Pattern
+from fedbonsai.sparse.pattern import kept
 from fedbonsai.tree import Tree, Weights
 
 Where = Literal["auto", "on"]
@@ -70,9 +70,7 @@ class SparseNet:
     def load(self, weights: Tree, masks: Tree) -> SparseNet:
         """Copy weights in place; a layer whose mask is another one than before keeps other places from now on."""
         for name, layer in self.layers.items():
-            if not layer.pattern.same(masks[name]):
-                layer.change(Pattern.of(masks[name], layer.pattern.stride))
-            layer.load(weights[name])
+            layer.load(weights[name], masks[name])
         rest = [name for name in self.names if name not in self.layers]
         with torch.no_grad():
             torch._foreach_copy_([self._tensors[name] for name in rest], [weights[name] for name in rest])
@@ -131,7 +129,7 @@ def chosen(model: Model, masks: Tree, sample: tuple[int, ...], batch: int, where
     for name, (layer, image) in _inputs[key].items():
         if name not in masks or not has_sparse_form(layer):
             continue
-        density = int(masks[name].count_nonzero()) / masks[name].numel()
+        density = kept(masks[name]) / masks[name].numel()
         if where == "on" or density < breakeven(layer, image, batch):
             names.append(name)
     return names

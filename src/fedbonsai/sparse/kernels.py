@@ -11,6 +11,7 @@ Everything of numba stays in this one file, because its cache of compiled code k
 
 from __future__ import annotations
 
+import math
 from importlib import import_module
 from typing import Any
 
@@ -27,7 +28,8 @@ extending: Any = import_module("numba.extending")
 
 LANES = 16
 REST = 4  # lanes for what is left of a length
-features: str = numba.config.CPU_FEATURES or import_module("llvmlite.binding").get_host_cpu_features().flatten()
+given: str | None = numba.config.CPU_FEATURES  # by the environment; may be empty
+features = import_module("llvmlite.binding").get_host_cpu_features().flatten() if given is None else given
 MANY = "+avx512f" in features  # 32 registers of 16 floats; elsewhere they hold a half of that or less
 TOGETHER = (8, 4, 1) if MANY else (4, 1)  # places whose sums fit into the registers
 FLOAT, INT32, INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
@@ -410,3 +412,143 @@ def transposed(keys: Any, starts: Any, order: Any) -> None:
     for key in range(len(starts) - 1, 0, -1):
         starts[key] = starts[key - 1]
     starts[0] = 0
+
+
+SCANNED = 32  # entries of a mask that are passed over at once if none is kept
+
+
+@extending.intrinsic
+def _some(typing: Any, address: Any) -> Any:
+    """Whether one of the `SCANNED` bytes at an address is not zero."""
+
+    def generate(context: Any, build: Any, signature: Any, args: Any) -> Any:
+        whole = ir.IntType(8 * SCANNED)
+        found = build.load(build.inttoptr(args[0], whole.as_pointer()))
+        found.align = 1
+        return build.icmp_unsigned("!=", found, whole(0))
+
+    return types.boolean(types.uintp), generate
+
+
+@numba.njit(nogil=True, cache=True)
+def listed(mask: Any, row: Any, starts: Any, columns: Any) -> None:
+    """Kept places of a mask, row by row.
+
+    Args:
+        mask: uint8, flat, 1 where a weight is kept.
+        row: entries of a row.
+        starts: int64 [rows + 1].
+        columns: int32 [kept places + 1]; the last is written and means nothing.
+    """
+    kept, address = 0, mask.ctypes.data
+    for r in range(len(starts) - 1):
+        starts[r] = kept
+        base, first = r * row, 0
+        while first < row:
+            end = min(first + SCANNED, row)
+            if end - first < SCANNED or _some(address + base + first):
+                for column in range(first, end):
+                    columns[kept] = column  # the next one writes over it unless this is kept: no branch
+                    kept += mask[base + column]
+            first = end
+    starts[len(starts) - 1] = kept
+
+
+@numba.njit(nogil=True, cache=True)
+def gathered(starts: Any, columns: Any, row: Any, dense: Any, out: Any) -> None:
+    """``out[k] = dense[r * row + columns[k]]`` for each place k of row r."""
+    for r in range(len(starts) - 1):
+        for k in range(starts[r], starts[r + 1]):
+            out[k] = dense[r * row + columns[k]]
+
+
+@numba.njit(nogil=True, cache=True)
+def scattered(starts: Any, columns: Any, row: Any, values: Any, dense: Any) -> None:
+    """``dense[r * row + columns[k]] = values[k]`` for each place k of row r."""
+    for r in range(len(starts) - 1):
+        for k in range(starts[r], starts[r + 1]):
+            dense[r * row + columns[k]] = values[k]
+
+
+@numba.njit(nogil=True, cache=True)
+def within(starts: Any, columns: Any, row: Any, mask: Any) -> Any:
+    """Whether a mask keeps each of the places."""
+    for r in range(len(starts) - 1):
+        for k in range(starts[r], starts[r + 1]):
+            if not mask[r * row + columns[k]]:
+                return False
+    return True
+
+
+SUMS = {"reassoc", "contract", "nsz"}  # sums over a channel may be taken in vectors; nothing else is relaxed
+BLOCK = 2048  # summed in float32; the blocks' sums are added in float64
+
+
+@numba.njit(nogil=True, cache=True, fastmath=SUMS)
+def _moments(x: Any) -> Any:
+    """Mean and variance of a contiguous line, the second pass over what is in the cache by then."""
+    total = 0.0
+    for at in range(0, len(x), BLOCK):
+        part = x[at : at + BLOCK]
+        some = numba.float32(0.0)
+        for i in range(len(part)):
+            some += part[i]
+        total += some
+    mean, total = numba.float32(total / len(x)), 0.0
+    for at in range(0, len(x), BLOCK):
+        part = x[at : at + BLOCK]
+        some = numba.float32(0.0)
+        for i in range(len(part)):
+            away = part[i] - mean
+            some += away * away
+        total += some
+    return mean, numba.float32(total / len(x))
+
+
+@numba.njit(nogil=True, cache=True, fastmath=SUMS)
+def normalise(x: Any, gain: Any, shift: Any, eps: Any, y: Any, mean: Any, scale: Any, variance: Any, rows: Any) -> None:
+    """``y[r] = (x[r] - mean[r]) * scale[r] * gain[r] + shift[r]``, the scale that makes the variance of a row one.
+
+    Args:
+        x: float32 [all rows, length].
+        gain: float32 [all rows].
+        shift: float32 [all rows].
+        eps: added to the variance.
+        y: as ``x``, written.
+        mean: float32 [all rows], written.
+        scale: float32 [all rows], written.
+        variance: float32 [all rows], written: divided by the length.
+        rows: first and last.
+    """
+    for r in range(rows[0], rows[1]):
+        line, out = x[r], y[r]
+        center, spread = _moments(line)
+        mean[r], variance[r] = center, spread
+        scale[r] = numba.float32(1.0 / math.sqrt(numba.float64(spread) + eps))
+        slope, begin = scale[r] * gain[r], shift[r]
+        for i in range(len(line)):
+            out[i] = (line[i] - center) * slope + begin
+
+
+@numba.njit(nogil=True, cache=True, fastmath=SUMS)
+def normalise_back(
+    x: Any, dy: Any, gain: Any, mean: Any, scale: Any, dx: Any, dgain: Any, dshift: Any, rows: Any
+) -> None:
+    """Gradients of `normalise`, its arguments those of there."""
+    for r in range(rows[0], rows[1]):
+        line, given, out, center = x[r], dy[r], dx[r], mean[r]
+        plain = along = 0.0
+        for at in range(0, len(line), BLOCK):
+            part, grads = line[at : at + BLOCK], given[at : at + BLOCK]
+            one = two = numba.float32(0.0)
+            for i in range(len(part)):
+                one += grads[i]
+                two += grads[i] * (part[i] - center)
+            plain += one
+            along += two
+        dshift[r], dgain[r] = plain, along * scale[r]
+        slope = scale[r] * gain[r]
+        level = numba.float32(plain / len(line))
+        lean = numba.float32(along / len(line) * scale[r] * scale[r])
+        for i in range(len(line)):
+            out[i] = (given[i] - level - (line[i] - center) * lean) * slope

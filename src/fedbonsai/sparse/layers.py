@@ -26,8 +26,6 @@ class Masked(nn.Module):
 
     def __init__(self, pattern: Pattern, values: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        if values.dtype != torch.float32 or values.device.type != "cpu":
-            raise ConfigError(f"weights {values.dtype} on {values.device}: sparse layers compute float32 on the CPU")
         self.pattern = pattern
         self.values = nn.Parameter(values.detach().clone())
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
@@ -36,10 +34,11 @@ class Masked(nn.Module):
         """The dense weight, a copy, exactly zero where nothing is kept."""
         return self.pattern.dense(self.values.detach())
 
-    def load(self, weight: Tensor) -> None:
-        """Take the values of a dense weight at the kept places."""
-        with torch.no_grad():
-            self.values.copy_(self.pattern.gathered(weight))
+    def load(self, weight: Tensor, mask: Tensor) -> None:
+        """Keep the places of a mask, with the values that a dense weight has there."""
+        if not self.pattern.same(mask):
+            self.pattern = Pattern.of(mask, self.pattern.stride)
+        self.values = nn.Parameter(self.pattern.gathered(weight))
 
     def change(self, pattern: Pattern) -> None:
         """Keep other places: what both patterns keep stays, what is new begins at zero."""

@@ -1,15 +1,20 @@
 """Layers of torch on activations whose batch lies last in memory.
 
-Seen as [1, channels, h * w, batch] such activations are an ordinary image of which batch normalisation takes the same
-statistics, and with samples and channels exchanged they are channels-last images, which pooling has loops for. Whatever
-comes in another order goes through the layer as it is. Elementwise layers need nothing of this. Dense convolutions with
-1x1 kernels are products of matrices; others are turned back and forth.
+Batch normalisation takes a channel, which is one line of memory, while it is in the cache. With samples and channels
+exchanged such activations are channels-last images, which pooling has loops for. Whatever comes in another order goes
+through the layer as it is. Elementwise layers need nothing of this. Dense convolutions with 1x1 kernels are products of
+matrices; others are turned back and forth.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from fedbonsai.sparse import kernels
+from fedbonsai.sparse.rows import evenly_shared
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
@@ -20,7 +25,7 @@ def batch_last(x: Tensor) -> bool:
 
 
 class Norm(nn.Module):
-    """Batch normalisation that keeps the order of its input."""
+    """Batch normalisation that keeps the order of its input; statistics of a batch are taken by loops of our own."""
 
     def __init__(self, inner: nn.BatchNorm2d) -> None:
         super().__init__()
@@ -31,7 +36,47 @@ class Norm(nn.Module):
         if not batch_last(x):
             return self.inner(x)
         whole = x.permute(1, 2, 3, 0)
-        return self.inner(whole.flatten(1, 2)[None])[0].view(whole.shape).permute(3, 0, 1, 2)
+        if not (self.inner.training and self.inner.affine and x.dtype == torch.float32):
+            return self.inner(whole.flatten(1, 2)[None])[0].view(whole.shape).permute(3, 0, 1, 2)
+        apply: Any = _Norm.apply
+        y, mean, variance = apply(whole.flatten(1), self.inner.weight, self.inner.bias, self.inner.eps)
+        self._follow(mean, variance, x.numel() // len(mean))
+        return y.view(whole.shape).permute(3, 0, 1, 2)
+
+    def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Move the running statistics towards those of a batch, the variance as of a sample."""
+        inner = self.inner
+        if inner.running_mean is None or inner.running_var is None or inner.num_batches_tracked is None:
+            return
+        with torch.no_grad():
+            inner.num_batches_tracked.add_(1)
+            part = 1 / float(inner.num_batches_tracked) if inner.momentum is None else inner.momentum
+            inner.running_mean.mul_(1 - part).add_(mean, alpha=part)
+            inner.running_var.mul_(1 - part).add_(variance, alpha=part * count / (count - 1))
+
+
+class _Norm(torch.autograd.Function):
+    """[channels, everything else] to the same, and each channel's mean and variance."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, ...]:
+        y, mean = torch.empty_like(x), torch.empty_like(gain)
+        scale, variance = torch.empty_like(gain), torch.empty_like(gain)
+        given = [each.detach().numpy() for each in (x, gain, shift)]
+        made = [each.numpy() for each in (y, mean, scale, variance)]
+        evenly_shared(lambda a, b: kernels.normalise(*given, eps, *made, (a, b)), *x.shape)
+        ctx.save_for_backward(x, gain, mean, scale)
+        ctx.mark_non_differentiable(mean, variance)
+        return y, mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, gain, mean, scale = ctx.saved_tensors
+        dx, dgain, dshift = torch.empty_like(x), torch.empty_like(gain), torch.empty_like(gain)
+        given = [each.detach().numpy() for each in (x, grads[0].contiguous(), gain, mean, scale)]
+        made = [each.numpy() for each in (dx, dgain, dshift)]
+        evenly_shared(lambda a, b: kernels.normalise_back(*given, *made, (a, b)), *x.shape)
+        return dx, dgain, dshift, None
 
 
 class GroupNorm(nn.Module):

@@ -57,8 +57,16 @@ class Pattern:
 
     @staticmethod
     def of(mask: Tensor, stride: tuple[int, int] = (1, 1)) -> Pattern:
-        """The pattern of a dense mask, true where a weight is kept."""
-        return Pattern.at(mask.reshape(-1).nonzero().flatten().numpy(), tuple(mask.shape), stride)
+        """The pattern of a dense mask, true where a weight is kept.
+
+        Raises:
+            ConfigError: a weight of 2^31 entries.
+        """
+        shape, flat = tuple(mask.shape), _bytes(mask)
+        row = _row(shape)
+        starts, columns = np.empty(shape[0] + 1, np.int64), np.empty(kept(mask) + 1, np.int32)
+        kernels.listed(flat, row, starts, columns)
+        return Pattern._of(Rows(starts, columns[:-1]), shape, stride)
 
     @staticmethod
     def at(places: Longs, shape: tuple[int, ...], stride: tuple[int, int] = (1, 1)) -> Pattern:
@@ -72,25 +80,29 @@ class Pattern:
         Raises:
             ConfigError: places that are not ascending or not within the weight, or a weight of 2^31 entries.
         """
-        outputs, inputs, (height, width) = shape[0], shape[1], shape[2:] or (1, 1)
-        row = inputs * height * width
-        if outputs * row > MOST:
-            raise ConfigError(f"a weight of {outputs * row} entries: sparse layers count them in 31 bits")
-        inside = not len(places) or (places[0] >= 0 and places[-1] < outputs * row)
+        row = _row(shape)
+        inside = not len(places) or (places[0] >= 0 and places[-1] < shape[0] * row)
         if not inside or bool((np.diff(places) <= 0).any()):
-            raise ConfigError(f"places of a weight {list(shape)}: expected ascending numbers below {outputs * row}")
+            raise ConfigError(f"places of a weight {list(shape)}: expected ascending numbers below {shape[0] * row}")
         output, column = np.divmod(places.astype(np.int32), np.int32(row or 1))
-        channel, tap = np.divmod(column, np.int32(height * width))
-        keys, classes = channel, stride[0] * stride[1]
-        if classes > 1:
-            keys = keys + ((tap // width % stride[0]) * stride[1] + tap % width % stride[1]) * np.int32(inputs)
-        begins, order = np.zeros(classes * inputs + 1, np.int64), np.empty(len(places), np.int32)
+        starts = np.zeros(shape[0] + 1, np.int64)
+        np.cumsum(np.bincount(output, minlength=shape[0]), out=starts[1:])
+        return Pattern._of(Rows(starts, column), shape, stride)
+
+    @staticmethod
+    def _of(rows: Rows, shape: tuple[int, ...], stride: tuple[int, int]) -> Pattern:
+        """The pattern whose lists by outputs are known."""
+        outputs, inputs, (height, width) = shape[0], shape[1], shape[2:] or (1, 1)
+        output = np.repeat(np.arange(outputs, dtype=np.int32), np.diff(rows.starts))
+        keys, places, classes = rows.columns, output, stride[0] * stride[1]
+        if height * width > 1:
+            keys, tap = np.divmod(rows.columns, np.int32(height * width))
+            places = output * np.int32(height * width) + tap
+            if classes > 1:
+                keys = keys + ((tap // width % stride[0]) * stride[1] + tap % width % stride[1]) * np.int32(inputs)
+        begins, order = np.zeros(classes * inputs + 1, np.int64), np.empty(len(keys), np.int32)
         kernels.transposed(keys, begins, order)
-        starts = np.zeros(outputs + 1, np.int64)
-        np.cumsum(np.bincount(output, minlength=outputs), out=starts[1:])
-        return Pattern(
-            shape, stride, Rows(starts, column), Rows(begins, (output * np.int32(height * width) + tap)[order]), order
-        )
+        return Pattern(shape, stride, rows, Rows(begins, places[order]), order)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -114,13 +126,22 @@ class Pattern:
         return np.repeat(begins, np.diff(self.rows.starts)) + self.rows.columns
 
     def gathered(self, weight: Tensor) -> Tensor:
-        """The values of a dense weight at the kept places."""
-        return weight.reshape(-1).index_select(0, torch.from_numpy(self.places()))
+        """The values of a dense weight at the kept places.
+
+        Raises:
+            ConfigError: other values than float32 on the CPU.
+        """
+        if weight.dtype != torch.float32 or weight.device.type != "cpu":
+            raise ConfigError(f"weights {weight.dtype} on {weight.device}: sparse layers compute float32 on the CPU")
+        out = torch.empty(len(self))
+        kernels.gathered(*self._lists, weight.detach().reshape(-1).numpy(), out.numpy())
+        return out
 
     def dense(self, values: Tensor) -> Tensor:
         """The dense weight, exactly zero where nothing is kept."""
-        whole = torch.zeros(int(np.prod(self.shape)), dtype=values.dtype)
-        return whole.index_copy_(0, torch.from_numpy(self.places()), values).reshape(self.shape)
+        whole = torch.zeros(self.shape)
+        kernels.scattered(*self._lists, values.detach().numpy(), whole.view(-1).numpy())
+        return whole
 
     def carried(self, values: Tensor, to: Pattern) -> Tensor:
         """Values for another pattern of the same weight: where both keep a place its value, elsewhere zero."""
@@ -132,4 +153,26 @@ class Pattern:
 
     def same(self, mask: Tensor) -> bool:
         """Whether a dense mask keeps exactly these places."""
-        return int(mask.count_nonzero()) == len(self) and bool(self.gathered(mask).all())
+        flat = _bytes(mask)
+        return kept(mask) == len(self) and bool(kernels.within(*self._lists, flat))
+
+    @property
+    def _lists(self) -> tuple[Longs, Ints, int]:
+        return self.rows.starts, self.rows.columns, _row(self.shape)
+
+
+def kept(mask: Tensor) -> int:
+    """How many places a mask keeps: numpy counts bytes several times as fast as torch."""
+    return int(np.count_nonzero(_bytes(mask)))
+
+
+def _bytes(mask: Tensor) -> NDArray[np.uint8]:
+    return mask.bool().reshape(-1).view(torch.uint8).numpy()
+
+
+def _row(shape: tuple[int, ...]) -> int:
+    """Entries of a row of a weight."""
+    row = int(np.prod(shape[1:]))
+    if shape[0] * row > MOST:
+        raise ConfigError(f"a weight of {shape[0] * row} entries: sparse layers count them in 31 bits")
+    return row

@@ -101,7 +101,26 @@ def _shared(work: Callable[[int, int], None], starts: Longs, base: int, count: i
         work(0, count)
         return
     aims = low + np.arange(1, threads) * ((high - low) / threads)
-    cuts = [0, *np.searchsorted(starts[base : base + count], aims).tolist(), count]
+    _together(work, [0, *np.searchsorted(starts[base : base + count], aims).tolist(), count])
+
+
+def evenly_shared(work: Callable[[int, int], None], count: int, length: int) -> None:
+    """Do rows of equal cost in one go, or as many in each thread.
+
+    Args:
+        work: does the rows from a first one up to a last one.
+        count: rows.
+        length: floats of a row.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or count < threads or count * length < LEAST:
+        work(0, count)
+    else:
+        _together(work, [count * part // threads for part in range(threads + 1)])
+
+
+def _together(work: Callable[[int, int], None], cuts: list[int]) -> None:
+    threads = len(cuts) - 1
     if threads not in _pools:
         _pools[threads] = ThreadPoolExecutor(threads - 1, "sparse")
     others = [_pools[threads].submit(work, a, b) for a, b in pairwise(cuts[1:]) if a < b]

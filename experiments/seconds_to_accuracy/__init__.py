@@ -1,0 +1,1 @@
+"""Seconds of computing to an accuracy, with sparse compute and without."""
