@@ -32,7 +32,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "prunefl": (GLOBAL, GROUP | {"rounds": 40}),
     "fedtiny": (GLOBAL, {"model__options__norm": "batch"}),
     "wireless-pruning": ("a model of each device's own", GROUP | {"method__judge": 5}),
-    "sparse-collaborative": ("two half-width networks together", GROUP | {"rounds": 20}),
+    "sparse-collaborative": ("two such networks together", GROUP | {"rounds": 20}),
 }
 COMMON: dict[str, Any] = {
     "rounds": 30,

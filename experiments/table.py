@@ -44,7 +44,7 @@ ACCURACY = [
     "Accuracy on the test set is the mean of the last five evaluated rounds, mean ± standard deviation over the seeds, and",
     "its 95 % interval (Student's, over the seeds); megabytes are all that was encoded up and down, mean over the seeds.",
     "`python -m experiments.run EXPERIMENT` runs a row. † personalised: each client's own model on its own validation part,",
-    "weighted by samples; no global model's accuracy. ‡ split: several narrow networks that answer together, each cut in two",
+    "weighted by samples; no global model's accuracy. ‡ split: several networks that answer together, each cut in two",
     "over the devices of a cluster; no device holds all of them.",
     "The last column holds a row against what its paper or its authors' code reports, by the number of the note below the",
     "table; it is empty where we know of no figure. Their data and networks are others than ours.",

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-
 from experiments import every, run, table
 from experiments.reported import Claim, Reported, judgement, statement, statements, verdict
 

@@ -109,8 +109,15 @@ class Series:
         return found
 
     def final(self) -> tuple[float, float]:
-        """Accuracy over the last five judged rounds: mean over the seeds and sample standard deviation (0 for one)."""
-        each = [statistics.mean(accuracy for _, accuracy in rows[-5:]) for rows in self.scored()]
+        """Accuracy over the last five evaluated rounds: mean over the seeds and sample standard deviation (0 for one).
+
+        Of personal models, which may be judged in fewer rounds, it is the mean of the judgements in those rounds.
+        """
+        each: list[float] = []
+        for run, scored in zip(self.runs, self.scored(), strict=True):
+            first = [row["round"] for row in run.metrics if "accuracy" in row][-5:][0]
+            late = [accuracy for row, accuracy in scored if row["round"] >= first]
+            each.append(statistics.mean(late or [scored[-1][1]]))
         return statistics.mean(each), statistics.stdev(each) if len(each) > 1 else 0.0
 
     def to(self, goal: float, axis: Axis) -> float | None:
@@ -186,16 +193,20 @@ def goal_of(reference: Series, wanted: float = 0.0) -> float:
 def cautions(series: Sequence[Series]) -> list[str]:
     """What must be said beside the accuracies, so that nobody holds unlike things against each other."""
     names = ", ".join(each.label for each in series if each.personal)
+    notes = [(each.label, each.runs[0].info.get("notes", {}).get("judged", "")) for each in series]
+    said = [f"{label}: {note}." for label, note in notes if note]
     if not names:
-        return []
+        return said
     if series[0].measure.own:
         return [
+            *said,
             f"{names}: each device's own model. All are therefore judged on the devices' own validation parts, by the "
-            "model that each device would use; devices weigh as many as their samples."
+            "model that each device would use; devices weigh as many as their samples.",
         ]
     return [
+        *said,
         f"{names}: each device has a model of its own, but other runs were not judged on the devices' own data "
-        "(data.valid = 0). The test accuracy shown for it is that of the common part with a head that nobody trained."
+        "(data.valid = 0). The test accuracy shown for it is that of the common part with a head that nobody trained.",
     ]
 
 
