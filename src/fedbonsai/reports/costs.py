@@ -41,8 +41,8 @@ def measured(series: Sequence[Series]) -> list[Axis]:
 def outcomes(series: Sequence[Series]) -> Table:
     """Accuracy and total costs of every series over its whole run."""
     axes, measure = measured(series), series[0].measure
-    test = ["global model on the test set, %"] if measure.own else []
-    head = ["run", "seeds", measure.heading, *test, *(SHOWN[axis.name] for axis in axes), "weights kept, %"]
+    test = ["on the test set, %"] if measure.own else []
+    head = ["run", "seeds", f"{measure.label}, %", *test, *(SHOWN[axis.name] for axis in axes), "weights kept, %"]
     rows: list[list[str]] = []
     for each in series:
         judged = [spread(each)] + ([] if not test else [""] if each.personal else [spread(replace(each, measure=TEST))])

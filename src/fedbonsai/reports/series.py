@@ -41,7 +41,7 @@ class Axis:
 AXES = (
     Axis("rounds", ("round",), "round"),
     Axis("bytes", ("total_bytes_up", "total_bytes_down"), "megabytes moved, both directions", 1e-6, True),
-    Axis("seconds", ("simulated_seconds",), "simulated seconds"),
+    Axis("seconds", ("simulated_seconds",), "simulated seconds", 1.0, True),
     Axis("energy", ("total_joules",), "joules, all devices together", 1.0, True),
     Axis("work", ("total_macs",), "multiplications on all devices, millions", 1e-6, True),
 )
@@ -49,11 +49,10 @@ AXES = (
 
 @dataclass(frozen=True)
 class Measure:
-    """Which accuracy is compared: ``label`` names it, ``heading`` heads a column of it."""
+    """Which accuracy is compared, by name: on the test set, or (``own``) on the devices' own data."""
 
     own: bool
     label: str
-    heading: str
 
     def scored(self, run: Run) -> list[tuple[Row, float]]:
         """Rounds in which a run was judged so, with the verdict."""
@@ -61,8 +60,8 @@ class Measure:
         return [(row, float(row[column])) for row in run.metrics if column in row]
 
 
-TEST = Measure(False, "test accuracy", "accuracy, %")
-OWN = Measure(True, "accuracy on the devices' own data", "accuracy on own data, %")
+TEST = Measure(False, "test accuracy")
+OWN = Measure(True, "accuracy on own data")
 
 
 def personal(run: Run) -> bool:
