@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 GUIDES = {
+    "Start in five minutes": "start.md",
     "Choose a method": "choose.md",
     "Reports and comparisons": "reports.md",
     "What it costs": "costs.md",
@@ -22,6 +23,7 @@ GUIDES = {
     "Masks that compute less": "sparse.md",
     "Real devices": "flower.md",
     "Take the model home": "export.md",
+    "Reproduce a paper": "reproduce.md",
     "All results": "results.md",
     "The wire format": "wire.md",
 }

@@ -180,13 +180,9 @@ def row(experiment: str, name: str, results: list[dict[str, Any]]) -> dict[str, 
 
 
 def split(result: Mapping[str, Any]) -> bool:
-    """Whether a run trained a network that was cut over the devices of clusters."""
-    if result["recipe"] not in ("sparse-collaborative", "feddct"):
-        return False
-    from fedbonsai.runs import recipes
-
-    method = recipes.load(result["recipe"], result["preset"], result["settings"]).method
-    return type(getattr(method, "topology", None)).__name__ == "Clusters"
+    """Whether a run trained networks that were cut over the devices of clusters."""
+    topology = configuration_of(result)["method"].get("topology", "")
+    return (topology if isinstance(topology, str) else topology["name"]) == "clusters"
 
 
 def dense(result: Mapping[str, Any]) -> dict[str, float]:
@@ -201,21 +197,24 @@ def dense(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 def data_of(result: Mapping[str, Any]) -> str:
-    """Data, clients and division of a run: its recipe's, with the settings that the result holds."""
-    from fedbonsai.data.config import DataConfig
-    from fedbonsai.runs import recipes
-
-    config = recipes.load(result["recipe"], result["preset"], result["settings"])
-    data: DataConfig = config.data
-    asked = getattr(config.method, "cohort", 0)
+    """Data, how many images of it, clients and division of a run."""
+    configuration = configuration_of(result)
+    data = configuration["data"]
+    asked = configuration["method"].get("cohort", 0)
     some = f" ({asked} a round)" if asked else ""
-    how = PARTITIONS[data.partition].format(
-        alpha=f"{data.alpha:g}",
-        classes_per_client=data.classes_per_client,
-        shards_per_client=data.shards_per_client,
-        by=data.by,
-    )
-    return f"{data.name}, {data.clients or 'all'} clients{some}, {how}"
+    part = f" ({data['limit']} images)" if data.get("limit") else ""
+    how = PARTITIONS[data["partition"]].format(**data | {"alpha": f"{data['alpha']:g}"})
+    return f"{data['name']}{part}, {data['clients'] or 'all'} clients{some}, {how}"
+
+
+def configuration_of(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """All settings of a run: those that the result holds, else its recipe's with what the result says."""
+    if "configuration" in result:
+        return result["configuration"]
+    from fedbonsai.runs import recipes
+    from fedbonsai.runs.structure import unstructure
+
+    return unstructure(recipes.load(result["recipe"], result["preset"], result["settings"]))
 
 
 def reach() -> list[str]:

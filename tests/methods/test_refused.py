@@ -31,7 +31,7 @@ CASES = [
         "`prunefl`: `personal` that leaves nothing shared",
         "prunefl-personal",
         {"method__personal": ["*"]},
-        "nothing",
+        "no shared weights that may be pruned; share more",
     ),
     (
         '`wireless-pruning`: weight decay with `order = "alt"`',

@@ -7,6 +7,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -179,6 +180,7 @@ def settings(cls: type[Any], method: str = "", prefix: str = "") -> list[Setting
     return found
 
 
+@cache
 def docstrings(cls: type[Any]) -> dict[str, str]:
     """The string literal under each field, which is its documentation."""
     import ast
