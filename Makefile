@@ -50,6 +50,7 @@ bench: $(READY)  ## speed and size, side by side in one run, into bench/results
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.allocation
 	$(BIN)/python -m bench.flower
+	$(BIN)/python -W ignore -m bench.export
 	$(BIN)/python -m bench.sparse_step --quick
 
 experiments: $(READY)  ## what has no result yet, within HOURS=1; tells its plan first, goes on where it stopped

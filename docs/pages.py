@@ -54,8 +54,9 @@ def moved(text: str, source: str, where: dict[str, str]) -> str:
     def link(match: re.Match[str]) -> str:
         image, words, path, anchor = match.groups()
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
-        if image:
-            return match[0]
+        if image:  # they lie in docs/, which is the site's root
+            seen = posixpath.relpath(target.removeprefix("docs/"), posixpath.dirname(where[source]) or ".")
+            return f"![{words}]({seen})"
         if target not in where:
             return f"{words} (`{target}`)"
         return f"[{words}]({posixpath.relpath(where[target], posixpath.dirname(where[source]) or '.')}{anchor or ''})"

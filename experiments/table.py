@@ -1,7 +1,7 @@
 """The tables of numbers, made from the committed JSON of experiments and benchmarks.
 
 python -m experiments.table           # print docs/results.md, which has all of them
-python -m experiments.table --write   # write docs/results.md and the section of the README
+python -m experiments.table --write   # write docs/results.md and the sections of README.md and docs/export.md
 
 The README shows the runs that a ``plan.toml`` lists under ``highlights``, and how many bytes a goal took.
 """
@@ -26,6 +26,7 @@ from fedbonsai.stages.pruning.figures import figures
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results.md"
+EXPORT = ROOT / "docs" / "export.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 IMAGES = {"digits": (1, 8, 10), "mnist": (1, 28, 10), "cifar10": (3, 32, 10)}  # channels, pixels, classes
@@ -302,30 +303,61 @@ def sizes() -> list[str]:
     ]
 
 
+def exports() -> list[str]:
+    """One row for each exported file of a dense and a pruned network, beside the dense one in float32."""
+    file = ROOT / "bench" / "results" / "export.json"
+    if not file.exists():
+        return []
+    result = json.loads(file.read_text())
+    machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores"
+    lines = [
+        f"Median milliseconds for one image on one thread, interleaved, {result['repeats']} repeats; agreement is with the",
+        f"trained network, on the test set of digits. Commit {result['commit']}, {machine}; `python -m bench.export`.",
+        "",
+        "| network | format | weights | bytes | of dense fp32 | ms | of dense fp32 | same class, % | accuracy, % |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    first = {row["format"]: row for row in reversed(result["rows"]) if row["weights"] == "fp32" and row["model"] == "dense"}
+    for row in result["rows"]:
+        base = first[row["format"]]
+        cells = [
+            *(row["model"], row["format"], row["weights"], f"{row['bytes']:,}", f"{row['bytes'] / base['bytes']:.2f}"),
+            *(f"{row['ms']:.3f}", f"{row['ms'] / base['ms']:.2f}"),
+            *(f"{100 * row[name]:.2f}" for name in ("agreement", "accuracy")),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def ms(row: Mapping[str, float], way: str) -> str:
     """Milliseconds of one direction, where it was timed."""
     return f"{row[f'{way} ms']:.1f}" if f"{way} ms" in row else ""
 
 
-def held(readme: str) -> str:
-    """What stands between the markers now."""
-    return readme.partition(BEGIN)[2].partition(END)[0].strip("\n")
+def held(document: Path) -> str:
+    """What stands between the markers of a document now."""
+    return document.read_text().partition(BEGIN)[2].partition(END)[0].strip("\n")
+
+
+def put(document: Path, text: str) -> None:
+    """Put a text between the markers of a document."""
+    before, begin, rest = document.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"{document} lacks the markers {BEGIN} and {END}")
+    document.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="write docs/results.md and the section of the README")
+    parser.add_argument("--write", action="store_true", help="write docs/results.md and the sections of documents")
     if not parser.parse_args().write:
         print(page())
         return
-    file = ROOT / "README.md"
-    before, begin, rest = file.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"README.md lacks the markers {BEGIN} and {END}")
-    file.write_text(f"{before}{BEGIN}\n{section()}\n{END}{after}")
+    put(ROOT / "README.md", section())
+    put(EXPORT, "\n".join(exports()))
     PAGE.write_text(page())
-    print("wrote docs/results.md and the section of README.md")
+    print("wrote docs/results.md and the sections of README.md and docs/export.md")
 
 
 if __name__ == "__main__":
