@@ -7,7 +7,7 @@ PIP_FLAGS ?=
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-flower check fuzz bench docs clean
+.PHONY: help setup demo test test-all test-flower check fuzz bench experiments docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt torch -e '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## train on digits and show accuracy, bytes and a plot
+demo: $(READY)  ## FedAvg and five methods on digits, and a report of them
 	$(BIN)/python demo.py
 
 test: $(READY)  ## the tests, in less than ten minutes
@@ -50,7 +50,11 @@ bench: $(READY)  ## speed and size, side by side in one run, into bench/results
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.allocation
 	$(BIN)/python -m bench.flower
+	$(BIN)/python -W ignore -m bench.export
 	$(BIN)/python -m bench.sparse_step --quick
+
+experiments: $(READY)  ## what has no result yet, within HOURS=1; tells its plan first, goes on where it stopped
+	$(BIN)/python -m experiments.every --hours $(or $(HOURS),1)
 
 docs: $(READY)  ## the documentation as a static site, into site/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt torch -e '.[docs]'

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 GUIDES = {
+    "Start in five minutes": "start.md",
     "Choose a method": "choose.md",
     "Reports and comparisons": "reports.md",
     "What it costs": "costs.md",
@@ -22,6 +23,7 @@ GUIDES = {
     "Masks that compute less": "sparse.md",
     "Real devices": "flower.md",
     "Take the model home": "export.md",
+    "Reproduce a paper": "reproduce.md",
     "All results": "results.md",
     "The wire format": "wire.md",
 }
@@ -52,8 +54,9 @@ def moved(text: str, source: str, where: dict[str, str]) -> str:
     def link(match: re.Match[str]) -> str:
         image, words, path, anchor = match.groups()
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
-        if image:
-            return match[0]
+        if image:  # they lie in docs/, which is the site's root
+            seen = posixpath.relpath(target.removeprefix("docs/"), posixpath.dirname(where[source]) or ".")
+            return f"![{words}]({seen})"
         if target not in where:
             return f"{words} (`{target}`)"
         return f"[{words}]({posixpath.relpath(where[target], posixpath.dirname(where[source]) or '.')}{anchor or ''})"

@@ -16,7 +16,9 @@ import os
 import tempfile
 import time
 import tomllib
+from collections.abc import Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -100,26 +102,43 @@ def one(name: str, recipe: str, preset: str, settings: dict[str, Any], seed: int
     return f"{name} seed {seed}: {100 * run.accuracy:.2f} %, {sum(run.bytes.values()) / 1e6:.2f} MB, {took:.0f} s"
 
 
+Job = tuple[str, str, str, dict[str, Any], int, Path]  # what `one` takes
+
+
+@cache
+def plan_of(experiment: str) -> dict[str, Any]:
+    """The plan of an experiment."""
+    return tomllib.loads((HERE / experiment / "plan.toml").read_text())
+
+
+def experiments() -> list[str]:
+    """Names of all experiments that have a plan."""
+    return sorted(path.parent.name for path in HERE.glob("*/plan.toml"))
+
+
+def jobs_of(experiment: str, only: Collection[str] = (), seeds: Sequence[int] | None = None) -> list[Job]:
+    """What is left of an experiment, seed by seed: runs without a result."""
+    plan = plan_of(experiment)
+    jobs: list[Job] = []
+    for seed in seeds if seeds is not None else plan["seeds"]:
+        for run in runs_of(plan):
+            target = HERE / experiment / "results" / f"{run['name']}-{seed}.json"
+            if (not only or run["name"] in only) and not target.exists():
+                jobs.append((run["name"], run["recipe"], run.get("preset", ""), settings_of(plan, run), seed, target))
+    return jobs
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("experiment", choices=sorted(p.parent.name for p in HERE.glob("*/plan.toml")))
+    parser.add_argument("experiment", choices=experiments())
     parser.add_argument("--only", nargs="*", default=[], help="names of runs; all when left out")
     parser.add_argument("--seeds", nargs="*", type=int, default=None)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time")
     args = parser.parse_args()
-    folder = HERE / args.experiment
-    plan = tomllib.loads((folder / "plan.toml").read_text())
-    runs = runs_of(plan)
-    names = [run["name"] for run in runs]
+    names = [run["name"] for run in runs_of(plan_of(args.experiment))]
     if unknown := set(args.only) - set(names):
         parser.error(f"no such runs: {sorted(unknown)}; the plan has {names}")
-    jobs = []
-    for seed in args.seeds if args.seeds is not None else plan["seeds"]:
-        for run in runs:
-            target = folder / "results" / f"{run['name']}-{seed}.json"
-            if (not args.only or run["name"] in args.only) and not target.exists():
-                settings = settings_of(plan, run)
-                jobs.append((run["name"], run["recipe"], run.get("preset", ""), settings, seed, target))
+    jobs = jobs_of(args.experiment, args.only, args.seeds)
     print(f"{len(jobs)} runs to do, {args.workers} at a time", flush=True)
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
         for done, future in enumerate(as_completed([pool.submit(one, *job) for job in jobs]), 1):

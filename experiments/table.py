@@ -1,7 +1,7 @@
 """The tables of numbers, made from the committed JSON of experiments and benchmarks.
 
 python -m experiments.table           # print docs/results.md, which has all of them
-python -m experiments.table --write   # write docs/results.md and the section of the README
+python -m experiments.table --write   # write docs/results.md and the sections of README.md and docs/export.md
 
 The README shows the runs that a ``plan.toml`` lists under ``highlights``, and how many bytes a goal took.
 """
@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
-import tomllib
 from collections.abc import Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from experiments.run import runs_of
+from experiments.reported import Reported, interval, statement, verdict
+from experiments.run import experiments, plan_of, runs_of
 from fedbonsai.local import SGD
 from fedbonsai.model import Arch, Model, networks
 from fedbonsai.stages.pruning.figures import figures
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results.md"
+EXPORT = ROOT / "docs" / "export.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 IMAGES = {"digits": (1, 8, 10), "mnist": (1, 28, 10), "cifar10": (3, 32, 10)}  # channels, pixels, classes
@@ -37,22 +39,30 @@ PARTITIONS = {
 }
 
 
+Group = tuple[str, str, list[dict[str, Any]]]
+
 ACCURACY = [
-    "Accuracy on the test set is the mean of the last five evaluated rounds, mean ± standard deviation over the seeds;",
-    "megabytes are all that was encoded up and down, mean over the seeds. The share of weights kept, multiplications and",
-    "training memory are counted for the last round's model, where a method prunes. `python -m experiments.run EXPERIMENT` runs",
-    "it. † personalised: each client's own model on its own validation part, weighted by samples.",
+    "Accuracy on the test set is the mean of the last five evaluated rounds, mean ± standard deviation over the seeds, and",
+    "its 95 % interval (Student's, over the seeds); megabytes are all that was encoded up and down, mean over the seeds.",
+    "`python -m experiments.run EXPERIMENT` runs a row. † personalised: each client's own model on its own validation part,",
+    "weighted by samples; no global model's accuracy. ‡ split: several networks that answer together, each cut in two",
+    "over the devices of a cluster; no device holds all of them.",
+    "The last column holds a row against what its paper or its authors' code reports, by the number of the note below the",
+    "table; it is empty where we know of no figure. Their data and networks are others than ours.",
 ]
-HEAD = [
-    "| experiment | setting | data | seeds | accuracy, % | MB up | MB down | kept | MMACs | memory, kB | commit | machine |",
-    "|---|---|---|---|---|---|---|---|---|---|---|---|",
+COUNTED = [
+    "The share of weights kept, multiplications and training memory are counted for the last round's model, where a method",
+    "prunes.",
 ]
+FIRST = ["experiment", "setting", "data", "seeds", "accuracy, %", "95 % interval", "MB up", "MB down", "kept"]
+COUNTS = ["MMACs", "memory, kB"]
+LAST = ["commit", "machine", "its paper or code"]
 
 
 def section() -> str:
     """Everything between the README's markers."""
-    shown = [row(*group) for group in groups() if group[1] in highlights(group[0])]
-    return "\n".join([*ACCURACY, "", *HEAD, *shown, "", *reach()]).rstrip()
+    shown = [group for group in groups() if group[1] in highlights(group[0])]
+    return "\n".join([*ACCURACY, "", *table(shown, [*FIRST, *LAST]), "", *reach()]).rstrip()
 
 
 def page() -> str:
@@ -65,26 +75,71 @@ def page() -> str:
         "## Accuracy",
         "",
     ]
-    lines += [*ACCURACY, "", *HEAD, *(row(*group) for group in groups()), "", "## Bytes to a goal", "", *reach(), ""]
+    lines += [*ACCURACY, *COUNTED, "", *table(groups(), [*FIRST, *COUNTS, *LAST]), ""]
+    lines += ["## Not run", "", *absent(), "", "## Bytes to a goal", "", *reach(), ""]
     lines += ["## Speed", "", *speed(), "", "## Size", "", *sizes()]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def groups() -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
-    """Experiment, setting and its results, one for each seed, in the order of the plans."""
-    for folder in sorted(path.parent for path in (ROOT / "experiments").glob("*/plan.toml")):
-        plan = [run["name"] for run in runs_of(plan_of(folder.name))]
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in plan}
-        for file in sorted((folder / "results").glob("*.json")):
-            result = json.loads(file.read_text())
-            found.setdefault(result["name"], []).append(result)
-        yield from ((folder.name, name, results) for name, results in found.items() if results)
+def table(shown: list[Group], columns: list[str]) -> list[str]:
+    """Rows of some settings under a heading, and the notes on what papers report."""
+    notes: list[Reported] = []
+    everything: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for experiment, name, results in groups():
+        everything.setdefault(experiment, {})[name] = results
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for experiment, name, results in shown:
+        cells = row(experiment, name, results)
+        said = statement(experiment, name)
+        if said is not None:
+            if said.text not in [note.text for note in notes]:
+                notes.append(said)
+            number = [note.text for note in notes].index(said.text) + 1
+            score = partial(percent, plan_of(experiment).get("metric", ""))
+            cells["its paper or code"] = f"({number}) {verdict(said, name, everything[experiment], score)}"
+        lines.append(f"| {' | '.join(cells.get(column, '') for column in columns)} |")
+    return [*lines, "", *(f"{number}. {note.text}" for number, note in enumerate(notes, 1))]
+
+
+def percent(metric: str, result: Mapping[str, Any]) -> float:
+    """Accuracy of a result in percent: on the test set, or by a metric of the method's own."""
+    return 100 * (statistics.mean(result["method metrics"][metric][-5:]) if metric else result["last five"])
+
+
+def absent() -> list[str]:
+    """Settings of the plans that have no committed result, or fewer seeds than planned."""
+    done = {(experiment, name): len(results) for experiment, name, results in groups()}
+    lines: list[str] = []
+    for folder in experiments():
+        plan = plan_of(folder)
+        left = {
+            run["name"]: len(run.get("seeds", plan["seeds"])) - done.get((folder, run["name"]), 0)
+            for run in runs_of(plan)
+        }
+        words = [
+            f"{name} ({count} seeds)" if (folder, name) in done else name for name, count in left.items() if count > 0
+        ]
+        if words:
+            lines.append(f"- `{folder}`: {', '.join(words)}")
+    return (
+        ["Settings of the plans without a result, or with seeds that are missing:", "", *lines]
+        if lines
+        else ["Nothing."]
+    )
 
 
 @cache
-def plan_of(experiment: str) -> dict[str, Any]:
-    """The plan of an experiment."""
-    return tomllib.loads((ROOT / "experiments" / experiment / "plan.toml").read_text())
+def groups() -> list[Group]:
+    """Experiment, setting and its results, one for each seed, in the order of the plans."""
+    every: list[Group] = []
+    for experiment in experiments():
+        plan = [run["name"] for run in runs_of(plan_of(experiment))]
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in plan}
+        for file in sorted((ROOT / "experiments" / experiment / "results").glob("*.json")):
+            result = json.loads(file.read_text())
+            found.setdefault(result["name"], []).append(result)
+        every += [(experiment, name, results) for name, results in found.items() if results]
+    return every
 
 
 def highlights(experiment: str) -> frozenset[str]:
@@ -92,14 +147,12 @@ def highlights(experiment: str) -> frozenset[str]:
     return frozenset(plan_of(experiment).get("highlights", ()))
 
 
-def row(experiment: str, name: str, results: list[dict[str, Any]]) -> str:
-    """One line of the accuracy table."""
+def row(experiment: str, name: str, results: list[dict[str, Any]]) -> dict[str, str]:
+    """One line of the accuracy table, by column."""
     metric = plan_of(experiment).get("metric", "")
-    percent = [
-        100 * (statistics.mean(result["method metrics"][metric][-5:]) if metric else result["last five"])
-        for result in results
-    ]
-    spread = f" ± {statistics.stdev(percent):.2f}" if len(percent) > 1 else ""
+    scores = [percent(metric, result) for result in results]
+    spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
+    mean, half = interval(scores)
 
     def last(metric: str, show: str, scale: float = 1.0) -> str:
         values = [result["method metrics"][metric][-1] for result in results if result["method metrics"].get(metric)]
@@ -107,20 +160,30 @@ def row(experiment: str, name: str, results: list[dict[str, Any]]) -> str:
             values = [dense(results[0])[metric]]
         return format(scale * statistics.mean(values), show) if values else ""
 
-    cells = [
-        experiment,
-        f"{name} †" if metric else name,
-        data_of(results[0]),
-        str(len(results)),
-        f"{statistics.mean(percent):.2f}{spread}",
-        *(f"{statistics.mean(result['bytes'][way] for result in results) / 1e6:.2f}" for way in ("up", "down")),
-        last("density", ".3f"),
-        last("macs", ".3f", 1e-6),
-        last("training_memory", ".0f", 1e-3),
-        ", ".join(sorted({str(result["commit"]) for result in results})),
-        ", ".join(sorted({f"{result['processor']}, {result['machine']['cores']} cores" for result in results})),
-    ]
-    return f"| {' | '.join(cells)} |"
+    up, down = (f"{statistics.mean(result['bytes'][way] for result in results) / 1e6:.2f}" for way in ("up", "down"))
+    return {
+        "experiment": experiment,
+        "setting": name + " †" * bool(metric) + " ‡" * split(results[0]),
+        "data": data_of(results[0]),
+        "seeds": str(len(results)),
+        "accuracy, %": f"{mean:.2f}{spread}",
+        "95 % interval": f"{mean - half:.1f} to {min(mean + half, 100.0):.1f}" if math.isfinite(half) else "",
+        "MB up": up,
+        "MB down": down,
+        "kept": last("density", ".3f"),
+        "MMACs": last("macs", ".3f", 1e-6),
+        "memory, kB": last("training_memory", ".0f", 1e-3),
+        "commit": ", ".join(sorted({str(result["commit"]) for result in results})),
+        "machine": ", ".join(
+            sorted({f"{result['processor']}, {result['machine']['cores']} cores" for result in results})
+        ),
+    }
+
+
+def split(result: Mapping[str, Any]) -> bool:
+    """Whether a run trained networks that were cut over the devices of clusters."""
+    topology = configuration_of(result)["method"].get("topology", "")
+    return (topology if isinstance(topology, str) else topology["name"]) == "clusters"
 
 
 def dense(result: Mapping[str, Any]) -> dict[str, float]:
@@ -135,21 +198,24 @@ def dense(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 def data_of(result: Mapping[str, Any]) -> str:
-    """Data, clients and division of a run: its recipe's, with the settings that the result holds."""
-    from fedbonsai.data.config import DataConfig
-    from fedbonsai.runs import recipes
-
-    config = recipes.load(result["recipe"], result["preset"], result["settings"])
-    data: DataConfig = config.data
-    asked = getattr(config.method, "cohort", 0)
+    """Data, how many images of it, clients and division of a run."""
+    configuration = configuration_of(result)
+    data = configuration["data"]
+    asked = configuration["method"].get("cohort", 0)
     some = f" ({asked} a round)" if asked else ""
-    how = PARTITIONS[data.partition].format(
-        alpha=f"{data.alpha:g}",
-        classes_per_client=data.classes_per_client,
-        shards_per_client=data.shards_per_client,
-        by=data.by,
-    )
-    return f"{data.name}, {data.clients or 'all'} clients{some}, {how}"
+    part = f" ({data['limit']} images)" if data.get("limit") else ""
+    how = PARTITIONS[data["partition"]].format(**data | {"alpha": f"{data['alpha']:g}"})
+    return f"{data['name']}{part}, {data['clients'] or 'all'} clients{some}, {how}"
+
+
+def configuration_of(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """All settings of a run: those that the result holds, else its recipe's with what the result says."""
+    if "configuration" in result:
+        return result["configuration"]
+    from fedbonsai.runs import recipes
+    from fedbonsai.runs.structure import unstructure
+
+    return unstructure(recipes.load(result["recipe"], result["preset"], result["settings"]))
 
 
 def reach() -> list[str]:
@@ -237,30 +303,61 @@ def sizes() -> list[str]:
     ]
 
 
+def exports() -> list[str]:
+    """One row for each exported file of a dense and a pruned network, beside the dense one in float32."""
+    file = ROOT / "bench" / "results" / "export.json"
+    if not file.exists():
+        return []
+    result = json.loads(file.read_text())
+    machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores"
+    lines = [
+        f"Median milliseconds for one image on one thread, interleaved, {result['repeats']} repeats; agreement is with the",
+        f"trained network, on the test set of digits. Commit {result['commit']}, {machine}; `python -m bench.export`.",
+        "",
+        "| network | format | weights | bytes | of dense fp32 | ms | of dense fp32 | same class, % | accuracy, % |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    first = {row["format"]: row for row in reversed(result["rows"]) if row["weights"] == "fp32" and row["model"] == "dense"}
+    for row in result["rows"]:
+        base = first[row["format"]]
+        cells = [
+            *(row["model"], row["format"], row["weights"], f"{row['bytes']:,}", f"{row['bytes'] / base['bytes']:.2f}"),
+            *(f"{row['ms']:.3f}", f"{row['ms'] / base['ms']:.2f}"),
+            *(f"{100 * row[name]:.2f}" for name in ("agreement", "accuracy")),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def ms(row: Mapping[str, float], way: str) -> str:
     """Milliseconds of one direction, where it was timed."""
     return f"{row[f'{way} ms']:.1f}" if f"{way} ms" in row else ""
 
 
-def held(readme: str) -> str:
-    """What stands between the markers now."""
-    return readme.partition(BEGIN)[2].partition(END)[0].strip("\n")
+def held(document: Path) -> str:
+    """What stands between the markers of a document now."""
+    return document.read_text().partition(BEGIN)[2].partition(END)[0].strip("\n")
+
+
+def put(document: Path, text: str) -> None:
+    """Put a text between the markers of a document."""
+    before, begin, rest = document.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"{document} lacks the markers {BEGIN} and {END}")
+    document.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="write docs/results.md and the section of the README")
+    parser.add_argument("--write", action="store_true", help="write docs/results.md and the sections of documents")
     if not parser.parse_args().write:
         print(page())
         return
-    file = ROOT / "README.md"
-    before, begin, rest = file.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"README.md lacks the markers {BEGIN} and {END}")
-    file.write_text(f"{before}{BEGIN}\n{section()}\n{END}{after}")
+    put(ROOT / "README.md", section())
+    put(EXPORT, "\n".join(exports()))
     PAGE.write_text(page())
-    print("wrote docs/results.md and the section of README.md")
+    print("wrote docs/results.md and the sections of README.md and docs/export.md")
 
 
 if __name__ == "__main__":

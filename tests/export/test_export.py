@@ -1,5 +1,7 @@
 """Exported files run in their own runtimes and say what the trained model says."""
 
+import re
+
 import onnx
 import pytest
 import torch
@@ -11,6 +13,7 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.export.compact import load, save
 from fedbonsai.export.formats import FORMATS, format_named
 from fedbonsai.export.parity import compare
+from fedbonsai.export.personal import owners
 from fedbonsai.export.trained import Trained
 from fedbonsai.model import Arch, Model
 
@@ -140,3 +143,37 @@ def test_the_runs_own_files_are_not_written_over(runs, tmp_path, monkeypatch, ca
         assert main(["export", str(run.path), *words]) == 2
         assert why in capsys.readouterr().err
     assert {file: file.read_bytes() for file in own} == own
+
+
+@pytest.fixture(scope="module")
+def personal(tmp_path_factory):
+    """A run whose clients have heads of their own."""
+    small = {"rounds": 2, "data__clients": 3, "data__limit": 300, "data__valid": 0.2}
+    return fedbonsai.run("wireless-pruning", runs=tmp_path_factory.mktemp("own"), name="own", **small)
+
+
+@pytest.mark.slow
+def test_a_client_takes_its_own_model_home(personal, tmp_path, capsys):
+    assert owners(personal) == ["000", "001", "002"]
+    models = [Trained.of(personal, id).model for id in owners(personal)]
+    head = [name for name in personal.model.weights if name.startswith("classifier")]
+    for name, value in personal.model.weights.items():
+        assert all(torch.equal(model.weights[name], value) for model in models) != (name in head)
+    target = tmp_path / "mine.bonsai"
+    assert main(["export", str(personal.path), "--to", "compact", "--client", "001", "--out", str(target)]) == 0
+    assert all(torch.equal(load(target).weights[name], models[1].weights[name]) for name in head)
+    assert main(["export", str(personal.path), "--to", "compact", "--client", "9"]) == 2
+    assert "it has those of 000, 001, 002" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_who_has_no_personal_model_is_told_so_and_the_table_names_the_dense_one(runs, capsys):
+    path = str(runs["fl-pqsu"].path)
+    assert main(["export", path, "--to", "compact", "--client", "000"]) == 2
+    assert "no client of it has any" in capsys.readouterr().err
+    assert main(["export", path, "--to", "compact", "--int8"]) == 0
+    out = capsys.readouterr().out
+    assert "dense fp32 as compact" in out
+    assert (
+        float(re.search(r"wrote .*: ([0-9.]+) times smaller", out)[1]) > 4
+    )  # half of the weights, a byte instead of four

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from fedbonsai.errors import ConfigError
@@ -19,7 +21,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--int8", action="store_true", help="8-bit integers, calibrated on the clients' training samples"
     )
-    parser.add_argument("--out", type=Path, default=None, help="the file (default: model[-int8].ENDING in the run)")
+    parser.add_argument(
+        "--client", default="", metavar="ID", help="the personal model of one client, where each has its own"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=None, help="the file (default: model[-ID][-int8].ENDING in the run)"
+    )
 
 
 def main(args: argparse.Namespace, rest: list[str]) -> int:
@@ -30,24 +37,35 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
 
     from fedbonsai.export.formats import format_named
     from fedbonsai.export.parity import compare
+    from fedbonsai.export.personal import owners
     from fedbonsai.export.trained import Trained
     from fedbonsai.runs.run import load
 
     if rest:
         raise ConfigError(f"export does not take {' '.join(rest)}")
     form = format_named(args.to)
-    target: Path = args.out or args.run / f"model{'-int8' if args.int8 else ''}.{form.ending}"
+    words = ["model", *([args.client] if args.client else []), *(["int8"] if args.int8 else [])]
+    target: Path = args.out or args.run / f"{'-'.join(words)}.{form.ending}"
     torch.set_num_threads(1)
-    trained = Trained.of(load(args.run))
+    run = load(args.run)
+    trained = Trained.of(run, args.client)
     _writable(target, args.run)
     form.write(trained, target, args.int8)
     network = trained.network()
-    found = compare(target.name, target, form.runner(trained, target), network, trained.test)
-    dense = compare("as trained, in PyTorch", args.run / "model.safetensors", network, network, trained.test)
+    rows = [compare(target.name, target, form.runner(trained, target), network, trained.test)]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"dense.{form.ending}"
+        whole = replace(trained, model=trained.dense)
+        form.write(whole, file, False)
+        full = compare(
+            f"dense fp32 as {args.to}, untrained", file, form.runner(whole, file), whole.network(), trained.test
+        )
     table = Table(
         Column("", no_wrap=True), "bytes", "accuracy, %", "same class, %", "largest difference", "ms an image"
     )
-    for row in (dense, found):
+    table.add_row(full.name, f"{full.bytes:,}", "", "", "", f"{full.milliseconds:.3f}")
+    rows.insert(0, compare("as trained, in PyTorch", args.run / "model.safetensors", network, network, trained.test))
+    for row in rows:
         table.add_row(
             row.name,
             f"{row.bytes:,}",
@@ -57,7 +75,10 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
             f"{row.milliseconds:.3f}",
         )
     Console(width=None if os.isatty(1) else 120).print(table)
-    print(f"wrote {target}")
+    found = rows[-1]
+    print(f"wrote {target}: {full.bytes / found.bytes:.1f} times smaller than the dense network in float32")
+    if not args.client and (having := owners(run)):
+        print(f"clients have parts of their own: --client ID writes the model of one of {', '.join(having)}")
     if found.agreement < LEAST:
         print(f"it agrees with the trained model on less than {100 * LEAST:.0f} % of the test images: do not ship it")
         return 1

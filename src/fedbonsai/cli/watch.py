@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 DAY = 86_400.0
 BLOCKS = " ▁▂▃▄▅▆▇█"
-SHOWN = ("valid_accuracy", "loss", "train_loss", "density", "simulated_seconds", "total_joules")
+SHOWN = ("personal_accuracy", "valid_accuracy", "loss", "train_loss", "density", "simulated_seconds", "total_joules")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from fedbonsai.core import Samples
+from fedbonsai.export.personal import personal_model
 from fedbonsai.model import Model
 from fedbonsai.runs.run import Run
-from fedbonsai.runs.setup import federation
+from fedbonsai.runs.setup import federation, initial_model
 from fedbonsai.tree import generator, seed_of
 
 CALIBRATION = 256  # samples
@@ -26,26 +27,31 @@ class Trained:
     Attributes:
         model: architecture and weights, as small as its method left it.
         info: how images are normalised and what the classes are called, as `run.json` has it.
-        calibration: training samples of the clients, drawn by the run's seed.
+        calibration: training samples of the clients, or of the one client, drawn by the run's seed.
         test: the common test set.
+        dense: the network of the configuration before anything was pruned or trained, to hold size and latency against.
     """
 
     model: Model
     info: Mapping[str, Any]
     calibration: Samples
     test: Samples
+    dense: Model
 
     @staticmethod
-    def of(run: Run) -> Trained:
-        """The final model of a run, with the data of its configuration.
+    def of(run: Run, client: str = "") -> Trained:
+        """The final model of a run, with the data of its configuration; of one client, its own model and samples.
 
         Raises:
-            ConfigError: the run has not ended, or its data is gone.
+            ConfigError: the run has not ended, its data is gone, or the client has no model of its own.
         """
-        model, data = run.model, federation(run.config)
-        order = torch.randperm(len(data.y), generator=generator(seed_of(run.config.seed, "calibration", -1, 0)))
+        model = personal_model(run, client) if client else run.model
+        data = federation(run.config)
+        own = data.train[data.ids.index(client)] if client else Samples(data.x, data.y)
+        order = torch.randperm(len(own.y), generator=generator(seed_of(run.config.seed, "calibration", -1, 0)))
         chosen = order[:CALIBRATION]
-        return Trained(model, run.info["data"], Samples(data.x[chosen], data.y[chosen]), data.test)
+        calibration = Samples(own.x[chosen], own.y[chosen])
+        return Trained(model, run.info["data"], calibration, data.test, initial_model(run.config, data))
 
     def network(self) -> nn.Module:
         """The network in eval mode; [batch, channels, size, size] normalised images to [batch, classes] scores."""

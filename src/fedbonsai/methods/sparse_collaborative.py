@@ -372,6 +372,15 @@ class SparseCollaborative:
         """The whole network; in T3 the ensemble, whose score is the mean of its members'."""
         return state.model
 
+    def notes(self) -> Mapping[str, str]:
+        """What a report must print beside any number of this method: whose accuracy it is."""
+        if not isinstance(self.topology, Clusters):
+            return {}
+        size = self.topology.size
+        return {
+            "judged": f"{size} networks that answer together, each cut over the devices of a cluster; no device holds all"
+        }
+
     def metrics(self, state: State) -> Mapping[str, float]:
         """Mean training loss, dropped updates, withheld share of the updates; with distances also the range of shares."""
         return state.figures

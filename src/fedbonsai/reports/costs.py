@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from fedbonsai.reports.series import AXES, Axis, Series
+from fedbonsai.reports.series import AXES, TEST, Axis, Series
 
 SHOWN = {"rounds": "rounds", "bytes": "MB", "seconds": "simulated s", "energy": "J", "work": "device MMACs"}
 
@@ -40,17 +40,23 @@ def measured(series: Sequence[Series]) -> list[Axis]:
 
 def outcomes(series: Sequence[Series]) -> Table:
     """Accuracy and total costs of every series over its whole run."""
-    axes = measured(series)
-    head = ["run", "seeds", "accuracy, %", *(SHOWN[axis.name] for axis in axes), "weights kept, %"]
+    axes, measure = measured(series), series[0].measure
+    test = ["on the test set, %"] if measure.own else []
+    head = ["run", "seeds", f"{measure.label}, %", *test, *(SHOWN[axis.name] for axis in axes), "weights kept, %"]
     rows: list[list[str]] = []
     for each in series:
-        mean, deviation = each.final()
-        accuracy = f"{100 * mean:.2f}" + (f" ± {100 * deviation:.2f}" if len(each.runs) > 1 else "")
+        judged = [spread(each)] + ([] if not test else [""] if each.personal else [spread(replace(each, measure=TEST))])
         ends = [points[-1][0] if (points := each.curve(axis)) else None for axis in axes]
         kept = each.column("density")
         share = f"{100 * kept[-1][1]:.1f}" if kept else ""
-        rows.append([each.label, str(len(each.runs)), accuracy, *(number(end) for end in ends), share])
+        rows.append([each.label, str(len(each.runs)), *judged, *(number(end) for end in ends), share])
     return Table("Outcome", head, rows)
+
+
+def spread(series: Series) -> str:
+    """Final accuracy in percent, and its deviation over the seeds where there are several."""
+    mean, deviation = series.final()
+    return f"{100 * mean:.2f}" + (f" ± {100 * deviation:.2f}" if len(series.runs) > 1 else "")
 
 
 def to_goal(series: Sequence[Series], reference: Series, goal: float) -> Table:
@@ -65,7 +71,7 @@ def to_goal(series: Sequence[Series], reference: Series, goal: float) -> Table:
             missing = "not reached" if each.curve(axis) else ""
             cells += [number(ours) or missing, f"{theirs / ours:.2f}" if ours and theirs else ""]
         rows.append(cells)
-    text = f"Costs to {100 * goal:.1f} % test accuracy; ratio: those of {reference.label} by these"
+    text = f"Costs to {100 * goal:.1f} % {reference.measure.label}; ratio: those of {reference.label} by these"
     return Table(text, head, rows)
 
 

@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedbonsai.reports.anatomy import Layers
+from fedbonsai.reports.anatomy import Layers, remaining
 from fedbonsai.reports.series import AXES, Series
 
 # eight hues that differ in lightness too (Okabe and Ito), readable on white and on near-black
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6bb1", "#7f7f7f")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 MARKERS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "pentagon")
+ENDS = {"worst": "client_min", "tenth percentile": "client_p10", "median": "client_median", "best": "client_max"}
 PATTERNS = ("", "/", "x", ".", "-", "+", "\\", "|")
 
 
@@ -73,7 +74,7 @@ def accuracies(series: Sequence[Series]) -> list[Figure]:
         layout = {
             "xaxis": {"title": {"text": axis.label}, "type": "log" if axis.log else "linear"},
             # from a little below the worst end, so that the differences can be seen; the start is a double click away
-            "yaxis": {"title": {"text": "test accuracy, %"}, "range": [floor, 101]},
+            "yaxis": {"title": {"text": f"{series[0].measure.label}, %"}, "range": [floor, 101]},
         }
         text = "Mean over the seeds; the shaded band runs from the lowest to the highest seed."
         found.append(Figure(f"accuracy-{axis.name}", f"Accuracy against {axis.name}", text, data, layout))
@@ -81,19 +82,19 @@ def accuracies(series: Sequence[Series]) -> list[Figure]:
 
 
 def sizes(series: Sequence[Series]) -> Figure:
-    """Share of the weights that is kept, over the rounds, of the series that prune."""
+    """Parameters that are left, over the rounds; a model that is not pruned is a level line."""
     data: list[dict[str, Any]] = []
     for number, each in enumerate(series):
-        points = each.column("density")
+        points = remaining(each)
         if points:
             x, y = (list(values) for values in zip(*points, strict=True))
-            line = {"type": "scatter", "name": each.label, "x": x, "y": percent(y)}
+            line = {"type": "scatter", "name": each.label, "x": x, "y": y}
             data.append({**line, **style(number)})
     layout = {
         "xaxis": {"title": {"text": "round"}},
-        "yaxis": {"title": {"text": "weights kept, %"}, "rangemode": "tozero"},
+        "yaxis": {"title": {"text": "parameters that are not pruned"}, "rangemode": "tozero"},
     }
-    return Figure("size", "Size of the model", "Share of the weights that is not pruned.", data, layout)
+    return Figure("size", "Size of the model", "Parameters that are not pruned, after each round.", data, layout)
 
 
 def heat(label: str, layers: Layers) -> Figure:
@@ -150,23 +151,19 @@ def kinds(series: Sequence[Series]) -> Figure:
 
 
 def fairness(series: Sequence[Series]) -> Figure:
-    """Spread of the clients' accuracies on their own validation parts: worst, tenth percentile, median."""
+    """Spread of the clients' accuracies on their own validation parts: worst, tenth percentile, median, best."""
     data: list[dict[str, Any]] = []
     for number, each in enumerate(series):
-        ends = [each.column(name) for name in ("client_min", "client_p10", "client_median", "client_max")]
-        if all(ends):
+        # of personal models a run has the tenth percentile alone; the other columns are of a head that nobody trained
+        columns = {"tenth percentile": "personal_p10"} if each.personal else ENDS
+        ends = {name: each.column(column) for name, column in columns.items()}
+        if all(ends.values()):
             place = {"type": "scatter", "name": each.label}
-            data.append(
-                {
-                    **place,
-                    "x": percent([end[-1][1] for end in ends]),
-                    "y": ["worst", "tenth percentile", "median", "best"],
-                    **style(number),
-                }
-            )
+            points = {"x": percent([end[-1][1] for end in ends.values()]), "y": list(ends)}
+            data.append({**place, **points, **style(number)})
     layout = {
         "xaxis": {"title": {"text": "accuracy on the client's own validation part, %"}},
-        "yaxis": {"automargin": True},
+        "yaxis": {"automargin": True, "categoryorder": "array", "categoryarray": list(ENDS)},
     }
     text = "After the last round: the client that fares worst, the tenth percentile, the median and the best client."
     return Figure("fairness", "Clients", text, data, layout)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedbonsai.errors import ConfigError, Missing
-from fedbonsai.reports.costs import clocked, measured, outcomes, to_goal
+from fedbonsai.reports.costs import classes, clocked, measured, outcomes, to_goal
 from fedbonsai.reports.figures import COLOURS
 from fedbonsai.reports.page import page
-from fedbonsai.reports.series import Series
+from fedbonsai.reports.series import Series, cautions
 
 KINDS = (".html", ".png", ".svg", ".csv", ".md")
 DASHES = ("-", "--", ":", "-.", (0, (8, 3)), (0, (8, 3, 2, 3)))
@@ -33,10 +33,10 @@ def write(target: Path, series: Sequence[Series], reference: Series, goal: float
     elif kind == ".csv":
         target.write_text(curves(series))
     else:
-        tables = [outcomes(series), clocked(series), to_goal(series, reference, goal)]
-        target.write_text(
-            f"# {title}\n\n" + "\n".join(table.markdown() for table in tables if table.rows) + noted(series)
-        )
+        tables = [outcomes(series), clocked(series), to_goal(series, reference, goal), classes(series)]
+        said = "".join(f"{text}\n\n" for text in cautions(series))
+        shown = "\n".join(table.markdown() for table in tables if table.rows)
+        target.write_text(f"# {title}\n\n{said}{shown}{noted(series)}")
 
 
 def kind_of(target: Path) -> str:
@@ -125,7 +125,7 @@ def picture(target: Path, series: Sequence[Series]) -> None:
         place.set(xlabel=axis.label, xscale="log" if axis.log else "linear")
         place.grid(alpha=0.3)
     for line in places:
-        line[0].set_ylabel("test accuracy (%)")
+        line[0].set_ylabel(f"{series[0].measure.label} (%)")
     places.flat[0].legend(loc="lower right", fontsize=8)
     figure.savefig(target, dpi=150)
     pyplot.close(figure)

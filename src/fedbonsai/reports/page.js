@@ -12,7 +12,7 @@ function dressed(layout, light) {
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: ink, family: "system-ui, sans-serif", size: narrow.matches ? 11 : 13 },
     margin: { l: 56, r: 12, t: 12, b: 48 },
-    legend: { orientation: "h", y: -0.22, yanchor: "top" },
+    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
     hovermode: "closest",
     hoverlabel: { namelength: -1 },
     xaxis: { ...axis, ...layout.xaxis },

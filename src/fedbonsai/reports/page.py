@@ -10,9 +10,9 @@ from typing import Any
 
 from fedbonsai.errors import Missing
 from fedbonsai.reports.anatomy import layers
-from fedbonsai.reports.costs import Table, clocked, outcomes, to_goal
+from fedbonsai.reports.costs import Table, classes, clocked, outcomes, to_goal
 from fedbonsai.reports.figures import Figure, figures
-from fedbonsai.reports.series import Series
+from fedbonsai.reports.series import Series, cautions
 from fedbonsai.runs.structure import unstructure
 
 
@@ -36,10 +36,12 @@ def page(series: Sequence[Series], reference: Series, goal: float, title: str) -
     body = [
         f"<h1>{html.escape(title)}</h1>",
         f"<p>{summary(series)}</p>",
+        *(f'<p class="caution">{html.escape(text)}</p>' for text in cautions(series)),
         *(table(each) for each in (outcomes(series), clocked(series), to_goal(series, reference, goal)) if each.rows),
         '<div class="figures">',
         *(frame(figure) for figure in drawn),
         "</div>",
+        table(classes(series)),
         "<h2>Where this comes from</h2>",
         *(origin(each) for each in series),
     ]

@@ -1,6 +1,8 @@
 """Runs put together for a report: one series for each configuration, its seeds side by side.
 
-A series knows its runs' evaluated rounds and can tell them along any axis on which they have figures.
+A series knows its runs' evaluated rounds and can tell them along any axis on which they have figures. All series of a
+report are judged in one way: by the global model on the test set, or, where a run has personal parts, by the model that
+each device would use on the device's own validation part.
 """
 
 from __future__ import annotations
@@ -39,31 +41,59 @@ class Axis:
 AXES = (
     Axis("rounds", ("round",), "round"),
     Axis("bytes", ("total_bytes_up", "total_bytes_down"), "megabytes moved, both directions", 1e-6, True),
-    Axis("seconds", ("simulated_seconds",), "simulated seconds"),
+    Axis("seconds", ("simulated_seconds",), "simulated seconds", 1.0, True),
     Axis("energy", ("total_joules",), "joules, all devices together", 1.0, True),
     Axis("work", ("total_macs",), "multiplications on all devices, millions", 1e-6, True),
 )
 
 
 @dataclass(frozen=True)
+class Measure:
+    """Which accuracy is compared, by name: on the test set, or (``own``) on the devices' own data."""
+
+    own: bool
+    label: str
+
+    def scored(self, run: Run) -> list[tuple[Row, float]]:
+        """Rounds in which a run was judged so, with the verdict."""
+        column = "accuracy" if not self.own else "personal_accuracy" if personal(run) else "valid_accuracy"
+        return [(row, float(row[column])) for row in run.metrics if column in row]
+
+
+TEST = Measure(False, "test accuracy")
+OWN = Measure(True, "accuracy on own data")
+
+
+def personal(run: Run) -> bool:
+    """Whether each client has a model of its own, by which the run was judged."""
+    return any("personal_accuracy" in row for row in run.metrics)
+
+
+@dataclass(frozen=True)
 class Series:
-    """Runs of one configuration that differ in their seeds only."""
+    """Runs of one configuration that differ in their seeds only, and how they are judged."""
 
     label: str
     runs: tuple[Run, ...]
+    measure: Measure = TEST
 
-    def evaluated(self) -> list[list[Row]]:
-        """Rows with an accuracy, by run."""
-        return [[row for row in run.metrics if "accuracy" in row] for run in self.runs]
+    @property
+    def personal(self) -> bool:
+        """Whether each client has a model of its own; then the accuracy of the common part means nothing."""
+        return personal(self.runs[0])
+
+    def scored(self) -> list[list[tuple[Row, float]]]:
+        """Rounds that were judged, with the verdict, by run."""
+        return [self.measure.scored(run) for run in self.runs]
 
     def curve(self, axis: Axis) -> list[tuple[float, float, float, float]]:
         """Points (x, mean accuracy, lowest, highest) over the rounds that all seeds have; empty without such figures."""
         points: list[tuple[float, float, float, float]] = []
-        for rows in zip(*self.evaluated(), strict=False):
-            places = [axis.value(row) for row in rows]
+        for rows in zip(*self.scored(), strict=False):
+            places = [axis.value(row) for row, _ in rows]
             if any(place is None for place in places):
                 return []
-            accuracies = [float(row["accuracy"]) for row in rows]
+            accuracies = [accuracy for _, accuracy in rows]
             place = statistics.mean(place for place in places if place is not None)
             points.append((place, statistics.mean(accuracies), min(accuracies), max(accuracies)))
         return points
@@ -78,15 +108,22 @@ class Series:
         return found
 
     def final(self) -> tuple[float, float]:
-        """Accuracy over the last five evaluated rounds: mean over the seeds and sample standard deviation (0 for one)."""
-        each = [statistics.mean(float(row["accuracy"]) for row in rows[-5:]) for rows in self.evaluated()]
+        """Accuracy over the last five evaluated rounds: mean over the seeds and sample standard deviation (0 for one).
+
+        Of personal models, which may be judged in fewer rounds, it is the mean of the judgements in those rounds.
+        """
+        each: list[float] = []
+        for run, scored in zip(self.runs, self.scored(), strict=True):
+            first = [row["round"] for row in run.metrics if "accuracy" in row][-5:][0]
+            late = [accuracy for row, accuracy in scored if row["round"] >= first]
+            each.append(statistics.mean(late or [scored[-1][1]]))
         return statistics.mean(each), statistics.stdev(each) if len(each) > 1 else 0.0
 
     def to(self, goal: float, axis: Axis) -> float | None:
         """Mean place on an axis where the accuracy first reaches a goal; None unless every seed gets there."""
         places: list[float] = []
-        for rows in self.evaluated():
-            first = next((row for row in rows if row["accuracy"] >= goal), None)
+        for rows in self.scored():
+            first = next((row for row, accuracy in rows if accuracy >= goal), None)
             place = axis.value(first) if first is not None else None
             if place is None:
                 return None
@@ -104,7 +141,7 @@ class Series:
 
 
 def together(runs: Sequence[Run]) -> list[Series]:
-    """Group runs by configuration, in the order in which they were given.
+    """Group runs by configuration, in the order in which they were given, and choose how all of them are judged.
 
     Raises:
         ConfigError: a run has no evaluated round yet, or two folders hold the same configuration and seed.
@@ -115,13 +152,15 @@ def together(runs: Sequence[Run]) -> list[Series]:
             raise ConfigError(f"{run.path} has no evaluated round yet; wait for the first, or leave it out")
         settings = {key: value for key, value in unstructure(run.config).items() if key not in ("seed", "name")}
         groups.setdefault(json.dumps(settings, sort_keys=True, default=str), []).append(run)
+    # one way for all; where a run was not judged by its devices' own data, the test set is all there is
+    measure = OWN if any(personal(run) for run in runs) and all(OWN.scored(run) for run in runs) else TEST
     found: list[Series] = []
     for group in groups.values():
         seeds = [run.config.seed for run in group]
         if twice := {seed for seed in seeds if seeds.count(seed) > 1}:
             same = ", ".join(str(run.path) for run in group if run.config.seed in twice)
             raise ConfigError(f"{same} hold the same configuration and seed; name one of them")
-        found.append(Series(_label(group[0], {series.label for series in found}), tuple(group)))
+        found.append(Series(_label(group[0], {series.label for series in found}), tuple(group), measure))
     return found
 
 
@@ -148,6 +187,26 @@ def goal_of(reference: Series, wanted: float = 0.0) -> float:
     if not 0 <= wanted <= 1:
         raise ConfigError(f"target {wanted:g}: expected an accuracy between 0 and 1, such as 0.95")
     return wanted or reference.final()[0] - 0.01
+
+
+def cautions(series: Sequence[Series]) -> list[str]:
+    """What must be said beside the accuracies, so that nobody holds unlike things against each other."""
+    names = ", ".join(each.label for each in series if each.personal)
+    notes = [(each.label, each.runs[0].info.get("notes", {}).get("judged", "")) for each in series]
+    said = [f"{label}: {note}." for label, note in notes if note]
+    if not names:
+        return said
+    if series[0].measure.own:
+        return [
+            *said,
+            f"{names}: each device's own model. All are therefore judged on the devices' own validation parts, by the "
+            "model that each device would use; devices weigh as many as their samples.",
+        ]
+    return [
+        *said,
+        f"{names}: each device has a model of its own, but other runs were not judged on the devices' own data "
+        "(data.valid = 0). The test accuracy shown for it is that of the common part with a head that nobody trained.",
+    ]
 
 
 def _label(run: Run, taken: set[str]) -> str:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from fedbonsai.reports.costs import classes, clocked, outcomes, to_goal
-from fedbonsai.reports.series import Series
+from fedbonsai.reports.series import Series, cautions
 
 
 def show(series: Sequence[Series], reference: Series, goal: float) -> None:
@@ -24,6 +24,8 @@ def show(series: Sequence[Series], reference: Series, goal: float) -> None:
         for row in content.rows:
             table.add_row(*(escape(cell) for cell in row))
         console.print(table)
+    for text in cautions(series):
+        console.print(escape(text))
     for each in series:
         notes = each.runs[0].info.get("notes", {})
         if notes:

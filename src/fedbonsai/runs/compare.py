@@ -161,4 +161,6 @@ def _run(job: Job) -> str:
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     moved = sum(run.bytes.values()) / 1e6
-    return f"{100 * run.accuracy:.2f} %, {moved:.2f} MB, {time.perf_counter() - start:.0f} s"
+    own = next((row["personal_accuracy"] for row in reversed(run.metrics) if "personal_accuracy" in row), None)
+    accuracy = f"{100 * run.accuracy:.2f} %" if own is None else f"{100 * own:.2f} % by the devices' own models"
+    return f"{accuracy}, {moved:.2f} MB, {time.perf_counter() - start:.0f} s"

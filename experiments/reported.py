@@ -1,0 +1,124 @@
+"""What papers or their code report beside the rows of the tables, and whether a row says otherwise.
+
+A folder of an experiment may hold a ``reported.toml``: what is said, where it was read, and, where it can be held against
+our results, a claim: this row beside another one, seed by seed. The verdict is computed from the committed JSON.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 97.5 %, 1 to 9 degrees of freedom
+
+Results = Sequence[Mapping[str, Any]]
+Score = Callable[[Mapping[str, Any]], float]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What can be held against our results: ``figure`` of a row beside ``beside``, at least or at most so much.
+
+    The figure ``accuracy`` is a difference in points; ``bytes`` and ``bytes_up`` are how many times fewer this row moves. Of
+    several rows to stand beside, the best on average counts; a ``*`` in their names is what follows this row's last dash.
+    """
+
+    beside: Sequence[str]
+    figure: str = "accuracy"
+    least: float = -math.inf
+    most: float = math.inf
+
+
+@dataclass(frozen=True)
+class Reported:
+    """One statement: for which rows, what is said, where it was read, and what comes of it here."""
+
+    rows: Sequence[str]
+    says: str
+    where: str
+    claim: Claim | None = None
+    verdict: str = ""
+
+    @property
+    def text(self) -> str:
+        """The statement with its source."""
+        return f"{self.says} *{self.where}*"
+
+
+@cache
+def statements(experiment: str) -> tuple[Reported, ...]:
+    """What is reported beside the rows of an experiment; nothing where it has no ``reported.toml``."""
+    file = HERE / experiment / "reported.toml"
+    if not file.exists():
+        return ()
+    found = []
+    for entry in tomllib.loads(file.read_text())["reported"]:
+        claim = Claim(**entry.pop("claim")) if "claim" in entry else None
+        if (claim is None) == ("verdict" not in entry):
+            raise SystemExit(f"{file}: {entry['rows']} needs a claim or a verdict, and not both")
+        found.append(Reported(**entry, claim=claim))
+    return tuple(found)
+
+
+def statement(experiment: str, name: str) -> Reported | None:
+    """What is reported beside one row."""
+    return next((each for each in statements(experiment) if name in each.rows), None)
+
+
+def verdict(said: Reported, name: str, rows: Mapping[str, Results], score: Score) -> str:
+    """Whether our row says the same, with the figure and its 95 % interval over the seeds.
+
+    Args:
+        said: what is reported beside the row.
+        name: of the row.
+        rows: results of the experiment by name, a result for each seed.
+        score: accuracy of a result in percent, as the table has it.
+    """
+    claim = said.claim
+    if claim is None:
+        return said.verdict
+    others = [other.replace("*", name.rpartition("-")[2]) for other in claim.beside]
+    pairs = {other: differences(rows[name], rows[other], claim.figure, score) for other in others if rows.get(other)}
+    pairs = {other: values for other, values in pairs.items() if values}
+    if not pairs:
+        return f"not run beside {', '.join(others)}"
+    other, values = min(pairs.items(), key=lambda pair: statistics.mean(pair[1]))
+    mean, half = interval(values)
+    spread = f" ± {half:.2f}" if math.isfinite(half) else ", one seed"
+    figure = f"{mean:+.2f}{spread} points" if claim.figure == "accuracy" else f"{mean:.2f}{spread} times fewer bytes"
+    return f"{judgement(mean, half, claim)}: {figure} beside {other}"
+
+
+def differences(ours: Results, theirs: Results, figure: str, score: Score) -> list[float]:
+    """A figure seed by seed: points more accurate, or how many times fewer bytes."""
+    beside = {result["seed"]: result for result in theirs}
+    both = [(result, beside[result["seed"]]) for result in ours if result["seed"] in beside]
+    if figure == "accuracy":
+        return [score(one) - score(other) for one, other in both]
+    ways = {"bytes": ("up", "down"), "bytes_up": ("up",)}[figure]
+    return [sum(other["bytes"][way] for way in ways) / sum(one["bytes"][way] for way in ways) for one, other in both]
+
+
+def judgement(mean: float, half: float, claim: Claim) -> str:
+    """In words: beyond the interval, or on average only."""
+    if claim.least <= mean - half and mean + half <= claim.most:
+        return "agrees"
+    if mean + half < claim.least or mean - half > claim.most:
+        return "contradicts"
+    side = "agrees" if claim.least <= mean <= claim.most else "contradicts"
+    return f"{side} on average, not beyond the interval"
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % interval; infinite for one value."""
+    if len(values) < 2:
+        return values[0], math.inf
+    t = T[min(len(values) - 1, len(T)) - 1]
+    return statistics.mean(values), t * statistics.stdev(values) / math.sqrt(len(values))

@@ -1,0 +1,52 @@
+"""The model of one client where each has a part of its own: the shared part of the run with what the client holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from fedbonsai.core import Kept
+from fedbonsai.errors import BadMessage, ConfigError, Forgotten
+from fedbonsai.model import Model
+from fedbonsai.runs.run import Run
+from fedbonsai.stages.personal import PERSONAL, merged
+from fedbonsai.tree import Weights
+from fedbonsai.wire import OWN, decode
+
+
+def owners(run: Run) -> list[str]:
+    """Ids of the clients whose personal part lies in the run's folder; a device of a real federation keeps its own."""
+    return sorted(id for id, kept in _memories(run.path).items() if PERSONAL in kept.memory)
+
+
+def personal_model(run: Run, client: str) -> Model:
+    """The final model of one client.
+
+    Raises:
+        ConfigError: the run holds no personal part of that client, or it does not fit the model.
+    """
+    kept = _memories(run.path).get(client)
+    if kept is None or PERSONAL not in kept.memory:
+        known = owners(run)
+        raise ConfigError(
+            f"{run.path} holds no personal part of client {client!r}; "
+            + (f"it has those of {', '.join(known)}" if known else "no client of it has any: leave --client out")
+        )
+    own = cast("Weights", kept.memory[PERSONAL])
+    shared = {name: value for name, value in run.model.weights.items() if name not in own}
+    try:
+        return merged(run.model.arch, shared, own)
+    except Forgotten as error:
+        raise ConfigError(f"client {client!r}: {error}") from error
+
+
+def _memories(folder: Path) -> Mapping[str, Kept]:
+    """What clients kept after the last round."""
+    home = folder / "checkpoint"
+    try:
+        manifest: dict[str, Any] = json.loads((home / "manifest.json").read_text())
+        return {id: cast("Kept", decode((home / name).read_bytes(), OWN)) for id, name in manifest["memories"].items()}
+    except (OSError, ValueError, KeyError, BadMessage) as error:
+        raise ConfigError(f"checkpoint in {home} cannot be read: {error}") from error

@@ -1,0 +1,62 @@
+"""Combinations without a meaning are refused with the reason: one case for each row of the table in docs/composing.md."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import fedbonsai
+from fedbonsai.errors import ConfigError
+
+COMPOSING = Path(__file__).parents[2] / "docs" / "composing.md"
+FEW = {"rounds": 1, "data__limit": 200, "data__clients": 4}
+
+# the first cell of the row, recipe, settings, and words of the reason
+CASES = [
+    ("`fedtiny` with `topk`", "fedtiny", {"method__uplink": [{"topk": 0.1}]}, "topk chooses positions anew"),
+    ("`fedtiny` with `topk`", "fedtiny", {"method__uplink": [{"threshold": 0.1}]}, "threshold chooses positions anew"),
+    ("`fedtiny` with `topk`", "fedtiny", {"method__uplink": [{"randk": 0.1}]}, "randk chooses positions anew"),
+    ("`fedtiny` with `known`", "fedtiny", {"method__uplink": ["known", {"signmag": 4}]}, "leave it out"),
+    ("`fedtiny` with `ef21`", "fedtiny-gated", {"method__uplink": ["ef21", {"signmag": 4}]}, "ef21 keeps an estimate"),
+    (
+        "`fedtiny` with `affine` per channel",
+        "fedtiny",
+        {"method__uplink": [{"affine": {"bits": 8, "scope": "channel"}}]},
+        "channel",
+    ),
+    ("`fedtiny` with gate `lazy`", "fedtiny", {"method__gate": {"name": "lazy"}}, "masks that may have changed"),
+    ("`ef14` around a chain that loses nothing", "fedavg", {"method__uplink": ["ef14", "entropy"]}, "ef14"),
+    ("`wireless-pruning`: `feedback` with 32 bits", "wireless-pruning", {"method__feedback": True}, "lose nothing"),
+    (
+        "`prunefl`: `personal` that leaves nothing shared",
+        "prunefl-personal",
+        {"method__personal": ["*"]},
+        "no shared weights that may be pruned; share more",
+    ),
+    (
+        '`wireless-pruning`: weight decay with `order = "alt"`',
+        "wireless-pruning",
+        {"method__sgd__weight_decay": 1e-4},
+        "weight_decay",
+    ),
+    (
+        "`fl-pqsu`: a sparse chain of weights",
+        "fl-pqsu",
+        {"method__uplink": [{"topk": 0.1}, "entropy"], "method__changes": False},
+        "changes",
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "recipe", "settings", "why"), CASES, ids=[f"{c[1]}-{n}" for n, c in enumerate(CASES)])
+def test_what_has_no_meaning_is_refused_with_the_reason(tmp_path, row, recipe, settings, why):
+    with pytest.raises(ConfigError, match=re.escape(why)):
+        fedbonsai.run(recipe, runs=tmp_path, name="run", **FEW, **settings)
+    assert not list(tmp_path.glob("run/metrics.jsonl")), "refused before anything ran"
+
+
+def test_every_row_of_the_page_has_a_case():
+    text = COMPOSING.read_text().partition("## What is refused, and why")[2].partition("\n## ")[0]
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 10
+    assert {row for row in rows for case in CASES if row.startswith(case[0])} == set(rows)
