@@ -41,15 +41,19 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def save(name: str, result: Mapping[str, object]) -> None:
-    """Write ``bench/results/<name>.json``."""
-    facts = {
+def facts() -> dict[str, object]:
+    """Where, when and by what a number was measured."""
+    return {
         "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def save(name: str, result: Mapping[str, object]) -> None:
+    """Write ``bench/results/<name>.json``."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({**facts, **result}, indent=1) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps({**facts(), **result}, indent=1) + "\n")
     print(f"wrote bench/results/{name}.json")
