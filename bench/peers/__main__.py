@@ -1,4 +1,4 @@
-"""The same work here and elsewhere: ``python -m bench.peers``; README.md in this folder says how to install the others.
+"""The same work here and elsewhere: ``python -m bench.peers``; docs/peers.md says how to install the others.
 
     python -m bench.peers --plan
     python -m bench.peers --flower-python PYTHON --pfl CHECKOUT --pfl-python PYTHON

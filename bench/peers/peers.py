@@ -91,7 +91,7 @@ def unimportable(python: str, modules: Sequence[str], checkout: str = "") -> str
     if not run.returncode:
         return ""
     said = run.stderr.strip().splitlines() or ["no word why"]
-    return f"{python} cannot import {', '.join(modules)} ({said[-1]}); see bench/peers/README.md"
+    return f"{python} cannot import {', '.join(modules)} ({said[-1]}); docs/peers.md has the commands"
 
 
 def peers(places: Places, clients: int) -> list[Peer]:
