@@ -114,6 +114,11 @@ def keep(file: Path, how: Settings, peer: Peer, seed: int, row: dict[str, Any]) 
     file.write_text(json.dumps({"work": found["work"], "rows": rows}, indent=1) + "\n")
 
 
+def absolute(path: str) -> str:
+    """A path as it is from any folder; a bare name is looked up on the system's path."""
+    return str(Path(path).expanduser().absolute()) if "/" in path or (path and Path(path).is_dir()) else path
+
+
 def other_work(file: Path, how: Settings) -> bool:
     """Whether a file holds rows of other work."""
     return file.exists() and json.loads(file.read_text())["work"] != asdict(how)
@@ -140,7 +145,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print("wrote docs/peers.md")
         return 0
     how = Settings(**{setting.name: getattr(args, setting.name) for setting in fields(Settings)})
-    places = Places(**{place.name: getattr(args, place.name) for place in fields(Places)})
+    places = Places(**{place.name: absolute(getattr(args, place.name)) for place in fields(Places)})
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     those = [p for p in peers(places, how.clients) if not args.only or any(text in p.name for text in args.only)]
     if args.plan:

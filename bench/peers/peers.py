@@ -124,8 +124,8 @@ def peers(places: Places, clients: int) -> list[Peer]:
         flower("Flower on our in-process Grid", here, "in-process", ("fedbonsai", "flwr")),
         flower("Flower on Ray", places.flower_python, "ray", ("torch", "flwr", "ray")),
         pfl,
-        fedpruning("FedPruning", "FedAvg", "group", "fedavg"),
-        fedpruning("FedPruning, is_mobile 0", "FedAvg", "group", "fedavg", 0),
+        fedpruning("FedPruning, fedavg", "FedAvg", "group", "fedavg"),
+        fedpruning("FedPruning, fedavg, is_mobile 0", "FedAvg", "group", "fedavg", 0),
         ours("fedbonsai, fedtiny", "FedTiny", "batch", "fedtiny", "local"),
         ours(
             "fedbonsai, fedtiny without selection, all layers at a time", "FedTiny", "batch", "fedtiny-plain", "local"

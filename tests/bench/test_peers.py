@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from bench.peers import of_flower, table
-from bench.peers.__main__ import apart, judged, keep, main
+from bench.peers.__main__ import absolute, apart, judged, keep, main
 from bench.peers.of_fedbonsai import method_of, settings_of
 from bench.peers.peers import Places, peers, unimportable
 from bench.peers.shared import Clock, Passes, Work, accuracy, leave, network
@@ -117,10 +117,10 @@ def why(name, **places):
 
 
 def test_a_missing_peer_says_what_is_missing_and_what_to_do(tmp_path):
-    assert "give --fedpruning PATH" in why("FedPruning")
+    assert "give --fedpruning PATH" in why("FedPruning, fedavg")
     assert "github.com/apple/pfl-research and give --pfl PATH" in why("pfl-research")
     assert "no such folder" in why("pfl-research", pfl=str(tmp_path / "nowhere"))
-    assert "install an MPI" in why("FedPruning", fedpruning=str(tmp_path), mpirun="no-such-mpirun")
+    assert "install an MPI" in why("FedPruning, fedavg", fedpruning=str(tmp_path), mpirun="no-such-mpirun")
     assert "no such Python" in why("Flower on Ray", flower_python=str(tmp_path / "python"))
     (tmp_path / "pfl").mkdir()
     assert "No module named 'pfl.model'" in why("pfl-research", pfl=str(tmp_path))
@@ -138,6 +138,14 @@ def test_a_plan_names_what_runs_and_what_does_not(capsys, tmp_path):
     assert "fedbonsai, pool of 2" in said
     assert "skipped: no checkout of pfl-research" in said
     assert not out.exists()
+
+
+def test_paths_are_those_of_the_folder_in_which_the_command_is_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkout").mkdir()
+    assert absolute("checkout") == str(tmp_path / "checkout")
+    assert absolute("env/bin/python") == str(tmp_path / "env/bin/python")
+    assert [absolute(name) for name in ("mpirun", "")] == ["mpirun", ""]
 
 
 def test_other_work_gets_no_row_in_a_file(tmp_path):
