@@ -6,7 +6,7 @@
     python -m bench.peers --write
 
 Rows that were measured go to the results file, in place of rows of the same name and seed; all others stay. A peer that
-is not here is skipped, with the reason. ``--write`` puts the table of the committed file into docs/peers.md.
+is not here is skipped, with the reason. ``--write`` puts what bench/results has into docs/peers.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 
 from bench.peers.peers import ROOT, Peer, Places, described, peers
 from bench.peers.shared import Work, accuracy
-from bench.peers.table import PAGE, markdown, written
+from bench.peers.table import PAGE, markdown, section, written
 from bench.peers.watched import watch
 from bench.peers.work import Settings, write
 from bench.record import facts as machine
@@ -41,7 +41,7 @@ def measured(peer: Peer, work: Path, folder: Path, limit: float) -> dict[str, An
     folder.mkdir()
     took = watch(peer.command(work, folder), peer.environment(), folder, limit)
     if not (folder / "facts.json").exists():
-        why = f"ended after {limit:.0f} s" if took.code is None else f"exit status {took.code}"
+        why = f"ended after {limit:.0f} s" if took.status is None else f"exit status {took.status}"
         said = (folder / "output.txt").read_text(errors="replace").strip().splitlines()[-12:]
         raise RuntimeError("\n    ".join([why, *said]))
     return judged(peer, Work(work), folder) | asdict(took)
@@ -138,10 +138,10 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit-seconds", type=float, default=300, metavar="S", help="of each run")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE")
     parser.add_argument("--plan", action="store_true", help="say what would run, and stop")
-    parser.add_argument("--write", action="store_true", help="write the table of the results file into docs/peers.md")
+    parser.add_argument("--write", action="store_true", help="write the committed rows into docs/peers.md")
     args = parser.parse_args(words)
     if args.write:
-        PAGE.write_text(written(PAGE.read_text(), json.loads(args.out.read_text())))
+        PAGE.write_text(written(PAGE.read_text(), section(RESULTS.parent)))
         print("wrote docs/peers.md")
         return 0
     how = Settings(**{setting.name: getattr(args, setting.name) for setting in fields(Settings)})

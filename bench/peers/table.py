@@ -1,7 +1,8 @@
-"""The rows as Markdown, and their place in docs/peers.md."""
+"""The rows as Markdown, and what of them stands in docs/peers.md."""
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,24 +33,24 @@ def table(group: str, named: Mapping[str, Sequence[Mapping[str, Any]]], work: Ma
 
 
 def line(name: str, rows: Sequence[Mapping[str, Any]], work: Mapping[str, Any]) -> str:
-    """One row: means over the seeds, accuracy with its standard deviation."""
+    """One row: means over the seeds, accuracy with its standard deviation; medians of seconds and memory."""
 
-    def mean(key: str, scale: float, digits: int) -> str:
+    def median(key: str, scale: float, digits: int) -> str:
         values = [row[key] for row in rows]
-        return "not measured" if None in values else f"{statistics.mean(values) / scale:.{digits}f}"
+        return "not measured" if None in values else f"{statistics.median(values) / scale:.{digits}f}"
 
     cells = [
         name,
         str(len(rows)),
         spread([100 * row["accuracy"] for row in rows]),
-        mean("kept", 1, 3),
+        f"{statistics.mean(row['kept'] for row in rows):.3f}",
         *(megabytes(rows, way, work) for way in ("up", "down")),
-        mean("seconds", 1, 1),
-        f"{statistics.mean(sum(row['round_seconds']) for row in rows):.1f}",
-        mean("processor", 1, 1),
-        mean("memory", 1e6, 0),
+        median("seconds", 1, 1),
+        f"{statistics.median(sum(row['round_seconds']) for row in rows):.1f}",
+        median("processor", 1, 1),
+        median("memory", 1e6, 0),
         str(max(row["processes"] or 0 for row in rows) or "not measured"),
-        f"{max(row['apart'] for row in rows):.0e}" if all("apart" in row for row in rows) else "",
+        f"{max(row['apart'] for row in rows):.0e}".replace("0e+00", "0") if all("apart" in row for row in rows) else "",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -67,6 +68,16 @@ def megabytes(rows: Sequence[Mapping[str, Any]], way: str, work: Mapping[str, An
     return f"none (estimate {4 * PARAMETERS * work['rounds'] * work['clients'] / 1e6:.2f})"
 
 
+def agreement(result: Mapping[str, Any]) -> str:
+    """How far the final weights of a short run are apart."""
+    rows = [row for row in result["rows"] if "apart" in row]
+    most, names = max(row["apart"] for row in rows), sorted({row["name"] for row in rows if row["apart"]})
+    return (
+        f"After {result['work']['rounds']} rounds the weights of all rows of FedAvg are at most {most:.0e} from those of "
+        f"{rows[0]['apart_from']} ({', '.join(names)})."
+    )
+
+
 def sources(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Versions, machines and commits of the rows."""
     found: dict[str, set[str]] = {}
@@ -81,13 +92,19 @@ def sources(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"Measured at {place}: {'; '.join(sorted(codes))}." for place, codes in found.items()]
 
 
+def section(results: Path) -> str:
+    """What stands in the page: the tables, and how far apart the rows of FedAvg are after a few rounds."""
+    whole, short = (json.loads((results / f"{name}.json").read_text()) for name in ("peers", "peers_few_rounds"))
+    return f"{markdown(whole)}\n\n{agreement(short)}"
+
+
 def held(page: str) -> str:
     """What stands between the markers now."""
     return page.partition(BEGIN)[2].partition(END)[0].strip("\n")
 
 
-def written(page: str, result: Mapping[str, Any]) -> str:
-    """The page with the table of these results.
+def written(page: str, text: str) -> str:
+    """The page with this between the markers.
 
     Raises:
         ValueError: the page lacks the markers.
@@ -96,4 +113,4 @@ def written(page: str, result: Mapping[str, Any]) -> str:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"the page lacks the markers {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{markdown(result)}\n{END}{after}"
+    return f"{before}{BEGIN}\n{text}\n{END}{after}"

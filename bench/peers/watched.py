@@ -30,7 +30,7 @@ class Watched:
     hold together (each shared page once, PSS), ``processes`` the most at one time. None: not measured on this system.
     """
 
-    code: int | None  # none: it was ended because it took too long
+    status: int | None  # of the exit; none: it was ended because it took too long
     seconds: float
     processor: float | None
     memory: int | None
@@ -92,9 +92,9 @@ def watch(command: Sequence[str], environment: Mapping[str, str], folder: Path, 
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        code: int | None = None
+        status: int | None = None
         try:
-            while (code := process.poll()) is None and time.perf_counter() - begin < limit:
+            while (status := process.poll()) is None and time.perf_counter() - begin < limit:
                 looked = time.perf_counter()
                 if PROC.exists():
                     family.look()
@@ -103,10 +103,10 @@ def watch(command: Sequence[str], environment: Mapping[str, str], folder: Path, 
         finally:
             _end(process, family)
     if not PROC.exists():
-        return Watched(code, seconds, None, None, None)
+        return Watched(status, seconds, None, None, None)
     # the kernel counts exactly those whose parents waited for them; looking also sees the others
     processor = max(_children() - before, family.processor)
-    return Watched(code, seconds, processor, family.memory, family.most)
+    return Watched(status, seconds, processor, family.memory, family.most)
 
 
 def _end(process: subprocess.Popen[bytes], family: Family) -> None:

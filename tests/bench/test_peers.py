@@ -183,7 +183,7 @@ def child(sleep, wait):
 @linux
 def test_all_processes_of_a_command_are_counted_even_those_that_left_it(tmp_path):
     took = watch(child(3, 2), {}, tmp_path, 60)
-    assert took.code == 0
+    assert took.status == 0
     assert took.processor > 0.3
     assert took.memory > 80_000_000
     assert took.processes >= 2
@@ -193,7 +193,7 @@ def test_all_processes_of_a_command_are_counted_even_those_that_left_it(tmp_path
 @linux
 def test_a_command_that_takes_too_long_is_ended_with_what_it_left(tmp_path):
     took = watch(child(600, 600), {"X": "1"}, tmp_path, 2)
-    assert took.code is None
+    assert took.status is None
     left = [p for p in PROC.glob("[0-9]*/cmdline") if b"nobody waits for this one" in _bytes(p)]
     assert not left
 
@@ -237,11 +237,20 @@ def test_a_row_takes_the_place_of_the_same_name_and_seed(tmp_path):
     assert {row["name"] for row in rows} == {"fedbonsai, one process"}
 
 
+def test_agreement_is_the_largest_distance_of_a_short_run():
+    rows = [
+        ROW | {"name": name, "apart": apart, "apart_from": "who"}
+        for name, apart in (("who", 0), ("b", 2e-7), ("a", 4e-7))
+    ]
+    said = table.agreement({"work": {"rounds": 3}, "rows": [*rows, ROW | {"group": "FedTiny"}]})
+    assert said == "After 3 rounds the weights of all rows of FedAvg are at most 4e-07 from those of who (a, b)."
+
+
 def test_the_page_has_the_committed_results():
-    committed = json.loads((table.PAGE.parents[1] / "bench" / "results" / "peers.json").read_text())
-    assert table.held(table.PAGE.read_text()) == table.markdown(committed), "run: python -m bench.peers --write"
+    text = table.section(table.PAGE.parents[1] / "bench" / "results")
+    assert table.held(table.PAGE.read_text()) == text, "run: python -m bench.peers --write"
     with pytest.raises(ValueError, match="markers"):
-        table.written("no place", committed)
+        table.written("no place", text)
 
 
 @pytest.mark.slow
