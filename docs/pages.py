@@ -21,6 +21,7 @@ GUIDES = {
     "Your own model and data": "your-own-model-and-data.md",
     "Your own method": "your-own-method.md",
     "Masks that compute less": "sparse.md",
+    "Side by side with others": "peers.md",
     "Real devices": "flower.md",
     "Take the model home": "export.md",
     "Reproduce a paper": "reproduce.md",
