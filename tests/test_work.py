@@ -62,3 +62,12 @@ def test_work_travels():
     with work.collecting() as done:
         local.train(model, me, SGD(batch=4))
     assert decode(encode(tuple(done))) == tuple(done)
+
+
+def test_sparse_and_dense_steps_under_one_mask_stay_apart_and_travel():
+    model, masks = Model.init(MLP, 0), {"classifier.weight": torch.arange(160).reshape(10, 16) % 4 == 0}
+    with work.collecting() as done:
+        for sparse in ((), ("classifier.weight",), (), ("classifier.weight",)):
+            work.report(model, (1, 8, 8), backward=4, steps=1, masks=masks, sparse=sparse)
+    assert [(each.sparse, each.backward, each.steps) for each in done] == [((), 8, 2), (("classifier.weight",), 8, 2)]
+    assert decode(bytes(encode(done[1]))) == done[1]

@@ -176,28 +176,6 @@ def test_a_smaller_network_takes_the_structured_curve_of_the_whole_ones_time():
     assert compute_seconds(device, done) == pytest.approx(dense * (0.2 + 0.8 * 0.25))
 
 
-def test_channels_count_in_blocks_where_the_device_computes_them_so():
-    whole = Model.init(MLP, 0)
-    names = list(whole.weights)
-    cut = {names[0]: (slice(5),), names[1]: (slice(5),), names[2]: (slice(None), slice(5)), names[3]: ()}
-    small = whole.replace({name: whole.weights[name][place] for name, place in cut.items()})
-    shapes = {name: tuple(value.shape) for name, value in small.weights.items()}
-    narrow = Episode(MLP, shapes, (1, 8, 8), backward=10)
-    first, last = layers(narrow)
-    assert (first.outputs, first.inputs, last.outputs, last.inputs) == (5, 64, 10, 5)
-    assert (first.filled(1), last.filled(1)) == (5 * 64, 50)
-    assert (first.filled(8), last.filled(8)) == (8 * 64, 16 * 8)  # the image's 64 values are not rounded up
-    assert (first.filled(16), last.filled(16)) == (16 * 64, 16 * 16)
-    assert kept(narrow, 8)[0] == pytest.approx((8 * 64 + 128) / (16 * 64 + 256))
-    assert kept(narrow, 16)[0] == 1.0  # as many blocks as the whole network has
-    dense = compute_seconds(flat(), [episode(backward=10)])
-    for block in (1, 8, 16):
-        device = replace(flat(), structured=Curve("assumed", "test", 0.2, 0.8, block=block))
-        share = kept(narrow, block)[0]
-        assert compute_seconds(device, [narrow]) == pytest.approx(dense * (0.2 + 0.8 * share))
-        assert compute_seconds(device, [episode(backward=10)]) == dense
-
-
 def test_a_wider_network_than_the_builders_takes_its_own_operations():
     arch = Arch("mlp", {**MLP.options, "widths": [8]})
     wide = Model(arch, Model.init(MLP, 0).weights)

@@ -2,11 +2,10 @@ import numpy as np
 import pytest
 
 from fedbonsai.devices.clock import kept, macs
-from fedbonsai.devices.curves import SMALLER, affine, curve, masked, narrowed, rising, sparse_curve, structured_curve
+from fedbonsai.devices.curves import affine, curve, masked, narrowed, rising, sparse_curve
 from fedbonsai.devices.measure import Step, beside, fitted, least, timed
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Arch, Model
-from fedbonsai.work import Episode
 
 
 def test_the_fit_finds_speeds_and_overhead():
@@ -51,21 +50,6 @@ def test_the_sparse_curve_is_relative_to_the_dense_step():
     assert bent.kept == tuple(sorted(densities))
     assert bent.relative == pytest.approx((0.1, 0.1, 0.2, 0.2, 1.0, 1.0, 1.0))
     assert "not affine" in bent.source
-
-
-@pytest.mark.parametrize("block", [1, 8, 16])
-def test_the_block_of_the_widths_is_found(block):
-    model, sample = Model.init(Arch("resnet-tiny"), 0), (3, 32, 32)
-    episodes = [
-        Episode(model.arch, {name: tuple(value.shape) for name, value in small.weights.items()}, sample, backward=1)
-        for small in (narrowed(model, share**0.5) for share in SMALLER)
-    ]
-    found = structured_curve(episodes, [1 + 3 * kept(episode, block)[0] for episode in episodes], "test")
-    assert found.block == block
-    assert (found.intercept, found.slope) == pytest.approx((0.25, 0.75))
-    steps = structured_curve(episodes, [1 + round(3 * kept(e, block)[0]) for e in episodes], "test")
-    assert steps.at(1.0) == 1.0
-    assert list(steps.kept) == sorted(set(steps.kept))
 
 
 def test_least_squares_by_hand():

@@ -59,21 +59,6 @@ def test_the_curve_of_sparse_layers_may_be_missing_and_need_not_end_at_one():
             read(held)
 
 
-@pytest.mark.parametrize("wrong", [0, 2.5, True, "8"])
-def test_the_block_of_channels_is_a_whole_number(wrong):
-    held = table()
-    assert read(held).structured.block == 1
-    held["structured"]["block"] = 16
-    assert read(held).structured.block == 16
-    held["structured"]["block"] = wrong
-    with pytest.raises(ConfigError, match=r"structured\.block"):
-        read(held)
-    other = table()
-    other["masked"]["block"] = 16
-    with pytest.raises(ConfigError, match=r"masked\.block"):
-        read(other)
-
-
 def test_curves_by_hand():
     line = Curve("assumed", "test", 0.2, 0.8)
     assert line.at(0.5) == pytest.approx(0.6)

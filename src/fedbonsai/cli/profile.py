@@ -109,9 +109,7 @@ def _watts(given: float | None, watts: float) -> dict[str, Any]:
 
 
 def _curve(curve: Curve, dense: bool = True) -> dict[str, Any]:
-    head: dict[str, Any] = {"mark": curve.mark, "source": curve.source}
-    if curve.block > 1:
-        head["block"] = curve.block
+    head = {"mark": curve.mark, "source": curve.source}
     if curve.kept:
         points = zip(curve.kept, curve.relative, strict=True)
         kept, relative = zip(*((round(x, 4), round(y, 4)) for x, y in points), strict=True)

@@ -46,22 +46,18 @@ def macs(work: Sequence[Episode]) -> Macs:
     return Macs(done, round(kept))
 
 
-def kept(episode: Episode, block: int = 1) -> tuple[float, float]:
+def kept(episode: Episode) -> tuple[float, float]:
     """Kept fractions of an episode's network: by structure against the builder's own network, and by its mask.
 
     Both count multiply-accumulates, not weights: a weight of a convolution is used at every place of its output.
-
-    Args:
-        episode: of a network.
-        block: by structure, channels count as the next multiple of this.
     """
     now = layers(episode)
     total = sum(layer.macs for layer in now)
     if not total:
         return 1.0, 1.0
     masked = sum(layer.macs * episode.kept.get(layer.name, 1.0) for layer in now) / total
-    part, whole = (sum(layer.filled(block) for layer in layers(each)) for each in (episode, unpruned(episode)))
-    return part / whole, masked
+    whole = sum(layer.macs for layer in layers(unpruned(episode)))
+    return total / whole, masked
 
 
 def unpruned(episode: Episode) -> Episode:
@@ -75,8 +71,8 @@ def compute_seconds(profile: Profile, work: Sequence[Episode]) -> float:
 
 
 def _seconds(profile: Profile, episode: Episode) -> float:
-    structure, mask = kept(episode, profile.structured.block)
-    whole = unpruned(episode) if kept(episode)[0] < 1 else episode  # a curve says nothing of wider networks
+    structure, mask = kept(episode)
+    whole = unpruned(episode) if structure < 1 else episode  # a curve says nothing of wider networks
     rates: dict[Kind, float] = {"conv": profile.conv.value, "linear": profile.linear.value}
     dense = sum(layer.macs * passes(layer, episode) / rates[layer.kind] for layer in layers(whole))
     network, share = counted(whole), 1.0 if episode.backward else FORWARD

@@ -2,13 +2,13 @@
 
 One network at several kept fractions. The affine fit is refused where R squared is below .98 or a coefficient is negative,
 and the monotone piecewise-linear one through the points is taken. Vector units compute channels in blocks, so the time of
-smaller networks is a staircase over their widths: the block that makes it straightest is part of the curve.
+smaller networks is a staircase over their widths, which few points would miss.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 import numpy as np
@@ -21,11 +21,9 @@ from fedbonsai.devices.measure import Step, timed
 from fedbonsai.devices.profile import Curve
 from fedbonsai.model import Arch, Model
 from fedbonsai.tree import Weights, generator
-from fedbonsai.work import Episode
 
 KEPT = (1.0, 0.75, 0.5, 0.25, 0.1)  # under a mask
 SMALLER = (1.0, 0.9, 0.8, 0.7, 0.5, 0.4, 0.3, 0.2, 0.1)  # of the operations of smaller networks
-BLOCKS = (1, 4, 8, 16)  # channels that are computed together
 DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)  # of sparse layers
 R2 = 0.98
 BATCH = 32
@@ -95,24 +93,9 @@ def curve(kept: Sequence[float], seconds: Sequence[float], noise: float, source:
         rest = float(np.abs((intercept + slope * x) / y - 1).max())
         text = f"{source}: R squared {r2:.4f}, largest residual {100 * rest:.0f} %"
         return Curve("measured", text, intercept / whole, slope / whole, r2)
-    points = np.unique(x)
-    y = rising([float(y[x == each].mean()) for each in points])
+    y = rising(y.tolist())
     text = f"{source}: not affine (R squared {r2:.3f}, slope {slope / y[-1]:.3f}), so piecewise"
-    return Curve("measured", text, kept=tuple(points.tolist()), relative=tuple((y / y[-1]).tolist()))
-
-
-def structured_curve(episodes: Sequence[Episode], seconds: Sequence[float], source: str) -> Curve:
-    """A curve through timed steps of smaller networks, over their operations in blocks of the width that fits best.
-
-    Args:
-        episodes: of the networks, the whole one among them.
-        seconds: a step took.
-        source: how it was measured.
-    """
-    shares = {block: [kept_of(episode, block)[0] for episode in episodes] for block in BLOCKS}
-    best = max(BLOCKS, key=lambda block: affine(shares[block], seconds)[2])
-    found = curve(shares[best], seconds, 0.0, f"{source}, channels in blocks of {best}")
-    return replace(found, block=best)
+    return Curve("measured", text, kept=tuple(x.tolist()), relative=tuple((y / y[-1]).tolist()))
 
 
 def sparse_curve(densities: Sequence[float], seconds: Sequence[float], dense: float, source: str) -> Curve:
@@ -160,16 +143,17 @@ def curves(job: Job, budget: float, say: Callable[[str], None]) -> Curves:
     points = timed(steps, job.sample, BATCH, budget)
     small, rest = points[: len(SMALLER)], points[len(SMALLER) :]
     dense, few = rest[: len(KEPT)], rest[len(KEPT) :]
-    for point in small:
-        say(f"{job.name} with {kept_of(point.episode)[0]:.3f} of its operations: {1000 * point.seconds:.2f} ms a step")
+    shares = [kept_of(point.episode)[0] for point in small]
+    for share, point in zip(shares, small, strict=True):
+        say(f"{job.name} with {share:.3f} of its operations: {1000 * point.seconds:.2f} ms a step")
     for kept, point in zip(KEPT, dense, strict=True):
         say(f"{job.name} under a mask of {kept}: {1000 * point.seconds:.2f} ms")
     for kept, point in zip(densities, few, strict=True):
         say(f"{job.name} with {kept} of its weights in sparse layers: {1000 * point.seconds:.2f} ms")
     how = f"{job.name}, batch {BATCH}, one thread"
-    noise = max(point.spread for point in dense)
+    noise = 2 * max(point.spread for point in dense)  # half of the turns lie in a range as wide
     return Curves(
-        structured_curve([point.episode for point in small], [point.seconds for point in small], how),
+        curve(shares, [point.seconds for point in small], 0.0, how),
         curve(KEPT, [point.seconds for point in dense], noise, how),
         sparse_curve(densities, [point.seconds for point in few], dense[0].seconds, how) if few else None,
     )

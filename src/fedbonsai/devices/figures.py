@@ -90,14 +90,6 @@ class Reader:
             return ()
         return tuple(float(item) for item in cast("list[float]", value))
 
-    def count(self, name: str, default: int) -> int:
-        """A whole number of at least 1."""
-        value = self._take(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            self.faults.append(f"{name} = {value!r}: expected a whole number of at least 1")
-            return default
-        return value
-
     def has(self, name: str) -> bool:
         """Whether the table has such an entry."""
         return self._find(name) is not None

@@ -33,19 +33,6 @@ class Layer:
     macs: int
     first: bool
     """Whether no gradient by its input is needed, as in the first layer of a network."""
-    outputs: int
-    """Of its weight."""
-    inputs: int
-    """Of its weight; of one group where there are several."""
-
-    def filled(self, block: int) -> int:
-        """Multiply-accumulates with outputs and inputs rounded up to multiples of a block; those of images are not."""
-        inputs = self.inputs if self.first else _up(self.inputs, block)
-        return self.macs // (self.outputs * self.inputs) * _up(self.outputs, block) * inputs
-
-
-def _up(count: int, block: int) -> int:
-    return -(-count // block) * block
 
 
 @dataclass(frozen=True)
@@ -125,7 +112,7 @@ def _passed(episode: Episode, device: str) -> Network:
         weight: Tensor = layer.get_parameter("weight")
         name = f"{names[layer]}weight"
         macs = out[0].numel() * weight[0].numel() + (found[name].macs if name in found else 0)
-        found[name] = Layer(name, kind, macs, not inputs[0].requires_grad, *weight.shape[:2])
+        found[name] = Layer(name, kind, macs, not inputs[0].requires_grad)
 
     hooked: Callable[..., None] = see
     parts = [m for m in net.modules() if not any(m.children()) and not isinstance(m, PASSING)]

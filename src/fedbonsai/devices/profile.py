@@ -32,8 +32,6 @@ class Curve:
     """Of the affine fit; 1 where nothing was fitted."""
     kept: tuple[float, ...] = ()
     relative: tuple[float, ...] = ()
-    block: int = 1
-    """Of a ``structured`` curve: channels count as the next multiple of this, as vector units compute them."""
 
     def at(self, kept: float) -> float:
         """Relative time at a kept fraction in [0, 1]."""
@@ -74,7 +72,7 @@ class Profile:
     overhead: Figure
     """Seconds of a local step for each module, whatever its size."""
     structured: Curve
-    """Physically smaller networks, x = their share of the whole network's multiply-accumulates, in blocks of channels."""
+    """Physically smaller networks, x = their share of the whole network's multiply-accumulates."""
     masked: Curve
     """Networks under a mask that keep their shape, x = the share of multiply-accumulates with a kept weight."""
     idle: Figure
@@ -92,7 +90,6 @@ class Profile:
 def _curve(reader: Reader, name: str, dense: bool = True) -> Curve:
     """A curve by its name; one of dense kernels is 1 where everything is kept."""
     mark, source = reader.text(f"{name}.mark"), reader.text(f"{name}.source")
-    block = reader.count(f"{name}.block", 1) if name == "structured" else 1
     if mark not in ("measured", "published", "assumed") or not source:
         reader.faults.append(f"{name}: expected a mark (measured, published or assumed) and a source")
     if reader.has(f"{name}.kept"):
@@ -104,7 +101,7 @@ def _curve(reader: Reader, name: str, dense: bool = True) -> Curve:
             )
         elif (dense and abs(relative[-1] - 1) > ONE) or relative[0] <= 0:
             reader.faults.append(f"{name}.relative: expected positive times{' that end at 1' if dense else ''}")
-        return Curve(mark, source, kept=kept, relative=relative, block=block)  # type: ignore[arg-type]
+        return Curve(mark, source, kept=kept, relative=relative)  # type: ignore[arg-type]
     figures = reader.numbers(f"{name}.affine")
     if len(figures) != 3:
         reader.faults.append(f"{name}.affine: expected [intercept, slope, R squared]")
@@ -114,7 +111,7 @@ def _curve(reader: Reader, name: str, dense: bool = True) -> Curve:
     if intercept < 0 or slope < 0 or (abs(whole - 1) > ONE if dense else whole <= 0):
         wanted = "that sum to 1" if dense else "that are not both 0"
         reader.faults.append(f"{name}.affine = {list(figures)}: expected intercept and slope >= 0 {wanted}")
-    return Curve(mark, source, intercept, slope, r2, block=block)  # type: ignore[arg-type]
+    return Curve(mark, source, intercept, slope, r2)  # type: ignore[arg-type]
 
 
 def read(table: Table) -> Profile:
