@@ -125,7 +125,6 @@ def peers(places: Places, clients: int) -> list[Peer]:
         flower("Flower on Ray", places.flower_python, "ray", ("torch", "flwr", "ray")),
         pfl,
         fedpruning("FedPruning, fedavg", "FedAvg", "group", "fedavg"),
-        fedpruning("FedPruning, fedavg, is_mobile 0", "FedAvg", "group", "fedavg", 0),
         ours("fedbonsai, fedtiny", "FedTiny", "batch", "fedtiny", "local"),
         ours(
             "fedbonsai, fedtiny without selection, all layers at a time", "FedTiny", "batch", "fedtiny-plain", "local"
@@ -133,6 +132,7 @@ def peers(places: Places, clients: int) -> list[Peer]:
         fedpruning("FedPruning, fedtinyclean", "FedTiny", "batch", "fedtiny"),
         ours("fedbonsai, prunefl", "PruneFL", "batch", "prunefl", "local"),
         fedpruning("FedPruning, prunefl", "PruneFL", "batch", "prunefl"),
+        fedpruning("FedPruning, fedavg, is_mobile 0", "FedAvg", "group", "fedavg", 0),
     ]
 
 
