@@ -6,8 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +81,8 @@ class Peer:
         return unimportable(self.python, self.modules, self.checkout)
 
 
-def unimportable(python: str, modules: Sequence[str], checkout: str = "") -> str:
+@cache
+def unimportable(python: str, modules: tuple[str, ...], checkout: str = "") -> str:
     """Why a Python cannot import what it must; empty if it can."""
     lines = [f"import sys; sys.path[:0] = {[checkout] if checkout else []!r}", *(f"import {name}" for name in modules)]
     path = {"PYTHONPATH": str(ROOT / "src")} if "fedbonsai" in modules else {}
@@ -125,7 +127,6 @@ def peers(places: Places, clients: int) -> list[Peer]:
         flower("Flower on Ray", places.flower_python, "ray", ("torch", "flwr", "ray")),
         pfl,
         fedpruning("FedPruning, fedavg", "FedAvg", "group", "fedavg"),
-        fedpruning("FedPruning, fedavg, is_mobile 0", "FedAvg", "group", "fedavg", 0),
         ours("fedbonsai, fedtiny", "FedTiny", "batch", "fedtiny", "local"),
         ours(
             "fedbonsai, fedtiny without selection, all layers at a time", "FedTiny", "batch", "fedtiny-plain", "local"
@@ -133,6 +134,7 @@ def peers(places: Places, clients: int) -> list[Peer]:
         fedpruning("FedPruning, fedtinyclean", "FedTiny", "batch", "fedtiny"),
         ours("fedbonsai, prunefl", "PruneFL", "batch", "prunefl", "local"),
         fedpruning("FedPruning, prunefl", "PruneFL", "batch", "prunefl"),
+        fedpruning("FedPruning, fedavg, is_mobile 0", "FedAvg", "group", "fedavg", 0),
     ]
 
 

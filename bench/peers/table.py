@@ -93,9 +93,12 @@ def sources(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def section(results: Path) -> str:
-    """What stands in the page: the tables, and how far apart the rows of FedAvg are after a few rounds."""
-    whole, short = (json.loads((results / f"{name}.json").read_text()) for name in ("peers", "peers_few_rounds"))
-    return f"{markdown(whole)}\n\n{agreement(short)}"
+    """What stands in the page: the tables, and if it was measured how far apart the rows of FedAvg are after few rounds."""
+    whole, short = results / "peers.json", results / "peers_few_rounds.json"
+    parts = [markdown(json.loads(whole.read_text()))]
+    if short.exists():
+        parts.append(agreement(json.loads(short.read_text())))
+    return "\n\n".join(parts)
 
 
 def held(page: str) -> str:
