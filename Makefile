@@ -51,6 +51,7 @@ bench: $(READY)  ## speed and size, side by side in one run, into bench/results
 	$(BIN)/python -m bench.allocation
 	$(BIN)/python -m bench.flower
 	$(BIN)/python -m bench.sparse_step --quick
+	$(BIN)/python -m bench.growth_memory
 
 docs: $(READY)  ## the documentation as a static site, into site/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt torch -e '.[docs]'
