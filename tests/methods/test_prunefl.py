@@ -530,5 +530,9 @@ def test_settings_that_cannot_be_meant_are_refused():
         PruneFL(lr_half_life=-1)
     with pytest.raises(ValueError, match="no effect"):
         PruneFL(lr_every=10)
+    with pytest.raises(
+        ValueError, match=r"interval = 0: expected at least 1; density = 2: expected a share in \(0, 1\]"
+    ):
+        PruneFL(interval=0, density=2)
     with pytest.raises(ConfigError, match="never"):
         run(method(never=("",)), LocalFleet(PEOPLE), 0)

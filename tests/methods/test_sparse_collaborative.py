@@ -17,12 +17,13 @@ from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Metered, Wrapper
 from fedbonsai.local import SGD
 from fedbonsai.methods.averaging import Averaging
-from fedbonsai.methods.sparse_collaborative import Clusters, Flat, LocalLoss, SparseCollaborative, Split
+from fedbonsai.methods.sparse_collaborative import SparseCollaborative
 from fedbonsai.model import Arch, Model, network
 from fedbonsai.stages.broadcast import Downlink, Whole
 from fedbonsai.stages.codec import Chain, parse
 from fedbonsai.stages.split import clusters
 from fedbonsai.stages.split.part import Part, coded, renamed
+from fedbonsai.stages.split.topology import Clusters, Flat, LocalLoss, Split, groups
 from fedbonsai.stages.updates import part_of
 from fedbonsai.stages.weighting import Weighting
 from fedbonsai.tree import generator
@@ -160,7 +161,7 @@ def test_c12_the_distributed_step_is_monolithic_autograd():
     first = play(method, 0, LocalFleet(folk))
     distributed = play(method, 1, LocalFleet(folk)).model.weights
     module = first.model.build().train()
-    (group,) = method._groups(LocalFleet(folk), 0, 0)
+    (group,) = groups(LocalFleet(folk).devices, method.topology, 0, 0, 0)
     for owner in group:
         me = next(person for person in folk if person.id == owner.id)
         scores = [g(f(me.train.x)) for f, g in zip(module.fronts, module.backs, strict=True)]
@@ -196,7 +197,7 @@ def test_c12_a_device_never_holds_another_back():
     fleet = LocalFleet(people())
     method = SparseCollaborative(Clusters(2, "fixed", NONE, NONE), STEP, **DENSE)
     state = play(method, 0, fleet)
-    group = method._groups(fleet, 0, 0)[0]
+    group = groups(fleet.devices, method.topology, 0, 0, 0)[0]
     options = {key: value for key, value in state.model.arch.options.items() if key != "count"}
     parts = Arch("front", options), Arch("back", options), state.model.arch
     how = clusters.How(*parts, 2, STEP, NONE, NONE, NONE, 0.0, False, 0)

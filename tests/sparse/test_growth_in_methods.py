@@ -21,6 +21,7 @@ from fedbonsai.stages.pruning.scout import Scouting
 from fedbonsai.stages.pruning.selection import Selection
 from fedbonsai.stages.pruning.time_model import Measured
 from fedbonsai.stages.pruning.top_gradients import top_gradients
+from fedbonsai.wire import encode
 from tests.methods.rounds import run
 from tests.sparse.nets import masked
 from tests.sparse.test_training import client
@@ -187,6 +188,7 @@ def pruner(importance, sparse):
 def test_prunefl_reconfigures_alike(importance):
     theirs, _ = run(pruner(importance, "off"), rounds=7, model=MLP)
     ours, _ = run(pruner(importance, "on"), rounds=7, model=MLP)
+    assert encode(run(pruner(importance, "on"), rounds=7, model=MLP)[0][-1]) == encode(ours[-1])
     assert [state.since for state in ours[1:]] == [0, 0, 0, 3, 3, 3, 6] == [state.since for state in theirs[1:]]
     assert ours[4].held.version > ours[1].held.version
     for pair in zip(ours, theirs, strict=True):

@@ -27,6 +27,7 @@ from fedbonsai.stages.pruning.masks import masked
 from fedbonsai.stages.pruning.readjust import MaskedMean, Readjustment, changed, cut_back, readjusted
 from fedbonsai.stages.pruning.scores import magnitude
 from fedbonsai.stages.pruning.under_masks import averaged, names_of, packed, unpacked
+from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import MOST, Update
 from fedbonsai.tree import Tree, seed_of
@@ -122,7 +123,7 @@ class FedDST:
         weights = {name: model.weights[name] for name in names_of(model, self.never)}
         ones = {name: torch.ones_like(value, dtype=torch.bool) for name, value in weights.items()}
         masks = best(magnitude(weights), ones, kept(self.density, tree.size(weights)), "erk")
-        size = tuple(server.train.x.shape[1:])
+        size = server.train.size
         start = model.replace(masked(model.weights, masks))
         return State(start, server.seed, HeldMasks(masks), size, figures(model, masks, size, self.sgd))
 
@@ -140,11 +141,9 @@ class FedDST:
     def readjusting(self, state: State, t: int, fleet: Fleet, devices: list[Device], fraction: float) -> State:
         """Average each coordinate over those that keep it, and cut each layer back to its count."""
         sent = state.held.send(state.model.weights, devices, seed_of(state.seed, "down", t, 0))
-        made = {
-            id(part): Readjust(state.model.arch, part, self.sgd, fraction, self.after, self.batch)
-            for part in sent.values()
-        }
-        answers = fleet.ask(readjust, {device: made[id(part)] for device, part in sent.items()}, at_least=0)
+        arch, sgd = state.model.arch, self.sgd
+        send = each(sent, lambda part: Readjust(arch, part, sgd, fraction, self.after, self.batch))
+        answers = fleet.ask(readjust, send, at_least=0)
         mean, loss, dropped, heard = MaskedMean(), 0.0, 0, list[str]()
         for answer in answers:
             masks = answer.value.masks or state.held.masks

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from fedbonsai import local, tree
-from fedbonsai.core import Answer, Client, Fleet, Memory, Samples, forgetful, task
-from fedbonsai.errors import Unanswered
+from fedbonsai.core import Answer, Client, Fleet, Memory, Samples, task
 from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
@@ -29,8 +28,9 @@ from fedbonsai.stages.pruning.per_time import full
 from fedbonsai.stages.pruning.scores import magnitude
 from fedbonsai.stages.pruning.time_model import Measured, Seconds, TimeModel, seconds
 from fedbonsai.stages.pruning.under_masks import names_of, packed, unpacked
+from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.updates import Update, combine
+from fedbonsai.stages.updates import Update, combine_if_any
 from fedbonsai.tree import Tree, Weights, generator, seed_of
 from fedbonsai.wire import message
 
@@ -114,7 +114,7 @@ class Online:
         sizes = {name: model.weights[name].numel() for name in names}
         search = Search.begin(sum(sizes.values()), len(names), self.least)
         masks = sized(model.weights, names, search.k)
-        size = tuple(server.train.x.shape[1:])
+        size = server.train.size
         classes = list(model.weights.values())[-1].shape[0]  # the classifier's bias has one value for each
         times = seconds(self.time, sizes, self.sgd.steps)
         held = HeldMasks(masks)
@@ -126,15 +126,11 @@ class Online:
         start = masked(state.model.weights, masks)
         sent = state.held.send(start, devices, seed_of(state.seed, "down", t, 0))
         wanted = self.samples if t >= self.warmup else 0
-        made = {id(part): Train(state.model.arch, part, self.sgd, wanted) for part in sent.values()}
-        answers = fleet.ask(train, {device: made[id(part)] for device, part in sent.items()})
+        answers = fleet.ask(train, each(sent, lambda part: Train(state.model.arch, part, self.sgd, wanted)))
         shown: dict[str, Samples] = {}
-        try:
-            combined = combine(opened(answers, state, wanted, shown), start, fleet)
-        except Unanswered:
-            if not forgetful(answers.silent):
-                raise
-            return replace(state, held=state.held.silent(answers.silent))
+        combined = combine_if_any(answers, opened(answers, state, wanted, shown), start, fleet)
+        if combined is None:
+            return replace(state, held=state.held.silent(answers.silent))  # all had lost the masks
         before, now = state.model.replace(start), state.model.replace(masked(combined.mean, masks))
         model = state.model.replace(full(combined.mean, state.model.weights, masks))
         held = state.held.heard(combined.devices).silent(answers.silent)

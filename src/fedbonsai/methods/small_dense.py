@@ -69,8 +69,7 @@ class SmallDense:
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """The widest network of the same kind that is small enough."""
-        channels, height, width = server.train.x.shape[1:]
-        size = (channels, height, width)
+        size = server.train.size
         small = narrow(model, self.density, size, seed_of(server.seed, "small", -1, 0))
         cost = Cost.of(small, size, self.sgd)
         return State(small, cost, server.seed, cost.parameters / Cost.of(model, size, self.sgd).parameters)

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from fedbonsai.core import Client, Device, Fleet, Memory, forgetful, task
+from fedbonsai.core import Client, Device, Fleet, forgetful
 from fedbonsai.devices.channel import Cell
 from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.local import SGD
@@ -27,24 +27,16 @@ from fedbonsai.stages.coverage import nowhere, uncovered, union
 from fedbonsai.stages.personal import Judge, begun, judged, merged, personal_names, split
 from fedbonsai.stages.pruning.derived_masks import Derived, Rule
 from fedbonsai.stages.sampling import cohort
+from fedbonsai.stages.settings import NOT_NEGATIVE, PART, Range, among, outside, refuse
+from fedbonsai.stages.wireless_count import counted
 from fedbonsai.stages.wireless_exchange import EXACT, Gathered, Grant, How, Owing, Train, gathered, train
 from fedbonsai.stages.wireless_load import Compute, Cycles, Parts, Passes, load_of
 from fedbonsai.stages.wireless_plan import Allocation, Optimum, Problem, Schedule, scheduled
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
 
-
-@message("wireless-pruning/count@1")
-class Count:
-    """How many samples are there?"""
-
-
-@message("wireless-pruning/counted@1")
-class Counted:
-    """So many, to train and to judge on."""
-
-    examples: int
-    valid: int
+BITS = Range(f"1 to 8, or {EXACT}", lambda value: 1 <= value <= 8 or value == EXACT)
+DEADLINE = Range("a share of T_full > 0", lambda value: 0 < value < inf)
 
 
 @message("wireless-pruning/state@1")
@@ -64,12 +56,6 @@ class State:
     covered: Mapping[str, Tensor] | None = None
     seconds: float = 0.0
     figures: Mapping[str, float] = field(default_factory=dict[str, float])
-
-
-@task("wireless-pruning/count")
-def count(request: Count, me: Client, memory: Memory) -> tuple[Counted, Memory]:
-    """Samples of this client."""
-    return Counted(len(me.train), len(me.valid)), memory
 
 
 @method("wireless-pruning")
@@ -121,26 +107,16 @@ class WirelessPruning:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant, or has no effect."""
-        faults = [
-            f"{name} = {getattr(self, name)}: expected {want}"
-            for name, want, fine in (
-                ("bits", f"1 to 8, or {EXACT}", 1 <= self.bits <= 8 or self.bits == EXACT),
-                ("deadline", "a share of T_full > 0", 0 < self.deadline < inf),
-                ("ratio_max", "a share in [0, 1)", 0 <= self.ratio_max < 1),
-                ("bonus", "a number >= 0", self.bonus >= 0),
-                ("personal_steps", "steps >= 0", self.personal_steps >= 0),
-                ("personal_lr", "a rate >= 0", self.personal_lr >= 0),
-                ("judge", "rounds >= 0", self.judge >= 0),
-                ("finetune", "steps >= 0, with judge > 0", self.finetune >= 0 and (self.judge or not self.finetune)),
-            )
-            if not fine
-        ]
-        if self.feedback and self.bits == EXACT:
-            faults.append(f"feedback = true has no effect with bits = {EXACT}, which lose nothing: set bits to 1 to 8")
-        if self.allocation.by_error and self.mask.criterion != "magnitude":
-            faults.append(f"allocation.surrogate = 'error' is of magnitudes: mask.criterion is {self.mask.criterion!r}")
-        if faults:
-            raise ValueError("; ".join(faults))
+        ranges = {"bits": BITS, "deadline": DEADLINE, "ratio_max": PART}
+        ranges |= dict.fromkeys(("bonus", "personal_steps", "personal_lr", "judge", "finetune"), NOT_NEGATIVE)
+        lossless, unjudged = self.feedback and self.bits == EXACT, self.finetune > 0 and not self.judge
+        blind = self.allocation.by_error and self.mask.criterion != "magnitude"
+        faults = among(
+            (unjudged, f"finetune = {self.finetune} has no effect with judge = 0: leave it out"),
+            (lossless, f"feedback = true has no effect with bits = {EXACT}, which lose nothing: set bits to 1 to 8"),
+            (blind, f"allocation.surrogate = 'error' is of magnitudes: mask.criterion is {self.mask.criterion!r}"),
+        )
+        refuse(outside(self, **ranges) + faults)
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """The initial model, and how many samples each device has.
@@ -148,13 +124,13 @@ class WirelessPruning:
         Raises:
             ConfigError: nothing to prune, or nothing to judge on.
         """
-        parts = self.parts(model, tuple(server.train.x.shape[1:]))
+        parts = self.parts(model, server.train.size)
         if not parts.prunable and self.allocation.prunes:
             raise ConfigError(
                 f"personal = {list(self.personal)}, mask.never = {list(self.mask.never)}: no shared weight of "
                 f"{model.arch.name!r} may be pruned; share more, or set method.allocation to 'fixed'"
             )
-        found = {a.device.id: a.value for a in fleet.ask(count, dict.fromkeys(fleet.devices, Count()))}
+        found = counted(fleet)
         if self.judge and not any(value.valid for value in found.values()):
             raise ConfigError("judge > 0 needs validation parts on the clients: set data.valid > 0, or judge = 0")
         examples = {id: value.examples for id, value in found.items()}
