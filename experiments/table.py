@@ -317,7 +317,9 @@ def exports() -> list[str]:
         "| network | format | weights | bytes | of dense fp32 | ms | of dense fp32 | same class, % | accuracy, % |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    first = {row["format"]: row for row in reversed(result["rows"]) if row["weights"] == "fp32" and row["model"] == "dense"}
+    first = {
+        row["format"]: row for row in reversed(result["rows"]) if row["weights"] == "fp32" and row["model"] == "dense"
+    }
     for row in result["rows"]:
         base = first[row["format"]]
         cells = [
