@@ -373,11 +373,11 @@ class SparseCollaborative:
 
     def notes(self) -> Mapping[str, str]:
         """What a report must print beside any number of this method: whose accuracy it is."""
-        if not isinstance(self.topology, Clusters):
+        where = self.topology
+        if not isinstance(where, Clusters):
             return {}
-        size = self.topology.size
         return {
-            "judged": f"{size} networks that answer together, each cut over the devices of a cluster; no device holds all"
+            "judged": f"{where.size} networks that answer together, each cut over the devices of a cluster; no device holds all"
         }
 
     def metrics(self, state: State) -> Mapping[str, float]:
