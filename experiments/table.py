@@ -307,7 +307,7 @@ def exports() -> list[str]:
     """One row for each exported file of a dense and a pruned network, beside the dense one in float32."""
     file = ROOT / "bench" / "results" / "export.json"
     if not file.exists():
-        return []
+        return ["Not measured yet: `python -m bench.export`, then `python -m experiments.table --write`."]
     result = json.loads(file.read_text())
     machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores"
     lines = [

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -38,6 +39,7 @@ def test_a_plan_runs_nothing(capsys):
     assert all(line.split()[-1] == "new" for line in lines[:4])
     assert lines[4].startswith("4 of 4 runs to do")
     assert lines[4].endswith("in runs/two words")
+    assert re.match(r"about \d+:\d\d of training here", lines[5]), "how long it may take"
     assert not Path("runs").exists()
 
 

@@ -11,11 +11,11 @@ import pytest
 
 import fedbonsai
 from fedbonsai.errors import ConfigError
-from fedbonsai.reports.anatomy import layers
+from fedbonsai.reports.anatomy import layers, remaining
 from fedbonsai.reports.costs import measured, outcomes, to_goal
 from fedbonsai.reports.files import KINDS, curves, kind_of, write
 from fedbonsai.reports.page import embedded
-from fedbonsai.reports.series import AXES, Series, baseline, goal_of, together
+from fedbonsai.reports.series import AXES, OWN, TEST, Series, baseline, cautions, goal_of, together
 from fedbonsai.reports.terminal import show
 from fedbonsai.runs import recipes
 from fedbonsai.runs.run import Run
@@ -185,3 +185,40 @@ def test_targets_that_cannot_be_files_are_named(tmp_path):
     for target, why in ((tmp_path / "a.html", "is a folder"), (tmp_path / "file" / "b.md", "cannot be written")):
         with pytest.raises(ConfigError, match=why):
             kind_of(target)
+
+
+def test_personal_models_and_global_ones_are_judged_the_same_way():
+    plain = made("plain", [0.8, 0.9], 1, valid_accuracy=[0.7, 0.85], client_p10=[0.5, 0.6])
+    own = made("own", [0.1, 0.2], 1, 0, "topk", personal_accuracy=[0.9, 0.95], valid_accuracy=[0.1, 0.1])
+    both = together([plain, own])
+    assert [each.measure for each in both] == [OWN, OWN]
+    assert [points[1] for points in both[0].curve(AXIS["rounds"])] == [0.7, 0.85], (
+        "the global model on the devices' data"
+    )
+    assert [points[1] for points in both[1].curve(AXIS["rounds"])] == [0.9, 0.95], "each device's own model"
+    table = outcomes(both)
+    test = table.head.index("on the test set, %")
+    assert [row[test] for row in table.rows] == ["85.00", ""], "the common part's accuracy means nothing"
+    assert "own: each device's own model" in cautions(both)[0]
+    assert cautions(together([plain])) == []
+
+
+def test_a_personal_run_beside_one_without_validation_parts_carries_a_warning():
+    plain = made("plain", [0.8], 1)
+    own = made("own", [0.1], 1, 0, "topk", personal_accuracy=[0.9])
+    both = together([plain, own])
+    assert [each.measure for each in both] == [TEST, TEST]
+    assert "a head that nobody trained" in cautions(both)[0]
+
+
+def test_personal_models_judged_in_few_rounds_end_with_their_last_judgements():
+    own = made("own", [0.1] * 12, 1, 0, "topk")
+    for t, value in ((4, 0.5), (9, 0.8), (11, 0.9)):
+        own.metrics[t]["personal_accuracy"] = value
+    assert together([own])[0].final()[0] == pytest.approx(0.85), "of rounds 8 to 12, not of the last five judgements"
+
+
+def test_the_size_of_a_model_is_what_its_run_counts():
+    pruned = made("p", [0.5, 0.6], 1, parameters=[100.0, 40.0])
+    assert remaining(Series("p", (pruned,))) == [(1, 100.0), (2, 40.0)]
+    assert remaining(Series("d", (made("d", [0.5], 1),))) == [], "it has not ended, and counts nothing"

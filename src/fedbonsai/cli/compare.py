@@ -6,9 +6,14 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedbonsai.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedbonsai.runs.compare import Job
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +50,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     for job in jobs:
         print(f"{job.name:40} {job.config.rounds:5} rounds   {job.status}")
     print(f"{len(left)} of {len(jobs)} runs to do, {args.workers} at a time, in {home}", flush=True)
+    if left:
+        print(_time(left, args.workers), flush=True)
     if args.plan:
         return 0
     start, failed = time.perf_counter(), list[str]()
@@ -70,3 +77,30 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     print((home / "report.md").read_text())
     print(f"report: {home / 'report.html'}")
     return 0
+
+
+def _time(jobs: Sequence[Job], workers: int) -> str:
+    """How long the runs may take here, by a few steps of each recipe."""
+    from fedbonsai.runs.progress import span, training_seconds
+    from fedbonsai.runs.setup import scene
+
+    known: dict[tuple[str, str], float] = {}
+    for job in jobs:
+        if (job.recipe, job.preset) in known:
+            continue
+        try:
+            stage = scene(job.config)
+            try:
+                known[job.recipe, job.preset] = training_seconds(job.config, stage, job.config.rounds)
+            finally:
+                stage.fleet.close()
+        except Exception:  # whatever it is, the run will tell
+            known[job.recipe, job.preset] = float("nan")
+    times = [known[job.recipe, job.preset] for job in jobs]
+    told = [seconds for seconds in times if seconds == seconds]
+    lacking = f"; {len(times) - len(told)} runs could not be tried" if len(told) < len(times) else ""
+    longest = max(sum(told) / min(workers, len(jobs)), max(told, default=0.0))
+    return (
+        f"about {span(longest)} of training here, by a few steps of each recipe's dense model; "
+        f"pruning on the server, splitting and messages come on top{lacking}"
+    )

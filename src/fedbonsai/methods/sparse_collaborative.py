@@ -271,12 +271,11 @@ class SparseCollaborative:
 
     def notes(self) -> Mapping[str, str]:
         """What a report must print beside any number of this method: whose accuracy it is."""
-        where: Any = self.topology
+        where = self.topology
         if not isinstance(where, Clusters):
             return {}
-        size = where.size
         return {
-            "judged": f"{size} networks that answer together, each cut over the devices of a cluster; no device holds all"
+            "judged": f"{where.size} networks that answer together, each cut over the devices of a cluster; no device holds all"
         }
 
     def metrics(self, state: State) -> Mapping[str, float]:

@@ -31,5 +31,15 @@ const watch = new ResizeObserver((seen) => seen.forEach((each) => Plotly.Plots.r
 for (const name of Object.keys(PLOTS)) watch.observe(document.getElementById(name));
 dark.addEventListener("change", () => draw(!dark.matches));
 narrow.addEventListener("change", () => draw(!dark.matches));
-addEventListener("beforeprint", () => draw(true));
-addEventListener("afterprint", () => draw(!dark.matches));
+// paper has nothing to unfold: what is closed is opened for it, and closed again
+const folded = () => document.querySelectorAll("details:not([open])");
+let opened = [];
+addEventListener("beforeprint", () => {
+  opened = [...folded()];
+  for (const each of opened) each.open = true;
+  draw(true);
+});
+addEventListener("afterprint", () => {
+  for (const each of opened) each.open = false;
+  draw(!dark.matches);
+});

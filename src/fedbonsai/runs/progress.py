@@ -56,13 +56,11 @@ def energy(joules: float) -> str:
     raise AssertionError("unreachable")
 
 
-def estimate(config: RunConfig, scene: Scene, first: int) -> str:
-    """What the run may take: measured on a few steps here, and from the dense model's size; both are upper guesses."""
+def training_seconds(config: RunConfig, scene: Scene, rounds: int) -> float:
+    """Seconds of training and testing here, by a few steps of the dense model: an upper guess."""
     method: Any = config.method
     people = clients(scene.federation, config.fleet.device)
     asked = getattr(method, "cohort", 0) or len(people)
-    rounds = config.rounds - first
-    dense = len(encode(scene.model))
     sgd: local.SGD = getattr(method, "sgd", local.SGD())
     me: Client = people[0]
     trial = replace(sgd, steps=4)
@@ -75,7 +73,15 @@ def estimate(config: RunConfig, scene: Scene, first: int) -> str:
     start = time.perf_counter()
     local.evaluate(scene.model, scene.federation.test[:256], config.fleet.device)
     test = (time.perf_counter() - start) * len(scene.federation.test) / 256 / config.evaluate_every
-    seconds = rounds * (asked * each / rate / share + test)
+    return rounds * (asked * each / rate / share + test)
+
+
+def estimate(config: RunConfig, scene: Scene, first: int) -> str:
+    """What the run may take: measured on a few steps here, and from the dense model's size; both are upper guesses."""
+    asked = getattr(config.method, "cohort", 0) or len(scene.federation.ids)
+    rounds = config.rounds - first
+    dense = len(encode(scene.model))
+    seconds = training_seconds(config, scene, rounds)
     free = shutil.disk_usage(".").free
     return (
         f"estimate: {rounds} rounds of {asked} devices, about {span(seconds)} of training here; "
