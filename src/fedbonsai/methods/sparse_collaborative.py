@@ -271,7 +271,7 @@ class SparseCollaborative:
 
     def notes(self) -> Mapping[str, str]:
         """What a report must print beside any number of this method: whose accuracy it is."""
-        where = self.topology
+        where: Any = self.topology
         if not isinstance(where, Clusters):
             return {}
         return {
