@@ -33,6 +33,11 @@ SUITE = [pytest.param(case, marks=[pytest.mark.slow] if number else []) for numb
 each = pytest.mark.parametrize("case", SUITE, ids=str)
 
 
+def also(*values):
+    """Values that another one of the same test stands for: left to `make test-all`."""
+    return [pytest.param(value, marks=pytest.mark.exhaustive) for value in values]
+
+
 def stage(case: Case, fleet=None, seed: int = 0) -> Scene:
     config = case.config(seed=seed)
     made = scene(config)
@@ -95,7 +100,7 @@ def test_same_state_without_the_wire(case, reference):
 
 @pytest.mark.slow
 @each
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [2, *also(1, 3)])
 def test_same_state_in_worker_processes(case, reference, pools, workers):
     pool = pools(workers)
     pool.restore({})
@@ -150,7 +155,7 @@ class Mortal(Wrapper):
 
 @pytest.mark.slow
 @each
-@pytest.mark.parametrize("t", range(-1, ROUNDS))
+@pytest.mark.parametrize("t", [-1, 1, *also(0, *range(2, ROUNDS))])
 def test_a_run_that_is_killed_in_any_round_ends_in_the_same_state(case, reference, tmp_path, t):
     config, folder = case.config(), Folder(tmp_path / "run")
     made = stage(case)
