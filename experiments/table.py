@@ -265,6 +265,8 @@ def speed() -> list[str]:
     ]
     for file in sorted((ROOT / "bench" / "results").glob("*.json")):
         result = json.loads(file.read_text())
+        if "machine" not in result:
+            continue  # its rows were measured on several days, each with a commit of its own: they have a page of their own
         machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores"
         for name, times in timed(result, file.stem):
             first = next(iter(times.values()))["median"]
