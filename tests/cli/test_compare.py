@@ -154,7 +154,7 @@ LONG = [
     "fedavg",
     "fedprox",
     "--rounds",
-    "120",
+    "60",
     "--evaluate_every",
     "50",
     *SMALL,
@@ -179,7 +179,7 @@ def test_killed_and_interrupted_comparisons_go_on_and_end_the_same():
         assert time.monotonic() < limit
         time.sleep(0.05)
     kept = lines_of("runs/cut")
-    assert all(3 <= count < 120 for count in kept.values()), "too fast to be killed in the middle: give it more rounds"
+    assert all(3 <= count < 60 for count in kept.values()), "too fast to be killed in the middle: give it more rounds"
 
     again = start([*LONG, "--name", "cut"])
     time.sleep(0.3)
