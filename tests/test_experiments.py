@@ -117,3 +117,10 @@ def test_statements_are_of_rows_that_plans_have():
 def test_every_method_has_a_statement_somewhere_in_the_tables():
     found = {results[0]["recipe"] for name, row, results in table.groups() if statement(name, row)}
     assert {"fl-pqsu", "prunefl", "fedtiny", "wireless-pruning", "sparse-collaborative"} <= found
+
+
+def test_an_interval_of_accuracies_ends_where_accuracies_do():
+    rows = {name: results for _, name, results in table.groups()}
+    few = [{**result, "last five": accuracy} for result, accuracy in zip(rows["fedavg"], (0.1, 0.5, 0.9), strict=False)]
+    assert len(few) == 3
+    assert table.row("pruning", "fedavg", few)["95 % interval"] == "0.0 to 100.0"
