@@ -194,6 +194,10 @@ def resize(module: nn.Module, like: Tree) -> None:
             else:
                 layer.register_buffer(name, fresh)
         weight = layer.weight
+        if weight is None:  # of a normalisation without gains; its statistics, if it keeps any, say how wide it is
+            weight = getattr(layer, "running_mean", None)
+            if weight is None:
+                continue
         if isinstance(layer, nn.Conv2d):
             depthwise = layer.groups == layer.in_channels
             layer.out_channels = weight.shape[0]
