@@ -1,6 +1,8 @@
 """The experiments' plans, what is left of them within a bound of time, and verdicts on what papers report."""
 
 import json
+import os
+import signal
 
 import pytest
 from experiments import every, run, table
@@ -51,6 +53,28 @@ def test_no_run_begins_that_would_end_too_late(plans, capsys):
     assert every.carry_out(left, every.UNKNOWN / 3600 / 2, 1) == 0
     assert not (plans / "small" / "results").exists()
     assert "2 runs would not end" in capsys.readouterr().out
+
+
+def killed_or_done(name, recipe, preset, settings, seed, target):
+    """A run of which one is killed, as by a system without memory."""
+    if name == "none":
+        os.kill(os.getpid(), signal.SIGKILL)
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps({"name": name, "seconds": 1.0}))
+    return name
+
+
+def test_a_killed_process_stops_no_other_run(plans, monkeypatch, capsys):
+    (plans / "small" / "plan.toml").write_text(
+        PLAN.replace("[[runs]]", '[[runs]]\nname = "none"\nrecipe = "x"\n\n[[runs]]')
+    )
+    run.plan_of.cache_clear()
+    monkeypatch.setattr(every, "one", killed_or_done)
+    left = every.left(["small"])
+    assert [each.job[0] for each in left] == ["none", "fedavg"] * 2
+    assert every.carry_out(left, 1.0, 1) == 2
+    assert sorted(file.name for file in (plans / "small" / "results").iterdir()) == ["fedavg-0.json", "fedavg-1.json"]
+    assert capsys.readouterr().err.count("failed: small/none") == 2
 
 
 @pytest.mark.slow
