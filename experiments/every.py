@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
@@ -80,10 +81,14 @@ def tell(names: Sequence[str], runs: Sequence[Planned], workers: int) -> None:
 
 
 def carry_out(runs: Sequence[Planned], hours: float, workers: int) -> int:
-    """Do the runs that will end within some hours; the number of those that failed."""
+    """Do the runs that will end within some hours; the number of those that failed.
+
+    A process that the system kills takes the runs beside it with it; the others go on in new processes.
+    """
     start, failed, done = time.monotonic(), 0, list[tuple[float, float]]()
     waiting, going = list(runs), dict[Future[str], tuple[Planned, float]]()
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    try:
         while waiting or going:
             # ratio of what runs took here to what they were expected to
             pace = sum(took for took, _ in done) / sum(planned for _, planned in done) if done else 1.0
@@ -91,8 +96,16 @@ def carry_out(runs: Sequence[Planned], hours: float, workers: int) -> int:
                 fits = [run for run in waiting if time.monotonic() - start + pace * run.seconds <= 3600 * hours]
                 if not fits:
                     break
+                try:
+                    future = pool.submit(one, *fits[0].job)
+                except BrokenProcessPool:
+                    if going:
+                        break  # they fail first
+                    pool.shutdown()
+                    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+                    continue
                 waiting.remove(fits[0])
-                going[pool.submit(one, *fits[0].job)] = (fits[0], time.monotonic())
+                going[future] = (fits[0], time.monotonic())
             if not going:
                 break
             for future in wait(going, return_when=FIRST_COMPLETED).done:
@@ -103,6 +116,8 @@ def carry_out(runs: Sequence[Planned], hours: float, workers: int) -> int:
                     continue
                 done.append((time.monotonic() - began, run.seconds))
                 print(f"{len(done)} done, {len(waiting)} waiting: {run.experiment}/{future.result()}", flush=True)
+    finally:
+        pool.shutdown()
     if waiting:
         print(f"{len(waiting)} runs would not end within {hours:g} hours; the same command goes on with them")
     return failed

@@ -43,7 +43,8 @@ Group = tuple[str, str, list[dict[str, Any]]]
 
 ACCURACY = [
     "Accuracy on the test set is the mean of the last five evaluated rounds, mean ± standard deviation over the seeds, and",
-    "its 95 % interval (Student's, over the seeds); megabytes are all that was encoded up and down, mean over the seeds.",
+    "its 95 % interval (Student's, over the seeds, cut at 0 and 100); megabytes are all that was encoded up and down, mean",
+    "over the seeds.",
     "`python -m experiments.run EXPERIMENT` runs a row. † personalised: each client's own model on its own validation part,",
     "weighted by samples; no global model's accuracy. ‡ split: several networks that answer together, each cut in two",
     "over the devices of a cluster; no device holds all of them.",
@@ -167,7 +168,7 @@ def row(experiment: str, name: str, results: list[dict[str, Any]]) -> dict[str, 
         "data": data_of(results[0]),
         "seeds": str(len(results)),
         "accuracy, %": f"{mean:.2f}{spread}",
-        "95 % interval": f"{mean - half:.1f} to {min(mean + half, 100.0):.1f}" if math.isfinite(half) else "",
+        "95 % interval": f"{max(mean - half, 0.0):.1f} to {min(mean + half, 100.0):.1f}" if math.isfinite(half) else "",
         "MB up": up,
         "MB down": down,
         "kept": last("density", ".3f"),
@@ -265,10 +266,8 @@ def speed() -> list[str]:
     ]
     for file in sorted((ROOT / "bench" / "results").glob("*.json")):
         result = json.loads(file.read_text())
-        if "machine" not in result:
-            continue  # its rows were measured on several days, each with a commit of its own: they have a page of their own
-        machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores"
         for name, times in timed(result, file.stem):
+            machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores"
             first = next(iter(times.values()))["median"]
             for what, time in times.items():
                 ratio = time["median"] / first

@@ -1,6 +1,8 @@
 """The experiments' plans, what is left of them within a bound of time, and verdicts on what papers report."""
 
 import json
+import os
+import signal
 
 import pytest
 from experiments import every, run, table
@@ -51,6 +53,28 @@ def test_no_run_begins_that_would_end_too_late(plans, capsys):
     assert every.carry_out(left, every.UNKNOWN / 3600 / 2, 1) == 0
     assert not (plans / "small" / "results").exists()
     assert "2 runs would not end" in capsys.readouterr().out
+
+
+def killed_or_done(name, recipe, preset, settings, seed, target):
+    """A run of which one is killed, as by a system without memory."""
+    if name == "none":
+        os.kill(os.getpid(), signal.SIGKILL)
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps({"name": name, "seconds": 1.0}))
+    return name
+
+
+def test_a_killed_process_stops_no_other_run(plans, monkeypatch, capsys):
+    (plans / "small" / "plan.toml").write_text(
+        PLAN.replace("[[runs]]", '[[runs]]\nname = "none"\nrecipe = "x"\n\n[[runs]]')
+    )
+    run.plan_of.cache_clear()
+    monkeypatch.setattr(every, "one", killed_or_done)
+    left = every.left(["small"])
+    assert [each.job[0] for each in left] == ["none", "fedavg"] * 2
+    assert every.carry_out(left, 1.0, 1) == 2
+    assert sorted(file.name for file in (plans / "small" / "results").iterdir()) == ["fedavg-0.json", "fedavg-1.json"]
+    assert capsys.readouterr().err.count("failed: small/none") == 2
 
 
 @pytest.mark.slow
@@ -117,3 +141,10 @@ def test_statements_are_of_rows_that_plans_have():
 def test_every_method_has_a_statement_somewhere_in_the_tables():
     found = {results[0]["recipe"] for name, row, results in table.groups() if statement(name, row)}
     assert {"fl-pqsu", "prunefl", "fedtiny", "wireless-pruning", "sparse-collaborative"} <= found
+
+
+def test_an_interval_of_accuracies_ends_where_accuracies_do():
+    rows = {name: results for _, name, results in table.groups()}
+    few = [{**result, "last five": accuracy} for result, accuracy in zip(rows["fedavg"], (0.1, 0.5, 0.9), strict=False)]
+    assert len(few) == 3
+    assert table.row("pruning", "fedavg", few)["95 % interval"] == "0.0 to 100.0"

@@ -189,6 +189,7 @@ def train(
         held=work.size_of(start, momentum, shifts, (keep for _, keep in held)) + _sample_bytes(me),
         masks=mask,
         sparse=() if sparse is None else sparse.layers,
+        grown=() if sparse is None or growth is None else [name for name in names if name in sparse.layers],
     )
     return Trained(net.snapshot(), len(me.train), steps, float(loss_sum) / seen)
 

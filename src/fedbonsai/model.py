@@ -193,7 +193,11 @@ def resize(module: nn.Module, like: Tree) -> None:
                 setattr(layer, name, nn.Parameter(fresh, requires_grad=value.requires_grad))
             else:
                 layer.register_buffer(name, fresh)
-        weight = layer.weight
+        weight: Any = layer.weight
+        if weight is None:  # of a normalisation without gains; its statistics, if it keeps any, say how wide it is
+            weight = getattr(layer, "running_mean", None)
+            if weight is None:
+                continue
         if isinstance(layer, nn.Conv2d):
             depthwise = layer.groups == layer.in_channels
             layer.out_channels = weight.shape[0]

@@ -48,6 +48,8 @@ class Episode:
     """Submodule through which the samples went; empty is the whole network."""
     sparse: tuple[str, ...] = ()
     """Weights of layers that multiplied the kept places alone (`fedbonsai.sparse`)."""
+    grown: tuple[str, ...] = ()
+    """Of these, the ones whose gradient was taken at all places as well, because a mask may grow."""
 
 
 Work = tuple[Episode, ...]
@@ -80,6 +82,7 @@ def report(
     inward: bool = False,
     part: str = "",
     sparse: Iterable[str] = (),
+    grown: Iterable[str] = (),
 ) -> None:
     """Say that a network ran; arguments are the fields of `Episode`.
 
@@ -98,6 +101,7 @@ def report(
         inward: whether the gradient by the input was taken.
         part: submodule; empty is the whole network.
         sparse: names of the weights whose layers multiplied kept places alone.
+        grown: of these, the ones whose gradient was taken at all places as well.
     """
     found = _open.get()
     if found is None or not forward + backward:
@@ -118,6 +122,7 @@ def report(
         inward,
         part,
         tuple(sparse),
+        tuple(grown),
     )
     if found and _alike(found[-1], new):
         found[-1] = _sum(found[-1], new)
@@ -140,8 +145,8 @@ def _alike(old: Episode, new: Episode) -> bool:
 
 def _kind(episode: Episode) -> tuple[object, ...]:
     learns = bool(episode.backward)
-    same = episode.arch, episode.shapes, episode.sample, episode.kept, episode.inward, episode.part, episode.sparse
-    return *same, learns
+    same = episode.arch, episode.shapes, episode.sample, episode.kept, episode.inward, episode.part
+    return *same, episode.sparse, episode.grown, learns
 
 
 def _sum(old: Episode, new: Episode) -> Episode:

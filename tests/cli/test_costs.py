@@ -62,7 +62,12 @@ def test_profile_refuses_before_it_measures(capsys):
 
 @pytest.mark.slow
 def test_profile_measures_this_machine_and_a_run_can_use_it(capsys):
-    assert main(["profile", "here.toml", "--seconds", "0.01", "--network", "mlp", "--name", "here", "--compute-watts", "31"]) == 0
+    assert (
+        main(
+            ["profile", "here.toml", "--seconds", "0.01", "--network", "mlp", "--name", "here", "--compute-watts", "31"]
+        )
+        == 0
+    )
     made = profile("here.toml")
     assert made.name == "here"
     assert 1e8 < made.conv.value < 1e13

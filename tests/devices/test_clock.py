@@ -13,6 +13,7 @@ from fedbonsai.devices.profile import Curve, profile
 from fedbonsai.local import SGD
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.pruning.count import layer_macs
+from fedbonsai.stages.pruning.top_gradients import top_gradients
 from fedbonsai.work import Episode, collecting
 
 MLP = Arch("mlp", {"channels": 1, "size": 8, "widths": [16], "classes": 10})
@@ -134,6 +135,39 @@ def test_sparse_layers_do_the_multiplications_of_kept_weights_alone():
     one = macs([episode(backward=4, kept=held, sparse=(first,))])
     assert one.done == 4 * (2 * FIRST // 4 + 3 * LAST)
     assert one.kept == 4 * (2 * FIRST // 4 + 3 * LAST // 2)
+
+
+def test_where_a_mask_may_grow_a_sparse_layer_takes_a_dense_pass_beside_its_own():
+    first, last = (layer.name for layer in layers(episode()))
+    device = replace(flat(), sparse=Curve("assumed", "test", 0.3, 2.2))
+    held = {first: 0.25, last: 0.5}
+    plain = episode(backward=4, kept=held, sparse=(first, last))
+    grows = replace(plain, grown=(last,))
+    assert macs([grows]).done == macs([plain]).done + 4 * LAST
+    assert macs([grows]).kept == macs([plain]).kept
+    more = compute_seconds(device, [grows]) - compute_seconds(device, [plain])
+    assert more == pytest.approx(4 * LAST / 500)
+    unknown = replace(device, sparse=None)  # priced as dense, that gradient included
+    assert compute_seconds(unknown, [grows]) == compute_seconds(unknown, [plain])
+
+
+def test_training_and_the_pass_for_growth_say_of_which_layers_they_took_whole_gradients():
+    pytest.importorskip("numba")
+    names = ["stem.fc1.weight", "classifier.weight"]
+    model, samples = Model.init(MLP, 0), Samples(torch.zeros(6, 1, 8, 8), torch.zeros(6, dtype=torch.int64))
+    masks = {name: torch.rand(model.weights[name].shape) < 0.5 for name in names}
+    model = model.replace({name: value * masks.get(name, 1) for name, value in model.weights.items()})
+    me, sgd = Client("a", 0, samples, samples[:0]), SGD(batch=3, sparse="on")
+    with collecting() as done:
+        local.train(model, me, sgd, mask=masks)
+        local.train(model, me, sgd, mask=masks, growth=lambda *_: None)
+        top_gradients(model, me, masks, {names[1]: 3}, samples, sgd)
+        top_gradients(model, me, masks, {names[1]: 3}, samples)
+    sparse = tuple(names)
+    assert [(each.sparse, each.grown) for each in done] == [
+        (sparse, ()), (sparse, sparse), (sparse, (names[1],)), ((), ())
+    ]  # fmt: skip
+    assert [set(each.kept) for each in done] == [set(names)] * 3 + [{names[0]}]
 
 
 @pytest.mark.parametrize(("sparse", "names"), [("off", ()), ("on", ("stem.fc1.weight", "classifier.weight"))])

@@ -1,6 +1,7 @@
 """Exported files run in their own runtimes and say what the trained model says."""
 
 import re
+import shutil
 
 import onnx
 import pytest
@@ -167,6 +168,14 @@ def test_a_client_takes_its_own_model_home(personal, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_a_run_whose_checkpoint_was_deleted_is_exported_all_the_same(personal, tmp_path, capsys):
+    home = tmp_path / "run"
+    shutil.copytree(personal.path, home, ignore=shutil.ignore_patterns("checkpoint"))
+    assert main(["export", str(home), "--to", "compact"]) == 0
+    assert main(["export", str(home), "--to", "compact", "--client", "001"]) == 2
+    assert "checkpoint" in capsys.readouterr().err
+
+
 def test_who_has_no_personal_model_is_told_so_and_the_table_names_the_dense_one(runs, capsys):
     path = str(runs["fl-pqsu"].path)
     assert main(["export", path, "--to", "compact", "--client", "000"]) == 2

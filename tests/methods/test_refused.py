@@ -36,8 +36,8 @@ CASES = [
     (
         "`fl-pqsu`: a sparse chain of weights",
         "fl-pqsu",
-        {"method__uplink": [{"topk": 0.1}, {"signmag": 8}], "method__changes": False},
-        "changes",
+        {"method__uplink": [{"topk": 0.1}], "method__changes": False},
+        "weights cannot be sparse; set changes = true",
     ),
 ]
 

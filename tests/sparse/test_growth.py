@@ -1,5 +1,7 @@
 """Dense gradients of chosen layers, tile by tile, against those of the dense network."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -76,6 +78,23 @@ def test_tiles_of_any_linear_layer(inputs, outputs, density, entries, deep):
     layer = SparseLinear.of(dense, torch.rand(dense.weight.shape) < density)
     found = torch.cat([tile for _, tile in tiles(layer, x, grad, entries)])
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["convolution", "linear", "linear, deep"])
+def test_an_activation_that_overwrites_the_output_hides_no_gradient(kind):
+    torch.manual_seed(0)
+    dense = nn.Conv2d(3, 4, 3, padding=1) if kind == "convolution" else nn.Linear(6, 4)
+    shape = {"convolution": (5, 3, 7, 6), "linear": (5, 6), "linear, deep": (5, 3, 6)}[kind]
+    mask = torch.rand(dense.weight.shape) < 0.5
+    with torch.no_grad():
+        dense.weight.mul_(mask)
+    x = torch.randn(shape)
+    [expected] = torch.autograd.grad(F.relu(dense(x)).square().sum(), [dense.weight])
+    layer = (SparseConv2d if kind == "convolution" else SparseLinear).of(dense, mask)
+    net, seen = SimpleNamespace(layers={"weight": layer}), []
+    with watching(net, ["weight"], lambda name, first, tile: seen.append(tile)):
+        torch.autograd.grad(F.relu(layer(x), inplace=True).square().sum(), [layer.values])
+    torch.testing.assert_close(torch.cat(seen), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_nothing_is_shown_of_a_pass_without_gradients():

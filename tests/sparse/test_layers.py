@@ -12,7 +12,6 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.sparse import rows
 from fedbonsai.sparse.geometry import evenly
 from fedbonsai.sparse.layers import SparseConv2d, SparseLinear
-from fedbonsai.sparse.pattern import Pattern
 
 densities = st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0])
 
@@ -114,15 +113,6 @@ def test_threads_change_no_bit(threads):
         torch.set_num_threads(before)
     assert len(sparse.pattern) * 12 * 12 * 8 > rows.LEAST
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-
-
-def test_changing_a_pattern_keeps_what_both_have():
-    dense = nn.Linear(12, 7)
-    sparse = SparseLinear.of(dense, drawn(dense, 0.5, 0, False))
-    weight, other = sparse.dense(), torch.rand(7, 12) < 0.5
-    sparse.change(Pattern.of(other))
-    assert torch.equal(sparse.dense(), weight * other)
-    assert sparse.values.shape == (int(other.sum()),)
 
 
 def test_what_has_no_sparse_form_is_refused():

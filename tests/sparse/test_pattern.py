@@ -69,14 +69,6 @@ def test_a_mask_is_read_as_its_list_of_places(shape, density):
     assert kept(mask) == len(found)
 
 
-@given(shapes, st.sampled_from([0.0, 0.3, 1.0]), st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 9))
-def test_values_are_carried_to_another_pattern(shape, before, after, seed):
-    old, new = drawn(shape, before, seed), drawn(shape, after, seed + 1)
-    a, b = Pattern.of(old), Pattern.of(new)
-    weight = torch.randn(shape)
-    assert torch.equal(b.dense(a.carried(a.gathered(weight), b)), weight * old * new)
-
-
 def test_memory_is_in_proportion_to_what_is_kept():
     shape = (256, 256, 3, 3)
     few, many = Pattern.of(drawn(shape, 0.01, 0)), Pattern.of(drawn(shape, 0.1, 0))

@@ -6,6 +6,7 @@ from fedbonsai.errors import Forgotten
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.broadcast import Broadcast, Changes, Coded, Downlink, Whole, grouped, received
 from fedbonsai.stages.codec import parse
+from fedbonsai.stages.requests import each
 from fedbonsai.wire import decode, encode
 
 ARCH = Arch("mlp", {"widths": (40,)})
@@ -116,3 +117,13 @@ def test_who_never_took_part_draws_the_first_model_and_gets_all_changes():
         received(replace(sent, check=sent.check ^ 1), ARCH, {})
     moved = Broadcast.of(model.replace(model.weights), down)
     assert isinstance(moved.advance(weights, down, 0)[0].to(A, common), Whole)
+
+
+def test_a_request_is_made_once_for_all_that_are_sent_the_same():
+    devices, made = [Device(id) for id in "abc"], []
+    common, other = object(), object()
+    requests = each(
+        dict(zip(devices, (common, common, other), strict=True)), lambda part: made.append(part) or len(made)
+    )
+    assert made == [common, other]
+    assert list(requests.items()) == list(zip(devices, (1, 1, 2), strict=True))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Arch, Model, network
 
 torch.set_num_threads(1)
 
@@ -95,4 +95,31 @@ def test_resnet_tiny_with_narrower_blocks() -> None:
     silent[keep] = False
     whole[f"{block}.conv2.weight"] = whole[f"{block}.conv2.weight"].clone()
     whole[f"{block}.conv2.weight"][:, silent] = 0
+    torch.testing.assert_close(net(x), model.replace(whole).build().eval()(x))
+
+
+@network("plain-norms")
+def plain_norms(channels: int = 1, size: int = 8, classes: int = 10) -> nn.Module:
+    """Normalisations without gains, with statistics and without."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 6, 3),
+        nn.BatchNorm2d(6, affine=False),
+        nn.Conv2d(6, 4, 3),
+        nn.BatchNorm2d(4, affine=False, track_running_stats=False),
+        nn.GroupNorm(2, 4, affine=False),
+        nn.Flatten(),
+        nn.Linear(4 * (size - 4) ** 2, classes),
+    )
+
+
+def test_normalisation_without_gains_is_rebuilt_and_narrowed() -> None:
+    model, x = Model.init(Arch("plain-norms", {}), 0), torch.randn(3, 1, 8, 8)
+    w, keep = dict(model.weights), torch.tensor([0, 2, 5])
+    silent = torch.zeros(6).index_fill(0, keep, 1.0)
+    for name in ("0.weight", "0.bias", "1.running_mean", "1.running_var"):
+        w[name] = w[name][keep]
+    w["2.weight"] = w["2.weight"][:, keep]
+    net = model.replace(w).build().eval()
+    assert net.get_submodule("1").num_features == 3
+    whole = {**model.weights, "2.weight": model.weights["2.weight"] * silent[:, None, None]}
     torch.testing.assert_close(net(x), model.replace(whole).build().eval()(x))

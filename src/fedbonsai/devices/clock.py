@@ -3,7 +3,7 @@
 Nothing sleeps: seconds are counted. A training sample costs one forward pass, one pass for the gradients by the weights
 and one for the gradients by the inputs, which the first layer does without. A network that is physically smaller takes
 the profile's ``structured`` curve of the whole network's time, a mask its ``masked`` one, and layers under a mask that
-computed sparsely its ``sparse`` one.
+computed sparsely its ``sparse`` one, with the dense product beside it where a mask may grow.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Macs:
     """Multiply-accumulates."""
 
     done: int
-    """Dense layers do all of them, sparse ones those with a kept weight."""
+    """Dense layers do all of them, sparse ones those with a kept weight, and one dense pass where a mask may grow."""
     kept: int
     """Those with a weight that is kept, whatever was done."""
 
@@ -42,6 +42,7 @@ def macs(work: Sequence[Episode]) -> Macs:
             count = layer.macs * passes(layer, episode)
             part = count * episode.kept.get(layer.name, 1.0)
             done += round(part) if layer.name in episode.sparse else count
+            done += layer.macs * episode.backward if layer.name in episode.grown else 0
             kept += part
     return Macs(done, round(kept))
 
@@ -78,7 +79,11 @@ def _seconds(profile: Profile, episode: Episode) -> float:
     network, share = counted(whole), 1.0 if episode.backward else FORWARD
     dense += share * network.values * (episode.forward + episode.backward) / profile.values.value
     dense += share * network.modules * episode.passes * profile.overhead.value
-    return dense * profile.structured.at(min(1.0, structure)) * _under(profile, episode, mask)
+    grown = 0.0
+    if profile.sparse is not None:  # else a sparse layer takes the time of a dense one, which has this gradient anyway
+        there = [layer for layer in layers(whole) if layer.name in episode.grown]
+        grown = sum(layer.macs * episode.backward / rates[layer.kind] for layer in there)
+    return (dense * _under(profile, episode, mask) + grown) * profile.structured.at(min(1.0, structure))
 
 
 def _under(profile: Profile, episode: Episode, mask: float) -> float:

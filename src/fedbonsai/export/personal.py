@@ -17,8 +17,12 @@ from fedbonsai.wire import OWN, decode
 
 
 def owners(run: Run) -> list[str]:
-    """Ids of the clients whose personal part lies in the run's folder; a device of a real federation keeps its own."""
-    return sorted(id for id, kept in _memories(run.path).items() if PERSONAL in kept.memory)
+    """Ids of the clients whose personal part lies in the run's folder; a device of a real federation keeps its own.
+
+    Memories are read one at a time: together they may be many times the model. A run whose checkpoint was deleted has none.
+    """
+    files = _files(run.path) if (run.path / "checkpoint" / "manifest.json").exists() else {}
+    return sorted(id for id, file in files.items() if PERSONAL in _kept(file).memory)
 
 
 def personal_model(run: Run, client: str) -> Model:
@@ -27,14 +31,15 @@ def personal_model(run: Run, client: str) -> Model:
     Raises:
         ConfigError: the run holds no personal part of that client, or it does not fit the model.
     """
-    kept = _memories(run.path).get(client)
-    if kept is None or PERSONAL not in kept.memory:
+    file = _files(run.path).get(client)
+    held = _kept(file).memory if file is not None else {}
+    if PERSONAL not in held:
         known = owners(run)
         raise ConfigError(
             f"{run.path} holds no personal part of client {client!r}; "
             + (f"it has those of {', '.join(known)}" if known else "no client of it has any: leave --client out")
         )
-    own = cast("Weights", kept.memory[PERSONAL])
+    own = cast("Weights", held[PERSONAL])
     shared = {name: value for name, value in run.model.weights.items() if name not in own}
     try:
         return merged(run.model.arch, shared, own)
@@ -42,11 +47,18 @@ def personal_model(run: Run, client: str) -> Model:
         raise ConfigError(f"client {client!r}: {error}") from error
 
 
-def _memories(folder: Path) -> Mapping[str, Kept]:
-    """What clients kept after the last round."""
+def _files(folder: Path) -> Mapping[str, Path]:
+    """Where lies what clients kept after the last round."""
     home = folder / "checkpoint"
     try:
         manifest: dict[str, Any] = json.loads((home / "manifest.json").read_text())
-        return {id: cast("Kept", decode((home / name).read_bytes(), OWN)) for id, name in manifest["memories"].items()}
-    except (OSError, ValueError, KeyError, BadMessage) as error:
+        return {id: home / name for id, name in manifest["memories"].items()}
+    except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"checkpoint in {home} cannot be read: {error}") from error
+
+
+def _kept(file: Path) -> Kept:
+    try:
+        return cast("Kept", decode(file.read_bytes(), OWN))
+    except (OSError, BadMessage) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from error

@@ -17,7 +17,7 @@ from torch.nn import grad as gradients
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.sparse.convert import SparseNet
-from fedbonsai.sparse.layers import SparseConv2d, SparseLinear
+from fedbonsai.sparse.layers import SparseConv2d, SparseLinear, Watch
 
 by_kernel: Any = gradients.conv2d_weight  # annotated for square strides only
 TILE = 1 << 18  # entries of a tile, 1 MiB of float32
@@ -41,26 +41,26 @@ def watching(
     layers = {name: net.layers.get(name) for name in names}
     if dense := [name for name, layer in layers.items() if not isinstance(layer, SparseLinear | SparseConv2d)]:
         raise ConfigError(f"{dense} are not weights of sparse layers; their gradients are dense anyway")
-    hooks = [layer.register_forward_hook(_hook(name, see, entries)) for name, layer in layers.items() if layer]
+    for name, layer in layers.items():
+        if isinstance(layer, SparseLinear | SparseConv2d):
+            layer.watch = _watch(name, layer, see, entries)
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for layer in layers.values():
+            if layer is not None:
+                layer.watch = None
 
 
-def _hook(name: str, see: Callable[[str, int, Tensor], None], entries: int) -> Any:
-    def forward(layer: SparseLinear | SparseConv2d, given: tuple[Tensor, ...], output: Tensor) -> None:
-        x = given[0].detach()
+def _watch(
+    name: str, layer: SparseLinear | SparseConv2d, see: Callable[[str, int, Tensor], None], entries: int
+) -> Watch:
+    # not a hook on the output: one that an activation overwrites in place never hears of its gradient
+    def watch(x: Tensor, grad: Tensor) -> None:
+        for first, tile in tiles(layer, x, grad, entries):
+            see(name, first, tile)
 
-        def backward(grad: Tensor) -> None:
-            for first, tile in tiles(layer, x, grad, entries):
-                see(name, first, tile)
-
-        if output.requires_grad:
-            output.register_hook(backward)
-
-    return forward
+    return watch
 
 
 def tiles(

@@ -7,6 +7,7 @@ of their input, as elementwise ones do, cost no transposition. Everything is flo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,12 +18,19 @@ from fedbonsai.sparse.geometry import Pair, evenly, geometry
 from fedbonsai.sparse.pattern import Pattern
 from fedbonsai.sparse.rows import product, sampled
 
+Watch = Callable[[Tensor, Tensor], None]  # sees a layer's input and the gradient of its output, as the layer has them
+
 
 class Masked(nn.Module):
-    """What sparse layers share: values at the kept places of a weight."""
+    """What sparse layers share: values at the kept places of a weight.
+
+    Attributes:
+        watch: is called in every pass backward that takes the gradient of the values; see `fedbonsai.sparse.growth`.
+    """
 
     values: nn.Parameter
     bias: nn.Parameter | None
+    watch: Watch | None = None
 
     def __init__(self, pattern: Pattern, values: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -39,11 +47,6 @@ class Masked(nn.Module):
         if not self.pattern.same(mask):
             self.pattern = Pattern.of(mask, self.pattern.stride)
         self.values = nn.Parameter(self.pattern.gathered(weight))
-
-    def change(self, pattern: Pattern) -> None:
-        """Keep other places: what both patterns keep stays, what is new begins at zero."""
-        values = self.pattern.carried(self.values.detach(), pattern)
-        self.pattern, self.values = pattern, nn.Parameter(values)
 
     def extra_repr(self) -> str:
         """Shape and density."""
@@ -62,7 +65,7 @@ class SparseLinear(Masked):
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] to [..., outputs]."""
         flat = x.reshape(-1, x.shape[-1])
-        y = _linear(flat.t(), self.values, self.bias, self.pattern).t()
+        y = _linear(flat.t(), self.values, self.bias, self.pattern, self.watch).t()
         return y if x.dim() == 2 else y.reshape(*x.shape[:-1], -1)
 
 
@@ -87,7 +90,7 @@ class SparseConv2d(Masked):
 
     def forward(self, x: Tensor) -> Tensor:
         """[samples, inputs, h, w] to [samples, outputs, h', w'], the batch last in memory."""
-        y = _conv(x.permute(1, 2, 3, 0), self.values, self.bias, self.pattern, self.padding)
+        y = _conv(x.permute(1, 2, 3, 0), self.values, self.bias, self.pattern, self.padding, self.watch)
         return y.permute(3, 0, 1, 2)
 
 
@@ -107,11 +110,13 @@ class _Linear(torch.autograd.Function):
     """[inputs, batch] to [outputs, batch]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, watch: Watch | None
+    ) -> Tensor:
         x = x.contiguous()
         outputs, inputs, batch = pattern.shape[0], pattern.shape[1], x.shape[1]
         ctx.save_for_backward(x, values)
-        ctx.pattern, ctx.biased = pattern, bias is not None
+        ctx.pattern, ctx.biased, ctx.watch = pattern, bias is not None, watch
         y = x.new_empty(outputs, batch)
         product(pattern.rows, values, evenly(inputs, batch), x, y, (1, batch, batch), bias)
         return y
@@ -128,19 +133,29 @@ class _Linear(torch.autograd.Function):
             product(pattern.back, turned, evenly(len(grad), x.shape[1]), grad, dx, size)
         if ctx.needs_input_grad[1]:
             dv = sampled(pattern.rows, evenly(len(x), x.shape[1]), x, grad, size)
-        return dx, dv, grad.sum(1) if ctx.biased else None, None
+            if ctx.watch is not None:
+                ctx.watch(x.t(), grad.t())
+        return dx, dv, grad.sum(1) if ctx.biased else None, None, None
 
 
 class _Conv(torch.autograd.Function):
     """[inputs, h, w, batch] to [outputs, h', w', batch]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, padding: Pair) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        pattern: Pattern,
+        padding: Pair,
+        watch: Watch | None,
+    ) -> Tensor:
         x = x.contiguous()
         (outputs, inputs, *kernel), (_, height, width, batch) = pattern.shape, x.shape
         here = geometry(inputs, outputs, (kernel[0], kernel[1]), pattern.stride, padding, (height, width), batch)
         ctx.save_for_backward(x, values)
-        ctx.pattern, ctx.geometry, ctx.biased = pattern, here, bias is not None
+        ctx.pattern, ctx.geometry, ctx.biased, ctx.watch = pattern, here, bias is not None, watch
         y = x.new_empty(outputs, *here.size, batch)
         size = (here.size[0], here.size[1] * batch, here.step)
         product(pattern.rows, values, here.table, here.prepared(x), y, size, bias)
@@ -154,6 +169,8 @@ class _Conv(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             size = (here.size[0], here.size[1] * batch, here.step)
             dv = sampled(pattern.rows, here.table, here.prepared(x), grad, size)
+            if ctx.watch is not None:
+                ctx.watch(x.permute(3, 0, 1, 2), grad.permute(3, 0, 1, 2))
         if ctx.needs_input_grad[0]:
             dx = torch.empty_like(x)
             turned, framed = values.index_select(0, torch.from_numpy(pattern.order)), here.framed(grad)
@@ -165,14 +182,16 @@ class _Conv(torch.autograd.Function):
                 product(pattern.back, turned, part.table, framed, to, size, base=part.base)
                 if not whole:
                     dx[:, part.first[0] :: here.stride[0], part.first[1] :: here.stride[1]] = to
-        return dx, dv, grad.flatten(1).sum(1) if ctx.biased else None, None, None
+        return dx, dv, grad.flatten(1).sum(1) if ctx.biased else None, None, None, None
 
 
-def _linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
+def _linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, watch: Watch | None) -> Tensor:
     apply: Any = _Linear.apply
-    return apply(x, values, bias, pattern)
+    return apply(x, values, bias, pattern, watch)
 
 
-def _conv(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, padding: Pair) -> Tensor:
+def _conv(
+    x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, padding: Pair, watch: Watch | None
+) -> Tensor:
     apply: Any = _Conv.apply
-    return apply(x, values, bias, pattern, padding)
+    return apply(x, values, bias, pattern, padding, watch)

@@ -143,14 +143,6 @@ class Pattern:
         kernels.scattered(*self._lists, values.detach().numpy(), whole.view(-1).numpy())
         return whole
 
-    def carried(self, values: Tensor, to: Pattern) -> Tensor:
-        """Values for another pattern of the same weight: where both keep a place its value, elsewhere zero."""
-        old, new = self.places(), to.places()
-        if not len(old):
-            return torch.zeros(len(new))
-        at = np.searchsorted(old, new).clip(max=len(old) - 1)
-        return torch.where(torch.from_numpy(old[at] == new), values[torch.from_numpy(at)], 0.0)
-
     def same(self, mask: Tensor) -> bool:
         """Whether a dense mask keeps exactly these places."""
         flat = _bytes(mask)

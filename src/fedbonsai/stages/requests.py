@@ -13,5 +13,8 @@ R = TypeVar("R")
 
 def each(sent: Mapping[Device, P], make: Callable[[P], R]) -> dict[Device, R]:
     """A request for each device; devices that are sent the same object get the same request, which is encoded once."""
-    made = {id(part): make(part) for part in sent.values()}
+    made: dict[int, R] = {}
+    for part in sent.values():
+        if id(part) not in made:
+            made[id(part)] = make(part)
     return {device: made[id(part)] for device, part in sent.items()}

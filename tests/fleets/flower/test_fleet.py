@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 import fedbonsai.fleets.flower
 from fedbonsai.core import Scope, scope
@@ -20,6 +20,7 @@ from fedbonsai.fleets.envelope import Envelope, Receipt
 from fedbonsai.fleets.flower import fleet as fleet_module
 from fedbonsai.fleets.flower import hello, worker
 from fedbonsai.fleets.flower.client import client_app
+from fedbonsai.fleets.flower.compat import EXPIRED
 from fedbonsai.fleets.flower.fleet import FlowerFleet
 from fedbonsai.fleets.flower.frames import Reply, Request
 from fedbonsai.fleets.flower.grid import InProcessGrid
@@ -332,19 +333,41 @@ def test_a_round_waits_once_for_a_strange_node_and_hears_it_later(tmp_path, monk
 
     grid.change = late
     fleet._patience = 0.0
-    took = []
-    for t in range(3):
-        began = time.monotonic()
+    asked, push = [], grid.push_messages
+    monkeypatch.setattr(grid, "push_messages", lambda messages: push([asked.append(m) or m for m in messages]))
+    began = time.monotonic()
+    calls(fleet, 0, at_least=0)
+    assert time.monotonic() - began >= 0.4
+    for t in (1, 2):
         calls(fleet, t, at_least=0)
-        took.append(time.monotonic() - began)
-    assert 0.4 <= took[0] < 5
-    assert max(took[1:]) < 0.4
+    assert len(asked) == 1  # later rounds ask nobody, and so wait for nobody
     (hello_of_it,) = held
     assert len(fleet._hailed) == 1
     grid.change = lambda node, replies: replies
     monkeypatch.setattr(grid, "pull_messages", lambda ids: [hello_of_it] if hello_of_it else [])
     fleet.open(ROUND)
     assert fleet._hailed == {}
+
+
+def test_a_question_that_expired_makes_no_round_wait_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(fleet_module, "GREETING", 0.1)
+    monkeypatch.setattr(fleet_module, "AGAIN", 0.0)
+    gone, strange = hands = workers(clients(2), tmp_path)
+    grid = Wire(hands)
+    grid.there = [gone]
+    fleet = FlowerFleet(grid, FORM, expect=1, poll=0.01, patience=5)
+    grid.there, fleet._patience = [strange], 0.0
+    deaf(grid, strange)
+    asked, push = [], grid.push_messages
+    monkeypatch.setattr(grid, "push_messages", lambda messages: push([asked.append(m) or m for m in messages]))
+    calls(fleet, 0, at_least=0)
+    (question,) = asked
+    expired = Message(Error(EXPIRED, "its time is over"), reply_to=question)
+    monkeypatch.setattr(grid, "pull_messages", lambda ids: [expired] if question.metadata.message_id in ids else [])
+    calls(fleet, 1, at_least=0)
+    assert not fleet._hailed
+    calls(fleet, 2, at_least=0)
+    assert asked == [question]  # nobody asks, or waits, again so soon
 
 
 def test_a_round_waits_while_nobody_is_there(tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 from fedbonsai.errors import Missing
 
 CLIENT_FAILED = 2  # Flower's error code for an exception in a ClientApp
+EXPIRED = 3  # and for a question whose time was over before an answer came
 QUIET = {  # daemons and apps that we start neither call home nor fetch anything
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",

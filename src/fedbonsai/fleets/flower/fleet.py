@@ -20,6 +20,7 @@ from fedbonsai.core import Answer, Answers, Device, Kept, Scope, Silence, Task
 from fedbonsai.errors import BadMessage, ConfigError
 from fedbonsai.fleets.envelope import Envelope, envelope, receipt
 from fedbonsai.fleets.flower import hello
+from fedbonsai.fleets.flower.compat import EXPIRED
 from fedbonsai.fleets.flower.frames import Form, Reply, Request, check, open_head
 from fedbonsai.fleets.flower.memory import slot_of
 from fedbonsai.fleets.flower.names import plain
@@ -128,8 +129,10 @@ class FlowerFleet(Remembers):
         for reply in come:
             node = self._hailed.pop(reply.metadata.reply_to_message_id, None)
             if node is not None:
-                met = self._meet(node, reply)
-                self._known[node] = math.inf if met else time.monotonic() + AGAIN
+                met, again = self._meet(node, reply), time.monotonic() + AGAIN
+                if reply.has_error() and reply.error.code == EXPIRED:
+                    again = max(again, self._known.get(node, 0.0))  # Flower says so; the node says nothing, as before
+                self._known[node] = math.inf if met else again
         return bool(come)
 
     def _meet(self, node: int, reply: Message) -> bool:

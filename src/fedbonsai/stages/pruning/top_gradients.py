@@ -131,11 +131,14 @@ def top_gradients(
     for name, gradient in zip(counts, gradients, strict=True):
         if sparse is None or name not in sparse.layers:
             search.see(name, 0, gradient)
+    tiled = [name for name in counts if sparse is not None and name in sparse.layers]
     work.report(
         model,
         batch.x.shape[1:],
         backward=len(batch),
         held=ENTRY * sum(counts.values()),
-        masks={name: mask for name, mask in masks.items() if name not in counts},
+        masks={name: mask for name, mask in masks.items() if name in tiled or name not in counts},
+        sparse=() if sparse is None else sparse.layers,
+        grown=tiled,
     )
     return search.found()
