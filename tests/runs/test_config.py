@@ -88,3 +88,15 @@ def test_every_setting_has_a_help_text():
     for name in ("averaging",):
         for setting in settings(RunConfig, name):
             assert setting.help, f"{setting.path} has no docstring"
+
+
+def test_a_faulty_part_hides_no_fault_of_the_whole():
+    with pytest.raises(ConfigError) as refused:
+        recipes.load("fedavg", "", {"rounds": -1, "method.sgd.lr": -1.0, "data.clients": -5})
+    said = str(refused.value)
+    assert all(part in said for part in ("rounds = -1", "lr = -1.0", "clients = -5"))
+    with pytest.raises(ConfigError) as refused:
+        recipes.load("fedavg", "", {"rounds": -1, "method.sgd.speed": 3, "data.cleints": 10})
+    said = str(refused.value)
+    assert all(part in said for part in ("rounds = -1", "speed", "did you mean 'clients'"))
+    assert len(said.splitlines()) == 3

@@ -36,10 +36,10 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
                 print(f"  {part:<7} {package:<15} {version(package)}")
             except PackageNotFoundError:
                 missing.append(part)
-                print(f"  {part:<7} {package:<15} MISSING")
+                print(f"  {part:<7} {package:<15} {'MISSING' if part == 'base' else 'not installed'}")
     for part in sorted(set(missing)):
         what = "fedbonsai" if part == "base" else f"fedbonsai[{part}]"
-        print(f"to mend: pip install '{what}'")
+        print(f"{'to mend' if part == 'base' else 'if it is wanted'}: pip install '{what}'")
     if importlib.util.find_spec("torch") is None:
         return 2
     _speed()

@@ -50,7 +50,7 @@ def outcomes(series: Sequence[Series]) -> Table:
         kept = each.column("density")
         share = f"{100 * kept[-1][1]:.1f}" if kept else ""
         rows.append([each.label, str(len(each.runs)), *judged, *(number(end) for end in ends), share])
-    return Table("Outcome", head, rows)
+    return Table("Outcome; accuracy is the mean of the last five evaluated rounds", head, rows)
 
 
 def spread(series: Series) -> str:

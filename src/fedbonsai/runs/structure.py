@@ -95,8 +95,25 @@ def structure(table: Table, cls: type[T]) -> T:
     except (BaseValidationError, ConfigError, ValueError, TypeError) as error:
         faults = list(_faults(error, ""))
         raise ConfigError(
-            "\n".join(f"{path.lstrip('.') or 'configuration'}: {text}" for path, text in faults)
+            "\n".join(f"{path.lstrip('.') or 'configuration'}: {text}" for path, text in _whole(table, cls, faults))
         ) from None
+
+
+def _whole(table: Table, cls: type[Any], faults: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Faults with those that a faulty part hid: a dataclass is judged as a whole only once all of its parts can be made."""
+    parts = {path.lstrip(".").partition(".")[0].partition("[")[0] for path, _ in faults} & table.keys()
+    if not parts:
+        return faults
+    named = {
+        part: {"name": table[part]["name"]} for part in parts if isinstance(table[part], dict) and "name" in table[part]
+    }
+    rest = {key: value for key, value in table.items() if key not in parts} | named  # faulty parts as by default
+    try:
+        converter().structure(rest, cls)
+    except (BaseValidationError, ConfigError, ValueError, TypeError) as error:
+        hidden = [(path, text) for path, text in _faults(error, "") if not path]
+        return [*hidden, *faults]
+    return faults
 
 
 def unstructure(value: object) -> Table:
