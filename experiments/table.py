@@ -154,11 +154,12 @@ def row(experiment: str, name: str, results: list[dict[str, Any]]) -> dict[str, 
     scores = [percent(metric, result) for result in results]
     spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
     mean, half = interval(scores)
+    whole = cache(partial(dense, results[0]))  # counted once for the row's three cells, and only where they need it
 
     def last(metric: str, show: str, scale: float = 1.0) -> str:
         values = [result["method metrics"][metric][-1] for result in results if result["method metrics"].get(metric)]
         if not values and results[0]["recipe"] == "fedavg" and "configuration" in results[0]:
-            values = [dense(results[0])[metric]]
+            values = [whole()[metric]]
         return format(scale * statistics.mean(values), show) if values else ""
 
     up, down = (f"{statistics.mean(result['bytes'][way] for result in results) / 1e6:.2f}" for way in ("up", "down"))
