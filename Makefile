@@ -27,8 +27,8 @@ demo: $(READY)  ## FedAvg and five methods on digits, and a report of them
 test: $(READY)  ## the tests, in less than ten minutes
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not exhaustive"
 
-test-all: $(READY)  ## the tests and every case of what a few cases stand for
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test-all: $(READY)  ## the tests and every case of what a few cases stand for, with freshly drawn examples
+	FEDBONSAI_DRAW=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-flower: $(READY)  ## real Flower daemons on this machine, with TLS and authentication (minutes)
 	FEDBONSAI_LIVE=1 $(BIN)/python -m pytest -q -s tests/flower_live

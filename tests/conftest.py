@@ -8,7 +8,10 @@ from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
 settings.register_profile(
-    "fedbonsai", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    "fedbonsai",
+    deadline=None,
+    derandomize="FEDBONSAI_DRAW" not in os.environ,  # the same examples each time; `make test-all` draws new ones
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("fedbonsai")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -49,8 +49,13 @@ def test_batch_normalisation(shape, mean, momentum, tracked, seed):
         y = exact(wide)
         wanted = torch.autograd.grad(y, [wide, exact.weight, exact.bias], grad.double())
         close(found, y.float())
-        for one, other in zip(torch.autograd.grad(found, [ours_x, ours.weight, ours.bias], grad), wanted, strict=True):
-            close(one, other.float())
+        ours_grads = torch.autograd.grad(found, [ours_x, ours.weight, ours.bias], grad)
+        close(ours_grads[0], wanted[0].float())
+        # sums whose terms cancel: what rounding may change is a part of the terms, not of the sum
+        normed = (wide - wide.mean((0, 2, 3), keepdim=True)) / wide.std((0, 2, 3), keepdim=True)
+        terms = (grad.abs() * (1 + normed.detach().abs())).sum((0, 2, 3))
+        for one, other in zip(ours_grads[1:], wanted[1:], strict=True):
+            assert ((one - other).abs() <= 1e-6 * terms).all()
     for name, value in theirs.state_dict().items():
         close(ours.state_dict()[name], value)
 
