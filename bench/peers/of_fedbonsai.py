@@ -32,6 +32,9 @@ def method_of(name: str, how: Settings) -> Any:
     return {
         "fedavg": lambda: Averaging(how.sgd),
         "fedtiny": lambda: FedTiny(how.sgd, how.density, growth=Growth(**growth, blocks=3)),
+        "fedtiny-erk": lambda: FedTiny(
+            how.sgd, how.density, selection=Selection(base="erk"), growth=Growth(**growth, blocks=3)
+        ),
         "fedtiny-plain": lambda: FedTiny(
             how.sgd, how.density, selection=Selection(by="none"), growth=Growth(**growth, units="entire")
         ),

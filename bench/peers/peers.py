@@ -128,6 +128,7 @@ def peers(places: Places, clients: int) -> list[Peer]:
         pfl,
         fedpruning("FedPruning, fedavg", "FedAvg", "group", "fedavg"),
         ours("fedbonsai, fedtiny", "FedTiny", "batch", "fedtiny", "local"),
+        ours("fedbonsai, fedtiny from ERK's densities", "FedTiny", "batch", "fedtiny-erk", "local"),
         ours(
             "fedbonsai, fedtiny without selection, all layers at a time", "FedTiny", "batch", "fedtiny-plain", "local"
         ),

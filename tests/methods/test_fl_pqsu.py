@@ -490,6 +490,7 @@ def test_presets_are_what_they_say():
         ({"after_skip": "own"}, "after_skip"),
         ({"after_skip": "own", "changes": False, "uplink": AFFINE, "gate": Agreement()}, "gate agreement"),
         ({"pretrain": -1}, "pretrain = -1"),
+        ({"keep": All(), "score": "taylor"}, r"score = 'taylor' has no effect with keep = 'all'"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(settings, text):

@@ -13,11 +13,12 @@ from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Metered, Wrapper
 from fedbonsai.local import SGD
-from fedbonsai.methods import prunefl
-from fedbonsai.methods.prunefl import PruneFL, State
+from fedbonsai.methods.prunefl import PruneFL
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages import held_masks
 from fedbonsai.stages.held_masks import HeldMasks
+from fedbonsai.stages.pruning import adaptive
+from fedbonsai.stages.pruning.adaptive import State
 from fedbonsai.stages.pruning.importance import KEPT, Wanted, processed
 from fedbonsai.stages.pruning.importance_round import Train, train
 from fedbonsai.stages.pruning.masks import masked, prunable
@@ -247,13 +248,13 @@ def test_the_learning_rate_halves():  # 8.9
 
 @pytest.mark.slow
 def test_the_share_that_may_go_halves(monkeypatch):  # 8.9
-    seen, whole = [], prunefl.reconfigured
+    seen, whole = [], adaptive.reconfigured
 
     def watched(weights, shelf, masks, z, times, fraction, *more):
         seen.append(fraction)
         return whole(weights, shelf, masks, z, times, fraction, *more)
 
-    monkeypatch.setattr(prunefl, "reconfigured", watched)
+    monkeypatch.setattr(adaptive, "reconfigured", watched)
     run(method(interval=2, fraction_half_life=2), LocalFleet(PEOPLE), 7)
     assert seen == pytest.approx([0.15, 0.075, 0.0375])  # rounds 2, 4 and 6
     assert [PruneFL().fraction * halved(t, PruneFL().fraction_half_life) for t in (0, 5_000)] == pytest.approx(

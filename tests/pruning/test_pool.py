@@ -33,6 +33,19 @@ def test_candidates_keep_exactly_the_budget_and_differ(density, count, noise, se
     assert all(abs(found[0][name] - uniform[name]) <= 4 for name in forms)  # no noise in the first
 
 
+def test_a_pool_around_the_kernels_densities():
+    forms = {"a": torch.zeros(16, 9), "b": torch.zeros(32, 16, 3, 3), "c": torch.zeros(10, 32)}
+    found = pool(forms, 507, 6, 0.5, 0, "erk")
+    # sums of the dimensions are 25, 54 and 42: each gets as many of 507 / 121
+    assert found[0] == {"a": 105, "b": 226, "c": 176}
+    assert len(found) == 6
+    assert {sum(each.values()) for each in found} == {507}
+    full = pool(forms, 2000, 1, 0.5, 0, "erk")[0]
+    assert (full["a"], full["c"], sum(full.values())) == (144, 320, 2000), (
+        "small layers are full, the rest has the rest"
+    )
+
+
 def test_a_pool_of_ten_has_ten_and_another_seed_has_others():
     model = Model.init(CNN, 0)
     assert len(drawn(model, 10)) == 10

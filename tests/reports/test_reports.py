@@ -61,6 +61,12 @@ def test_a_goal_counts_as_reached_only_if_every_seed_reaches_it():
     assert both.to(0.55, AXIS["rounds"]) == 2
 
 
+def test_parameters_left_are_those_of_the_last_round():
+    pruned = made("pruned", [0.5, 0.6], 1, 0, "fedtiny", parameters=[2000.0, 1234.0])
+    table = outcomes(together([made("not yet ended", [0.5, 0.6], 1), pruned]))
+    assert [row[table.head.index("parameters left")] for row in table.rows] == ["", "1,234"]
+
+
 def test_only_axes_with_figures_are_shown():
     plain, timed = (
         made("plain", [0.5], 1),
@@ -122,6 +128,8 @@ def test_every_kind_of_file(runs, tmp_path):
     points = (tmp_path / "report.csv").read_text().splitlines()
     assert len(points) == 1 + 2 * 2 * 3
     assert "| fedavg | 2 |" in (tmp_path / "report.md").read_text()
+    dense = sum(value.numel() for value in runs[0].model.weights.values())
+    assert re.search(rf"\| fedavg \|.*\| {dense:,} \|", (tmp_path / "report.md").read_text())
     assert (tmp_path / "report.png").read_bytes()[:4] == b"\x89PNG"
 
 

@@ -8,7 +8,13 @@ import pytest
 from fedbonsai.stages.allocation import Load, min_latency
 
 few_then_many = pytest.mark.parametrize(
-    "seeds", [range(20), pytest.param(range(20, 220), marks=pytest.mark.slow)], ids=["few", "many"]
+    "seeds",
+    [
+        range(20),
+        pytest.param(range(20, 80), marks=pytest.mark.slow),
+        pytest.param(range(80, 220), marks=[pytest.mark.slow, pytest.mark.exhaustive]),
+    ],
+    ids=["few", "more", "many"],
 )
 
 

@@ -122,12 +122,6 @@ def test_a_part_learns_as_with_the_others_gradients_at_zero(names, masks, sgd):
     assert (ours.loss, ours.steps) == (theirs.loss, theirs.steps)
 
 
-def test_a_hook_sees_what_learns():
-    seen = []
-    trained_part(MODEL, PEOPLE[0], SGD(batch=64), HEAD, hook=lambda gradients: seen.append(set(gradients)))
-    assert seen == [set(HEAD)]
-
-
 @pytest.mark.parametrize("sgd", [SGD(weight_decay=0.1, batch=64), SGD(proximal=0.1, batch=64, epochs=3)])
 def test_decay_and_proximal_term_do_not_move_what_is_frozen(sgd):
     found = trained_part(MODEL, PEOPLE[0], sgd, HEAD).weights

@@ -31,8 +31,9 @@ def main(args: argparse.Namespace, rest: list[str]) -> None:
         "links": _links,
         "runs": _runs,
     }[args.what](args)
+    width = max((len(name) for name, _ in rows), default=0)
     for name, text in rows:
-        print(f"{name:<28} {text}".rstrip())
+        print(f"{name:<{width}}  {text}".rstrip())
     if not rows:
         print(f"none in {args.runs}/")
 

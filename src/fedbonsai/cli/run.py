@@ -17,7 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="", help="a preset of the recipe, such as published (default: modern)")
     parser.add_argument("--resume", type=Path, default=None, metavar="RUN", help="continue the run in this folder")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder under which the run's folder is made")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only the outcome")
     parser.add_argument("--log", action="append", default=[], help="also write to tensorboard or mlflow; repeatable")
     parser.add_argument("-h", "--help", action="store_true", help="this help; after a recipe: all of its settings")
 
@@ -62,7 +62,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         )
         return 130
     moved = {way: size / 1e6 for way, size in run.bytes.items()}
-    print(f"accuracy {run.accuracy:.4f} on the test set after {len(run.metrics)} rounds ({run.info['reason']})")
+    rounds = f"{len(run.metrics)} round{'s' * (len(run.metrics) != 1)}"
+    print(f"accuracy {run.accuracy:.4f} on the test set after {rounds} ({run.info['reason']})")
     print(f"{moved['up']:.2f} MB up, {moved['down']:.2f} MB down; everything is in {folder}")
     if config.clock.devices:
         print(

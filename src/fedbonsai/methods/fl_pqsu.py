@@ -21,7 +21,7 @@ from fedbonsai.stages.broadcast import Broadcast, Downlink, grouped
 from fedbonsai.stages.codec import Chain, parse
 from fedbonsai.stages.newest import Tally, averaged, heard
 from fedbonsai.stages.pruning import gates
-from fedbonsai.stages.pruning.filters import Keep, Target
+from fedbonsai.stages.pruning.filters import All, Keep, Target
 from fedbonsai.stages.pruning.gates import Gate, Loss
 from fedbonsai.stages.pruning.one_shot import Cost, Score, pruned, taught
 from fedbonsai.stages.requests import each
@@ -29,7 +29,7 @@ from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.selective import Rule
 from fedbonsai.stages.selective_round import Training, Upload, train
 from fedbonsai.stages.selective_settings import faults
-from fedbonsai.stages.settings import NOT_NEGATIVE, outside, refuse
+from fedbonsai.stages.settings import NOT_NEGATIVE, among, outside, refuse
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
 
@@ -88,6 +88,8 @@ class FlPqsu:
         """Refuse settings that have no effect or no meaning."""
         own, delta = self.after_skip == "own", self.downlink.delta
         found = faults(self.uplink, self.gate, self.changes, self.skippers == "cache", own, delta)
+        idle = self.score != "l1" and isinstance(self.keep, All)
+        found += among((idle, f"score = {self.score!r} has no effect with keep = 'all': leave it out"))
         refuse(found + outside(self, pretrain=NOT_NEGATIVE, finetune=NOT_NEGATIVE))
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:

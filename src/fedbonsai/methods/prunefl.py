@@ -4,76 +4,35 @@ Jiang, Wang, Valls, Ko, Lee, Leung, Tassiulas, "Model Pruning Enables Efficient 
 TNNLS 34(12), 2023, arXiv 1909.12326. ``begin`` is the initial pruning at a selected client (`stages.pruning.scout`),
 ``round`` is further pruning: masked FedAvg, where a device's part is the task ``train`` of
 `stages.pruning.importance_round`, and every ``interval`` rounds the reconfiguration (`stages.pruning.per_time`) by the
-importances that devices measured (`stages.pruning.importance`).
+importances that devices measured (`stages.pruning.importance`). The server's state is that of `stages.pruning.adaptive`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field, replace
-from math import nan
 from typing import Literal
 
-from torch import Tensor
-
 from fedbonsai import tree
-from fedbonsai.core import Client, Device, Fleet, forgetful
+from fedbonsai.core import Client, Fleet
 from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
 from fedbonsai.stages import own_part
 from fedbonsai.stages.held_masks import HeldMasks
-from fedbonsai.stages.own_part import NOTHING, Own
-from fedbonsai.stages.pruning import accounts
 from fedbonsai.stages.pruning.accounts import Accounts
-from fedbonsai.stages.pruning.figures import figures
-from fedbonsai.stages.pruning.importance import Gathered, Wanted, plain
+from fedbonsai.stages.pruning.adaptive import State
+from fedbonsai.stages.pruning.importance import Wanted, plain
 from fedbonsai.stages.pruning.importance_round import Training, train
-from fedbonsai.stages.pruning.masks import masked
-from fedbonsai.stages.pruning.per_time import halved, reconfigured
+from fedbonsai.stages.pruning.per_time import halved
 from fedbonsai.stages.pruning.profiled import time_of
 from fedbonsai.stages.pruning.scout import Pilot, Scouting, explored
-from fedbonsai.stages.pruning.time_model import Measured, Seconds, TimeModel
+from fedbonsai.stages.pruning.time_model import Measured, TimeModel
 from fedbonsai.stages.pruning.under_masks import names_of
 from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, PART, SHARE, among, outside, refuse
 from fedbonsai.tree import Tree, seed_of
-from fedbonsai.wire import message
-
-
-@message("prunefl/state@1")
-class State:
-    """Model with exact zeros, masks and their holders, the shelf of pruned values, the time model, and figures.
-
-    ``size`` is an image's, ``since`` the round of the last reconfiguration, ``densities`` those of the initial pruning.
-    With personal weights, ``own`` names them, ``owners`` are who trained some and ``verdict`` how their models did last;
-    those in ``model`` are what all began with.
-    """
-
-    model: Model
-    seed: int
-    held: HeldMasks
-    shelf: Mapping[str, Tensor]
-    seconds: Seconds
-    size: tuple[int, int, int]
-    accounts: Accounts = Accounts()
-    densities: tuple[float, ...] = ()
-    since: int = 0
-    loss: float = nan
-    dropped: int = 0
-    own: Own | None = None
-    owners: tuple[str, ...] = ()
-    verdict: Mapping[str, float] = field(default_factory=dict[str, float])
-
-    @property
-    def shared(self) -> Tree:
-        """The weights that travel."""
-        return own_part.shared(self.model, self.own).weights
-
-    def moved(self, shared: Tree) -> State:
-        """With other shared weights."""
-        return replace(self, model=self.model.replace({**self.model.weights, **shared}))
 
 
 @method("prunefl")
@@ -160,20 +119,16 @@ class PruneFL:
         answers = fleet.ask(train, each(sent, how.under))
         combined, gathered = how.averaged(answers, weights, masks, fleet)
         if combined is None:
-            forgot = map(Device, forgetful(answers.silent))  # they get the masks next time
-            return replace(state, held=held.silent(forgot))
+            return state.unheard(answers.silent)
         new_to = sum(not held.holds(device) for device in devices)
-        counts = len(devices), new_to, len(combined.devices), wanted.values(masks)
-        state = replace(
-            state.moved(masked(combined.mean, masks)),
-            held=held.heard(combined.devices).silent(answers.silent),
-            loss=combined.loss,
-            dropped=combined.dropped,
-            accounts=state.accounts.after(weights, masks, state.seconds, *counts),
-            owners=tuple(dict.fromkeys((*state.owners, *combined.devices))) if state.own else (),
+        state = state.heard(
+            combined, answers.silent, (len(devices), new_to, len(combined.devices), wanted.values(masks))
         )
-        state = self.rebuilt(state, gathered, t) if wanted.asked else state
-        return replace(state, verdict=self.verdict(state, t, fleet))
+        if wanted.asked:
+            fraction = self.fraction * halved(t, self.fraction_half_life)
+            state = state.rebuilt(gathered, t, fraction, self.regrowth == "stale", self.most(masks))
+        due = self.judge and (t + 1) % self.judge == 0
+        return state.judged(t, fleet) if due else replace(state, verdict={})
 
     def wanted(self, t: int, since: int, sgd: SGD) -> Wanted:
         """What devices do with importances in round ``t``: a reconfiguration that failed is made up for."""
@@ -184,41 +139,10 @@ class PruneFL:
         """How many of the prunable weights may be kept."""
         return int(self.density * tree.size(masks))
 
-    def rebuilt(self, state: State, gathered: Gathered, t: int) -> State:
-        """The mask of most importance per second, and the weights under it."""
-        weights, shelf, masks = reconfigured(
-            state.shared,
-            state.shelf,
-            state.held.masks,
-            gathered.z,
-            state.seconds,
-            self.fraction * halved(t, self.fraction_half_life),
-            self.regrowth == "stale",
-            gathered.rest,
-            self.most(state.held.masks),
-        )
-        return replace(state.moved(weights), held=state.held.renewed(masks), shelf=shelf, since=t)
-
-    def verdict(self, state: State, t: int, fleet: Fleet) -> Mapping[str, float]:
-        """How devices' models do, personal parts included; nothing in rounds that do not judge."""
-        if not self.judge or (t + 1) % self.judge:
-            return {}
-        who = state.owners if state.own else [device.id for device in fleet.devices]
-        seed = seed_of(state.seed, "judge", t, 0)
-        return own_part.verdict(fleet, state.model, state.own or NOTHING, state.held, who, seed)
-
     def model(self, state: State) -> Model:
         """The global model, exactly zero where it is pruned; personal weights are what all devices began with."""
         return state.model
 
     def metrics(self, state: State) -> Mapping[str, float]:
         """Loss, dropped updates, size and cost of the model (`figures`), modelled seconds, the paper's bytes, verdict."""
-        masks = state.held.masks
-        buffers = 2 + (self.importance == "interval") + (self.sgd.momentum > 0)
-        return {
-            "train_loss": state.loss,
-            "dropped": state.dropped,
-            **figures(state.model, masks, state.size, self.sgd, buffers),
-            **accounts.figures(state.accounts, state.seconds, masks, state.densities),
-            **state.verdict,
-        }
+        return state.figures(self.sgd, 2 + (self.importance == "interval") + (self.sgd.momentum > 0))

@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from fedbonsai.reports.anatomy import remaining
 from fedbonsai.reports.series import AXES, TEST, Axis, Series
 
 SHOWN = {"rounds": "rounds", "bytes": "MB", "seconds": "simulated s", "energy": "J", "work": "device MMACs"}
@@ -42,14 +43,14 @@ def outcomes(series: Sequence[Series]) -> Table:
     """Accuracy and total costs of every series over its whole run."""
     axes, measure = measured(series), series[0].measure
     test = ["on the test set, %"] if measure.own else []
-    head = ["run", "seeds", f"{measure.label}, %", *test, *(SHOWN[axis.name] for axis in axes), "weights kept, %"]
+    head = ["run", "seeds", f"{measure.label}, %", *test, *(SHOWN[axis.name] for axis in axes), "parameters left"]
     rows: list[list[str]] = []
     for each in series:
         judged = [spread(each)] + ([] if not test else [""] if each.personal else [spread(replace(each, measure=TEST))])
         ends = [points[-1][0] if (points := each.curve(axis)) else None for axis in axes]
-        kept = each.column("density")
-        share = f"{100 * kept[-1][1]:.1f}" if kept else ""
-        rows.append([each.label, str(len(each.runs)), *judged, *(number(end) for end in ends), share])
+        left = remaining(each)
+        size = f"{left[-1][1]:,.0f}" if left else ""
+        rows.append([each.label, str(len(each.runs)), *judged, *(number(end) for end in ends), size])
     return Table("Outcome; accuracy is the mean of the last five evaluated rounds", head, rows)
 
 

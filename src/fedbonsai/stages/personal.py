@@ -101,9 +101,7 @@ def owned(memory: Memory, arch: Arch, shared: Tree, first: Tree | None) -> Weigh
     return dict(first or {}) if held is None else held
 
 
-def trained_part(
-    model: Model, me: Client, sgd: SGD, names: Collection[str], mask: Tree | None = None, hook: local.Hook | None = None
-) -> Trained:
+def trained_part(model: Model, me: Client, sgd: SGD, names: Collection[str], mask: Tree | None = None) -> Trained:
     """Local training of the parameters in ``names``; the others stay as they are, whatever the weight decay.
 
     Args:
@@ -112,9 +110,8 @@ def trained_part(
         sgd: hyper-parameters.
         names: of the weights that learn. Statistics of other normalisation layers still follow their inputs.
         mask: of the model, as in `local.train`.
-        hook: sees the gradients of what learns.
     """
-    return local.train(model, me, sgd, mask=mask, hook=hook, frozen=model.weights.keys() - set(names))
+    return local.train(model, me, sgd, mask=mask, frozen=model.weights.keys() - set(names))
 
 
 def begun(first: Tree, device: Device, held: Collection[str]) -> Tree | None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model
 from fedbonsai.stages.pruning.count import parameters
-from fedbonsai.stages.pruning.distributions import exactly
+from fedbonsai.stages.pruning.distributions import erk, exactly
 from fedbonsai.stages.pruning.masks import prunable
 from fedbonsai.tree import Tree, Weights, generator, size
 
@@ -60,7 +61,9 @@ def pool_size(density: float) -> int:
     return max(1, round(0.1 / density))
 
 
-def pool(forms: Tree, budget: int, count: int, noise: float, seed: int) -> list[dict[str, int]]:
+def pool(
+    forms: Tree, budget: int, count: int, noise: float, seed: int, base: Literal["uniform", "erk"] = "uniform"
+) -> list[dict[str, int]]:
     """Numbers of weights that each candidate keeps in each layer; every candidate keeps exactly ``budget`` in all.
 
     Args:
@@ -69,6 +72,7 @@ def pool(forms: Tree, budget: int, count: int, noise: float, seed: int) -> list[
         count: candidates; fewer come back where so many different ones were not found.
         noise: largest change of a layer's density, as a share of it; the first candidate has none.
         seed: of the draws.
+        base: densities of the layers before noise: one for all, or by the Erdős-Rényi kernel.
 
     Raises:
         ConfigError: less than one weight a layer.
@@ -76,10 +80,14 @@ def pool(forms: Tree, budget: int, count: int, noise: float, seed: int) -> list[
     total = sum(value.numel() for value in forms.values())
     if not len(forms) <= budget <= total:
         raise ConfigError(f"{budget} weights for {len(forms)} layers of {total}: choose another density")
-    random, base, found = generator(seed), budget / total, list[dict[str, int]]()
+    random, found = generator(seed), list[dict[str, int]]()
+    kernel = erk(forms, budget / total) if base == "erk" else {}
+    flat = [budget / total] * len(forms)
+    densities = [kernel[name] / value.numel() for name, value in forms.items()] if kernel else flat
+    layers = torch.tensor(densities, dtype=torch.float64)
     for attempt in range(20 * count):
         draws = torch.rand(len(forms), generator=random, dtype=torch.float64) * 2 - 1
-        shares = base * (1 + noise * draws * (attempt > 0))
+        shares = layers * (1 + noise * draws * (attempt > 0))
         raw = [share * value.numel() for share, value in zip(shares.clamp(0, 1).tolist(), forms.values(), strict=True)]
         scale = budget / sum(raw) if sum(raw) else 0.0
         counts = {

@@ -28,11 +28,13 @@ class Selection:
     """The pool of candidates and how one is chosen."""
 
     by: Literal["adaptive", "vanilla", "none"] = "adaptive"
-    """`adaptive` measures statistics first, `vanilla` judges with the server's own, `none` takes the uniform mask."""
+    """`adaptive` measures statistics first, `vanilla` judges with the server's own, `none` takes the first candidate."""
     pool: int = 0
     """Candidates (C); 0 means 0.1 / density, at least one."""
     noise: float = 0.5
     """Largest change of a layer's density, as a share of the density (epsilon); the first candidate has none."""
+    base: Literal["uniform", "erk"] = "uniform"
+    """Densities of the layers before noise: one for all (the paper's), or by the Erdős-Rényi kernel, more in small layers."""
     statistics: Literal["cumulative", "ema"] = "cumulative"
     """How a device goes over its batches: all alike, or by an exponential average."""
     momentum: float = 0.1
@@ -56,7 +58,7 @@ class Selection:
     def candidates(self, forms: Tree, budget: int, density: float, seed: int) -> list[dict[str, int]]:
         """How many weights each candidate keeps in each layer; arguments are those of `pool.pool`."""
         count = 1 if self.by == "none" else self.pool or pool_size(density)
-        return pool(forms, budget, count, self.noise, seed)
+        return pool(forms, budget, count, self.noise, seed, self.base)
 
 
 @dataclass(frozen=True)

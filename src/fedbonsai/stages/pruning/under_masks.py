@@ -102,6 +102,6 @@ def names_of(model: Model, never: Sequence[str], personal: Sequence[str] = ()) -
         shared, more = ("shared ", "share more, or ") if personal else ("", "")
         raise ConfigError(
             f"never = {list(never)}: model {model.arch.name!r} has no {shared}weights that may be pruned; {more}see "
-            "method.never"
+            f"method.never{' and method.personal' if personal else ''}"
         )
     return names
