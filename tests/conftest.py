@@ -1,6 +1,9 @@
 """One thread per process, so that byte-equal means byte-equal; no deadlines, since torch's first call is slow."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 import pytest
 import torch
@@ -15,6 +18,9 @@ settings.register_profile(
 )
 settings.load_profile("fedbonsai")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it; what another version drew or measured is not wanted
+    os.environ["FEDBONSAI_CACHE"] = tempfile.mkdtemp(prefix="fedbonsai-cache-")
+    atexit.register(shutil.rmtree, os.environ["FEDBONSAI_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

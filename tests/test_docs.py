@@ -129,7 +129,7 @@ SLOW = {"README.md", "docs/your-own-model-and-data.md"}
     [pytest.param(d, id=label(d), marks=[pytest.mark.slow] if label(d) in SLOW else []) for d in PLAYED],
 )
 def test_blocks_run(document, tmp_path):
-    environment = {**os.environ, "FEDBONSAI_CACHE": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "hub")}
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hub")}
     folder = tmp_path / "folder"
     folder.mkdir()
     done = subprocess.run(

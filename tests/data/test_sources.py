@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fedbonsai.data import DataConfig, load
-from fedbonsai.data.images import cache_file
+from fedbonsai.data.cache import file_of
 from fedbonsai.data.sources import digits, read
 from fedbonsai.errors import ConfigError, Missing
 
@@ -211,7 +211,7 @@ def test_a_cache_that_cannot_be_written_is_no_fault(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("FEDBONSAI_CACHE", str(tmp_path / "file"))
     config = parquet(tmp_path / "set", columns(grey(12)), columns(grey(4)))
     assert len(read(config).y) == 12
-    assert cache_file("x").parent == tmp_path / "file"
+    assert file_of("x").parent == tmp_path / "file"
 
 
 def test_digits_have_no_writers() -> None:

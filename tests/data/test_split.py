@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedbonsai.data import DataConfig, Split
+from fedbonsai.data import DataConfig, Split, split
 from fedbonsai.data.images import Images
 from fedbonsai.data.sources import digits
 from fedbonsai.data.split import draw
@@ -186,3 +186,22 @@ def test_rows_given_twice_or_beyond_the_data_are_refused() -> None:
             wrong.check(DIGITS)
     with pytest.raises(ConfigError, match="other numbers of ids"):
         replace(split, ids=("a",)).check(DIGITS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", EACH, ids=lambda given: given["partition"])
+def test_a_division_comes_back_from_the_cache(
+    given: dict[str, Any], written: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDBONSAI_CACHE", str(tmp_path))
+    config = DataConfig(**{"clients": 10, "server": 100, **given})
+    drawn = draw(written, config, 5)
+    assert draw(written, config, 6).train != drawn.train
+    others = replace(written, owners=written.owners[::-1].copy())
+    assert (draw(others, config, 5).train != drawn.train) == (config.partition == "natural")
+
+    def again(*_: object) -> None:
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr(split, "_partition", again)
+    assert draw(written, config, 5) == drawn

@@ -210,8 +210,20 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_kill_minus_nine_and_resume_leaves_the_same_simulated_time(tmp_path):
-    words = ["run", "fedavg", "--rounds", "40", "--data.limit", "200", "--data.clients", "4", "--data.partition", "iid"]
+@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.exhaustive)])
+def test_kill_minus_nine_and_resume_leaves_the_same_simulated_time(tmp_path, times):
+    words = [
+        "run",
+        "fedavg",
+        "--rounds",
+        str(10 * times + 10),
+        "--data.limit",
+        "200",
+        "--data.clients",
+        "4",
+        "--data.partition",
+        "iid",
+    ]
     words += [
         "--model.name",
         "mlp",
@@ -240,7 +252,7 @@ def test_kill_minus_nine_and_resume_leaves_the_same_simulated_time(tmp_path):
     assert start("whole").wait(120) == 0
     killed, kills, limit = start("killed"), 0, time.monotonic() + 120
     metrics = tmp_path / "killed" / "n" / "metrics.jsonl"
-    while kills < 3:
+    while kills < times:
         if (metrics.read_text().count("\n") if metrics.exists() else 0) >= 9 * (kills + 1):
             killed.send_signal(signal.SIGKILL)
             killed.wait()

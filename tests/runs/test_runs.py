@@ -170,7 +170,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["local", "pool"])
+@pytest.mark.parametrize("kind", ["local", pytest.param("pool", marks=pytest.mark.exhaustive)])
 def test_kill_minus_nine_loses_at_most_the_round_in_progress(tmp_path, kind):
     words = ["run", "fedavg", "--rounds", "60", "--data.limit", "200", "--data.clients", "4", "--data.partition", "iid"]
     words += ["--fleet.kind", kind, "--model.name", "mlp", "--quiet"]

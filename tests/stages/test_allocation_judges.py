@@ -135,7 +135,9 @@ def best_of_starts(each, starts):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("seeds", "starts"), [(range(8), 3), pytest.param(range(200), 4, marks=pytest.mark.slow)], ids=["few", "many"]
+    ("seeds", "starts"),
+    [(range(40), 4), pytest.param(range(200), 4, marks=pytest.mark.exhaustive)],
+    ids=["few", "many"],
 )
 def test_no_start_of_a_local_solver_ends_below_the_optimum(seeds, starts):
     reached = 0

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedbonsai.data.cache import file_of, version
 from fedbonsai.data.columns import decode, image_column, label_column, labels, owners
 from fedbonsai.data.config import HUB, DataConfig
 from fedbonsai.data.extras import extra, quiet
-from fedbonsai.data.images import Images, cache_file, cached, fingerprint, keep
+from fedbonsai.data.images import Images, fingerprint, keep, kept
 from fedbonsai.errors import ConfigError
 
 TESTS = ("test", "validation", "valid")  # names of a split that serves as the test set, the best first
@@ -29,25 +30,26 @@ def read(config: DataConfig) -> Images:
         ConfigError: they cannot be found, fetched or understood.
         Missing: the packages of the ``sim`` extra are not installed.
     """
+    files: Mapping[str, list[Path]] = {}
     if config.name == "digits" and not config.path:
         if config.by:
             raise ConfigError(f"data.by = {config.by!r}: the digits say nothing of their writers; choose other data")
-        return digits()
-    if config.path:
+        place = file_of("images", "digits", version("scikit-learn"))
+    elif config.path:
         files = parquet(Path(config.path))
         marks = [
             (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns)
             for part in files.values()
             for file in part
         ]
-        kept = cache_file("files", marks, config.by)
+        place = file_of("images", "files", marks, config.by)
     else:
-        files, kept = {}, cache_file("hub", HUB.get(config.name, config.name), config.by)
-    if (images := cached(kept)) is not None:
+        place = file_of("images", "hub", HUB.get(config.name, config.name), config.by)
+    if (images := kept(place)) is not None:
         return images
     with quiet():
-        images = _local(files, config) if files else _hub(config)
-    keep(images, kept)
+        images = _local(files, config) if files else digits() if config.name == "digits" else _hub(config)
+    keep(images, place)
     return images
 
 

@@ -13,13 +13,15 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fedbonsai.data import cache
+from fedbonsai.data.cache import file_of, version
 from fedbonsai.data.config import DataConfig
 from fedbonsai.data.extras import extra, quiet
 from fedbonsai.data.images import Images, Labels
 from fedbonsai.errors import ConfigError
 from fedbonsai.tree import seed_of
 
-FORMAT = "fedbonsai-split/1"
+FORMAT = "fedbonsai-split/1"  # of the file, and of what a request draws: raise it when either changes
 DRAWS = 5  # Dirichlet: seeds that are tried, each of which the partitioner tries up to 11 times
 
 Rows = tuple[int, ...]
@@ -155,7 +157,9 @@ def draw(images: Images, config: DataConfig, seed: int) -> Split:
     rows = _random(seed, "order").permutation(total)[:usable].astype(np.int64)
     server, rest = rows[: config.server], rows[config.server :]
     owners = images.owners[rest] if config.partition == "natural" else np.empty(0, np.str_)
-    ids, parts = _partition(rest, images.y[rest], owners, config, seed)
+    parameters = {"name": config.name, "seed": seed} | _parameters(config)
+    key = FORMAT, images.fingerprint, sorted(parameters.items()), owners.tolist(), version("flwr-datasets")
+    ids, parts = _kept(rest, images.y[rest], owners, config, seed, file_of("split", *key))
     least = min(range(len(parts)), key=lambda client: len(parts[client]))
     if len(parts[least]) < config.minimum:
         raise ConfigError(
@@ -176,8 +180,21 @@ def draw(images: Images, config: DataConfig, seed: int) -> Split:
         server=tuple(server.tolist()),
         samples=total,
         fingerprint=images.fingerprint,
-        parameters={"name": config.name, "seed": seed} | _parameters(config),
+        parameters=parameters,
     )
+
+
+def _kept(
+    rows: NDArray[np.int64], y: Labels, owners: NDArray[np.str_], config: DataConfig, seed: int, place: Path
+) -> tuple[list[str], list[NDArray[np.int64]]]:
+    """What `_partition` gives, from the cache where it was drawn before: the partitioners take seconds to import."""
+    held = cache.held(place, ("ids", "counts", "rows"))
+    if held is not None:
+        return [str(id) for id in held["ids"]], np.split(held["rows"], np.cumsum(held["counts"])[:-1])
+    ids, parts = _partition(rows, y, owners, config, seed)
+    counts = np.array([len(part) for part in parts])
+    cache.keep(place, {"ids": np.array(ids), "counts": counts, "rows": np.concatenate(parts)})
+    return ids, parts
 
 
 def _validation(count: int, fraction: float) -> int:
