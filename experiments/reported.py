@@ -91,7 +91,7 @@ def verdict(said: Reported, name: str, rows: Mapping[str, Results], score: Score
         return f"not run beside {', '.join(others)}"
     other, values = min(pairs.items(), key=lambda pair: statistics.mean(pair[1]))
     mean, half = interval(values)
-    spread = f" ± {half:.2f}" if math.isfinite(half) else ", one seed"
+    spread = f" ± {half:.2f}" if math.isfinite(half) else ""
     figure = f"{mean:+.2f}{spread} points" if claim.figure == "accuracy" else f"{mean:.2f}{spread} times fewer bytes"
     return f"{judgement(mean, half, claim)}: {figure} beside {other}"
 
@@ -107,13 +107,13 @@ def differences(ours: Results, theirs: Results, figure: str, score: Score) -> li
 
 
 def judgement(mean: float, half: float, claim: Claim) -> str:
-    """In words: beyond the interval, or on average only."""
+    """In words: beyond the interval, on average only, or of a single seed."""
     if claim.least <= mean - half and mean + half <= claim.most:
         return "agrees"
     if mean + half < claim.least or mean - half > claim.most:
         return "contradicts"
     side = "agrees" if claim.least <= mean <= claim.most else "contradicts"
-    return f"{side} on average, not beyond the interval"
+    return f"{side} on average, not beyond the interval" if math.isfinite(half) else f"{side} in one seed"
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

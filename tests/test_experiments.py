@@ -124,7 +124,7 @@ def test_the_best_of_several_is_stood_beside_and_one_seed_decides_nothing():
         **{key.replace("_", "-"): value for key, value in rows(b_1=[0.8], c_1=[0.9], mine_1=[0.85]).items()},
     }
     said = held(Claim(["a-*", "b-*", "c-*"], least=0.0), "mine-1", found)
-    assert said == "contradicts on average, not beyond the interval: -5.00, one seed points beside c-1"
+    assert said == "contradicts in one seed: -5.00 points beside c-1"
     assert held(Claim(["gone"]), "mine-1", found) == "not run beside gone"
     assert judgement(1.0, float("inf"), Claim(["x"], least=0.0)) == "agrees on average, not beyond the interval"
 
