@@ -163,13 +163,12 @@ def test_masks_are_exact_derived_alike_and_what_they_drop_stays_home(scope, expl
 
 
 def test_pruned_weights_are_zero_while_training_and_get_no_update():
-    seen = []
     _, fleet = run(replace(PAPER, allocation=Common(), deadline=0.4), rounds=1)
     _, _, request = requests(fleet)[0]
     masks = masks_of(request)
     start = MODEL.replace({**masked(request.shared, masks), **split(MODEL.weights, HEAD)[1]})
-    found = trained_part(start, PEOPLE[0], STEPS, request.shared, masks, hook=lambda g: seen.append(dict(g)))
-    assert seen
+    found = trained_part(start, PEOPLE[0], STEPS, request.shared, masks)
+    assert found.steps > 0
     assert all(bool((found.weights[name][~mask] == 0).all()) for name, mask in masks.items())
     assert same(split(found.weights, HEAD)[1], split(MODEL.weights, HEAD)[1])
 
