@@ -212,18 +212,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.exhaustive)])
 def test_kill_minus_nine_and_resume_leaves_the_same_simulated_time(tmp_path, times):
-    words = [
-        "run",
-        "fedavg",
-        "--rounds",
-        str(10 * times + 10),
-        "--data.limit",
-        "200",
-        "--data.clients",
-        "4",
-        "--data.partition",
-        "iid",
-    ]
+    words = f"run fedavg --rounds {10 * times + 10} --data.limit 200 --data.clients 4 --data.partition iid".split()
     words += [
         "--model.name",
         "mlp",

@@ -47,8 +47,11 @@ def read(config: DataConfig) -> Images:
         place = file_of("images", "hub", HUB.get(config.name, config.name), config.by)
     if (images := kept(place)) is not None:
         return images
-    with quiet():
-        images = _local(files, config) if files else digits() if config.name == "digits" else _hub(config)
+    if config.name == "digits" and not config.path:
+        images = digits()
+    else:
+        with quiet():
+            images = _local(files, config) if files else _hub(config)
     keep(images, place)
     return images
 
