@@ -12,7 +12,7 @@ from torch import Tensor
 from fedbonsai import work
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import BadMessage, ConfigError
-from fedbonsai.local import SGD, augmented, descend, epochs
+from fedbonsai.local import SGD, augmented, descend, epochs, gradients
 from fedbonsai.model import Arch, Model, Skeleton, skeleton
 from fedbonsai.stages.codec import Chain, Packed
 from fedbonsai.tree import Tree, Weights, generator, seed_of
@@ -79,9 +79,9 @@ class Part:
         """The part after one step on the gradient of its output; the forward pass is computed again."""
         net = self.net(device)
         params = list(net.parameters.values())
-        grads = torch.autograd.grad(net.module(x), params, gradient.to(device))
+        grads = gradients(net.module(x), params, gradient.to(device))
         self.report(x, backward=len(x))
-        return self.stepped(net, list(grads), sgd)
+        return self.stepped(net, grads, sgd)
 
 
 def batch(me: Client, seed: int, sgd: SGD, number: int, view: str = "view") -> Samples | None:
