@@ -124,8 +124,8 @@ class Mean:
     """Weighted mean of trees, in the order they come, in the memory of one tree.
 
     Floating tensors accumulate in their own precision (16-bit ones in float32), others in float64 and are rounded at the
-    end; those that are equal in all trees stay exactly as they are. Every method averages with this one class, so that its
-    degenerate cases are FedAvg bit for bit.
+    end; what is equal in all trees, such as a frozen weight, stays exactly as it is. Every method averages with this one
+    class, so that its degenerate cases are FedAvg bit for bit.
 
     >>> mean = Mean()
     >>> mean.add({"w": torch.tensor([1.0])}, 3)
@@ -152,7 +152,7 @@ class Mean:
         if not self._first:
             self._first = dict(tree)
             self._sums = [value * weight for value in values]
-            self._equal = {name for name, value in tree.items() if not value.is_floating_point()}
+            self._equal = set(tree)
         else:
             if list(self._first) != list(tree):
                 raise ValueError(f"trees differ: expected {list(self._first)}, got {list(tree)}")

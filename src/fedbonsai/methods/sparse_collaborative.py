@@ -29,7 +29,7 @@ from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import among, refuse
 from fedbonsai.stages.split import local_loss, relay, sequential
 from fedbonsai.stages.split.clusters import How
-from fedbonsai.stages.split.part import Part, renamed, sub
+from fedbonsai.stages.split.part import Part, cuttable, renamed, sub
 from fedbonsai.stages.split.topology import Clusters, Flat, LocalLoss, Split, Topology, faults, groups
 from fedbonsai.stages.updates import Combined, combine, moved
 from fedbonsai.stages.weighting import Weighting
@@ -92,6 +92,8 @@ class SparseCollaborative:
         """
         where: Any = self.topology
         kind = dtype_of(model.weights)
+        if not isinstance(where, Flat):
+            cuttable(model, server.train.x.shape[1:], f"topology {where.choice_name}")
         if not isinstance(where, Flat) and draws(model, server.train.x.shape[1:]):
             raise ConfigError(
                 f"model.name = {model.arch.name!r} draws random numbers in training (dropout): a part that is computed "
