@@ -77,6 +77,9 @@ WAYS = {
 }
 for _how in [*WAYS, "right", "exit"]:
     network(f"dry-{_how}")(lambda how=_how: Net(how))
+network("dry-once")(
+    lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10, track_running_stats=False))
+)
 network("dry-norm")(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10)))
 
 
@@ -89,10 +92,12 @@ def test_what_cannot_be_trained_is_refused_by_its_name(how, text):
 
 
 def test_what_can_be_trained_is_not():
-    for how in ("right", "norm"):
+    for how in ("right", "norm", "once"):
         config = recipes.load("fedavg", "", RUN | {"model.name": f"dry-{how}"})
         _, said = rehearsed(config, federation(config))
-        assert said == ()
+        assert [text.split(":")[0] for text in said] == (
+            ["model 'dry-once' cannot score 1 sample of (1, 8, 8) alone"] if how == "once" else []
+        )
 
 
 def test_an_exit_of_the_users_code_passes():

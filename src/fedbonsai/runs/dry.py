@@ -43,7 +43,7 @@ def rehearse(model: Model, data: Federation, sgd: SGD, device: str = "cpu") -> l
         device: torch device.
 
     Returns:
-        What to say of clients whose batches are too small for the network, while others' are not.
+        What to say of batches that are too small for the network, while others are not.
 
     Raises:
         ConfigError: the network cannot be trained on these data; the text names the network and what it says.
@@ -55,17 +55,24 @@ def rehearse(model: Model, data: Federation, sgd: SGD, device: str = "cpu") -> l
     id, largest = batches[-1]
     with told(f"model {name} cannot take a training step with {len(largest)} samples"):
         _step(model, largest, data.classes, sgd, device)
-    for count in (1, 2):
-        with told(f"model {name} cannot score {count} sample{'s' * (count > 1)} of {_shape(largest)}"):
-            _score(model, largest[:1] if count == 1 else _twice(largest), data.classes, device)
+    with told(f"model {name} cannot score 2 samples of {_shape(largest)}"):
+        _score(model, _twice(largest), data.classes, device)
+    said: list[str] = []
+    try:
+        with told(f"model {name} cannot score 1 sample of {_shape(largest)} alone"):
+            _score(model, largest[:1], data.classes, device)
+    except ConfigError as error:
+        if error.__cause__ is None:  # a wrong shape is a fault; what fails for one sample may do for more
+            raise
+        said.append(str(error))
     id, least = batches[0]
     try:
         with told(f"client {id} will stay silent: its smallest batch has {len(least)} samples, and the network"):
             _step(model, least, data.classes, sgd, device)
     except ConfigError as error:
         alike = sum(len(batch) == len(least) for _, batch in batches) - 1
-        return [f"{error}" + f" (so {alike} more clients)" * (alike > 0)]
-    return []
+        said.append(f"{error}" + f" (so {alike} more clients)" * (alike > 0))
+    return said
 
 
 def _smallest(part: Samples, sgd: SGD) -> Samples:
