@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from fedbonsai.core import Answer, Answers, Client, Device, Scope, Silence, Task
@@ -50,7 +51,8 @@ def findable(arch: Arch) -> None:
     Raises:
         ConfigError: it was defined in a session, such as a notebook, of which there is no file.
     """
-    if networks()[arch.name].__module__ == "__main__" and not hasattr(sys.modules["__main__"], "__file__"):
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if networks()[arch.name].__module__ == "__main__" and not (script and Path(script).is_file()):
         raise ConfigError(
             f"model {arch.name!r} was defined in this session, where worker processes cannot find it: put it into a module "
             "and name that in imports, or use fleet.kind = 'local'"
