@@ -12,7 +12,7 @@ from fedbonsai.tree import seed_of
 EPSILON = 1e-5  # of batch normalisation
 
 
-def person(id, count, labels, shift, valid=0, classes=3):
+def person(id, count, labels, shift, valid=0):
     """A client with samples and labels of its own kind; no two of them are alike in anything."""
     random = torch.Generator().manual_seed(count)
     y = torch.multinomial(torch.tensor(labels), count + valid, replacement=True, generator=random)

@@ -1,0 +1,211 @@
+"""FL-PQSU by value: the server's beginning and whole rounds against a simulation, written from the specification (section 1)."""
+
+from math import ceil
+
+import numpy as np
+import pytest
+
+from fedbonsai.local import SGD
+from fedbonsai.methods.fl_pqsu import FlPqsu
+from fedbonsai.model import Arch, Model
+from fedbonsai.stages.broadcast import Downlink
+from fedbonsai.stages.codec import parse
+from fedbonsai.stages.pruning.filters import All, Ratio, Widths
+from fedbonsai.stages.pruning.gates import Loss, Open
+from fedbonsai.stages.selective_round import Upload
+from tests.methods import by_hand as hand
+from tests.methods.rounds import run
+
+FULL = Model.init(Arch("mlp", {"widths": (8, 7), "size": 2, "classes": 4}), 5)
+LAYERS = ("stem.fc1", "relu", "features.fc2", "relu", "classifier")
+LINEAR = LAYERS[::2]
+PEOPLE = hand.people(valid=(6, 7, 5))
+SERVER = hand.person("server", 17, (0.4, 0.4, 0.2), 0.1)
+CODED = {"channel": parse([{"affine": {"bits": 8, "scope": "channel"}}]), "tensor": parse([{"affine": 8}])}
+FEW = parse([{"affine": {"bits": 4, "scope": "channel"}}])  # of changes, whose rounding is coarser
+FED = parse(["ef14", {"affine": {"bits": 4, "scope": "channel"}}])
+
+
+def taught(how, w, epochs, name):
+    """Section 1.1: epochs on the server's samples."""
+    seen = hand.batches(SERVER.train, how.sgd.batch, hand.seed(name, -1), epochs)
+    return hand.trained(w, LAYERS, seen, how.sgd.lr, how.sgd.momentum)[0]
+
+
+def pruned(how, w):
+    """Section 1.1: units of least L1 norm go, with their biases and what reads them; scored before any is removed."""
+    if isinstance(how.keep, All):
+        return w
+    scores, w = {layer: np.abs(w[f"{layer}.weight"]) for layer in LINEAR}, dict(w)
+    if how.score == "taylor":
+        slope = hand.slopes(w, LAYERS, *hand.samples(SERVER.train))[1]
+        scores = {layer: (slope[f"{layer}.weight"] * w[f"{layer}.weight"]) ** 2 for layer in LINEAR}
+    counts = how.keep.counts if isinstance(how.keep, Widths) else [round(how.keep.share * n) for n in (8, 7)]
+    for layer, reader, count in zip(LINEAR, LINEAR[1:], counts, strict=False):
+        stay = np.sort(np.argsort(-scores[layer].sum(1))[:count])
+        w[f"{layer}.weight"], w[f"{layer}.bias"] = w[f"{layer}.weight"][stay], w[f"{layer}.bias"][stay]
+        w[f"{reader}.weight"] = w[f"{reader}.weight"][:, stay]
+    return w
+
+
+def coded(tree, chain):
+    """Section 1.2: 2^bits levels from the least to the largest value of a tensor, or of a row."""
+    if not chain.stages:
+        return tree
+    how, found = chain.parts["values"], {}
+    top = 2**how.bits - 1
+    for name, value in tree.items():
+        rows = value if how.scope == "channel" and value.ndim > 1 else value.reshape(1, -1)
+        low, span = rows.min(1, keepdims=True), np.ptp(rows, 1, keepdims=True)
+        place = (rows - low) / np.where(span, span, 1) * top
+        assert np.abs(place % 1 - 0.5).min() > 1e-4, "half way between two codes: take other inputs"
+        found[name] = (low + span / top * np.round(place)).reshape(value.shape)
+    return found
+
+
+def plus(left, right, scale=1.0):
+    return {name: left[name] + scale * right[name] for name in left}
+
+
+class Person:
+    """What a client remembers, and its part of section 1.3."""
+
+    def __init__(self, me):
+        self.me, self.reference, self.skipped, self.owed, self.own = me, None, 0, None, None
+
+    def answer(self, how, start, t):
+        """What goes up, or nothing, and the mean loss."""
+        seen = hand.batches(self.me.train, how.sgd.batch, hand.seed(self.me.id, t), how.sgd.epochs, how.sgd.steps)
+        w, losses, counts, _ = hand.trained(start, LAYERS, seen, how.sgd.lr, how.sgd.momentum)
+        mean = np.average(losses, weights=counts)
+        goal = plus(w, start, -1) if how.changes else w
+        if self.owed is not None:
+            goal = plus(goal, self.owed)
+        sent = coded(goal, how.uplink)
+        if not self.passes(how.gate, {"last": losses[-1], "mean": mean}, w):
+            self.own = sent if how.after_skip == "own" else None
+            return None, mean
+        self.own = None
+        self.owed = plus(goal, sent, -1) if how.uplink.feedback else None
+        return sent, mean
+
+    def passes(self, gate, losses, w):
+        if isinstance(gate, Open):
+            return True
+        loss = losses[gate.statistic] if gate.statistic in losses else hand.loss_of(w, LAYERS, self.me.valid)[0]
+        best = gate.initial if self.reference is None else self.reference * (1 + gate.slack)
+        assert abs(loss / best - 1) > 1e-4, "as good as the loss to beat: take other inputs"
+        passes = loss < best or self.skipped + 1 == gate.every
+        if self.reference is None or gate.rule == "previous":
+            self.reference = loss
+        elif gate.rule == "smoothed":
+            self.reference = gate.memory * self.reference + (1 - gate.memory) * loss
+        elif passes:
+            self.reference = loss
+        self.skipped = 0 if passes else self.skipped + 1
+        return passes
+
+
+def simulated(how, rounds):
+    """Weights and metrics after begin and every round."""
+    w = hand.arrays(FULL.weights)
+    w = taught(how, w, how.pretrain, "pretrain") if how.pretrain else w
+    w = pruned(how, w)
+    w = taught(how, w, how.finetune, "finetune") if how.finetune else w
+    products = sum(w[f"{layer}.weight"].size for layer in LINEAR)
+    size = sum(value.size for value in w.values())
+    cost = {"parameters": size, "macs": products, "training_flops": 6 * products}
+    yield w, cost
+    clients, cache, held = [Person(me) for me in PEOPLE], {}, w
+    uploads, answers, models, loss = 0, 0, 0, np.nan
+    for t in range(rounds):
+        held = plus(held, coded(plus(w, held, -1), how.downlink.chain)) if how.downlink.delta else None
+        start = held if how.downlink.delta else coded(w, how.downlink.chain)
+        fresh = {}
+        for client in clients:
+            models += client.own is None
+            sent, mean = client.answer(how, client.own or start, t)
+            if sent is not None:
+                fresh[client.me.id] = sent, len(client.me.train), mean
+        cache = cache | fresh if how.skippers == "cache" else fresh
+        count = [cache[me.id] for me in PEOPLE if me.id in cache]
+        if count:
+            found = hand.mean(
+                [sent for sent, _, _ in count], [n if how.weigh == "examples" else 1 for _, n, _ in count]
+            )
+            w = plus(w, found) if how.changes else found
+        if fresh:
+            loss = np.average([mean for _, _, mean in fresh.values()], weights=[n for _, n, _ in fresh.values()])
+        uploads, answers = uploads + len(fresh), answers + len(PEOPLE)
+        yield (
+            w,
+            cost
+            | {
+                "train_loss": loss,
+                "uploads": len(fresh),
+                "skips": len(PEOPLE) - len(fresh),
+                "skip_rate": 1 - uploads / answers,
+                "paper_up": uploads * message(w, how.uplink) + answers,
+                "paper_down": models * message(w, how.downlink.chain),
+            },
+        )
+
+
+def message(w, chain):
+    """Section 2: codes, a scale and a zero-point for each tensor, or 4 bytes a value."""
+    bits = chain.parts["values"].bits if chain.stages else 0
+    return sum(ceil(bits * value.size / 8) + 5 if bits else 4 * value.size for value in w.values())
+
+
+def agree(how, rounds):
+    """Run both; who uploaded in which round."""
+    states, fleet = run(how, PEOPLE, rounds, FULL, SERVER)
+    for t, (state, (w, figures)) in enumerate(zip(states, simulated(how, rounds), strict=True), -1):
+        hand.close(state.model.weights, w, f"round {t}:")
+        hand.figures(how.metrics(state), figures, f"round {t}:")
+    return [f"{id}{t}" for t, id, value in fleet.heard if isinstance(value, Upload)]
+
+
+def method(**more):
+    settings = {"sgd": SGD(lr=0.3, batch=6, momentum=0.5), "pretrain": 2, "finetune": 1, "keep": Widths((5, 4))}
+    return FlPqsu(**(settings | {"uplink": FED, "gate": Loss(rule="best", statistic="last", every=0)} | more))
+
+
+@pytest.mark.parametrize("pretrain", [0, 2])
+@pytest.mark.parametrize("finetune", [0, 3])
+def test_what_the_server_does_before_the_first_round(pretrain, finetune):
+    agree(method(pretrain=pretrain, finetune=finetune), 0)
+    agree(method(pretrain=pretrain, finetune=finetune, score="taylor", keep=Ratio(0.6)), 0)
+
+
+def test_each_rule_of_the_gate_by_each_loss_lets_others_through():
+    found = {}
+    for statistic in ("last", "mean", "valid"):
+        for rule in ("best", "previous", "smoothed"):
+            gate = Loss(rule=rule, statistic=statistic, every=0)
+            how = method(gate=gate, changes=False, uplink=CODED["tensor"], downlink=Downlink(CODED["tensor"]))
+            found[statistic, rule] = tuple(agree(how, 4))
+    assert len(set(found.values())) == 9
+
+
+@pytest.mark.parametrize("chain", [parse([]), parse([{"affine": 4}]), FEW, FED])
+def test_changes_of_changes(chain):
+    gate = Loss(statistic="valid", slack=0.02, every=2)
+    agree(method(uplink=chain, downlink=Downlink(FEW, True), gate=gate), 4)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"skippers": "drop"},
+        {"skippers": "drop", "changes": False, "uplink": CODED["tensor"], "weigh": "examples"},
+        {"weigh": "examples", "sgd": SGD(lr=0.3, batch=6, steps=5)},
+        {"changes": False, "uplink": CODED["tensor"], "after_skip": "own"},
+        {"changes": False, "uplink": CODED["channel"], "downlink": Downlink(CODED["channel"])},
+        {"gate": Loss(statistic="last", initial=0.9, memory=0.4, every=3)},
+        {"gate": Open(), "keep": All()},
+    ],
+)
+def test_whoever_skips(more):
+    how = method(**more)
+    assert (len(agree(how, 4)) < 12) != isinstance(how.gate, Open)
