@@ -210,8 +210,8 @@ def test_schedules_of_the_share_and_of_the_learning_rate():
 
 
 def test_a_bound_on_the_density():
-    masks = agree(method(density=0.36), 4)
-    assert sum(mask.sum() for mask in masks[0].values()) == int(0.36 * 42)
+    masks = agree(method(density=0.3), 5)
+    assert [sum(mask.sum() for mask in each.values()) for each in masks].count(int(0.3 * 42)) >= 3
 
 
 @pytest.mark.parametrize(
@@ -220,3 +220,12 @@ def test_a_bound_on_the_density():
 def test_initial_pruning(more):
     scouting = Scouting(**({"batches": 2, "iterations": 60, "every": 4, "gate": 1.5} | more))
     agree(method(scouting=scouting, interval=2), 1)
+
+
+@pytest.mark.parametrize("regrowth", ["stale", "zero"])
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_what_comes_back_in_initial_pruning(regrowth, momentum):
+    scouting = Scouting(batches=3, iterations=60, every=4, fraction=0.7)
+    how = method(regrowth=regrowth, sgd=SGD(lr=0.2, batch=8, steps=3, momentum=momentum), scouting=scouting)
+    assert next(simulated(how, 0))[3]["scout_growths"]
+    agree(how, 1)
