@@ -148,6 +148,34 @@ def trained(w, layers, seen, lr, momentum=0.0, masks=()):
     return w, losses, counts, total
 
 
+def coded(values, bits):
+    """2^bits levels at equal steps from the least to the largest value; each value becomes the nearest."""
+    low, span, top = values.min(), np.ptp(values), 2**bits - 1
+    place = (values - low) / (span or 1) * top
+    assert np.abs(place % 1 - 0.5).min() > 1e-4, "half way between two codes: take other inputs"
+    return low + span / top * np.round(place)
+
+
+class Gate:
+    """What a client remembers of its losses: it uploads if one is below a remembered one, or after enough skips."""
+
+    def __init__(self):
+        self.reference, self.skipped = None, 0
+
+    def __call__(self, gate, loss):
+        best = gate.initial if self.reference is None else self.reference * (1 + gate.slack)
+        assert abs(loss / best - 1) > 1e-4, "as good as the loss to beat: take other inputs"
+        passes = loss < best or self.skipped + 1 == gate.every
+        self.skipped = 0 if passes else self.skipped + 1
+        if gate.rule == "best":
+            self.reference = loss if passes else self.reference
+        elif gate.rule == "previous" or self.reference is None:
+            self.reference = loss
+        else:
+            self.reference = gate.memory * self.reference + (1 - gate.memory) * loss
+        return passes
+
+
 def mean(trees, shares):
     """Of trees, by shares of any sum."""
     return {name: sum(s * tree[name] for s, tree in zip(shares, trees, strict=True)) / sum(shares) for name in trees[0]}

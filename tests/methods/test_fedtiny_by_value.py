@@ -10,6 +10,8 @@ from torch import nn
 from fedbonsai.local import SGD
 from fedbonsai.methods.fedtiny import FedTiny
 from fedbonsai.model import Arch, Model, network
+from fedbonsai.stages.codec import parse
+from fedbonsai.stages.pruning.gates import Loss
 from fedbonsai.stages.pruning.growth import Growth
 from fedbonsai.stages.pruning.selection import Selection
 from fedbonsai.tree import seed_of
@@ -127,9 +129,17 @@ def wanted(how, r, masks):
     return {name: count for name, count in found.items() if count}
 
 
+def coded(value, mask, how):
+    """Codes of the kept values of a tensor."""
+    mask, found = np.ones(value.shape, bool) if mask is None else mask, np.zeros(value.shape)
+    found[mask] = hand.coded(value[mask], how.uplink.parts["values"].bits)
+    return found
+
+
 def simulated(how, rounds, lost=()):
     """Weights, masks and metrics after begin and every round."""
     place, w, masks, spent, _ = selected(how)
+    gates, owed, loss = {me.id: hand.Gate() for me in PEOPLE}, {}, np.nan
     yield w, masks, spent | {"candidate": place, "kept": BUDGET, "density": BUDGET / 54}
     for t in range(rounds):
         counts, parts, sizes, losses, sent = wanted(how, t + 1, masks), [], [], [], []
@@ -138,20 +148,30 @@ def simulated(how, rounds, lost=()):
                 continue
             seen = hand.batches(me.train, how.sgd.batch, hand.seed(me.id, t), how.sgd.epochs, how.sgd.steps)
             new, each_loss, lengths, _ = hand.trained(w, LAYERS, seen, how.sgd.lr, how.sgd.momentum, masks)
+            if isinstance(how.gate, Loss):
+                owed[me.id] = hand.under(owed.get(me.id, {}), masks)  # what is owed to a weight goes with it
+                goal = {n: value - w[n] + owed[me.id].get(n, 0) for n, value in new.items()}
+                change = {
+                    n: coded(value, masks.get(n), how) if "running" not in n else value for n, value in goal.items()
+                }
+                if not gates[me.id](how.gate, each_loss[-1]):
+                    continue
+                owed[me.id] = {n: value - change[n] for n, value in goal.items() if "running" not in n}
             once = next(hand.batches(me.train, how.growth.batch, seed_of(hand.seed(me.id, t), "growth", 0, 0)))
             slope = hand.slopes(new, LAYERS, *once)[1]
             sent.append({n: (top(np.abs(slope[n]), k, ~masks[n]), slope[n].ravel()) for n, k in counts.items()})
-            parts.append(new)
+            parts.append({n: w[n] + change[n] for n in w} if isinstance(how.gate, Loss) else new)
             sizes.append(len(me.train))
             losses.append(np.average(each_loss, weights=lengths))
         bits = sum(k * (32 + ceil(log2(masks[n].size))) for n, k in counts.items())
+        loss = np.average(losses, weights=sizes) if parts else loss
         figures = {
-            "train_loss": np.average(losses, weights=sizes),
+            "train_loss": loss,
             "paper_down": 3 * storage(w, masks),
             "paper_up": len(parts) * (storage(w, masks) + ceil(bits / 8)),
         }
-        w, masks, traded = hand.mean(parts, sizes), dict(masks), 0
-        for name, count in counts.items():
+        w, masks, traded = hand.mean(parts, sizes) if parts else w, dict(masks), 0
+        for name, count in counts.items() if parts else ():
             g = np.zeros(masks[name].size)
             for size, each in zip(sizes, sent, strict=True):
                 g[each[name][0]] += size / sum(sizes) * each[name][1][each[name][0]]
@@ -172,7 +192,7 @@ def agree(how, rounds, lost=()):
         hand.close(state.held.masks, masks, f"masks, round {t}:", 0, 0)
         hand.close(state.model.weights, w, f"weights, round {t}:")
         hand.figures(how.metrics(state), figures, f"round {t}:")
-    return [state.traded for state in states[1:]]
+    return [(state.traded, state.skips) for state in states[1:]]
 
 
 def method(selection=None, growth=None, **more):
@@ -187,7 +207,7 @@ def test_the_candidate_of_least_loss_under_merged_statistics_is_trained():
         selected(method(how))[0] for how in ({}, {"weighted": False}, {"merge": "averaged"}, {"statistics": "ema"})
     ]
     assert chosen[0] not in chosen[1:]  # so that one that were ignored would be seen
-    assert all(agree(method(), 4)[:3])
+    assert all(traded for traded, _ in agree(method(), 4)[:3])
 
 
 @pytest.mark.parametrize(
@@ -201,11 +221,19 @@ def test_the_candidate_of_least_loss_under_merged_statistics_is_trained():
     ],
 )
 def test_each_way_to_select_and_to_grow(selection, growth):
-    traded = agree(method(selection, growth), 4)
+    traded = [traded for traded, _ in agree(method(selection, growth), 4)]
     assert any(traded)
     assert traded[2:] == [0, 0] or growth.get("stop") != 2
 
 
 def test_a_device_that_is_not_heard_has_no_part_in_weights_or_gradients():
     sgd = SGD(lr=0.2, batch=8, steps=4, momentum=0.5)
-    assert all(agree(method(growth={"units": "entire", "share": 0.3}, sgd=sgd), 3, {(0, "a"), (2, "b")}))
+    found = agree(method(growth={"units": "entire", "share": 0.3}, sgd=sgd), 3, {(0, "a"), (2, "b")})
+    assert all(traded for traded, _ in found)
+
+
+def test_a_device_that_skips_owes_what_it_owed_and_has_no_part_in_the_round():
+    gate, growth = Loss(rule="best", statistic="last", every=4), {"units": "entire", "share": 0.3, "stop": 8}
+    found = agree(method(growth=growth, uplink=parse(["ef14", {"affine": 4}]), gate=gate), 5)
+    assert [skips for _, skips in found].count(3) == 1  # a round of nobody leaves model and masks
+    assert [traded > 0 for traded, _ in found] == [skips < 3 for _, skips in found]

@@ -49,18 +49,12 @@ def pruned(how, w):
 
 
 def coded(tree, chain):
-    """Section 1.2: 2^bits levels from the least to the largest value of a tensor, or of a row."""
+    """Section 1.2: codes of each tensor, or of its rows."""
     if not chain.stages:
         return tree
-    how, found = chain.parts["values"], {}
-    top = 2**how.bits - 1
-    for name, value in tree.items():
-        rows = value if how.scope == "channel" and value.ndim > 1 else value.reshape(1, -1)
-        low, span = rows.min(1, keepdims=True), np.ptp(rows, 1, keepdims=True)
-        place = (rows - low) / np.where(span, span, 1) * top
-        assert np.abs(place % 1 - 0.5).min() > 1e-4, "half way between two codes: take other inputs"
-        found[name] = (low + span / top * np.round(place)).reshape(value.shape)
-    return found
+    how = chain.parts["values"]
+    rows = {n: v if how.scope == "channel" and v.ndim > 1 else v.reshape(1, -1) for n, v in tree.items()}
+    return {n: np.stack([hand.coded(row, how.bits) for row in rows[n]]).reshape(v.shape) for n, v in tree.items()}
 
 
 def plus(left, right, scale=1.0):
@@ -75,7 +69,7 @@ class Person:
     """What a client remembers, and its part of section 1.3."""
 
     def __init__(self, me):
-        self.me, self.reference, self.skipped, self.owed, self.own = me, None, 0, None, None
+        self.me, self.passes, self.skipped, self.owed, self.own = me, hand.Gate(), 0, None, None
         self.last, self.error, self.before, self.toward = None, 0.0, None, None
 
     def answer(self, how, start, t, moved):
@@ -93,7 +87,8 @@ class Person:
         elif isinstance(how.gate, Lazy):
             uploads = self.innovates(how.gate, sent, squared(lost), moved)
         else:
-            uploads = isinstance(how.gate, Open) or self.improves(how.gate, {"last": losses[-1], "mean": mean}, w)
+            found = {"last": losses[-1], "mean": mean, "valid": hand.loss_of(w, LAYERS, self.me.valid)[0]}
+            uploads = isinstance(how.gate, Open) or self.passes(how.gate, found[how.gate.statistic])
         self.skipped = 0 if uploads else self.skipped + 1
         self.own = sent if how.after_skip == "own" and not uploads else None
         if not uploads:
@@ -101,20 +96,6 @@ class Person:
         self.last, self.error = sent, squared(lost)
         self.owed = lost if how.uplink.feedback else None
         return sent, mean
-
-    def improves(self, gate, losses, w):
-        """The loss is below a remembered one (1.3; 8.5 for slack, averages and forced uploads)."""
-        loss = losses[gate.statistic] if gate.statistic in losses else hand.loss_of(w, LAYERS, self.me.valid)[0]
-        best = gate.initial if self.reference is None else self.reference * (1 + gate.slack)
-        assert abs(loss / best - 1) > 1e-4, "as good as the loss to beat: take other inputs"
-        passes = loss < best or self.skipped + 1 == gate.every
-        if self.reference is None or gate.rule == "previous":
-            self.reference = loss if passes or gate.rule != "best" else None
-        elif gate.rule == "smoothed":
-            self.reference = gate.memory * self.reference + (1 - gate.memory) * loss
-        elif passes:
-            self.reference = loss
-        return passes
 
     def agrees(self, gate, start, change, t):
         """CMFL: the share of the change's signs that are those of the global model's last change (5.10)."""
