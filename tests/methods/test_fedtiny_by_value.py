@@ -22,7 +22,6 @@ from tests.methods.rounds import run
 LAYERS = ("stem.fc", "stem.norm", "relu", "features.fc1", "features.norm1", "relu", "classifier")
 PRUNED = ("stem.fc.weight", "features.fc1.weight")
 PEOPLE = hand.people(valid=(7, 0, 5))
-BUDGET = floor(0.7 * 94) - (94 - 54)  # of 94 parameters 54 may be pruned
 
 
 @network("test-normalised")
@@ -40,6 +39,11 @@ def start():
 
 
 START = start()
+
+
+def budget(how):
+    """Section 2.6: of 94 parameters 54 may be pruned; the others count."""
+    return floor(how.density * 94) - (94 - 54)
 
 
 def moments_of(w, me, how):
@@ -84,8 +88,8 @@ def selected(how):
     """Sections 1.2 and 1.3: place, weights and masks of the chosen candidate, and bytes by section 1.4."""
     w, pick = hand.arrays(START.weights), how.selection
     forms = {name: START.weights[name] for name in PRUNED}
-    pool = pick.candidates(forms, BUDGET, how.density, seed_of(0, "pool", -1, 0))  # random: an input
-    assert all(sum(counts.values()) == BUDGET for counts in pool)
+    pool = pick.candidates(forms, budget(how), how.density, seed_of(0, "pool", -1, 0))  # random: an input
+    assert all(sum(counts.values()) == budget(how) for counts in pool)
     masks = [{name: kept(np.abs(w[name]), counts[name]) for name in PRUNED} for counts in pool]
     made, losses = [], []
     for mask in masks:
@@ -140,7 +144,7 @@ def simulated(how, rounds, lost=()):
     """Weights, masks and metrics after begin and every round."""
     place, w, masks, spent, _ = selected(how)
     gates, owed, loss = {me.id: hand.Gate() for me in PEOPLE}, {}, np.nan
-    yield w, masks, spent | {"candidate": place, "kept": BUDGET, "density": BUDGET / 54}
+    yield w, masks, spent | {"candidate": place, "kept": budget(how), "density": budget(how) / 54}
     for t in range(rounds):
         counts, parts, sizes, losses, sent = wanted(how, t + 1, masks), [], [], [], []
         for me in PEOPLE:
@@ -182,7 +186,7 @@ def simulated(how, rounds, lost=()):
             flat[[*grown, *gone]], mask[grown], mask[gone] = 0, True, False
             w[name], masks[name] = flat.reshape(w[name].shape), mask.reshape(w[name].shape)
             traded += len(grown)
-        yield w, masks, spent | figures | {"traded": traded, "candidate": place, "kept": BUDGET}
+        yield w, masks, spent | figures | {"traded": traded, "candidate": place, "kept": budget(how)}
 
 
 def agree(how, rounds, lost=()):
@@ -224,6 +228,12 @@ def test_each_way_to_select_and_to_grow(selection, growth):
     traded = [traded for traded, _ in agree(method(selection, growth), 4)]
     assert any(traded)
     assert traded[2:] == [0, 0] or growth.get("stop") != 2
+
+
+def test_no_more_is_traded_than_is_pruned():
+    assert agree(method(growth={"units": "entire", "share": 1.0}, density=0.9), 1) == [
+        (54 - budget(method(density=0.9)), 0)
+    ]
 
 
 def test_a_device_that_is_not_heard_has_no_part_in_weights_or_gradients():
