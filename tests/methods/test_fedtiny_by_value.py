@@ -99,7 +99,7 @@ def selected(how):
         made.append(pruned)
         found = [(me.valid if len(me.valid) else me.train) for me in PEOPLE]
         shares = [len(part) if pick.weighted else 1 for part in found]
-        losses.append(np.average([hand.loss_of(pruned, LAYERS, part)[0] for part in found], weights=shares))
+        losses.append(np.average([hand.loss_of(pruned, LAYERS, part) for part in found], weights=shares))
     place = 0 if pick.by == "none" else int(np.argmin(losses))
     norms = 8 * 11 * len(pool) * (pick.by == "adaptive")
     down, up = sum(storage(w, mask) for mask in masks) + norms, norms + 4 * len(pool)

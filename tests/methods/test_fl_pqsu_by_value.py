@@ -87,7 +87,7 @@ class Person:
         elif isinstance(how.gate, Lazy):
             uploads = self.innovates(how.gate, sent, squared(lost), moved)
         else:
-            found = {"last": losses[-1], "mean": mean, "valid": hand.loss_of(w, LAYERS, self.me.valid)[0]}
+            found = {"last": losses[-1], "mean": mean, "valid": hand.loss_of(w, LAYERS, self.me.valid)}
             uploads = isinstance(how.gate, Open) or self.passes(how.gate, found[how.gate.statistic])
         self.skipped = 0 if uploads else self.skipped + 1
         self.own = sent if how.after_skip == "own" and not uploads else None
@@ -150,18 +150,15 @@ def simulated(how, rounds):
         if fresh:
             loss = np.average([mean for _, _, mean in fresh.values()], weights=[n for _, n, _ in fresh.values()])
         uploads, answers = uploads + len(fresh), answers + len(PEOPLE)
-        yield (
-            w,
-            cost
-            | {
-                "train_loss": loss,
-                "uploads": len(fresh),
-                "skips": len(PEOPLE) - len(fresh),
-                "skip_rate": 1 - uploads / answers,
-                "paper_up": uploads * message(w, how.uplink) + answers,
-                "paper_down": models * message(w, how.downlink.chain),
-            },
-        )
+        figures = {
+            "train_loss": loss,
+            "uploads": len(fresh),
+            "skips": len(PEOPLE) - len(fresh),
+            "skip_rate": 1 - uploads / answers,
+            "paper_up": uploads * message(w, how.uplink) + answers,
+            "paper_down": models * message(w, how.downlink.chain),
+        }
+        yield w, cost | figures
 
 
 def message(w, chain):
