@@ -13,6 +13,7 @@ from torch import nn
 from fedbonsai.core import Client, Samples, Scope, scope
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.model import Arch, Model, network
+from fedbonsai.stages.personal import Judged
 from fedbonsai.wire import decode, encode
 from tests.methods.rounds import Watch
 
@@ -28,12 +29,13 @@ def by_hand():
 
 ARCH = Arch("test-by-hand")
 _draw = np.random.default_rng(11)
-START = {
+_drawn = {
     BODY: _draw.normal(0, 0.6, (HIDDEN, INPUTS)),
     BODY_BIAS: _draw.normal(0, 0.2, HIDDEN),
     HEAD: _draw.normal(0, 0.6, (CLASSES, HIDDEN)),
     HEAD_BIAS: _draw.normal(0, 0.2, CLASSES),
 }
+START = {name: value.astype(np.float32).astype(float) for name, value in _drawn.items()}
 
 
 def tensors(weights):
@@ -47,6 +49,7 @@ def arrays(weights):
 
 
 MODEL = Model(ARCH, tensors(START))
+SINGLE = Model(ARCH, {name: value.float() for name, value in MODEL.weights.items()})  # where codes are of fp32
 
 
 def samples(seed, count, classes):
@@ -71,6 +74,9 @@ PEOPLE = (
 )
 DATA = {p.id: (p.train.x.reshape(-1, INPUTS).numpy(), p.train.y.numpy()) for p in PEOPLE}
 JUDGES = {p.id: (p.valid.x.reshape(-1, INPUTS).numpy(), p.valid.y.numpy()) for p in PEOPLE}
+SINGLES = tuple(
+    replace(p, train=Samples(p.train.x.float(), p.train.y), valid=Samples(p.valid.x.float(), p.valid.y)) for p in PEOPLE
+)
 WHOLE = 64  # a batch that holds all samples of any client, so that their order is of no matter
 
 
@@ -97,7 +103,7 @@ def judged(weights, x, y):
 
 
 def descended(weights, x, y, steps, lr, momentum=0.0, decay=0.0, proximal=0.0, learn=NAMES, masks=None):
-    """Heavy-ball steps on all samples at once, and the mean of the losses before each."""
+    """Heavy-ball steps on all samples at once, and the loss before each."""
     masks = masks or {}
     w = {name: value * masks.get(name, 1) for name, value in weights.items()}
     began, speed, losses = dict(w), {name: np.zeros_like(w[name]) for name in learn}, []
@@ -108,7 +114,7 @@ def descended(weights, x, y, steps, lr, momentum=0.0, decay=0.0, proximal=0.0, l
             pull = gradient[name] + proximal * (w[name] - began[name]) + decay * w[name]
             speed[name] = momentum * speed[name] + pull
             w[name] = (w[name] - lr * speed[name]) * masks.get(name, 1)
-    return w, np.mean(losses)
+    return w, np.array(losses)
 
 
 def mean(values, shares):
@@ -143,9 +149,12 @@ class Played:
     def __init__(self, method, people=PEOPLE, model=MODEL, rounds=3, lost=(), forged=None, fleet=None, seed=7):
         """``lost`` are (round, id) of replies that get lost; ``forged`` sets memories before a round, by round."""
         server = replace(people[0], seed=seed)
-        self.fleet = Watch(
-            fleet or LocalFleet(people), lambda answer, t: None if (t, answer.device.id) in lost else answer
-        )
+
+        def arrived(answer, t):
+            gone = (t, answer.device.id) in lost and not isinstance(answer.value, Judged)
+            return None if gone else answer
+
+        self.fleet = Watch(fleet or LocalFleet(people), arrived)
         with scope(self.fleet, Scope("r", 0, -1, 0)) as open_:
             self.states = [method.begin(model, open_, server)]
             open_.commit()

@@ -39,7 +39,7 @@ SCENES = {
     "believed": (replace(BASE, channel="quantile", cell=WIDE), 18, "ppm ppp pcp"),
     "mean": (replace(BASE, channel="mean", deadline=0.5, cell=Cell(shadowing=14.0)), 18, "mmm ppm cmc"),
     "last": (replace(BASE, channel="last", deadline=0.35, mask=Rule(explore=0.1), judge=2), 13, "opp oco ppp"),
-    "left-out": (replace(BASE, cell=VAST, ratio_max=0.2, deadline=0.6, bonus=5.0), 14, "oww pop oww"),
+    "left-out": (replace(BASE, cell=Cell(shadowing=18.0), ratio_max=0.5, bonus=2.0), 11, "opo poo owo"),
     "extended": (replace(BASE, cell=VAST, ratio_max=0.2, deadline=0.6, remedy="extend"), 16, "wwp pwp pwp"),
     "all-shared": (replace(BASE, personal=(), personal_steps=0, personal_lr=0.0, deadline=0.3), 13, "opp opp opp"),
     "fixed": (replace(BASE, allocation=Fixed(0.4), channel="mean", mask=Rule(explore=0.1)), 7, "ppp ppp ppp"),
@@ -54,13 +54,22 @@ def told(method, played, t):
     return {id: (request.train if method.feedback else request).grant for id, request in requests.items()}
 
 
-def followed(method, seed, rounds=3):
-    """The run beside its simulation; the run, and what became of whom."""
-    played, simulated, course = Played(method, rounds=rounds, seed=seed), Simulation(method, seed), list[str]()
+def followed(method, seed, rounds=3, lost=(), forgets=()):
+    """The run beside its simulation; the run, and what became of whom.
+
+    ``lost`` are (round, id) of uploads that get lost, ``forgets`` of devices that have lost all they held by then.
+    """
+    forged = {
+        t: lambda held, id=id: {other: kept for other, kept in held[-1].items() if other != id} for t, id in forgets
+    }
+    played = Played(method, rounds=rounds, seed=seed, lost=lost, forged=forged)
+    simulated, course = Simulation(method, seed), list[str]()
     exact = 1e-6 if method.bits < 32 else 1e-9
     for t in range(rounds):
         grants, state = told(method, played, t), played.states[t + 1]
-        figures, plan, explore = simulated.step(t, list(grants))
+        for id in (id for at, id in forgets if at == t):
+            simulated.v[id], simulated.debt[id] = dict(simulated.first), {}
+        figures, plan, explore = simulated.step(t, list(grants), [id for at, id in (*lost, *forgets) if at == t])
         for id, (trains, ratio, sends, sent, band) in plan.items():
             grant = grants[id]
             assert grant.trains == trains, (t, id)
@@ -73,11 +82,12 @@ def followed(method, seed, rounds=3):
         close({name: state.model.weights[name] for name in simulated.shared}, simulated.u, exact)
         for id in IDS:
             kept = played.memories[t + 1][id].memory if id in played.memories[t + 1] else {}
-            close(kept.get(PERSONAL, {}), simulated.v[id] if id in state.held else {}, exact)
+            close(kept.get(PERSONAL, {}), simulated.v[id] if kept else {}, exact)
             if FEEDBACK in kept:
                 close(kept[FEEDBACK]["residual"], simulated.debt[id], exact)
         assert state.seconds == pytest.approx(simulated.seconds, rel=1e-9)
         assert dict(state.last) == simulated.last
+        assert set(state.held) == (set() if not simulated.first else set(played.memories[t + 1]))
         assert state.figures.keys() == figures.keys()
         for name, value in figures.items():
             assert state.figures[name] == pytest.approx(value, rel=1e-6, abs=1e-9), (t, name)
@@ -94,6 +104,25 @@ def fate(trains, ratio, sends, sent, band):
 def test_rounds_are_those_of_the_specification(scene):
     method, seed, course = SCENES[scene]
     assert followed(method, seed)[1] == course
+
+
+@pytest.mark.parametrize("scene", ["published", "feedback"])
+def test_an_upload_that_is_lost_counts_for_nobody_and_leaves_its_device_as_it_was(scene):
+    """What it trained and owed is as before the round; it is no older for the plan than it is."""
+    method, seed, _ = SCENES[scene]
+    followed(method, seed, rounds=4, lost=((0, "b"), (1, "a"), (2, "b")))
+
+
+@pytest.mark.parametrize("scene", ["published", "feedback"])
+def test_who_lost_its_part_is_silent_once_and_begins_again(scene):
+    method, seed, _ = SCENES[scene]
+    played, _ = followed(method, seed, rounds=5, forgets=((2, "b"), (3, "a")))
+    kind = Owing if method.feedback else Train
+    first = [
+        {id for id, request in played.sent(t, kind).items() if getattr(request, "train", request).first is not None}
+        for t in range(5)
+    ]
+    assert first == [set(IDS), set(), set(), {"b"}, {"a"}]
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -106,7 +106,8 @@ class Simulation:
         self.shared = [name for name in NAMES if not how.personal or name in SHARED_HEAD]
         self.prunable = [name for name in self.shared if name in (BODY, HEAD)]
         self.u = {name: START[name] for name in self.shared}
-        self.v = {id: {name: START[name] for name in NAMES if name not in self.shared} for id in DATA}
+        self.first = {name: START[name] for name in NAMES if name not in self.shared}
+        self.v = {id: dict(self.first) for id in DATA}
         self.debt, self.last, self.seconds = {id: {} for id in DATA}, {}, 0.0
         self.ever = {name: np.zeros(START[name].shape, bool) for name in self.prunable}
 
@@ -236,18 +237,20 @@ class Simulation:
 
     # --- a round ---------------------------------------------------------------------------------------------------
 
-    def step(self, t, ids):
-        """Round ``t`` with these devices: the figures that the log must have, and the plan."""
+    def step(self, t, ids, silent=()):
+        """Round ``t`` with these devices, some of them silent: the figures that the log must have, and the plan."""
         how, before = self.how, dict(self.u)
         plan, latency, limit, full = self.plan(t, ids)
         trained = [ratio for trains, ratio, *_ in plan.values() if trains]
         explore = how.mask.explore if trained and min(trained) > 0 else 0.0
         uploads, losses, values = [], [], 0
         for id, (trains, ratio, sends, sent, _) in plan.items():
+            if id in silent:
+                continue
             masks = self.mask(before, id, t, ratio, explore) if trains else None
             u, loss = self.local(id, before, masks, trains)
             if trains or self.v[id]:
-                losses.append((len(DATA[id][1]) if how.weights == "examples" else 1, loss))
+                losses.append((len(DATA[id][1]) if how.weights == "examples" else 1, loss.mean()))
             if not (trains and sends):
                 continue
             kept = masks if sent <= ratio + 1e-9 else self.cut(before, masks, sent)
@@ -285,7 +288,7 @@ class Simulation:
         how, sgd, (x, y) = self.how, self.how.sgd, DATA[id]
         own, rest = list(self.v[id]), {"momentum": sgd.momentum, "decay": sgd.weight_decay}
         w = {**{n: value * (masks or {}).get(n, 1) for n, value in before.items()}, **self.v[id]}
-        joint, loss = trains and how.order == "sim", float("nan")
+        joint, loss = trains and how.order == "sim", np.array([])
         if own and not joint:
             steps, lr = how.personal_steps or sgd.steps, how.personal_lr or sgd.lr
             w, loss = descended(w, x, y, steps, lr, learn=own, **rest)
