@@ -146,8 +146,9 @@ def close(found, want, tolerance=1e-9):
 class Played:
     """A run round by round: ``states`` (the first is of begin), and what each client keeps after each round."""
 
-    def __init__(self, method, people=PEOPLE, model=MODEL, rounds=3, lost=(), forged=None, fleet=None, seed=7):
-        """``lost`` are (round, id) of replies that get lost; ``forged`` sets memories before a round, by round."""
+    def __init__(self, method, people=PEOPLE, model=MODEL, rounds=3, lost=(), forged=None, fleet=None, seed=7, luck=0):
+        """``lost`` are (round, id) of replies that get lost; ``forged`` sets memories before a round, by round;
+        ``seed`` is the method's, ``luck`` the fleet's."""
         server = replace(people[0], seed=seed)
 
         def arrived(answer, t):
@@ -155,14 +156,14 @@ class Played:
             return None if gone else answer
 
         self.fleet = Watch(fleet or LocalFleet(people), arrived)
-        with scope(self.fleet, Scope("r", 0, -1, 0)) as open_:
+        with scope(self.fleet, Scope("r", luck, -1, 0)) as open_:
             self.states = [method.begin(model, open_, server)]
             open_.commit()
         self.memories = [self.held()]
         for t in range(rounds):
             if forged and t in forged:
                 self.fleet.restore(forged[t](self.memories))
-            with scope(self.fleet, Scope("r", 0, t, 0)) as open_:
+            with scope(self.fleet, Scope("r", luck, t, 0)) as open_:
                 self.states.append(method.round(decode(encode(self.states[-1])), t, open_))
                 open_.commit()
             self.memories.append(self.held())
