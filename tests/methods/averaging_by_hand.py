@@ -103,11 +103,14 @@ class Averaging:
         w, losses = descended(start, *self.data[id], **self.sgd)
         return w, losses.mean(), len(losses)
 
-    def step(self, t, asked, lost=()):
-        """A round; ``lost`` devices answer in vain. Returns figures."""
+    def step(self, t, asked, lost=(), forgot=()):
+        """A round; ``lost`` devices answer in vain, ``forgot`` ones have nothing left. Returns figures."""
         start = self.down.start(self.w)
         changes, counts, losses, steps, withheld = [], [], [], [], []
         for id in asked:
+            if id in forgot:
+                self.devices[id].kept, self.devices[id].last = {}, None
+                continue
             w, loss, count = self.local(start, id)
             change, device = minus(w, start), self.devices[id]
             said = change if t < self.ramp else device.said(change, t, id not in lost)
@@ -125,6 +128,10 @@ class Averaging:
             news = {name: value * sum(counts) / total for name, value in part.items()}
             self.estimate = plus(self.estimate, news) if self.estimate else news
             self.w = plus(self.w, self.estimate, self.rate)
+            if forgot:  # nobody knows its part of the mean: all begin anew
+                self.estimate = None
+                for device in self.devices.values():
+                    device.kept = {}
         else:
             self.w = plus(self.w, mean(changes, shares), self.rate)
         figures |= {"train_loss": np.dot(shares, losses) / sum(shares)}

@@ -5,7 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedbonsai.core import Client, Samples
+from fedbonsai.core import Answers, Client, Samples, Silence
+from fedbonsai.fleets.local import LocalFleet
+from fedbonsai.fleets.wrappers import Wrapper
 from fedbonsai.local import SGD
 from fedbonsai.methods import averaging
 from fedbonsai.methods.averaging import Averaging
@@ -19,8 +21,10 @@ from fedbonsai.stages.selective_round import Train as Asked
 from fedbonsai.stages.split.topology import Flat
 from fedbonsai.stages.updates import FEEDBACK
 from fedbonsai.stages.weighting import Weighting
+from fedbonsai.wire import decode, encode
 from tests.methods import averaging_by_hand as hand
 from tests.methods.hand import DATA, INPUTS, MODEL, PEOPLE, SINGLE, SINGLES, WHOLE, Played, close, descended
+from tests.methods.rounds import same
 
 IDS = tuple(DATA)
 STEPS = SGD(lr=0.3, momentum=0.5, weight_decay=0.02, batch=WHOLE, steps=3)
@@ -32,6 +36,7 @@ CODES = {  # chains beside their arithmetic
     "top6": ([TOP6], hand.topk(6)),
     "affine": ([{"affine": 5}], hand.affine(5)),
 }
+DELTA = Downlink(parse([TOP6]), delta=True)
 LOST = ((1, "b"), (2, "b"), (3, "c"))
 
 
@@ -91,6 +96,58 @@ def test_ef21_moves_by_the_mean_of_all_estimates(way, delta, cohort):
     method = Averaging(STEPS, uplink=chain("top6", ["ef21"]), downlink=real, rate=0.7, cohort=cohort)
     other = hand.Averaging(BY_HAND, CODES["top6"][1], simulated, "ef21", rate=0.7)
     followed(method, other, rounds=5, lost=LOST[:1] if cohort else LOST)
+
+
+class Forgetting(Wrapper):
+    """Devices say in a round that they lost all they held, as those of Flower do."""
+
+    def __init__(self, inner, when):
+        super().__init__(inner)
+        self.when = when
+
+    def ask(self, task, send, at_least=1):
+        gone = [device for device in send if (self.where()[0].round, device.id) in self.when]
+        for device in gone:
+            self.inner._slots._accepted.pop(device.id, None)
+        answers = self.inner.ask(task, {device: send[device] for device in send if device not in gone}, 0)
+
+        def rest():
+            yield from answers
+            yield from (Silence(device, "memory is not here", forgot=True) for device in gone)
+
+        return Answers(rest(), at_least)
+
+
+@pytest.mark.parametrize(("feedback", "code"), [("ef14", "top2"), ("ef21", "top2"), ("ef21", "affine")])
+@pytest.mark.parametrize("cohort", [0, 2])
+def test_who_lost_its_memory_bends_no_sum(feedback, code, cohort):
+    """An estimate that is held at one end alone would bend the mean for ever: all estimates begin anew."""
+    when, rounds = ((2, "b"), (3, "a"), (5, "c")), 8
+    method = Averaging(STEPS, uplink=chain(code, [feedback]), downlink=DELTA, rate=0.7, cohort=cohort)
+    played = Played(method, rounds=rounds, fleet=Forgetting(LocalFleet(PEOPLE), when))
+    down = hand.Downlink(hand.topk(6), True)
+    other = hand.Averaging(BY_HAND, CODES[code][1], down, feedback, reset=20 * (feedback == "ef14"), rate=0.7)
+    for t in range(rounds):
+        asked = [id for at, id, _ in played.fleet.sent if at == t]
+        figures = other.step(t, asked, forgot=[id for at, id in when if at == t and id in asked])
+        state = decode(encode(played.states[t + 1]))
+        close(method.model(state).weights, other.w, 1e-8)
+        assert method.metrics(state) == pytest.approx(figures, rel=1e-6)
+
+
+def test_when_all_lost_theirs_estimates_begin_anew_too():
+    method = Averaging(STEPS, uplink=chain("top2", ["ef21"]))
+    played = Played(method, rounds=4, fleet=Forgetting(LocalFleet(PEOPLE), [(2, id) for id in IDS]))
+    assert same(method.model(played.states[3]).weights, played.states[2].model.weights)
+    plain = hand.Averaging(BY_HAND, hand.topk(2), hand.Downlink(hand.exact, False), "ef21")
+    plain.w = {name: value.numpy() for name, value in played.states[2].model.weights.items()}
+    plain.step(3, IDS)
+    close(method.model(played.states[4]).weights, plain.w)
+
+
+def test_ef21_refuses_to_drop_one_clients_estimate():
+    with pytest.raises(ValueError, match=r"ef21\.reset = 3"):
+        Averaging(uplink=chain("top2", [{"ef21": {"reset": 3}}]))
 
 
 def test_fedprox_pulls_to_what_was_received():
