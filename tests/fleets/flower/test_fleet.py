@@ -193,7 +193,7 @@ def test_what_a_device_answers_cannot_write_lines_or_speak_to_a_terminal(tmp_pat
             old = decode(reply.content["head"]["head"])
             head = bytes(encode(replace(old, receipt=replace(old.receipt, silent=nasty), fault=nasty)))
             reply.content = pack(head, packed(b""))
-        if node == nodes["01"]:
+        elif node == nodes["01"]:
             reply.metadata.__dict__["_src_node_id"] = 7
         return replies
 
