@@ -107,7 +107,7 @@ def test_a_network_that_fails_on_all_clients_is_wrong_input_at_once(tmp_path, ca
 def test_rounds_without_an_update_end_a_run_which_goes_on_after_them(tmp_path):
     config = quick(rounds=7, fruitless=2)
     with pytest.raises(
-        NothingLearned, match=r"2 rounds in a row .* round 3\): 3 silent, such as 000: away in ro"
+        NothingLearned, match=r"2 rounds in a row .* round 3 of 7\): 3 silent, such as 000: away in ro"
     ) as caught:
         execute(config, tmp_path / "a", build=away({1, 2, 3, 4}))
     assert str(caught.value).endswith(
