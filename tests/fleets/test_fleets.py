@@ -191,7 +191,9 @@ def test_a_client_whose_task_raises_is_silent_with_its_reason_and_keeps_its_memo
         ({0: "wrong", 1: "wrong", 2: "wrong", 3: "wrong", 4: "other"}, [[0, 1, 2, 3, 4]], False),  # not alike
         ({0: "wrong", 1: "wrong", 2: "wrong", 3: "wrong"}, [[0, 1, 2, 3, 4]], False),
         ({0: "wrong", 1: "wrong"}, [[0], [1], [2]], False),  # asked one after another until one can
-        ({0: "wrong", 1: "wrong", 2: "wrong"}, [[0], [1], [2]], True),  # nobody was ever seen to do it
+        ({0: "wrong", 1: "wrong", 2: "wrong", 3: "wrong"}, [[0], [1], [2], [3]], False),
+        ({0: "wrong", 1: "wrong", 2: "wrong", 3: "wrong", 4: "wrong"}, [[0], [1], [2], [3], [4]], True),
+        ({0: "wrong", 1: "wrong", 2: "wrong", 3: "wrong"}, [[0, 1], [2, 3]], True),  # nobody was ever seen to do it
         ({0: "wrong", 1: "wrong", 2: "wrong"}, [[3], [0, 1, 2]], False),  # somebody was
         ({0: "wrong", 1: "wrong", 2: "wrong", 4: "wrong"}, [[3], [0, 1, 2, 4]], False),
         ({0: "place", 1: "place", 2: "place"}, [[0, 1, 2]], True),  # texts differ, the place is one

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.cases import CASES
+from tests.conformance import stage
 from tests.fleets import tasks
 from tests.fleets.tasks import Question, clients
 from tests.runs import nets as _nets  # noqa: F401 - registers a network
@@ -12,12 +14,15 @@ from tests.runs import nets as _nets  # noqa: F401 - registers a network
 from fedbonsai.cli import main
 from fedbonsai.core import Answers, Device, Scope, Silence, scope
 from fedbonsai.errors import NothingLearned, TaskFailed, Unanswered, exit_code
+from fedbonsai.fleets import local
 from fedbonsai.fleets.counted import LONGEST, Counted
+from fedbonsai.fleets.envelope import blamed
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Wrapper
 from fedbonsai.local import evaluate
 from fedbonsai.reports.series import cautions, together
 from fedbonsai.runs import recipes
+from fedbonsai.runs.loop import loop
 from fedbonsai.runs.run import execute, load
 from fedbonsai.runs.setup import federation, scene
 from fedbonsai.runs.trouble import fruitless, of_round, of_run
@@ -71,17 +76,17 @@ def away(rounds):
 @pytest.mark.slow
 def test_a_client_that_cannot_train_does_not_end_the_run_and_is_told_of(tmp_path, capsys):
     settings = uneven(tmp_path, {1})
-    local = execute(quick(**settings), tmp_path / "local")
-    assert local.info["status"] == "finished"
+    first = execute(quick(**settings), tmp_path / "local")
+    assert first.info["status"] == "finished"
     told = {"reason": "ValueError: a batch of 2, at least 3 needed", "clients": 1, "client": "001"}
-    for row in local.metrics:
+    for row in first.metrics:
         assert (row["answered"], row["silent"], row["rejected"], row["reasons"]) == (2, 1, 0, [told])
-    assert of_round(local.metrics[0]) == "1 silent (001: ValueError: a batch of 2, at least 3 needed)"
-    (note,) = cautions(together([local]))
+    assert of_round(first.metrics[0]) == "1 silent (001: ValueError: a batch of 2, at least 3 needed)"
+    (note,) = cautions(together([first]))
     assert note.startswith("local: clients silent in 3 of 3 rounds, up to 1 in one; 001: ValueError: a batch of 2")
     pool = execute(quick(**settings, **{"fleet.kind": "pool"}), tmp_path / "pool")
-    assert [{**row, "seconds": 0} for row in pool.metrics] == [{**row, "seconds": 0} for row in local.metrics]
-    assert pool.ledger() == local.ledger()
+    assert [{**row, "seconds": 0} for row in pool.metrics] == [{**row, "seconds": 0} for row in first.metrics]
+    assert pool.ledger() == first.ledger()
     # on the screen, in each round and with --quiet at the end
     words = [str(word) for name, value in (QUICK | settings).items() for word in (f"--{name}", value)]
     assert main(["run", "fedavg", *words, "--name", "a", "--runs", str(tmp_path)]) == 0
@@ -102,6 +107,31 @@ def test_a_network_that_fails_on_all_clients_is_wrong_input_at_once(tmp_path, ca
     assert "ValueError: a batch of 2, at least 3 needed" in run.info["reason"]
     with pytest.raises(TaskFailed):
         execute(quick(**settings), tmp_path / "b")
+
+
+HARD = ["prunefl", "fedtiny", "sparse-collaborative", "sparse-collaborative-split-2", "wireless-pruning", "lotteryfl"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASES if str(case) in HARD], ids=str)
+def test_whatever_a_method_asks_one_client_may_fail_at_all_of_it_and_not_all_may(case, monkeypatch):
+    bad = {"000"}
+
+    def perform(task, request, me, seed, memory):
+        with blamed():
+            if me.id in bad:
+                raise ArithmeticError(f"client {me.id} has {len(me.train)} samples")
+        return real(task, request, me, seed, memory)
+
+    real = local.perform
+    monkeypatch.setattr(local, "perform", perform)
+    outcome = loop(case.config(), stage(case), "run")
+    assert outcome.futile == ""
+    assert all(row["answered"] and not row["skipped"] for row in outcome.rows)
+    assert all(row["reasons"][0]["client"] == "000" for row in outcome.rows)
+    bad |= {"001", "002", "003"}
+    with pytest.raises(TaskFailed, match=r"on client 00\d: ArithmeticError: client 00\d has \d+ samples;"):
+        loop(case.config(), stage(case), "run")
 
 
 def test_rounds_without_an_update_end_a_run_which_goes_on_after_them(tmp_path):

@@ -89,6 +89,7 @@ def test_an_update_that_does_not_fit_the_model_is_left_out_of_the_mean(tmp_path,
     assert [row["dropped"] for row in rows] == [1.0] * ROUNDS
 
 
+@pytest.mark.slow
 def test_a_device_that_cannot_train_leaves_what_such_a_client_leaves_in_process(tmp_path):
     config = quick(**uneven(tmp_path, {1}), rounds=2)
     made = scene(config)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from fedbonsai.core import Client, Samples, task_named
 from fedbonsai.errors import BadMessage, ConfigError, Failed, Forgotten, Missing, Silent
 from fedbonsai.fleets.envelope import failure, perform, receipt
+from fedbonsai.fleets.faults import unnumbered
 from fedbonsai.fleets.flower.frames import Form, Reply, Request, check, open_head
 from fedbonsai.fleets.flower.hello import VERSION, WIRE, Card, Hello, codecs, tasks
 from fedbonsai.fleets.flower.memory import Lost, Store
@@ -90,9 +91,9 @@ class Worker:
     def _failed(self, request: Request, error: Failed) -> tuple[bytes, bytes]:
         head, why = request.head, str(error)
         log.error("task %r failed on this device in round %d: %s", head.task, head.round + 1, why)
-        if why not in self._told:
+        if (kind := unnumbered(why)) not in self._told:
             log.error("%s", error.trace)
-            self._told.add(why)
+            self._told.add(kind)
         return bytes(encode(Reply(receipt(head, why), fault=error.trace[-TEXT:]))), NOTHING
 
     def _client(self, form: Form) -> Client:
