@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import torch
@@ -73,6 +74,8 @@ def stumble(request: Question, me: Client, memory):
         raise ValueError(f"client {me.id} has {len(me.train)} samples,\n  and a second line")
     if request.folder == "other":
         raise KeyError("no such layer")
+    if request.folder == "exit":
+        sys.exit(0)
     if request.folder == "place":
         raise ValueError("abc"[int(me.id)])
     return Reply(me.train.x.sum() + request.value, 0.0, int(calls)), {"calls": calls}

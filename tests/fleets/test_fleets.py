@@ -211,8 +211,13 @@ def test_only_a_task_that_nobody_can_do_is_at_fault(fail, asked, loud):
     assert found == loud
 
 
-def test_an_interrupt_in_a_task_passes():
+def test_an_interrupt_in_a_task_passes_and_an_exit_is_a_failure():
     fleet = LocalFleet(clients())
+    with scope(fleet, ROUND):
+        say = {d: Question(torch.zeros(1), "exit" if d.id == "02" else "") for d in fleet.devices}
+        answers = fleet.ask(tasks.stumble, say)
+        assert len(list(answers)) == 4
+        assert answers.silent[Device("02")].reason == "SystemExit: 0"
     with scope(fleet, ROUND), pytest.raises(KeyboardInterrupt):
         list(fleet.ask(tasks.interrupted, dict.fromkeys(fleet.devices, Question(torch.zeros(1)))))
 

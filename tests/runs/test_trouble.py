@@ -179,6 +179,23 @@ def test_a_run_whose_every_round_was_skipped_never_finishes(tmp_path, limit):
         assert load(tmp_path / "a").info["status"] == "failed"
 
 
+def test_answers_that_cannot_be_used_are_a_reason_too(tmp_path):
+    class Spoilt(Wrapper):
+        def ask(self, task, send, at_least=1):
+            answers = super().ask(task, send, 0)
+            spoilt = (replace(a, value=replace(a.value, result={})) for a in answers)
+            return Answers(spoilt, at_least)
+
+    def build(config, split=None, answers=None):
+        made = scene(config, split, answers)
+        made.fleet = Spoilt(made.fleet)
+        return made
+
+    with pytest.raises(NothingLearned, match="answers of 3 were damaged, not finite, or did not fit the network"):
+        execute(quick(rounds=2), tmp_path / "a", build=build)
+    assert [(r["answered"], r["silent"], r["rejected"]) for r in load(tmp_path / "a").metrics] == [(0, 0, 3)] * 2
+
+
 def test_a_round_in_which_no_answer_was_used_brought_no_update():
     assert fruitless({"skipped": True, "answered": 2})
     assert fruitless({"skipped": False, "answered": 0})

@@ -74,11 +74,11 @@ def blamed() -> Generator[None]:
         yield
     except (Silent, Written):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a network's code that leaves by sys.exit would end the run as if done
         raise failure(error) from error
 
 
-def failure(error: Exception) -> Failed:
+def failure(error: BaseException) -> Failed:
     """The silence of a client whose task raised: what was raised on one line, its traceback, and what was computed."""
     text = "".join(char if char.isprintable() else " " for char in f"{type(error).__name__}: {error}")
     failed = Failed(" ".join(text.split())[:REASON].rstrip(": "), "".join(traceback.format_exception(error)))
@@ -100,10 +100,10 @@ def perform(
     with blamed(), collecting() as done:
         answer: Any = None
         kept = dict(memory)
-        failed: Exception | None = None
+        failed: BaseException | None = None
         try:
             answer, kept = task.run(request, replace(client, seed=seed), kept)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             note(failed := error, done)
         if before != [value._version for value in sent]:
             raise Written(f"task {task.name!r} wrote into a tensor of its request; copy before you write") from failed

@@ -80,5 +80,6 @@ def _reason(row: Row) -> str:
     reasons = [
         f"{each['clients']} silent, such as {each['client']}: {each['reason']}" for each in row.get("reasons", ())
     ]
-    notes = [] if reasons and not row.get("rejected") else list(row.get("unanswered", ()))[-1:]
-    return "; ".join([*reasons, *notes]) or "no answer could be used"
+    if row.get("rejected"):
+        reasons.append(f"answers of {row['rejected']} were damaged, not finite, or did not fit the network")
+    return "; ".join(reasons or list(row.get("unanswered", ()))[-1:]) or "no answer was used"
