@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 
 from fedbonsai.devices.channel import Cell
-from fedbonsai.devices.clock import compute_seconds, passes
-from fedbonsai.devices.networks import layers
+from fedbonsai.devices.clock import compute_seconds, products
+from fedbonsai.devices.networks import all_known, layers
 from fedbonsai.devices.profile import Curve, profile
 from fedbonsai.errors import ConfigError
 from fedbonsai.local import SGD
@@ -175,7 +175,8 @@ class Profiled(Compute):
             )
 
         probe = episode(batch)
-        each = {layer.name: layer.macs * passes(layer, probe) for layer in layers(probe)}
+        all_known(probe, f"compute.name = {self.choice_name!r}")
+        each = {layer.name: products(layer, probe) for layer in layers(probe)}
         share = sum(each.get(name, 0) for name in parts.prunable) / max(1, sum(each.values()))
         total = work.shared + (0 if work.joint else work.personal)
         dense = np.array([compute_seconds(bare, [episode(samples)]) if samples else 0.0 for samples in total])

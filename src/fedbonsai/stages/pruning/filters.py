@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fedbonsai.devices.networks import all_known
 from fedbonsai.errors import BadMessage, ConfigError, Missing
 from fedbonsai.model import Arch, Model, forms, skeleton, state
 from fedbonsai.stages.choice import Choice, choice
@@ -24,6 +25,7 @@ from fedbonsai.stages.pruning.count import Size, layer_macs
 from fedbonsai.stages.pruning.masks import keep_top
 from fedbonsai.stages.pruning.scores import filters
 from fedbonsai.tree import Tree, Weights, generator
+from fedbonsai.work import Episode
 
 Shapes = Mapping[str, tuple[int, ...]]  # by name of weight
 
@@ -270,12 +272,16 @@ def widths(keep: Keep, model: Model, groups: Sequence[Units], size: Size) -> lis
         return [_rounded(group, how.share) for group in groups]
     if not isinstance(keep, Target) or how.share == 1:
         return [group.width for group in groups]
+    if how.of == "macs":
+        shapes = {name: tuple(value.shape) for name, value in model.weights.items()}
+        all_known(Episode(model.arch, shapes, tuple(size)), "keep.of = 'macs'")
     costs = _costs(model, how.of, size)
-    full = _cost(costs, model.weights, groups, [group.width for group in groups])
+    rest = sum(n for name, n in layer_macs(model, size).items() if name not in costs) if how.of == "macs" else 0
+    full = rest + _cost(costs, model.weights, groups, [group.width for group in groups])
 
     def at(share: float) -> tuple[list[int], bool]:
         found = [_rounded(group, share) for group in groups]
-        return found, _cost(costs, model.weights, groups, found) <= how.share * full
+        return found, rest + _cost(costs, model.weights, groups, found) <= how.share * full
 
     low, high = 0.0, 1.0
     for _ in range(30):
@@ -297,7 +303,8 @@ def _costs(model: Model, of: str, size: Size) -> dict[str, int]:
         return {name: value.element_size() for name, value in model.weights.items()}
     if of == "parameters":
         return dict.fromkeys(skeleton(model).parameters, 1)
-    return {name: count // model.weights[name].numel() for name, count in layer_macs(model, size).items()}
+    counts = layer_macs(model, size)
+    return {name: count // model.weights[name].numel() for name, count in counts.items() if name in model.weights}
 
 
 def _cost(costs: Mapping[str, int], weights: Tree, groups: Sequence[Units], widths: Sequence[int]) -> int:
