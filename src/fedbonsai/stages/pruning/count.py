@@ -1,8 +1,9 @@
 """What a network costs: multiplications, bytes of storage and memory, counted and not measured.
 
-The rules are those by which pruning papers report (FedRTS, arXiv 2501.19122, section F): products
-count (`fedbonsai.devices.networks`), normalisation, activation and loss do not; a multiplication and an addition are two operations; a step of training
-is a forward pass and a backward pass of twice its cost; a pruned layer costs the share of its weights that is kept.
+The rules are those by which pruning papers report (FedRTS, arXiv 2501.19122, section F): products count
+(`fedbonsai.devices.networks`), normalisation, activation and loss do not; a multiplication and an addition are two
+operations; a step of training is a forward pass and a backward pass of twice its cost; a pruned layer costs the share of
+its weights that is kept.
 These are figures of accounting: what really travels is in the ledger.
 """
 
