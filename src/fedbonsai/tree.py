@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import random
+import typing
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,6 +36,31 @@ def seed_of(seed: int, client: str, round: int, ask: int) -> int:
 def generator(seed: int, device: str = "cpu") -> torch.Generator:
     """A generator of its own for each use: the global one is never touched."""
     return torch.Generator(device).manual_seed(seed)
+
+
+@contextmanager
+def seeded(seed: int, device: str = "cpu") -> Generator[None]:
+    """Lend the global generators, of torch, NumPy and Python, seeded; afterwards they are where they were.
+
+    For code that is not ours: a network's builder, and its forward pass, which may draw (dropout in all its forms).
+
+    Args:
+        seed: any whole number >= 0.
+        device: torch device, whose generator is lent as well.
+    """
+    before = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
+    kind = torch.device(device)
+    other = [] if kind.type == "cpu" else [kind]
+    with torch.random.fork_rng(devices=other, device_type=kind.type if other else "cuda", enabled=bool(other)):
+        try:
+            torch.manual_seed(seed) if other else torch.default_generator.manual_seed(seed)
+            np.random.seed(seed % (1 << 32))
+            random.seed(seed)
+            yield
+        finally:
+            torch.default_generator.set_state(before[0])
+            np.random.set_state(before[1])
+            random.setstate(before[2])
 
 
 def subtract(left: Tree, right: Tree) -> Weights:
@@ -67,15 +95,25 @@ def finite(tree: Tree) -> bool:
     return all(bool(torch.isfinite(value).all()) for value in tree.values() if value.is_floating_point())
 
 
+def dtype_of(tree: Tree) -> torch.dtype:
+    """Type of the first floating-point tensor; float32 where there is none."""
+    return next((value.dtype for value in tree.values() if value.is_floating_point()), torch.float32)
+
+
+def cast(tree: Tree, dtype: torch.dtype) -> Weights:
+    """Floating-point tensors in another type, others as they are."""
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in tree.items()}
+
+
 def tensors(value: object) -> Iterator[Tensor]:
     """Every tensor inside a message, mapping or sequence."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
-        for item in cast("Mapping[str, object]", value).values():
+        for item in typing.cast("Mapping[str, object]", value).values():
             yield from tensors(item)
     elif isinstance(value, tuple | list):
-        for item in cast("Sequence[object]", value):
+        for item in typing.cast("Sequence[object]", value):
             yield from tensors(item)
     elif is_dataclass(value):
         for field in fields(value):
@@ -85,8 +123,9 @@ def tensors(value: object) -> Iterator[Tensor]:
 class Mean:
     """Weighted mean of trees, in the order they come, in the memory of one tree.
 
-    Floating tensors accumulate in their own precision (16-bit ones in float32), others in float64 and are rounded at
-    the end. Every method averages with this one class, so that its degenerate cases are FedAvg bit for bit.
+    Floating tensors accumulate in their own precision (16-bit ones in float32), others in float64 and are rounded at the
+    end; what is equal in all trees, such as a frozen weight, stays exactly as it is. Every method averages with this one
+    class, so that its degenerate cases are FedAvg bit for bit.
 
     >>> mean = Mean()
     >>> mean.add({"w": torch.tensor([1.0])}, 3)
@@ -98,7 +137,8 @@ class Mean:
     def __init__(self) -> None:
         self.weight = 0.0
         self._sums: list[Tensor] = []
-        self._like: list[tuple[str, torch.dtype]] = []
+        self._first: Weights = {}
+        self._equal: set[str] = set()
 
     def add(self, tree: Tree, weight: float) -> None:
         """Add one tree.
@@ -109,13 +149,15 @@ class Mean:
         if not weight >= 0:
             raise ValueError(f"weight {weight}: expected a number >= 0, such as a count of examples")
         values = [value.to(_accumulator(value.dtype)) for value in tree.values()]
-        if not self._like:
-            self._like = [(name, value.dtype) for name, value in tree.items()]
+        if not self._first:
+            self._first = dict(tree)
             self._sums = [value * weight for value in values]
+            self._equal = set(tree)
         else:
-            if [name for name, _ in self._like] != list(tree):
-                raise ValueError(f"trees differ: expected {[name for name, _ in self._like]}, got {list(tree)}")
+            if list(self._first) != list(tree):
+                raise ValueError(f"trees differ: expected {list(self._first)}, got {list(tree)}")
             torch._foreach_add_(self._sums, values, alpha=weight)
+            self._equal = {name for name in self._equal if torch.equal(tree[name], self._first[name])}
         self.weight += weight
 
     def result(self) -> Weights:
@@ -128,8 +170,10 @@ class Mean:
             raise ValueError("mean of nothing: add at least one tree with a positive weight")
         means = torch._foreach_div(self._sums, self.weight)
         return {
-            name: (mean if dtype.is_floating_point else mean.round()).to(dtype)
-            for (name, dtype), mean in zip(self._like, means, strict=True)
+            name: first.clone()
+            if name in self._equal
+            else (mean if first.is_floating_point() else mean.round()).to(first.dtype)
+            for (name, first), mean in zip(self._first.items(), means, strict=True)
         }
 
 

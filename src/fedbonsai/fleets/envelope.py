@@ -70,7 +70,8 @@ def perform(
     before = [value._version for value in sent]
     with collecting() as done:
         try:
-            answer, kept = task.run(request, replace(client, seed=seed), dict(memory))
+            with tree.seeded(seed, client.device):  # whatever else a network draws, as in evaluation
+                answer, kept = task.run(request, replace(client, seed=seed), dict(memory))
         except Silent as error:
             note(error, done)
             raise

@@ -26,7 +26,7 @@ from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import write
 from fedbonsai.runs.recipes import own_modules
 from fedbonsai.runs.run import execute
-from fedbonsai.runs.setup import Scene, federation, initial_model
+from fedbonsai.runs.setup import Scene, federation, rehearsed
 from fedbonsai.runs.structure import structure
 
 Build = Callable[[RunConfig, Path | None, Path | None], Scene]
@@ -67,7 +67,7 @@ def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None) -> Bui
         refuse(config)
         torch.set_num_threads(config.fleet.threads)
         held = _servers(federation(config, split))
-        start = initial_model(config, held)
+        start, said = rehearsed(config, held)
         form = Form(tuple(held.x.shape[1:]), held.class_names, held.mean, held.std, held.augment)
         asked, ledger = config.fleet.flower, Ledger()
         fleet: Fleet = FlowerFleet(
@@ -88,7 +88,7 @@ def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None) -> Bui
             fleet = Recorded(fleet, answers)
         none = Samples(held.x[:0], held.y[:0])
         server = Client("server", config.seed, held.server, none, config.fleet.device)
-        return Scene(config.method, start, held, server, fleet, ledger)  # type: ignore[arg-type]
+        return Scene(config.method, start, held, server, fleet, ledger, said=said)  # type: ignore[arg-type]
 
     return build
 

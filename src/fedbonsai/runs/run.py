@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -111,7 +112,7 @@ def execute(
             id=hashlib.blake2b(text, digest_size=4).hexdigest(),
             **provenance(),
             **described(stage.federation),
-            notes=dict(getattr(stage.method, "notes", dict)()),  # what a method wants told beside its numbers
+            notes=_notes(stage),
         )
         write(files.config, text)
     run = str(json.loads(files.info.read_text())["id"])
@@ -119,6 +120,8 @@ def execute(
         if not files.split.exists():
             stage.federation.split.save(files.split)
         files.set_info(status="running", started=time.time())
+        for text in stage.said:
+            logging.getLogger("fedbonsai").warning(text)
         outcome = loop(config, stage, run, files, observers)
         final = stage.method.model(outcome.state)
         save_file({name: value.contiguous() for name, value in final.weights.items()}, files.model)
@@ -138,6 +141,12 @@ def execute(
     finally:
         stage.fleet.close()
     return load(folder)
+
+
+def _notes(stage: Scene) -> dict[str, str]:
+    """What a method wants told beside its numbers, and what was said before the first round."""
+    told: dict[str, str] = dict(getattr(stage.method, "notes", dict)())
+    return told | ({"warning": "; ".join(stage.said)} if stage.said else {})
 
 
 def _never_began(files: Folder) -> bool:
