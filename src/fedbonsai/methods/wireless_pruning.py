@@ -204,7 +204,7 @@ class WirelessPruning:
         weights = counts / counts.sum()
         error = None
         if self.allocation.by_error:
-            flat = [state.model.weights[name].reshape(-1).numpy() for name in parts.prunable]
+            flat = [state.model.weights[name].reshape(-1).float().numpy() for name in parts.prunable]
             error = PruningError.of(np.concatenate(flat))
         ages = [t - state.last.get(id, -1) - 1 for id in ids]
         problem = Problem(
