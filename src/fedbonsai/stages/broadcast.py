@@ -22,6 +22,7 @@ from fedbonsai.core import Device, Memory
 from fedbonsai.errors import Forgotten
 from fedbonsai.model import Arch, Model, forms
 from fedbonsai.stages.codec import Chain, Packed
+from fedbonsai.stages.codec.rules import expansive
 from fedbonsai.tree import Tree, Weights, add, part_of, subtract
 from fedbonsai.wire import message
 
@@ -46,6 +47,8 @@ class Downlink:
             raise ValueError(
                 "downlink.chain needs no feedback stage: with delta = true the difference to the replica is one"
             )
+        if self.delta and (found := expansive(self.chain.stages)):
+            raise ValueError(f"downlink.delta = true feeds errors back, as ef14 does, with {'; '.join(found)}")
 
 
 @message("broadcast/whole@1")
