@@ -115,7 +115,10 @@ class WirelessPruning:
         faults = among(
             (unjudged, f"finetune = {self.finetune} has no effect with judge = 0: leave it out"),
             (lossless, f"feedback = true has no effect with bits = {EXACT}, which lose nothing: set bits to 2 to 8"),
-            (growing, "feedback = true with bits = 1: the error may be as large as what is sent, and grows; set bits >= 2"),
+            (
+                growing,
+                "feedback = true with bits = 1: the error may be as large as what is sent, and grows; set bits >= 2",
+            ),
             (blind, f"allocation.surrogate = 'error' is of magnitudes: mask.criterion is {self.mask.criterion!r}"),
         )
         refuse(outside(self, **ranges) + faults)
