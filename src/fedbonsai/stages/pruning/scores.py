@@ -6,7 +6,7 @@ et al., NeurIPS 2020); Taylor: (w g)^2 (Molchanov et al. 2019); L1 of filters an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,13 +86,12 @@ def _flow(model: Model, names: list[str], size: tuple[int, ...]) -> dict[str, Te
     try:
         flow = net.module(torch.ones(1, *size, dtype=dtype_of(model.weights))).sum()
         wanted = [net.parameters[name] for name in names]
-        gradients: Sequence[Tensor | None] = torch.autograd.grad(flow, wanted, allow_unused=True)
+        gradients = list[Any](torch.autograd.grad(flow, wanted, allow_unused=True))
     finally:
         for handle in handles:
             handle.remove()
-    return {
-        n: None if g is None else (net.parameters[n].detach() * g).abs() for n, g in zip(names, gradients, strict=True)
-    }
+    used = {name: g for name, g in zip(names, gradients, strict=True) if g is not None}
+    return {n: (net.parameters[n].detach() * used[n]).abs() if n in used else None for n in names}
 
 
 def _bypass(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
