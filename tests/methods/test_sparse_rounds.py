@@ -247,6 +247,31 @@ def test_clusters(size, counts):
             assert length(part(up.residual[number], end)) > 1e-4
 
 
+def test_clusters_by_their_distance_for_each_step():
+    """Reference ``global_step``: a cluster's steps are those of all its owners, in all their epochs."""
+    people = folk((4, 7, 11, 5))
+    where = Clusters(2, "fixed", parse([]), parse([]), cotraining=0.0)
+    sgd = SGD(lr=LR, batch=4, epochs=1)  # clients of 4, 7, 11 and 5 samples make 1, 2, 3 and 1 steps: 5 joins its last
+    how = SparseCollaborative(where, sgd, uplink=parse([]), ramp=0, weighting=Weighting(BETA, "global_step"))
+    (before, after), fleet = run(how, people, rounds=1, model=MODEL)
+    ends, norms, counts = [], [], []
+    for group in groups([Device(p.id) for p in people], where, 0, people[0].seed, 0):
+        parts = [value for _, id, value in fleet.heard if id in {d.id for d in group}]
+        end = {
+            n: v
+            for value in parts
+            if isinstance(value, clusters.Updates)
+            for u in value.parts.values()
+            for n, v in u.result.items()
+        }
+        ends.append(minus({n: end[n] for n in before.model.weights}, before.model.weights))
+        norms.append(length(ends[-1]) / sum({"0": 1, "1": 2, "2": 3, "3": 1}[d.id] for d in group))
+        counts.append(sum(len(people[int(d.id)].train) for d in group))
+    a = [n * math.exp(-BETA * d / (sum(norms) / 2)) for n, d in zip(counts, norms, strict=True)]
+    close(after.model.weights, plus(before.model.weights, mean_of(ends, a)))
+    assert after.figures["distance_mean"] == pytest.approx(sum(norms) / 2)
+
+
 def test_clusters_score_by_the_mean_of_their_members():
     people = folk((4, 7))
     (state,), _ = run(method(Clusters(2)), people, rounds=0, model=MODEL)
