@@ -109,6 +109,27 @@ def test_flat(down):
     assert missed  # somebody did come back
 
 
+@pytest.mark.parametrize("beta", [0.0, BETA])
+def test_flat_with_whole_weights_up_and_changes_down(beta):
+    """Clients answer with their weights, which are a change of what they hold, not of what the server has."""
+    people = folk((4, 7, 11))
+    way = Downlink(parse([{"topk": {"fraction": 0.2, "min_numel": 0}}, {"signmag": 4}]), delta=True)
+    more = {"uplink": parse([]), "ramp": 0, "downlink": way, "weighting": Weighting(beta=beta)}
+    states, _ = run(method(Flat(), **more), people, rounds=3, model=MODEL)
+    w, replica = dict(MODEL.weights), dict(MODEL.weights)
+    for t in range(3):
+        replica = plus(replica, {n: by_hand.sparse(v, 0.2, bits=4) for n, v in minus(w, replica).items()})
+        changes = []
+        for p in people:
+            x, y = p.train.x, p.train.y
+            end, _ = trained(replica, lambda v, x=x, y=y: cross_entropy(net(v, x), y), 2, HOW)
+            changes.append(minus(end, replica))
+        alpha, _ = shares_of(changes, [4, 7, 11], beta)
+        w = plus(w, mean_of(changes, alpha), RATE)
+        close(states[t + 1].model.weights, w)
+    assert length(minus(w, replica)) > 0.05  # they are far apart
+
+
 def front_and_back(weights):
     return {n: v for n, v in weights.items() if n.startswith("stem.")}, {
         n: v for n, v in weights.items() if not n.startswith("stem.")
