@@ -209,6 +209,8 @@ def test_a_retried_round_has_rows_of_its_own_and_takes_its_time_too():
         3 * (watts(1.5, 0, 1.5, 0) + watts(2.5, 0, 0, 0.5) + watts(0, 0, 0, 3.0))
     )
     assert fleet.costs.now == 9.0
+    assert fleet.costs.total.device_joules["00"] == pytest.approx(3 * watts(1.5, 0, 1.5, 0))
+    assert fleet.costs.total.device_seconds == pytest.approx({"00": 9.0, "01": 7.5, "02": 0.0})
 
 
 def trace(edge, before, after, period=1000.0):

@@ -141,6 +141,23 @@ def test_a_checkpoint_has_the_state_and_memories_of_the_last_round_that_counted(
     assert [row.get("rounds") for row in rows] == [1, None, 2, 3, None][: last + 1]
 
 
+def test_what_clients_kept_of_the_beginning_is_there_after_a_death_in_the_first_round(tmp_path):
+    there, made = folder(tmp_path / "a"), scene(CONFIG)
+
+    class Dies(Counting):
+        def round(self, state, t, fleet):
+            self.all(fleet, t)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loop(CONFIG, replace(made, method=Dies()), "r", there)
+    held = Checkpoint(there).load()
+    assert held is not None
+    assert held[0] == -1
+    assert {id: kept.memory["calls"] for id, kept in held[2].items()} == {"000": 1, "001": 1, "002": 1}
+    assert play(there, 1)[0].state.seen == (COUNTS[0],)
+
+
 @pytest.mark.slow
 def test_a_run_that_is_resumed_after_any_round_is_the_one_that_went_on(tmp_path, whole):
     there, once, _ = whole
