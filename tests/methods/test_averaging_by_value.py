@@ -187,7 +187,7 @@ def test_weights_by_distance(rule, reference):
     real, simulated = down("top6", True)
     sgd = replace(STEPS, steps=0, epochs=2, batch=3)  # two epochs of 1, 2 and 4 steps
     method = SparseCollaborative(
-        Flat(), sgd, uplink=chain("top2", ["ef14"]), ramp=1, downlink=real, weighting=how, rate=0.9
+        Flat(), sgd, uplink=chain("top2", ["ef14"]), ramp=2, downlink=real, weighting=how, rate=0.9
     )
     data = {p.id: (p.train.x.reshape(-1, INPUTS).numpy(), p.train.y.numpy()) for p in ALIKE}
 
@@ -198,7 +198,7 @@ def test_weights_by_distance(rule, reference):
         return w, np.average(losses, weights=sizes), len(sizes)
 
     other = hand.Averaging(
-        BY_HAND, hand.topk(2), simulated, "ef14", reset=20, rate=0.9, weighting=how, ramp=1, data=data, local=local
+        BY_HAND, hand.topk(2), simulated, "ef14", reset=20, rate=0.9, weighting=how, ramp=2, data=data, local=local
     )
     followed(method, other, lost=LOST, people=ALIKE)
 
@@ -209,7 +209,7 @@ PQSU = FlPqsu(STEPS, pretrain=0, keep=All())
 GATES = {
     "best": Loss("best", "last", initial=0.6, every=3),
     "previous": Loss("previous", "mean", initial=0.8, slack=0.01, every=0),
-    "smoothed": Loss("smoothed", "valid", initial=1.2, memory=0.5, every=3),
+    "smoothed": Loss("smoothed", "valid", initial=1.2, memory=0.8, every=3),
     "lazy": Lazy(depth=2, xi=0.4, every=3),
     "agreement": Agreement(0.7, every=3),
 }
