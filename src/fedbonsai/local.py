@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from math import inf
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -161,16 +161,16 @@ def train(
     loss_sum = torch.zeros((), device=me.device)
     steps = seen = 0
     _apply(held)
-    with seeded(me.seed, me.device):
+    with seeded(me.seed, me.device, net.foreign):
         for batch in batches(me, sgd):
             x = batch.x.to(memory_format=torch.channels_last) if sgd.channels_last else batch.x
             with tiles(sparse, growth, names):
                 with cast:
                     value = objective(net.module, x, batch.y)
                 # statistics may be all that learns; a parameter that the loss does not depend on has no gradient
-                found = list[Tensor | None](torch.autograd.grad(value, params, allow_unused=True) if params else ())
+                found: Any = list(torch.autograd.grad(value, params, allow_unused=True)) if params else []
             used = [i for i, grad in enumerate(found) if grad is not None]
-            grads = [grad if grad is not None else torch.zeros_like(p) for p, grad in zip(params, found, strict=True)]
+            grads: list[Tensor] = found if len(used) == len(found) else _filled(found, params)
             if hook is not None:
                 hook(dict(zip(names, grads, strict=True)))
             if growth is not None:
@@ -256,6 +256,11 @@ def draws(model: Model, sample: Sequence[int]) -> bool:
         before = torch.default_generator.get_state()
         net(torch.zeros(2, *sample, dtype=dtype_of(model.weights)))
         return not torch.equal(before, torch.default_generator.get_state())
+
+
+def _filled(grads: Sequence[Tensor | None], params: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients with zeros where there is none."""
+    return [torch.zeros_like(p) if grad is None else grad for p, grad in zip(params, grads, strict=True)]
 
 
 def _cross_entropy(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -385,7 +390,7 @@ def judged(model: Model, samples: Samples, device: str = "cpu", batch: int = 512
     net = skeleton(model, device)
     net.module.eval()
     loss, correct = 0.0, list[Tensor]()
-    with torch.inference_mode(), seeded(0):  # a network may draw even here
+    with torch.inference_mode(), seeded(0, device, net.foreign):  # a network may draw even here
         for begin in range(0, len(samples), batch):
             part = samples[begin : begin + batch].to(device)
             scores = net.module(part.x)
@@ -410,7 +415,7 @@ def gradient(model: Model, samples: Samples, device: str = "cpu", batch: int = 2
     net.module.train(training)
     params = list(net.parameters.values())
     total = [torch.zeros_like(p) for p in params]
-    with seeded(0):
+    with seeded(0, device, net.foreign):
         for begin in range(0, len(samples), batch):
             part = samples[begin : begin + batch].to(device)
             loss = F.cross_entropy(net.module(part.x), part.y, reduction="sum")

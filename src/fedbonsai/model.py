@@ -193,6 +193,7 @@ class Skeleton:
         names: of the weights, as in `state`.
         parameters: those that are trained, by name: what needs no gradient is left alone.
         keeps: whether all that the network remembers can be set back, so that the object may serve again.
+        foreign: whether it has modules that are neither torch's nor ours, which may draw from any generator.
     """
 
     def __init__(self, arch: Arch, like: Tree, device: str = "cpu", channels_last: bool = False) -> None:
@@ -215,6 +216,7 @@ class Skeleton:
         self._bound = [(m._buffers, dict(m._buffers)) for m in self.module.modules() if m._buffers]
         self.release(())
         own = [m for m in self.module.modules() if type(m).__module__.split(".")[0] != "torch"]
+        self.foreign = any(not type(m).__module__.startswith("fedbonsai.") for m in own)
         try:
             self._attributes = [(vars(m), self._copied(vars(m))) for m in own]
             self.keeps = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -161,3 +163,26 @@ def test_validate_says_so(capsys, tmp_path, monkeypatch):
 def test_training_here_does_not_start_workers():
     assert check(recipes.load("fedavg", "", RUN | {"fleet.kind": "pool", "fleet.workers": 64})) == ()
     assert scene(recipes.load("fedavg", "", RUN)).said == ()
+
+
+NOTEBOOK = """
+import fedbonsai
+from torch import nn
+
+@fedbonsai.network("of-a-cell")
+def build():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+run = fedbonsai.run("fedavg", name="here", rounds=1, data__clients=3, model__name="of-a-cell")
+print(run.info["status"])
+fedbonsai.run("fedavg", name="there", rounds=1, data__clients=3, model__name="of-a-cell", fleet__kind="pool")
+"""
+
+
+@pytest.mark.slow
+def test_a_network_of_a_notebook_works_here_and_is_refused_by_worker_processes(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-"], input=NOTEBOOK, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["finished"]
+    assert "ConfigError: model 'of-a-cell' was defined in this session" in done.stderr

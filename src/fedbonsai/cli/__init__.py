@@ -16,7 +16,7 @@ VERBS = {
     "ls": "list recipes, methods, models, data, devices, links or runs",
     "show": "print a recipe with everything that it leaves to defaults",
     "cp": "copy a recipe to a file of your own",
-    "validate": "check a recipe and its overrides, and name every fault",
+    "validate": "name every fault of a recipe, and whether data, network and method go together",
     "report": "tables and a page of plots of one run or several",
     "compare": "run several recipes on the same data, and report on them",
     "watch": "a training as it goes on, from another terminal",

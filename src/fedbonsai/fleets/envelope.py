@@ -70,7 +70,7 @@ def perform(
     before = [value._version for value in sent]
     with collecting() as done:
         try:
-            with tree.seeded(seed, client.device):  # whatever else a network draws, as in evaluation
+            with tree.seeded(seed, client.device, every=False):  # whatever else a network draws, as in evaluation
                 answer, kept = task.run(request, replace(client, seed=seed), dict(memory))
         except Silent as error:
             note(error, done)

@@ -9,15 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from fedbonsai import model
 from fedbonsai.core import Answer, Answers, Client, Device, Scope, Silence, Task
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.envelope import envelope
 from fedbonsai.fleets.local import post
 from fedbonsai.fleets.slots import Remembers
 from fedbonsai.fleets.worker import Done, Job, share, work
+from fedbonsai.model import Arch, networks
 from fedbonsai.wire import OWN, decode, encode
 
 M = TypeVar("M")
@@ -44,6 +45,20 @@ class _Worker:
     queue: deque[_Post] = field(default_factory=deque["_Post"])
 
 
+def findable(arch: Arch) -> None:
+    """Refuse a network that worker processes could not find again.
+
+    Raises:
+        ConfigError: it was defined in a session, such as a notebook, of which there is no file.
+    """
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if networks()[arch.name].__module__ == "__main__" and not (script and Path(script).is_file()):
+        raise ConfigError(
+            f"model {arch.name!r} was defined in this session, where worker processes cannot find it: put it into a module "
+            "and name that in imports, or use fleet.kind = 'local'"
+        )
+
+
 class PoolFleet(Remembers):
     """Clients in worker processes. A script that uses it needs the usual ``if __name__ == "__main__":``.
 
@@ -68,7 +83,7 @@ class PoolFleet(Remembers):
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        modules = sorted({build.__module__ for build in model.networks().values()} - {"__main__"})
+        modules = sorted({build.__module__ for build in networks().values()} - {"__main__"})
         process = self._context.Process(target=work, args=(theirs, *self._shared, modules), daemon=True)  # type: ignore[attr-defined]
         process.start()
         theirs.close()

@@ -19,7 +19,7 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.costs import Costs
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
-from fedbonsai.fleets.pool import PoolFleet
+from fedbonsai.fleets.pool import PoolFleet, findable
 from fedbonsai.fleets.timed import Clock, Timed
 from fedbonsai.fleets.wrappers import Flaky, Metered, Recorded
 from fedbonsai.local import SGD
@@ -196,6 +196,8 @@ def scene(config: RunConfig, split: Path | None = None, answers: Path | None = N
             f"data.valid = {config.data.valid:g}; raise it, or set target = 0"
         )
     start, said = rehearsed(config, held)
+    if config.fleet.kind == "pool":
+        findable(start.arch)
     ledger, costs, timed = Ledger(), None, None
     if config.clock.devices:
         costs = Costs()

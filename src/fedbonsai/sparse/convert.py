@@ -28,7 +28,7 @@ class SparseNet:
         module: the network, with the inputs and outputs of the dense one.
         parameters: by the name that each has in the dense network; those of sparse layers are the kept values alone.
         layers: sparse layers, by the name of their weight.
-        keeps: as of the dense network.
+        keeps, foreign: as of the dense network.
     """
 
     def __init__(self, model: Model, masks: Tree, sparse: Iterable[str]) -> None:
@@ -40,7 +40,8 @@ class SparseNet:
             sparse: names of the weights whose layers compute sparsely.
         """
         self._dense = Skeleton(model.arch, model.weights).load(model.weights)
-        self.module, self.names, self.keeps = self._dense.module, self._dense.names, self._dense.keeps
+        self.module, self.names = self._dense.module, self._dense.names
+        self.keeps, self.foreign = self._dense.keeps, self._dense.foreign
         self.layers: dict[str, Masked] = {}
         self._biases: dict[str, nn.Parameter] = {}
         chosen = set(sparse)

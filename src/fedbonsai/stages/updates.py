@@ -64,9 +64,7 @@ def update(trained: Trained, start: Tree, chain: Chain, memory: Memory, me: Clie
     if not chain.stages:
         return Update(trained.weights, trained.examples, trained.steps, trained.loss), memory
     change = tree.subtract(trained.weights, start)
-    packed, held = apply(
-        chain, change, memory.get(FEEDBACK, {}), me.seed, t if isinstance(chain.feedback, EF14) else None
-    )
+    packed, held = apply(chain, change, memory.get(FEEDBACK, {}), me.seed, t)
     withheld = 0.0
     if chain.feedback is not None:
         memory = {**memory, FEEDBACK: held}

@@ -171,7 +171,7 @@ def flown(request: Pilot, me: Client) -> Scouted:
     places = {name: place for place, name in enumerate(net.parameters)}
     shelf: Tree = {}
     densities, at, start, i, done, cost = list[float](), list[int](), 0, 0, 0, 0.0
-    with seeded(me.seed, me.device):
+    with seeded(me.seed, me.device, net.foreign):
         for i in range(1, how.iterations + 1):
             if not start and i % LOOK == 1:
                 start = i if reached(request.model.replace(net.snapshot()), batches, how.gate, me.device) else 0

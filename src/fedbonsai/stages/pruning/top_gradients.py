@@ -125,7 +125,7 @@ def top_gradients(
     net = sparse or skeleton(model, me.device)
     net.module.train()
     batch = batch.to(me.device)
-    with seeded(me.seed, me.device), local.tiles(sparse, search.see, counts):
+    with seeded(me.seed, me.device, net.foreign), local.tiles(sparse, search.see, counts):
         loss = F.cross_entropy(net.module(batch.x), batch.y)
         gradients = local.gradients(loss, [net.parameters[name] for name in counts])
     for name, gradient in zip(counts, gradients, strict=True):
