@@ -78,9 +78,9 @@ def contiguous(y: Labels, test: Labels) -> tuple[str, ...]:
     if largest >= len(found):
         first = int(np.flatnonzero(found != np.arange(len(found)))[0])
         raise ConfigError(
-            f"labels are {len(found)} different numbers from {int(found[0])} to {largest}, and {first} is missing "
-            f"(of {largest + 1 - len(found)}): number the classes 0 to {len(found) - 1}, or declare all names as a "
-            "ClassLabel (datasets: class_encode_column)"
+            f"labels are {len(found)} different numbers from {int(found[0])} to {largest}, without {first} "
+            f"({largest + 1 - len(found)} are missing in all): number the classes 0 to {len(found) - 1}, or declare the "
+            "names of all as a ClassLabel (datasets: class_encode_column)"
         )
     return tuple(str(number) for number in range(len(found)))
 

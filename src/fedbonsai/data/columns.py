@@ -135,8 +135,6 @@ def decode(column: Sequence[Any], what: str) -> Bytes:
             )
         out[at] = pixels if not grey else pixels[:, :, None]
         at += 1
-    if not len(column):
-        raise ConfigError(f"there are no {what} images: the files hold no rows; check the files in data.path")
     return out
 
 

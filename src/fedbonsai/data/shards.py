@@ -17,10 +17,12 @@ Columns = Mapping[str, list[Any]]
 class Shard:
     """A file, or a split of the hub.
 
-    ``what`` names it in errors, ``features`` are the kinds of its columns, ``rows`` reads some of them.
+    ``what`` names it in errors, ``count`` is the number of its rows, ``features`` are the kinds of its columns, ``rows``
+    reads some of them.
     """
 
     what: str
+    count: int
     features: Mapping[str, Any]
     rows: Callable[[Sequence[str]], Columns]
 
@@ -42,16 +44,17 @@ def of_file(file: Path) -> Shard:
         try:
             with file.open("rb") as raw:
                 return extra("pyarrow.parquet").ParquetFile(raw).read(columns=list(names)).to_pydict()
-        except (OSError, ValueError) as error:
+        except Exception as error:
             raise _unreadable(file, error) from None
 
     try:
         with file.open("rb") as raw:
-            schema = extra("pyarrow.parquet").ParquetFile(raw).schema_arrow
+            held = extra("pyarrow.parquet").ParquetFile(raw)
+            count, schema = held.metadata.num_rows, held.schema_arrow
         features = extra("datasets").Features.from_arrow_schema(schema)
-    except (OSError, ValueError, TypeError, KeyError, NotImplementedError) as error:  # Arrow's own are of these kinds
+    except Exception as error:  # whatever the readers say of a damaged or odd file
         raise _unreadable(file, error) from None
-    return Shard(str(file), features, columns)
+    return Shard(str(file), count, features, columns)
 
 
 def of_hub(dataset: Any, what: str) -> Shard:
@@ -60,7 +63,7 @@ def of_hub(dataset: Any, what: str) -> Shard:
     def columns(names: Sequence[str]) -> Columns:
         return dataset.select_columns(list(names)).with_format("arrow")[:].to_pydict()
 
-    return Shard(what, dataset.features, columns)
+    return Shard(what, len(dataset), dataset.features, columns)
 
 
 def first(error: Exception) -> str:

@@ -121,7 +121,7 @@ def _hub(config: DataConfig) -> dict[str, list[Shard]]:
 def _decoded(splits: Mapping[str, Sequence[Shard]], config: DataConfig) -> Images:
     if "train" not in splits:
         raise ConfigError(f"data set {config.name!r} has no split 'train'; it has {sorted(splits)}")
-    train = splits["train"]
+    train = _filled(splits["train"])
     image, label = image_column(train[0]), label_column(train[0])
     for shard in train:
         required(shard, (image, label))
@@ -137,7 +137,7 @@ def _decoded(splits: Mapping[str, Sequence[Shard]], config: DataConfig) -> Image
         test[np.random.default_rng(0).permutation(len(y))[: max(1, len(y) // 10)]] = True
         test_x, test_y, x, y, owner = x[test], y[test], x[~test], y[~test], owner[~test] if owner.size else owner
     else:
-        for shard in other:
+        for shard in (other := _filled(other)):
             required(shard, (image, label))
         test_x, test_y = _samples(other, image, label, names, "test")
     if x.shape[1:] != test_x.shape[1:]:
@@ -146,6 +146,16 @@ def _decoded(splits: Mapping[str, Sequence[Shard]], config: DataConfig) -> Image
             "convert them to one shape first"
         )
     return Images(x, y, test_x, test_y, names, owner, fingerprint(x, y))
+
+
+def _filled(shards: Sequence[Shard]) -> list[Shard]:
+    """Those that hold rows: of an empty file not even the types can be trusted."""
+    found = [shard for shard in shards if shard.count]
+    if not found:
+        raise ConfigError(
+            f"{', '.join(shard.what for shard in shards)}: no rows; expected at least one in one of the files"
+        )
+    return found
 
 
 def _samples(shards: Sequence[Shard], image: str, label: str, names: Sequence[str], what: str) -> tuple[Bytes, Labels]:

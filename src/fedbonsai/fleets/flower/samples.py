@@ -37,6 +37,14 @@ KINDS = (
     "a file .npz with arrays x and y, or module:function that returns x and y"
 )
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+DAMAGED = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    EOFError,
+)  # what numpy says of a file that is no .npz
 NAMES = "names"  # array of a .npz: what the numbers in y mean
 BLACK = 1 / 255  # up to here nothing can be seen: such values were scaled twice, or never
 SPILL = 1e-3  # beyond 0 to 1, by rounding
@@ -136,18 +144,17 @@ def _images(folder: Path, form: Form) -> tuple[Bytes, NDArray[Any]]:
     for place in sorted(folder.iterdir()):
         if stray(place) and plain(place.name) not in numbers(form.names):
             continue
-        inside = [file for file in sorted(place.iterdir()) if not stray(file)] if place.is_dir() else []
-        pictures = [file for file in inside if file.suffix.lower() in IMAGES and file.is_file()]
-        found += [(file, place.name) for file in pictures]
-        over += [str(file) for file in inside if file not in pictures] if place.is_dir() else [str(place)]
+        for file in sorted(place.iterdir()) if place.is_dir() else (place,):
+            if file != place and file.suffix.lower() in IMAGES and file.is_file() and not stray(file):
+                found.append((file, place.name))
+            elif not stray(file):
+                over.append(str(file))
     if not found:
         raise ConfigError(f"{folder} has no folders of images; expected {KINDS}")
     if over:
-        log.warning(
-            "passed over, since they are no pictures (%s) in a folder of a class: %s", " ".join(IMAGES), few(over)
-        )
-    y = _numbers([name for _, name in found], form, f"the folders in {folder}")
-    return decode([{"bytes": None, "path": str(file)} for file, _ in found], str(folder)), np.asarray(y)
+        log.warning("passed over, as no pictures (%s) in a folder of a class: %s", " ".join(sorted(IMAGES)), few(over))
+    x = decode([{"bytes": None, "path": str(file)} for file, _ in found], str(folder))
+    return x, np.asarray([name for _, name in found])
 
 
 def _parquet(folder: Path) -> tuple[Bytes, NDArray[Any]]:
@@ -160,18 +167,9 @@ def _parquet(folder: Path) -> tuple[Bytes, NDArray[Any]]:
 
 def _arrays(path: Path) -> tuple[Any, Any]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:  # numpy leaks a damaged file's handle
             x, y, names = file["x"], file["y"], file.get(NAMES)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except (*DAMAGED, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(
             f"{path} cannot be read ({error}); expected arrays x [samples, ...] and y [samples]"
         ) from None
