@@ -1,7 +1,8 @@
 """The command line: one file per verb, imported when it is called.
 
-Exit codes: 0 done; 1 a fault in this library; 2 wrong input (the text says what and how to mend it); 3 too few devices
-answered; 130 interrupted (what was finished is kept).
+Exit codes: 0 done; 1 a fault in this library; 2 wrong input (the text says what and how to mend it), which a task that
+fails alike on every client is; 3 too few devices answered, or nothing was learned; 130 interrupted (what was finished is
+kept).
 """
 
 from __future__ import annotations
@@ -65,16 +66,16 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _guarded(verb: str, args: argparse.Namespace, rest: list[str]) -> int:
-    from fedbonsai.errors import FedbonsaiError, Unanswered
+    from fedbonsai.errors import FedbonsaiError, NothingLearned, Unanswered, exit_code
 
     try:
         return int(import_module(f"fedbonsai.cli.{verb}").main(args, rest) or 0)
-    except Unanswered as error:
-        print(f"fedbonsai: too few devices answered: {error}", file=sys.stderr)
-        return 3
     except FedbonsaiError as error:
-        print(f"fedbonsai: {error}", file=sys.stderr)
-        return 2
+        for note in getattr(error, "__notes__", ()):
+            print(note, file=sys.stderr)
+        few = isinstance(error, Unanswered) and not isinstance(error, NothingLearned)
+        print(f"fedbonsai: {'too few devices answered: ' if few else ''}{error}", file=sys.stderr)
+        return exit_code(error)
     except BrokenPipeError:
         sys.stderr.close()
         return 0

@@ -93,9 +93,7 @@ class PoolFleet(Remembers):
         """Ask; a bounded window of requests is under way, answers wait until it is their turn."""
         scope, ask = self._slots.next_ask()
         payloads = post(send)
-        answers = Answers[R](self._run(scope, ask, task, list(send), payloads), at_least)
-        self._slots.reading(cast("Answers[object]", answers))
-        return answers
+        return self._heard(task, self._run(scope, ask, task, list(send), payloads), at_least)
 
     def _run(
         self, scope: Scope, ask: int, task: Task[Any, Any], devices: list[Device], payloads: list[bytearray]
@@ -158,7 +156,7 @@ class PoolFleet(Remembers):
             self._reset()
             raise RuntimeError(f"task {item.job.head.task!r} failed on client {item.device.id}:\n{done.error}")
         if done.silent:
-            return Silence(item.device, done.silent, item.down, done.head, done.forgot, done.work)
+            return Silence(item.device, done.silent, item.down, done.head, done.forgot, done.work, fault=done.fault)
         self._slots.keep(item.device.id, decode(done.memory, limit=OWN))
         return Answer(item.device, decode(done.reply, limit=OWN), item.down, done.head + len(done.reply), done.work)
 

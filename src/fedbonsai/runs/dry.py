@@ -28,7 +28,7 @@ def told(beginning: str) -> Generator[None]:
         yield
     except FedbonsaiError as error:
         raise ConfigError(f"{beginning}: {error}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = " ".join(str(error).split())
         raise ConfigError(f"{beginning}: {type(error).__name__}: {text[:400]}") from error
 

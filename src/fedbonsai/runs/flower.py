@@ -129,7 +129,9 @@ def drive(grid: Any, settings: Mapping[str, Any]) -> None:
         keep_memory()
         execute(structure(told["config"], RunConfig), Path(told["folder"]), told["resume"], build=behind(grid, who))
     except BaseException as error:
-        write(result_of(job), json.dumps({"status": "failed", "reason": f"{error}" or type(error).__name__}).encode())
+        kind, notes = type(error).__name__, getattr(error, "__notes__", [])
+        end = {"status": "failed", "kind": kind, "reason": f"{error}" or kind, "notes": notes}
+        write(result_of(job), json.dumps(end).encode())
         raise
     finally:
         job.with_suffix(".pid").unlink(missing_ok=True)

@@ -21,7 +21,7 @@ import tomli_w
 from safetensors.torch import load_file, save_file
 
 from fedbonsai.data.federation import Federation
-from fedbonsai.errors import ConfigError
+from fedbonsai.errors import ConfigError, NothingLearned
 from fedbonsai.model import Arch, Model
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Folder, write
@@ -29,6 +29,7 @@ from fedbonsai.runs.loop import Observer, loop
 from fedbonsai.runs.recipes import own_modules
 from fedbonsai.runs.setup import Scene, scene
 from fedbonsai.runs.structure import structure, unstructure
+from fedbonsai.runs.trouble import fruitless
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def execute(
 
     Raises:
         ConfigError: the folder holds a run already (and ``resume`` is not set), or holds none to resume.
+        NothingLearned: rounds in a row brought no update. A resumed run goes on after them, and counts anew.
     """
     files = Folder(folder)
     if files.config.exists() and not resume and not _never_began(files):
@@ -123,15 +125,17 @@ def execute(
         for text in stage.said:
             logging.getLogger("fedbonsai").warning(text)
         outcome = loop(config, stage, run, files, observers)
+        if outcome.futile and all(map(fruitless, outcome.rows)):
+            raise NothingLearned(outcome.futile)
         final = stage.method.model(outcome.state)
         save_file({name: value.contiguous() for name, value in final.weights.items()}, files.model)
         files.set_info(
-            status="finished",
-            reason=outcome.reason,
-            ended=time.time(),
             arch={"name": final.arch.name, "options": dict(final.arch.options)},
             kinds=[[way, kind, size] for (way, kind), size in sorted(stage.ledger.kinds.items())],
         )
+        if outcome.futile:  # the model is that of the rounds before
+            raise NothingLearned(outcome.futile)
+        files.set_info(status="finished", reason=outcome.reason, ended=time.time())
     except KeyboardInterrupt:
         files.set_info(status="interrupted")
         raise
