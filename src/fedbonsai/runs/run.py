@@ -190,7 +190,7 @@ def name_of(recipe: str, config: RunConfig) -> str:
 
 
 def described(data: Federation) -> dict[str, Any]:
-    """What a device needs beside the model: how images were normalised, and the names of the classes."""
+    """What a device needs beside the model: how images were normalised, the names of the classes, the floor of accuracies."""
     return {
         "data": {
             "name": data.name,
@@ -199,6 +199,7 @@ def described(data: Federation) -> dict[str, Any]:
             "mean": list(data.mean),
             "std": list(data.std),
             "classes": list(data.class_names),
+            "majority": {"class": data.majority[0], "accuracy": data.majority[1]},
         }
     }
 

@@ -74,7 +74,7 @@ def initial_model(config: RunConfig, data: Federation) -> Model:
 
 
 def rehearsed(config: RunConfig, data: Federation) -> tuple[Model, tuple[str, ...]]:
-    """The initial model after a rehearsal on the data, and what is to be said of it before the first round.
+    """The initial model after a rehearsal on the data, and what is to be said of both before the first round.
 
     Raises:
         ConfigError: the network cannot be built, or not be trained on these data.
@@ -82,7 +82,7 @@ def rehearsed(config: RunConfig, data: Federation) -> tuple[Model, tuple[str, ..
     renew()
     made = initial_model(config, data)
     sgd = getattr(config.method, "sgd", SGD())
-    return made, tuple(rehearse(made, data, sgd, config.fleet.device))
+    return made, (*data.remarks(), *rehearse(made, data, sgd, config.fleet.device))
 
 
 def options_of(config: RunConfig) -> set[str]:
