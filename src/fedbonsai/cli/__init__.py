@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
 VERBS = {
     "run": "train: run a recipe, or resume a run",
@@ -38,6 +39,9 @@ EPILOG = """examples:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what a terminal that is not UTF-8 cannot show is no reason to end
+            stream.reconfigure(errors="backslashreplace" if stream is sys.stderr else "replace")
     parser = argparse.ArgumentParser(
         "fedbonsai",
         description="Federated training of small models: prune, quantize, send only what matters, count what it cost.",

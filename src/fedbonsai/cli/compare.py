@@ -74,7 +74,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     goal = goal_of(series[0], args.target)
     for kind in ("html", "md", "csv", "png"):
         write(home / f"report.{kind}", series, series[0], goal, f"{', '.join(each.label for each in series)}")
-    print((home / "report.md").read_text())
+    print((home / "report.md").read_text(encoding="utf-8"))
     print(f"report: {home / 'report.html'}")
     return 0
 

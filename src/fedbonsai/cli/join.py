@@ -169,7 +169,7 @@ def _write(device: DeviceConfig, folder: Path) -> None:
     from fedbonsai.fleets.flower.device import table_of
 
     try:
-        (folder / "device.toml").write_text(tomli_w.dumps(table_of(device)))
+        (folder / "device.toml").write_text(tomli_w.dumps(table_of(device)), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{folder}: {error.strerror}; choose another --folder") from None
 

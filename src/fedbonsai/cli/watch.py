@@ -48,7 +48,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> None:
 
 def running(folder: Path) -> bool:
     """Whether the run has not ended, as far as its folder says."""
-    return json.loads((folder / "run.json").read_text()).get("status", "running") == "running"
+    return json.loads((folder / "run.json").read_text(encoding="utf-8")).get("status", "running") == "running"
 
 
 def view(run: Any) -> RenderableType:

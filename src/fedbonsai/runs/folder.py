@@ -48,12 +48,12 @@ class Folder:
 
     def rows(self) -> list[dict[str, Any]]:
         """Whole lines of the metrics file; one without its end is being written, or its writer was killed."""
-        text = self.metrics.read_text() if self.metrics.exists() else ""
+        text = self.metrics.read_text(encoding="utf-8") if self.metrics.exists() else ""
         return [json.loads(line) for line in text.split("\n")[:-1]]
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a line to the metrics file and flush it to the disk."""
-        with self.metrics.open("a") as file:
+        with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -89,7 +89,7 @@ class Folder:
 
     def set_info(self, **facts: Any) -> dict[str, Any]:
         """Merge facts into ``run.json``."""
-        known: dict[str, Any] = json.loads(self.info.read_text()) if self.info.exists() else {}
+        known: dict[str, Any] = json.loads(self.info.read_text(encoding="utf-8")) if self.info.exists() else {}
         known |= facts
         write(self.info, json.dumps(known, indent=2).encode())
         return known
@@ -158,7 +158,7 @@ class Checkpoint:
         if not manifest.exists():
             return None
         try:
-            self._manifest = json.loads(manifest.read_text())
+            self._manifest = json.loads(manifest.read_text(encoding="utf-8"))
             state = decode((self.path / self._manifest["state"]).read_bytes(), OWN)
             memories = {
                 id: cast(Kept, decode((self.path / name).read_bytes(), OWN))

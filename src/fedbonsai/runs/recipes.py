@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 from fedbonsai.errors import ConfigError
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.structure import Table, settings, structure
+from fedbonsai.text import text_of
 
 RECIPES = "fedbonsai.recipes"
 SHORT = {"devices": "clock.devices", "link": "clock.link", "fleet": "fleet.kind"}  # settings by a word of their own
@@ -23,7 +24,7 @@ SHORT = {"devices": "clock.devices", "link": "clock.link", "fleet": "fleet.kind"
 def shipped() -> dict[str, str]:
     """Names and texts of the shipped recipes."""
     return {
-        file.name.removesuffix(".toml"): file.read_text()
+        file.name.removesuffix(".toml"): file.read_text(encoding="utf-8")
         for file in sorted(files(RECIPES).iterdir(), key=lambda file: file.name)
         if file.name.endswith(".toml")
     }
@@ -38,7 +39,7 @@ def text(name: str) -> str:
     if name.endswith(".toml"):
         if not Path(name).is_file():
             raise ConfigError(f"file {name} does not exist")
-        return Path(name).read_text()
+        return text_of(Path(name))
     known = shipped()
     if name not in known:
         near = get_close_matches(name, known, 1)

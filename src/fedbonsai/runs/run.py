@@ -28,6 +28,7 @@ from fedbonsai.runs.loop import Observer, loop
 from fedbonsai.runs.recipes import own_modules
 from fedbonsai.runs.setup import Scene, scene
 from fedbonsai.runs.structure import structure, unstructure
+from fedbonsai.text import text_of
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def execute(
             notes=dict(getattr(stage.method, "notes", dict)()),  # what a method wants told beside its numbers
         )
         write(files.config, text)
-    run = str(json.loads(files.info.read_text())["id"])
+    run = str(json.loads(files.info.read_text(encoding="utf-8"))["id"])
     try:
         if not files.split.exists():
             stage.federation.split.save(files.split)
@@ -142,7 +143,10 @@ def execute(
 
 def _never_began(files: Folder) -> bool:
     """Whether a run failed before its first checkpoint: nothing is lost when its name is used again."""
-    return json.loads(files.info.read_text()).get("status") == "failed" and not (files.path / "checkpoint").exists()
+    return (
+        json.loads(files.info.read_text(encoding="utf-8")).get("status") == "failed"
+        and not (files.path / "checkpoint").exists()
+    )
 
 
 def stored(folder: Path) -> RunConfig:
@@ -154,7 +158,7 @@ def stored(folder: Path) -> RunConfig:
     file = Folder(folder).config
     if not file.exists():
         raise ConfigError(f"{folder} holds no run (no config.toml); see `fedbonsai ls runs`")
-    table = tomllib.loads(file.read_text())
+    table = tomllib.loads(text_of(file))
     own_modules(table)
     return structure(table, RunConfig)
 
@@ -167,7 +171,7 @@ def load(folder: str | Path) -> Run:
     """
     path = Path(folder)
     files = Folder(path)
-    return Run(path, stored(path), json.loads(files.info.read_text()), files.rows())
+    return Run(path, stored(path), json.loads(files.info.read_text(encoding="utf-8")), files.rows())
 
 
 def name_of(recipe: str, config: RunConfig) -> str:
@@ -213,10 +217,20 @@ def commit() -> str | None:
     try:
         here = Path(__file__).parent.parent
         head = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+            encoding="utf-8",
         )
         dirty = subprocess.run(
-            ["git", "status", "--porcelain", "."], cwd=here, capture_output=True, text=True, check=True
+            ["git", "status", "--porcelain", "."],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+            encoding="utf-8",
         )
     except (OSError, subprocess.CalledProcessError):
         return None

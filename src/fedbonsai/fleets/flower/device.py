@@ -16,6 +16,7 @@ from fedbonsai.fleets.flower.memory import Store
 from fedbonsai.fleets.flower.names import check_name
 from fedbonsai.fleets.flower.samples import Own, Part
 from fedbonsai.fleets.flower.worker import Source, Worker
+from fedbonsai.text import text_of
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def read_device(path: Path) -> DeviceConfig:
         ConfigError: there is none, or it cannot be read.
     """
     try:
-        table = tomllib.loads(path.read_text())
+        table = tomllib.loads(text_of(path))
         table["imports"] = tuple(table.get("imports", ()))
         return DeviceConfig(**table)
     except (OSError, tomllib.TOMLDecodeError, TypeError) as error:

@@ -103,15 +103,17 @@ def alone(file: Path) -> IO[bytes] | None:
 
 def remember(file: Path, pid: int) -> None:
     """Write down a process, so that `forget` can end it even after its parent was killed."""
-    file.write_text(str(pid))
+    file.write_text(str(pid), encoding="utf-8")
 
 
 def forget(file: Path, name: str) -> None:
     """End what `remember` wrote down, if it still is a process of that name: numbers are given anew."""
     try:
-        pid = int(file.read_text())
+        pid = int(file.read_text(encoding="utf-8"))
         # -ww: without it ps cuts a command at $COLUMNS, and a name at its end would not be found
-        told = subprocess.run(["ps", "-ww", "-p", str(pid), "-o", "command="], capture_output=True, text=True).stdout
+        told = subprocess.run(
+            ["ps", "-ww", "-p", str(pid), "-o", "command="], capture_output=True, errors="replace", encoding="utf-8"
+        ).stdout
     except (OSError, ValueError):
         return
     if name in told:
