@@ -69,6 +69,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _guarded(verb: str, args: argparse.Namespace, rest: list[str]) -> int:
+    from fedbonsai.disk import refused
     from fedbonsai.errors import FedbonsaiError, Unanswered
 
     try:
@@ -82,5 +83,10 @@ def _guarded(verb: str, args: argparse.Namespace, rest: list[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if not (line := refused(error)):
+            raise
+        print(f"fedbonsai: {line}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130

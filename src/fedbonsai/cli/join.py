@@ -60,7 +60,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     from fedbonsai.fleets.flower import compat
     from fedbonsai.fleets.flower.certificates import public_key
     from fedbonsai.fleets.flower.names import check_name
-    from fedbonsai.fleets.flower.processes import alone
+    from fedbonsai.lock import hold, holder
 
     if compat.release() < (1, 40):
         raise ConfigError(f"flwr {compat.require()} is too old to join; pip install -U 'fedbonsai[flower]'")
@@ -76,9 +76,10 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     folder: Path = (args.folder or Path.home() / ".local" / "share" / "fedbonsai" / name).resolve()
     device = _device(args, rest, name, folder)
     _make(folder)
-    held = alone(folder / "join.lock")
+    held = hold(folder / "join.lock")
     if held is None:
-        raise ConfigError(f"another `fedbonsai join` serves {folder}; stop it, or choose another --name")
+        who = holder(folder / "join.lock")
+        raise ConfigError(f"another `fedbonsai join` ({who}) serves {folder}; stop it, or choose another --name")
     with held:
         return _join(args, device, folder)
 

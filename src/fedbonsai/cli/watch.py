@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +47,9 @@ def main(args: argparse.Namespace, rest: list[str]) -> None:
 
 def running(folder: Path) -> bool:
     """Whether the run has not ended, as far as its folder says."""
-    return json.loads((folder / "run.json").read_text(encoding="utf-8")).get("status", "running") == "running"
+    from fedbonsai.runs.folder import Folder
+
+    return Folder(folder).facts()["status"] == "running"
 
 
 def view(run: Any) -> RenderableType:
@@ -62,7 +63,7 @@ def view(run: Any) -> RenderableType:
     rows = run.metrics
     scores = [row["accuracy"] for row in rows if "accuracy" in row]
     grid = Table.grid(padding=(0, 2))
-    grid.add_row("status", str(run.info.get("status", "running")))
+    grid.add_row("status", str(run.info["status"]))
     grid.add_row("round", f"{len(rows)} of {run.config.rounds}")
     if scores:
         grid.add_row("accuracy", f"{scores[-1]:.4f} (best {max(scores):.4f})  {sparkline(scores)}")

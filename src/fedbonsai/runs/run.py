@@ -11,16 +11,17 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from fedbonsai.data.federation import Federation
-from fedbonsai.errors import ConfigError
+from fedbonsai.errors import ConfigError, Unwritable
 from fedbonsai.model import Arch, Model
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Folder, write
@@ -92,20 +93,33 @@ def execute(
     """Run a configuration in a folder, or resume what is there; ``build`` makes all that a loop needs.
 
     Raises:
-        ConfigError: the folder holds a run already (and ``resume`` is not set), or holds none to resume.
+        ConfigError: the folder holds a run already (and ``resume`` is not set), holds none to resume, is being written by
+            another process, or cannot be written.
     """
+    if resume:
+        config = stored(folder)
     files = Folder(folder)
+    with files.alone():
+        _execute(config, files, resume, observers, build)
+    return load(folder)
+
+
+def _execute(
+    config: RunConfig,
+    files: Folder,
+    resume: bool,
+    observers: Iterable[Observer],
+    build: Callable[[RunConfig, Path | None, Path | None], Scene],
+) -> None:
+    folder = files.path
     if files.config.exists() and not resume and not _never_began(files):
         raise ConfigError(
             f"{folder} holds a run already; resume it (fedbonsai run --resume {folder}), "
             "choose another --name, or delete the folder"
         )
-    if resume:
-        config = stored(folder)
     # built before anything is written: a fault of the configuration must not leave a folder that blocks the name
     stage = build(config, files.split if resume and files.split.exists() else None, files.answers)
     if not resume:
-        folder.mkdir(parents=True, exist_ok=True)
         text = tomli_w.dumps(unstructure(config)).encode()
         # the id comes from the configuration, so that two runs of one configuration are equal to the byte
         files.set_info(
@@ -119,10 +133,10 @@ def execute(
     try:
         if not files.split.exists():
             stage.federation.split.save(files.split)
-        files.set_info(status="running", started=time.time())
+        files.set_info(status=None, started=time.time())  # `Folder.facts` says that it goes on
         outcome = loop(config, stage, run, files, observers)
         final = stage.method.model(outcome.state)
-        save_file({name: value.contiguous() for name, value in final.weights.items()}, files.model)
+        write(files.model, save({name: value.contiguous() for name, value in final.weights.items()}))
         files.set_info(
             status="finished",
             reason=outcome.reason,
@@ -131,14 +145,21 @@ def execute(
             kinds=[[way, kind, size] for (way, kind), size in sorted(stage.ledger.kinds.items())],
         )
     except KeyboardInterrupt:
-        files.set_info(status="interrupted")
+        _note(files, status="interrupted")
         raise
     except Exception as error:
-        files.set_info(status="failed", reason=str(error))
+        _note(files, status="failed", reason=str(error))
+        if isinstance(error, Unwritable) and (files.path / "checkpoint" / "manifest.json").exists():
+            raise Unwritable(f"{error}. What was finished is kept; then: fedbonsai run --resume {folder}") from None
         raise
     finally:
         stage.fleet.close()
-    return load(folder)
+
+
+def _note(files: Folder, **facts: Any) -> None:
+    """Write how a run ended, if there is still a place for it: without, readers see that it died."""
+    with suppress(Unwritable):
+        files.set_info(**facts)
 
 
 def _never_began(files: Folder) -> bool:
@@ -171,7 +192,7 @@ def load(folder: str | Path) -> Run:
     """
     path = Path(folder)
     files = Folder(path)
-    return Run(path, stored(path), json.loads(files.info.read_text(encoding="utf-8")), files.rows())
+    return Run(path, stored(path), files.facts(), files.rows())
 
 
 def name_of(recipe: str, config: RunConfig) -> str:

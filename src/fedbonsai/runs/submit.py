@@ -10,11 +10,12 @@ import time
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
 from fedbonsai.errors import ConfigError
+from fedbonsai.lock import Lock, hold
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.flower import refuse, result_of
 from fedbonsai.runs.folder import Folder, write
@@ -73,10 +74,8 @@ def submit(config: RunConfig, folder: Path, resume: bool, tell: Tell | None = No
     return load(folder)
 
 
-def _turn(federation: Federation) -> IO[bytes]:
-    from fedbonsai.fleets.flower.processes import alone
-
-    held = alone(federation.jobs / "hand-in.lock")
+def _turn(federation: Federation) -> Lock:
+    held = hold(federation.jobs / "hand-in.lock")
     if held is None:
         raise ConfigError("another run is just being handed in to this server; try again in a few seconds")
     return held
@@ -129,7 +128,7 @@ def _resume(federation: Federation, job: Path) -> list[str]:
     held = Folder(Path(told["folder"]))
     if not held.config.exists() or not held.info.exists():
         return []
-    if json.loads(held.info.read_text(encoding="utf-8")).get("status") != "running":
+    if held.facts()["status"] not in ("running", "died"):
         return []
     _hand_in(federation, job, {**told, "resume": True})
     return [f"{held.path} goes on from its last finished round"]

@@ -9,13 +9,14 @@ import json
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.flower import compat
 from fedbonsai.fleets.flower.certificates import CA, SERVER, SERVER_KEY, days_left
 from fedbonsai.fleets.flower.names import NAME
-from fedbonsai.fleets.flower.processes import alone, environment, forget, program
+from fedbonsai.fleets.flower.processes import environment, forget, program
+from fedbonsai.lock import Lock, hold, holder
 from fedbonsai.text import decoded
 
 LINK = "fedbonsai"  # name of the connection in Flower's configuration
@@ -91,20 +92,22 @@ class Federation:
         self.lock = self.folder / "serve.lock"
         self._refused: dict[str, str] = {}
 
-    def hold(self) -> IO[bytes]:
+    def hold(self) -> Lock:
         """Be the only server of this folder, until what is returned is closed or the process ends.
 
         Raises:
             ConfigError: another one is, or there is no such folder.
         """
         try:
-            held = alone(self.lock)
+            held = hold(self.lock)
         except OSError as error:
             raise ConfigError(
                 f"{self.folder}: {error.strerror}; make it: fedbonsai keys server ADDRESS --folder {self.folder}"
             ) from None
         if held is None:
-            raise ConfigError(f"another `fedbonsai serve` runs for {self.folder}; stop it, or choose another --folder")
+            raise ConfigError(
+                f"another `fedbonsai serve` ({holder(self.lock)}) runs for {self.folder}; stop it, or choose another --folder"
+            )
         return held
 
     def prepare(self, port: int) -> None:
@@ -258,9 +261,7 @@ class Federation:
             ConfigError: it does not run.
         """
         try:
-            free = alone(self.lock)  # a state file alone may be what a killed server left behind
-            if free is not None:
-                free.close()
+            if not holder(self.lock):  # a state file alone may be what a killed server left behind
                 raise ValueError
             held: dict[str, Any] = json.loads(self.state.read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import resource
 import shutil
@@ -13,7 +12,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.flower import compat
@@ -88,17 +86,6 @@ def ignore_signals() -> None:
     """Tidy up in peace: who asks twice asks no more than once."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-
-
-def alone(file: Path) -> IO[bytes] | None:
-    """Hold a file for this process, until it is closed or the process ends in any way; nothing where another holds it."""
-    held = file.open("ab")
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        held.close()
-        return None
-    return held
 
 
 def remember(file: Path, pid: int) -> None:
