@@ -7,13 +7,14 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "fedbonsai"
 
-GROUND = {"disk", "errors", "lock", "text", "tree", "wire"}
+GROUND = {"disk", "errors", "lock", "modules", "text", "tree", "wire"}
 MODEL = GROUND | {"model"}
 CORE = MODEL | {"work", "core", "local"}
 MAY = {  # package or module directly under fedbonsai -> what it may import of its siblings
     "errors": set(),
     "disk": {"errors"},
     "lock": set(),
+    "modules": {"errors"},
     "text": {"errors"},
     "tree": {"errors"},
     "wire": {"errors", "tree"},

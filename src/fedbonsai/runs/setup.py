@@ -23,7 +23,7 @@ from fedbonsai.fleets.pool import PoolFleet
 from fedbonsai.fleets.timed import Clock, Timed
 from fedbonsai.fleets.wrappers import Flaky, Metered, Recorded
 from fedbonsai.model import Arch, Model
-from fedbonsai.runs.config import ClockConfig, FleetConfig, RunConfig
+from fedbonsai.runs.config import ClockConfig, FleetConfig, RunConfig, too_many
 from fedbonsai.tree import seed_of
 
 
@@ -176,6 +176,8 @@ def scene(config: RunConfig, split: Path | None = None, answers: Path | None = N
     """Build everything."""
     torch.set_num_threads(config.fleet.threads)
     held = federation(config, split)
+    if faults := too_many(config.method, len(held.ids)):
+        raise ConfigError(faults[0])
     if config.target and not any(len(part) for part in held.valid):
         raise ConfigError(
             f"target = {config.target:g} is an accuracy on the clients' validation parts, and no client has one: "
