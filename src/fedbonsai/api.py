@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from fedbonsai.places import settle
 from fedbonsai.runs import recipes
 from fedbonsai.runs.loop import Observer
 from fedbonsai.runs.run import Run, execute, load, name_of
@@ -35,6 +36,7 @@ def run(
         ConfigError: lists every fault of the configuration, or says that the run exists already.
         Unanswered: nobody answered when the run began.
     """
+    settle()
     overrides = {name.replace("__", "."): value for name, value in settings.items()}
     config = recipes.load(recipe, preset, overrides)
     folder = Path(runs) / name_of(recipe, config)

@@ -71,8 +71,10 @@ def main(words: Sequence[str] | None = None) -> int:
 def _guarded(verb: str, args: argparse.Namespace, rest: list[str]) -> int:
     from fedbonsai.disk import refused
     from fedbonsai.errors import FedbonsaiError, Unanswered
+    from fedbonsai.places import settle
 
     try:
+        settle()
         return int(import_module(f"fedbonsai.cli.{verb}").main(args, rest) or 0)
     except Unanswered as error:
         print(f"fedbonsai: too few devices answered: {error}", file=sys.stderr)

@@ -61,6 +61,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     from fedbonsai.fleets.flower.certificates import public_key
     from fedbonsai.fleets.flower.names import check_name
     from fedbonsai.lock import hold, holder
+    from fedbonsai.places import settle
 
     if compat.release() < (1, 40):
         raise ConfigError(f"flwr {compat.require()} is too old to join; pip install -U 'fedbonsai[flower]'")
@@ -73,6 +74,10 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         raise ConfigError(f"server {args.server!r}: expected address:port, such as fed.example.org:8443")
     public_key(args.key)
     name = check_name(args.name or args.key.stem)
+    if args.folder is None and settle():
+        raise ConfigError(
+            "--folder is needed: there is no home folder for this device's memory, which must not get lost"
+        )
     folder: Path = (args.folder or Path.home() / ".local" / "share" / "fedbonsai" / name).resolve()
     device = _device(args, rest, name, folder)
     _make(folder)

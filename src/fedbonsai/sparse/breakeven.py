@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedbonsai.places import caches
 from fedbonsai.sparse import kernels
 from fedbonsai.sparse.layers import SparseConv2d, SparseLinear, has_sparse_form
 
@@ -61,8 +62,7 @@ def breakeven(layer: nn.Module, image: tuple[int, ...], batch: int) -> float:
 
 def kept() -> Path:
     """Where break-even densities of this machine are kept."""
-    folder = os.environ.get("FEDBONSAI_CACHE") or Path.home() / ".cache" / "fedbonsai"
-    return Path(folder).expanduser() / "breakeven.json"
+    return caches() / "breakeven.json"
 
 
 def measured(layer: nn.Module, image: tuple[int, ...], batch: int) -> float:
