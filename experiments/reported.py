@@ -109,7 +109,9 @@ def verdict(said: Reported, name: str, rows: Mapping[str, Results], score: Score
 def nearest(name: str, pattern: str, rows: Mapping[str, Results], size: Score) -> str:
     """The row of a pattern whose model is nearest in size; empty where none is."""
     found = [other for other in rows if rows[other] and fnmatchcase(other, pattern)]
-    return min(found, key=lambda other: abs(math.log(of_size(rows[other], size) / of_size(rows[name], size))), default="")
+    return min(
+        found, key=lambda other: abs(math.log(of_size(rows[other], size) / of_size(rows[name], size))), default=""
+    )
 
 
 def of_size(results: Results, size: Score) -> float:

@@ -235,11 +235,11 @@ def reach() -> list[str]:
         found[(result["name"], result["seed"])] = result
     lines = [
         "Bytes, both directions, until the test accuracy first reaches that of FedAvg (fp32, mean of its last five rounds)",
-        "minus one point; the ratio is FedAvg's own bytes to that accuracy by the run's. Experiment `bytes_to_accuracy`. The goal",
-        "is no final accuracy: FedAvg's runs end while they still gain (last column: points a round, its last five evaluated",
-        "rounds against the five before), so a longer FedAvg sets a higher goal, for which these ratios say nothing.",
+        "minus one point; the ratio is FedAvg's own bytes to that accuracy by the run's. Experiment `bytes_to_accuracy`.",
+        "The goal is no final accuracy where FedAvg ended while it still gained (last column: points a round, its last five",
+        "evaluated rounds against the five before): a longer FedAvg sets a higher goal, for which these ratios say nothing.",
         "",
-        "| clients a round | run | seed | goal, % | MB to it | rounds | FedAvg's MB by these | FedAvg's rounds | its gain at its end |",
+        "| clients a round | run | seed | goal, % | MB to it | rounds | FedAvg's MB by these | FedAvg's rounds | its last gain |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     rows = 0

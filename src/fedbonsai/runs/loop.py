@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from fedbonsai.core import Samples, Scope, scope
-from fedbonsai.errors import Unanswered
+from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.fleets.costs import Totals
 from fedbonsai.local import evaluate, judged
 from fedbonsai.model import Model
@@ -128,7 +128,7 @@ def _round(
             spent = scene.costs.take() if scene.costs is not None else []
             last = t == config.rounds - 1 or bool(_used_up(config, scene))
             row = _row(config, scene, t, attempt, state, skipped, before, time.perf_counter() - start, last)
-            row |= _simulated(scene, spent)
+            row = joined(row, _simulated(scene, spent))
             if notes:
                 row["unanswered"] = notes
             if checkpoint and folder:
@@ -159,15 +159,28 @@ def _row(
     for way in ("down", "up"):
         row[f"bytes_{way}"] = total[way] - before[way]
         row[f"total_bytes_{way}"] = total[way]
-    row |= {} if skipped else {name: float(value) for name, value in scene.method.metrics(state).items()}
+    own = {} if skipped else {name: float(value) for name, value in scene.method.metrics(state).items()}
+    row = joined(row, own)
     if (t + 1) % config.evaluate_every == 0 or last:
         model, device = scene.method.model(state), config.fleet.device
         test = evaluate(model, scene.federation.test, device)
-        row |= {"accuracy": test.accuracy, "loss": test.loss}
-        row |= _own(scene, model, device)
+        row = joined(row, {"accuracy": test.accuracy, "loss": test.loss, **_own(scene, model, device)})
         if kept := layers(model, scene.model):
             row["layers"] = kept
     return row
+
+
+def joined(row: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of the metrics with more columns.
+
+    Raises:
+        ConfigError: a column is there already, so that one figure would stand under the name of another.
+    """
+    if twice := sorted(row.keys() & more.keys()):
+        raise ConfigError(
+            f"the method's metrics and the run's own columns are both named {', '.join(twice)}; rename them in `metrics`"
+        )
+    return {**row, **more}
 
 
 def _own(scene: Scene, model: Model, device: str) -> dict[str, float]:
