@@ -7,11 +7,12 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "fedbonsai"
 
-GROUND = {"errors", "tree", "wire"}
+GROUND = {"errors", "telling", "tree", "wire"}
 MODEL = GROUND | {"model"}
 CORE = MODEL | {"work", "core", "local"}
 MAY = {  # package or module directly under fedbonsai -> what it may import of its siblings
     "errors": set(),
+    "telling": set(),
     "tree": {"errors"},
     "wire": {"errors", "tree"},
     "model": GROUND,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fedbonsai.data.extras import extra
 from fedbonsai.data.images import Bytes, Labels
 from fedbonsai.errors import ConfigError
+from fedbonsai.telling import At
 
 LABELS = ("label", "labels", "fine_label")  # the first of these wins where several columns hold classes
 GREY = ("1", "L", "LA")
@@ -50,12 +51,13 @@ def label_column(features: Mapping[str, Any]) -> str:
     return usual[0] if usual else found[0]
 
 
-def decode(column: Sequence[Mapping[str, Any]], what: str) -> Bytes:
+def decode(column: Sequence[Mapping[str, Any]], what: str, told: At = lambda done, what="": None) -> Bytes:
     """Decode encoded images straight into one array [samples, height, width, channels].
 
     Args:
         column: encoded images, each with ``bytes`` or ``path``.
         what: which images, for error texts.
+        told: takes how many are decoded.
 
     Raises:
         ConfigError: an image that cannot be read, of another size, not square, or of more than 8 bits.
@@ -65,6 +67,7 @@ def decode(column: Sequence[Mapping[str, Any]], what: str) -> Bytes:
     out: Bytes = np.empty((0, 0, 0, 1), np.uint8)
     at = 0
     while at < len(column):
+        told(at)
         item = column[at]
         try:
             with pillow.open(BytesIO(item["bytes"]) if item["bytes"] is not None else Path(item["path"])) as image:

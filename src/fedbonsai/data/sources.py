@@ -16,6 +16,7 @@ from fedbonsai.data.config import HUB, DataConfig
 from fedbonsai.data.extras import extra, quiet
 from fedbonsai.data.images import Images, fingerprint, keep, kept
 from fedbonsai.errors import ConfigError
+from fedbonsai.telling import doing
 
 TESTS = ("test", "validation", "valid")  # names of a split that serves as the test set, the best first
 
@@ -50,7 +51,7 @@ def read(config: DataConfig) -> Images:
     if config.name == "digits" and not config.path:
         images = digits()
     else:
-        with quiet():
+        with quiet(), doing(f"{'reading' if files else 'fetching'} {config.path or config.name}"):
             images = _local(files, config) if files else _hub(config)
     keep(images, place)
     return images
@@ -143,7 +144,9 @@ def _samples(dataset: Any, image: str, label: str, names: list[str] | None, what
     """Images and labels of one split, as stored (`columns.decode`, `columns.labels`)."""
     table = dataset.with_format("arrow")[:]  # still encoded: the library's own decoding is several times slower
     y = labels(table[label].to_pylist(), len(names) if names else None, what)
-    return decode(table[image].to_pylist(), what), y
+    column = table[image].to_pylist()
+    with doing(f"decoding {what} images", len(column)) as told:
+        return decode(column, what, told), y
 
 
 def _first(error: Exception) -> str:

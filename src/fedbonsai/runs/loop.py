@@ -18,13 +18,14 @@ from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Checkpoint, Folder
 from fedbonsai.runs.layers import layers
 from fedbonsai.runs.setup import Scene
+from fedbonsai.telling import doing, each
 
 
 class Observer(Protocol):
     """Sees a run and never changes it."""
 
     def begin(self, config: RunConfig, scene: Scene, first: int) -> None:
-        """Before round ``first``."""
+        """Before round ``first``; of a new run before anything that the method does ahead of it."""
         ...
 
     def round(self, row: Mapping[str, Any], model: Model) -> None:
@@ -61,7 +62,7 @@ def loop(
     if held is None:
         if folder and folder.metrics.exists():
             folder.metrics.unlink()  # the run was killed before its first checkpoint
-        state, last = _begin(config, scene, run, checkpoint, folder), -1
+        last, state = -1, None
     else:
         last, state, memories = held
         fleet.restore(memories)
@@ -74,9 +75,12 @@ def loop(
         observer.begin(config, scene, last + 1)
     reason = "all rounds done"
     try:
+        if held is None:
+            with doing("before the first round"):
+                state = _begin(config, scene, run, checkpoint, folder)
         if rows and (ended := _ended(config, scene, rows[-1])):
             return Outcome(state, rows, ended)
-        for t in range(last + 1, config.rounds):
+        for t in each("rounds", range(config.rounds), first=last + 1):
             state, row = _round(config, scene, run, t, state, checkpoint, folder)
             rows.append(row)
             for observer in watching:
@@ -163,8 +167,11 @@ def _row(
     row = joined(row, own)
     if (t + 1) % config.evaluate_every == 0 or last:
         model, device = scene.method.model(state), config.fleet.device
-        test = evaluate(model, scene.federation.test, device)
-        row = joined(row, {"accuracy": test.accuracy, "loss": test.loss, **_own(scene, model, device)})
+        with doing(f"testing on {len(scene.federation.test):,} samples"):
+            test = evaluate(model, scene.federation.test, device)
+        with doing("testing on the clients' validation parts"):
+            own = _own(scene, model, device)
+        row = joined(row, {"accuracy": test.accuracy, "loss": test.loss, **own})
         if kept := layers(model, scene.model):
             row["layers"] = kept
     return row
