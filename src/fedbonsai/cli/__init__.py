@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from io import TextIOWrapper
 
@@ -69,6 +70,15 @@ def main(words: Sequence[str] | None = None) -> int:
     return _guarded(args.verb, args, rest)
 
 
+def _shown(verb: str) -> AbstractContextManager[object]:
+    """Inside which long work of a verb is shown; a run does so by itself, as ``--quiet`` says."""
+    if verb not in ("compare", "validate", "export", "profile", "report", "doctor"):
+        return nullcontext()
+    from fedbonsai.runs.shown import shown
+
+    return shown(True)
+
+
 def _guarded(verb: str, args: argparse.Namespace, rest: list[str]) -> int:
     from fedbonsai.disk import refused
     from fedbonsai.errors import FedbonsaiError, NothingLearned, Unanswered, exit_code
@@ -76,7 +86,8 @@ def _guarded(verb: str, args: argparse.Namespace, rest: list[str]) -> int:
 
     try:
         settle()
-        return int(import_module(f"fedbonsai.cli.{verb}").main(args, rest) or 0)
+        with _shown(verb):
+            return int(import_module(f"fedbonsai.cli.{verb}").main(args, rest) or 0)
     except FedbonsaiError as error:
         for note in getattr(error, "__notes__", ()):
             print(note, file=sys.stderr)

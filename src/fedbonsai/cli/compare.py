@@ -37,7 +37,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     from fedbonsai.runs import recipes
     from fedbonsai.runs.compare import carry_out, plan
     from fedbonsai.runs.config import check_name
-    from fedbonsai.runs.progress import span
+    from fedbonsai.runs.shown import span
 
     if not 0 <= args.target <= 1:
         raise ConfigError(f"--target {args.target:g}: expected an accuracy between 0 and 1, such as 0.95")
@@ -94,11 +94,13 @@ def _report(home: Path, done: Sequence[Job], target: float, failed: Mapping[str,
 
 def _time(jobs: Sequence[Job], workers: int) -> str:
     """How long the runs may take here, by a few steps of each recipe."""
-    from fedbonsai.runs.progress import span, training_seconds
+    from fedbonsai.runs.progress import training_seconds
     from fedbonsai.runs.setup import scene
+    from fedbonsai.runs.shown import span
+    from fedbonsai.telling import each
 
     known: dict[tuple[str, str], float] = {}
-    for job in jobs:
+    for job in each("trying what a few steps of each recipe take", jobs):
         if (job.recipe, job.preset) in known:
             continue
         try:
@@ -114,6 +116,6 @@ def _time(jobs: Sequence[Job], workers: int) -> str:
     lacking = f"; {len(times) - len(told)} runs could not be tried" if len(told) < len(times) else ""
     longest = max(sum(told) / min(workers, len(jobs)), max(told, default=0.0))
     return (
-        f"about {span(longest)} of training here, by a few steps of each recipe's dense model; "
-        f"pruning on the server, splitting and messages come on top{lacking}"
+        f"about {span(longest)} of training here, by a few steps of each recipe's dense model, what comes "
+        f"before the first round included; splitting and messages come on top{lacking}"
     )

@@ -15,6 +15,7 @@ from fedbonsai.data.extras import extra
 from fedbonsai.data.images import Bytes, Labels
 from fedbonsai.data.shards import Shard
 from fedbonsai.errors import ConfigError
+from fedbonsai.telling import At
 
 LABELS = ("label", "labels", "fine_label")  # the first of these wins where several columns hold classes
 GREY = ("1", "L", "LA")
@@ -92,12 +93,13 @@ def upright(image: Any) -> Any:
     return image.transpose(getattr(extra("PIL.Image").Transpose, turn)) if turn else image
 
 
-def decode(column: Sequence[Any], what: str) -> Bytes:
+def decode(column: Sequence[Any], what: str, told: At = lambda done, what="": None) -> Bytes:
     """Decode encoded images straight into one upright array [samples, height, width, channels].
 
     Args:
         column: encoded images, each with ``bytes`` or ``path``.
         what: which images, for error texts.
+        told: takes how many are decoded.
 
     Raises:
         ConfigError: an image that cannot be read, of another size, not square, or of more than 8 bits.
@@ -107,6 +109,7 @@ def decode(column: Sequence[Any], what: str) -> Bytes:
     out: Bytes = np.empty((0, 0, 0, 1), np.uint8)
     at = 0
     while at < len(column):
+        told(at)
         raw, name = _source(column[at], f"{what} image {at}")
         try:
             with pillow.open(raw) as opened:

@@ -20,6 +20,7 @@ from fedbonsai.data.images import Bytes, Images
 from fedbonsai.data.sources import read
 from fedbonsai.data.split import Split, draw
 from fedbonsai.errors import ConfigError
+from fedbonsai.telling import doing, each
 
 CHUNK = 4096  # images that are converted at a time
 SKEWED = 1.5  # times as many test samples of one class as if all were equally frequent: worth a remark
@@ -147,7 +148,8 @@ def load(config: DataConfig, seed: int) -> Federation:
     if images.x.shape[1] != images.x.shape[2]:
         raise ConfigError(f"images are {images.x.shape[2]}x{images.x.shape[1]} pixels; only square ones are supported")
     names = images.names or contiguous(images.y, images.test_y)
-    split = Split.load(config.split, images) if config.split else draw(images, config, seed)
+    with doing(f"dividing {len(images.y):,} samples among the clients"):
+        split = Split.load(config.split, images) if config.split else draw(images, config, seed)
     order = split.order()
     held = np.unique(images.y[order])
     if split.ids and len(held) < 2:  # the split of a run on devices has no clients
@@ -186,7 +188,7 @@ def _statistics(images: Images) -> tuple[NDArray[np.float64], NDArray[np.float64
 def _normalised(x: Bytes, order: NDArray[np.int64], mean: NDArray[np.float64], std: NDArray[np.float64]) -> Tensor:
     """Images in an order: [samples, height, width, channels] bytes to [samples, channels, height, width] float32."""
     out = torch.empty(len(order), x.shape[3], x.shape[1], x.shape[2])
-    for begin in range(0, len(order), CHUNK):
+    for begin in each(f"converting images, {CHUNK:,} at a time,", range(0, len(order), CHUNK)):
         part = torch.as_tensor(x[order[begin : begin + CHUNK]])
         out[begin : begin + CHUNK] = part.permute(0, 3, 1, 2)
     shape = (1, -1, 1, 1)

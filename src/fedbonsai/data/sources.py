@@ -17,6 +17,7 @@ from fedbonsai.data.extras import extra, quiet
 from fedbonsai.data.images import Bytes, Images, Labels, fingerprint, keep, kept
 from fedbonsai.data.shards import Shard, first, of_file, of_hub
 from fedbonsai.errors import ConfigError
+from fedbonsai.telling import doing
 
 TESTS = ("test", "validation", "valid")  # names of a split that serves as the test set, the best first
 STRAY = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"}
@@ -53,7 +54,7 @@ def read(config: DataConfig) -> Images:
     if config.name == "digits" and not config.path:
         images = digits()
     else:
-        with quiet():
+        with quiet(), doing(f"{'reading' if files else 'fetching'} {config.path or config.name}"):
             images = _decoded(_local(files) if files else _hub(config), config)
     keep(images, place)
     return images
@@ -166,4 +167,5 @@ def _samples(shards: Sequence[Shard], image: str, label: str, names: Sequence[st
         rows, own = shard.rows([image, label]), declared(shard, label)
         y.append(translated(labels(rows[label], len(own), shard.what), own, names, shard.what))
         pictures += rows[image]
-    return decode(pictures, what), np.concatenate(y)
+    with doing(f"decoding {what} images", len(pictures)) as told:
+        return decode(pictures, what, told), np.concatenate(y)

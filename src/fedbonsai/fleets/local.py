@@ -9,6 +9,7 @@ from fedbonsai.core import Answer, Answers, Client, Device, Scope, Silence, Task
 from fedbonsai.errors import Failed, Forgotten, Silent
 from fedbonsai.fleets.envelope import blamed, envelope, perform, receipt
 from fedbonsai.fleets.slots import Remembers
+from fedbonsai.telling import each
 from fedbonsai.wire import OWN, decode, encode
 from fedbonsai.work import spent
 
@@ -41,7 +42,7 @@ class LocalFleet(Remembers):
         self, scope: Scope, ask: int, task: Task[M, R], send: Mapping[Device, M], payloads: list[bytearray] | None
     ) -> Iterator[Answer[R] | Silence]:
         opened: tuple[bytearray | None, Any] = (None, None)  # equal messages are decoded once
-        for index, (device, request) in enumerate(send.items()):
+        for index, (device, request) in enumerate(each("devices", send.items())):
             head = envelope(scope, ask, task.name, device.id, self._slots.base(device.id))
             received: Any = request
             down = up = 0

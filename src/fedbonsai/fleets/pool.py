@@ -19,6 +19,7 @@ from fedbonsai.fleets.local import post
 from fedbonsai.fleets.slots import Remembers
 from fedbonsai.fleets.worker import Done, Job, share, work
 from fedbonsai.model import Arch, networks
+from fedbonsai.telling import each
 from fedbonsai.wire import OWN, decode, encode
 
 M = TypeVar("M")
@@ -102,7 +103,7 @@ class PoolFleet(Remembers):
         waiting: dict[int, Answer[Any] | Silence] = {}
         serials: dict[int, int] = {}
         ahead = 0
-        for turn in range(len(devices)):
+        for turn in each("devices", range(len(devices))):
             while turn not in waiting:
                 while ahead < min(len(devices), turn + window) and (free := self._idlest()) is not None:
                     device, frame = devices[ahead], payloads[ahead]

@@ -8,7 +8,7 @@ for rounds it skips.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from typing import Literal
 
@@ -91,6 +91,10 @@ class FlPqsu:
         idle = self.score != "l1" and isinstance(self.keep, All)
         found += among((idle, f"score = {self.score!r} has no effect with keep = 'all': leave it out"))
         refuse(found + outside(self, pretrain=NOT_NEGATIVE, finetune=NOT_NEGATIVE))
+
+    def samples_before(self, people: Sequence[Client], server: Client, workers: int) -> float:
+        """Samples that the server trains on."""
+        return (self.pretrain + self.finetune + (self.score == "taylor")) * len(server.train)
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """Pre-train, prune once, fine-tune.

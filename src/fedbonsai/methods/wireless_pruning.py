@@ -32,6 +32,7 @@ from fedbonsai.stages.wireless_count import counted
 from fedbonsai.stages.wireless_exchange import EXACT, Gathered, Grant, How, Owing, Train, gathered, train
 from fedbonsai.stages.wireless_load import Compute, Cycles, Parts, Passes, load_of
 from fedbonsai.stages.wireless_plan import Allocation, Optimum, Problem, Schedule, scheduled
+from fedbonsai.telling import doing
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
 
@@ -146,7 +147,8 @@ class WirelessPruning:
         parts = self.parts(state.model, state.sample)
         shared, first = split(state.model.weights, parts.personal)
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
-        schedule = self.schedule(state, t, [device.id for device in devices], parts)
+        with doing(f"planning the cell for {len(devices)} devices"):
+            schedule = self.schedule(state, t, [device.id for device in devices], parts)
         grants = self.grants(state, t, devices, schedule)
         how = How(self.mask, self.order, self.sgd, self.personal_sgd, self.bits)
         made = {

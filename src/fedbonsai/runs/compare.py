@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
@@ -24,6 +24,9 @@ from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Folder
 from fedbonsai.runs.run import execute, stored
 from fedbonsai.runs.structure import unstructure
+from fedbonsai.telling import doing
+
+LOOK = 2.0  # seconds between looks at how far the runs are
 
 Status = Literal["new", "begun", "finished"]
 
@@ -112,9 +115,11 @@ def carry_out(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, str | Ex
     with ProcessPoolExecutor(max(1, min(workers, len(left))), mp_context=context, initializer=_ready) as pool:
         going: dict[Future[str], Job] = {pool.submit(_run, job): job for job in left}
         try:
-            while going:
-                for future in wait(going, return_when=FIRST_COMPLETED).done:
-                    yield going.pop(future), _told(future)
+            with doing("rounds of all runs", sum(job.config.rounds for job in left)) as at:
+                while going:
+                    for future in wait(going, LOOK, FIRST_COMPLETED).done:
+                        yield going.pop(future), _told(future.result)
+                    at(sum(map(_rounds, left)))
         except BaseException:
             for process in list((getattr(pool, "_processes", None) or {}).values()):  # a shutdown forgets them
                 process.terminate()
@@ -122,9 +127,15 @@ def carry_out(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, str | Ex
             raise
 
 
-def _told(future: Future[str]) -> str | Exception:
+def _rounds(job: Job) -> int:
+    """Rounds that a run has finished so far."""
+    file = Folder(job.folder).metrics
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def _told(result: Callable[[], str]) -> str | Exception:
     try:
-        return future.result()
+        return result()
     except Exception as error:
         return error
 

@@ -28,6 +28,9 @@ from fedbonsai.runs.recipes import own_modules
 from fedbonsai.runs.run import execute
 from fedbonsai.runs.setup import Scene, federation, rehearsed
 from fedbonsai.runs.structure import structure
+from fedbonsai.telling import Teller, listening
+
+TELL = 2.0  # seconds between two words on how far a run is
 
 Build = Callable[[RunConfig, Path | None, Path | None], Scene]
 
@@ -104,6 +107,19 @@ def result_of(job: Path) -> Path:
     return job.with_suffix(".result.json")
 
 
+def telling_of(job: Path) -> Path:
+    """Where the process on the server writes how far it is, for whoever follows the job."""
+    return job.with_suffix(".doing")
+
+
+def told_of(job: Path) -> str:
+    """What the process on the server is doing; empty where that takes no time, or is not known."""
+    try:
+        return telling_of(job).read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
 def drive(grid: Any, settings: Mapping[str, Any]) -> None:
     """Run a job: the main function of the app on the server.
 
@@ -127,7 +143,8 @@ def drive(grid: Any, settings: Mapping[str, Any]) -> None:
     try:
         own_modules(told["config"])
         keep_memory()
-        execute(structure(told["config"], RunConfig), Path(told["folder"]), told["resume"], build=behind(grid, who))
+        with listening(Teller(lambda now: write(telling_of(job), now.text.encode()), every=TELL)):
+            execute(structure(told["config"], RunConfig), Path(told["folder"]), told["resume"], build=behind(grid, who))
     except BaseException as error:
         kind, notes = type(error).__name__, getattr(error, "__notes__", [])
         end = {"status": "failed", "kind": kind, "reason": f"{error}" or kind, "notes": notes}

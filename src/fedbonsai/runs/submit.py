@@ -17,10 +17,11 @@ import tomli_w
 from fedbonsai.errors import ConfigError, FedbonsaiError, NothingLearned, TaskFailed, Unanswered
 from fedbonsai.lock import Lock, hold
 from fedbonsai.runs.config import RunConfig
-from fedbonsai.runs.flower import refuse, result_of
+from fedbonsai.runs.flower import refuse, result_of, telling_of, told_of
 from fedbonsai.runs.folder import Folder, write
 from fedbonsai.runs.run import Run, load
 from fedbonsai.runs.structure import unstructure
+from fedbonsai.telling import At, doing
 
 if TYPE_CHECKING:
     from fedbonsai.fleets.flower.federation import Federation
@@ -138,13 +139,19 @@ def _resume(federation: Federation, job: Path) -> list[str]:
 
 def _hand_in(federation: Federation, job: Path, told: dict[str, Any]) -> None:
     """Start a job."""
-    result_of(job).unlink(missing_ok=True)
+    for left in (result_of(job), telling_of(job)):
+        left.unlink(missing_ok=True)
     write(job, tomli_w.dumps(told).encode())
     said = federation.flwr("run", str(federation.app), LINK, "--run-config", f"job={json.dumps(str(job))}")
     number_of(job).write_text(str(said["run-id"]), encoding="utf-8")
 
 
 def _follow(federation: Federation, job: Path, folder: Folder, tell: Tell | None) -> None:
+    with doing("over Flower") as at:
+        _watch(federation, job, folder, tell, at)
+
+
+def _watch(federation: Federation, job: Path, folder: Folder, tell: Tell | None, at: At) -> None:
     result, asked, gone = result_of(job), time.monotonic(), ""
     told = len(folder.rows())
     while True:
@@ -154,6 +161,8 @@ def _follow(federation: Federation, job: Path, folder: Folder, tell: Tell | None
             assert tell is not None
             tell(row)
         told = len(rows)
+        if words := told_of(job):
+            at(0, f"over Flower, {words}")
         if over:
             end = json.loads(result.read_text(encoding="utf-8"))
             if end["status"] != ENDED:

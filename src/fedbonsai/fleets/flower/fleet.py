@@ -28,6 +28,7 @@ from fedbonsai.fleets.flower.record import pack, packed, unpack
 from fedbonsai.fleets.flower.spool import Spool
 from fedbonsai.fleets.local import post
 from fedbonsai.fleets.slots import Remembers
+from fedbonsai.telling import doing, each
 from fedbonsai.wire import LIMIT, decode, encode
 
 M = TypeVar("M")
@@ -96,13 +97,15 @@ class FlowerFleet(Remembers):
 
     def _gather(self, expect: int, at_least: int) -> None:
         until = time.monotonic() + self._patience
-        while True:
-            self._hail(min(self._deadline, max(1.0, until - time.monotonic())))
-            while self._hear():
-                pass
-            if len(self._nodes) >= expect or time.monotonic() >= until:
-                break
-            time.sleep(self._poll)
+        with doing(f"waiting up to {self._patience:g} s for devices", expect) as at:
+            while True:
+                self._hail(min(self._deadline, max(1.0, until - time.monotonic())))
+                while self._hear():
+                    pass
+                at(len(self._nodes))
+                if len(self._nodes) >= expect or time.monotonic() >= until:
+                    break
+                time.sleep(self._poll)
         if len(self._nodes) < at_least:
             why = "; ".join(f"{id} {reason}" for id, reason in self.refused.items())
             raise ConfigError(
@@ -170,9 +173,12 @@ class FlowerFleet(Remembers):
         """Begin a round: not before somebody is there, and who came back as another node is met again."""
         super().open(scope)
         until = time.monotonic() + self._patience
-        while not (there := set(self._nodes.values()) & set(self._grid.get_node_ids())) and time.monotonic() < until:
-            self._meet_again()
-            time.sleep(self._poll)
+        with doing(f"waiting up to {self._patience:g} s for a device to come back"):
+            while (
+                not (there := set(self._nodes.values()) & set(self._grid.get_node_ids())) and time.monotonic() < until
+            ):
+                self._meet_again()
+                time.sleep(self._poll)
         if len(there) < len(self._nodes):
             self._meet_again()
 
@@ -221,7 +227,7 @@ class FlowerFleet(Remembers):
         outstanding = {letter.id: number for number, letter in enumerate(letters) if not letter.trouble}
         spool, heard = Spool(NEAR), 0
         try:
-            for number, letter in enumerate(letters):
+            for number, letter in enumerate(each("devices", letters)):
                 while letter.id in outstanding:
                     come = self._pull(outstanding)
                     for reply in come:

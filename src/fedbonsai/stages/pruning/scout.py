@@ -24,6 +24,7 @@ from fedbonsai.stages.personal import PERSONAL, merged, split
 from fedbonsai.stages.pruning.masks import Masks, density, masked
 from fedbonsai.stages.pruning.per_time import reconfigured, settled
 from fedbonsai.stages.pruning.time_model import Seconds
+from fedbonsai.telling import each
 from fedbonsai.tree import Tree, generator, seeded
 from fedbonsai.wire import message
 
@@ -172,7 +173,7 @@ def flown(request: Pilot, me: Client) -> Scouted:
     shelf: Tree = {}
     densities, at, start, i, done, cost = list[float](), list[int](), 0, 0, 0, 0.0
     with seeded(me.seed, me.device, net.foreign):
-        for i in range(1, how.iterations + 1):
+        for i in each("initial pruning", range(1, how.iterations + 1)):
             if not start and i % LOOK == 1:
                 start = i if reached(request.model.replace(net.snapshot()), batches, how.gate, me.device) else 0
             net.module.train()
