@@ -175,7 +175,7 @@ class Mean:
         means = torch._foreach_div(self._sums, self.weight)
         return {
             name: first.clone()
-            if name in self._equal
+            if name in self._equal and bool(torch.isfinite(mean).all())
             else (mean if first.is_floating_point() else mean.round()).to(first.dtype)
             for (name, first), mean in zip(self._first.items(), means, strict=True)
         }

@@ -187,7 +187,7 @@ def test_weights_by_distance(rule, reference):
     real, simulated = down("top6", True)
     sgd = replace(STEPS, steps=0, epochs=2, batch=3)  # two epochs of 1, 2 and 4 steps
     method = SparseCollaborative(
-        Flat(), sgd, uplink=chain("top2", ["ef14"]), ramp=1, downlink=real, weighting=how, rate=0.9
+        Flat(), sgd, uplink=chain("top2", ["ef14"]), ramp=2, downlink=real, weighting=how, rate=0.9
     )
     data = {p.id: (p.train.x.reshape(-1, INPUTS).numpy(), p.train.y.numpy()) for p in ALIKE}
 
@@ -198,7 +198,7 @@ def test_weights_by_distance(rule, reference):
         return w, np.average(losses, weights=sizes), len(sizes)
 
     other = hand.Averaging(
-        BY_HAND, hand.topk(2), simulated, "ef14", reset=20, rate=0.9, weighting=how, ramp=1, data=data, local=local
+        BY_HAND, hand.topk(2), simulated, "ef14", reset=20, rate=0.9, weighting=how, ramp=2, data=data, local=local
     )
     followed(method, other, lost=LOST, people=ALIKE)
 
@@ -209,15 +209,16 @@ PQSU = FlPqsu(STEPS, pretrain=0, keep=All())
 GATES = {
     "best": Loss("best", "last", initial=0.6, every=3),
     "previous": Loss("previous", "mean", initial=0.8, slack=0.01, every=0),
-    "smoothed": Loss("smoothed", "valid", initial=1.2, memory=0.5, every=3),
+    "smoothed": Loss("smoothed", "valid", initial=1.2, memory=0.8, every=3),
     "lazy": Lazy(depth=2, xi=0.4, every=3),
     "agreement": Agreement(0.7, every=3),
 }
 
 
+SCATTERED = ((1, "a"), (2, "b"), (3, "c"), (5, "a"))
 WAYS = [
     ("affine", ["ef14"], "affine", {"weigh": "examples"}),
-    ("top6", [], "top6", {"skippers": "cache"}),
+    ("top6", [], "top2", {"skippers": "cache"}),
     ("affine", ["ef14"], "whole", {"skippers": "drop"}),
     ("affine", [], "affine", {"changes": False}),
     ("affine", [], "affine", {"changes": False, "skippers": "drop", "after_skip": "own", "weigh": "examples"}),
@@ -234,13 +235,13 @@ def refused(gate, settings):
 @pytest.mark.parametrize(("gate", "way"), [(gate, way) for gate in GATES for way in WAYS if not refused(gate, way[3])])
 def test_selective_updating(gate, way):
     up, feedback, way, settings = way
-    real, simulated = down(way, way == "top6")
+    real, simulated = down(way, way == "top2")
     method = replace(PQSU, uplink=chain(up, feedback), downlink=real, gate=GATES[gate], **settings)
     other = hand.Selective(method, CODES[up][1], simulated, *feedback)
-    played, skips = Played(method, people=SINGLES, model=SINGLE, rounds=5, lost=LOST), 0
-    for t in range(5):
+    played, skips = Played(method, people=SINGLES, model=SINGLE, rounds=7, lost=SCATTERED), 0
+    for t in range(7):
         state = played.states[t + 1]
-        fresh, skipped, loss = other.step(t, list(played.sent(t, Asked)), [id for at, id in LOST if at == t])
+        fresh, skipped, loss = other.step(t, list(played.sent(t, Asked)), [id for at, id in SCATTERED if at == t])
         close(state.model.weights, other.w, 2e-5)
         assert (state.tally.uploads, state.tally.skipped) == (len(fresh), len(skipped))
         if loss is not None:

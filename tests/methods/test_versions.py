@@ -15,6 +15,7 @@ from fedbonsai.methods.feddst import FedDST
 from fedbonsai.methods.fl_pqsu import FlPqsu
 from fedbonsai.methods.sparse_collaborative import SparseCollaborative
 from fedbonsai.methods.static_mask import StaticMask
+from fedbonsai.model import Model
 from fedbonsai.stages import broadcast, held_masks, own_part
 from fedbonsai.stages.broadcast import BASE, Broadcast, Changes, Downlink, Whole, grouped
 from fedbonsai.stages.codec import parse
@@ -85,6 +86,27 @@ def test_who_was_heard_of_holds_this_version_and_who_forgot_none():
         ("Whole", -1),
     ]
     assert sent[B].packed == ()
+
+
+def test_who_lost_everything_is_not_taken_for_who_never_took_part():
+    """The one gets the whole; the other draws the first model from its seed and gets all changes, if it draws the same."""
+    model = Model.init(ARCH, 3)
+    state, common, start = Broadcast.of(model, DELTA).advance(plus_one(model.weights), DELTA, 0)
+    state = replace(state, holders={"b": -1})
+    for order in ([A, B], [B, A]):
+        sent = grouped(state, order, common)
+        assert isinstance(sent[B], Whole)
+        assert (sent[A].base, sent[A].seed, len(sent[A].packed)) == (0, 3, 1)
+        for one in sent.values():
+            weights, memory = broadcast.received(one, ARCH, {})
+            assert all(torch.equal(weights[name], value) for name, value in start.items())
+            assert memory[BASE]["version"] == 1
+    with pytest.raises(Forgotten, match="drawn here"):
+        broadcast.received(replace(sent[A], check=sent[A].check + 1), ARCH, {})
+
+
+def plus_one(weights):
+    return {name: value + 1 for name, value in weights.items()}
 
 
 MASKS = {BODY: torch.arange(20).reshape(5, 4) % 2 == 0, HEAD: torch.arange(15).reshape(3, 5) % 3 == 0}

@@ -14,6 +14,7 @@ from fedbonsai import data
 from fedbonsai.core import Client, Fleet, Method, Samples
 from fedbonsai.data.federation import Federation
 from fedbonsai.devices.link import link
+from fedbonsai.devices.networks import all_known
 from fedbonsai.devices.profile import profile
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.costs import Costs
@@ -27,6 +28,7 @@ from fedbonsai.model import Arch, Model, renew
 from fedbonsai.runs.config import ClockConfig, FleetConfig, RunConfig
 from fedbonsai.runs.dry import rehearse, told
 from fedbonsai.tree import seed_of
+from fedbonsai.work import Episode
 
 
 @dataclass
@@ -200,6 +202,7 @@ def scene(config: RunConfig, split: Path | None = None, answers: Path | None = N
         findable(start.arch)
     ledger, costs, timed = Ledger(), None, None
     if config.clock.devices:
+        all_known(Episode(start.arch, {}, tuple(held.x.shape[1:])), "clock.devices")
         costs = Costs()
         clock = clock_of(config.clock, held.ids, config.seed)
         timed = partial(Timed, clock=clock, costs=costs)
