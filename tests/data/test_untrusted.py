@@ -299,7 +299,7 @@ def test_parts_that_are_missing_or_of_another_writing_are_refused(tmp_path: Path
     if fine:
         assert len(read(DataConfig(path=str(tmp_path))).y) == 16
     else:
-        with pytest.raises(ConfigError, match="holds . files train-.*copy all parts of one writing"):
+        with pytest.raises(ConfigError, match=r"holds . files train-.*copy all parts of one writing"):
             read(DataConfig(path=str(tmp_path)))
 
 
