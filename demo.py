@@ -58,7 +58,7 @@ def folder() -> Path:
 def finished(path: Path) -> bool:
     """Whether a run ended by itself."""
     try:
-        return json.loads((path / "run.json").read_text()).get("status") == "finished"
+        return json.loads((path / "run.json").read_text(encoding="utf-8")).get("status") == "finished"
     except (OSError, ValueError):
         return False
 

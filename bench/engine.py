@@ -101,7 +101,11 @@ def compare(name: str, repeats: int) -> dict[str, object]:
 def peak(asked: int) -> float:
     """Megabytes at the peak of two rounds with so many clients, beyond what the process took before them."""
     out = subprocess.run(
-        [sys.executable, "-m", "bench.engine", "peak", str(asked)], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "bench.engine", "peak", str(asked)],
+        capture_output=True,
+        text=True,
+        check=True,
+        encoding="utf-8",
     )
     return float(out.stdout)
 

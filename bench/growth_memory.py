@@ -49,7 +49,7 @@ def peak(name: str, sparse: Sparse) -> dict[str, int]:
         growth = Growth(interval=1, blocks=GROUPS)
         group = list(growth.groups(list(masks))[int(name.split()[2]) - 1])
         counts = {layer: int(0.3 * int(masks[layer].sum())) for layer in group}
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins here
     held = _resident("VmRSS")
     if name.startswith("fedtiny"):
         top_gradients(model, me, masks, counts, me.train[:BATCH], sgd)
@@ -60,7 +60,7 @@ def peak(name: str, sparse: Sparse) -> dict[str, int]:
 
 
 def _resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
@@ -78,7 +78,12 @@ def main() -> None:
         for sparse in ("off", "on"):
             words = [sys.executable, "-m", "bench.growth_memory", "--child", json.dumps([name, sparse])]
             child = subprocess.run(
-                words, env=os.environ | ONE_THREAD | TIDY, capture_output=True, text=True, check=True
+                words,
+                env=os.environ | ONE_THREAD | TIDY,
+                capture_output=True,
+                text=True,
+                check=True,
+                encoding="utf-8",
             )
             found = json.loads(child.stdout)
             row |= {"dense" if sparse == "off" else "tiles": found["peak"], "gradients": found["dense gradients"]}

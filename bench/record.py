@@ -35,7 +35,7 @@ def interleaved(work: Mapping[str, Callable[[], object]], repeats: int, warm: in
 def processor() -> str:
     """Name of the processor."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
@@ -55,5 +55,5 @@ def facts() -> dict[str, object]:
 def save(name: str, result: Mapping[str, object]) -> None:
     """Write ``bench/results/<name>.json``."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({**facts(), **result}, indent=1) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps({**facts(), **result}, indent=1) + "\n", encoding="utf-8")
     print(f"wrote bench/results/{name}.json")

@@ -161,7 +161,9 @@ def memory(name: str, density: float) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     for sparse in ("off", "on"):
         words = [sys.executable, "-m", "bench.sparse_step", "--child", json.dumps([name, density, sparse])]
-        child = subprocess.run(words, env=os.environ | ONE_THREAD | TIDY, capture_output=True, text=True, check=True)
+        child = subprocess.run(
+            words, env=os.environ | ONE_THREAD | TIDY, capture_output=True, text=True, check=True, encoding="utf-8"
+        )
         found["dense" if sparse == "off" else "sparse"] = json.loads(child.stdout)
     return found
 
@@ -179,7 +181,7 @@ def child(name: str, density: float, sparse: Literal["off", "on"]) -> Mapping[st
         numba = _resident("VmRSS") - before
     model, masks = masked(job.model(), density)
     me, sgd = job.client(), SGD(lr=0.01, momentum=0.9, batch=BATCH, steps=job.steps, sparse=sparse)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins here
     held = _resident("VmRSS")
     train(model, me, sgd, mask=masks)
     peak = _resident("VmHWM") - held
@@ -194,7 +196,7 @@ def child(name: str, density: float, sparse: Literal["off", "on"]) -> Mapping[st
 
 
 def _resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
@@ -207,7 +209,7 @@ def read(name: str) -> dict[str, Any]:
     file = RESULTS / f"{name}.json"
     if not file.exists():
         return {}
-    found, now = json.loads(file.read_text()), json.loads(json.dumps(facts()))
+    found, now = json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps(facts()))
     if other := {key: found.get(key) for key in ("machine", "torch", "commit") if found.get(key) != now[key]}:
         raise SystemExit(f"{file.name} is of {other}, this is {now}: leave --add out, or --save under another name")
     return found

@@ -48,7 +48,7 @@ def taken(experiment: str) -> dict[str, list[float]]:
     """Seconds of the finished runs of an experiment, by their names."""
     found: dict[str, list[float]] = {}
     for file in sorted((HERE / experiment / "results").glob("*.json")):
-        result = json.loads(file.read_text())
+        result = json.loads(file.read_text(encoding="utf-8"))
         found.setdefault(result["name"], []).append(float(result["seconds"]))
     return found
 

@@ -59,7 +59,7 @@ def statements(experiment: str) -> tuple[Reported, ...]:
     if not file.exists():
         return ()
     found = []
-    for entry in tomllib.loads(file.read_text())["reported"]:
+    for entry in tomllib.loads(file.read_text(encoding="utf-8"))["reported"]:
         claim = Claim(**entry.pop("claim")) if "claim" in entry else None
         if (claim is None) == ("verdict" not in entry):
             raise SystemExit(f"{file}: {entry['rows']} needs a claim or a verdict, and not both")

@@ -97,7 +97,7 @@ def one(name: str, recipe: str, preset: str, settings: dict[str, Any], seed: int
     }
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_suffix(".new")
-    fresh.write_text(json.dumps(result) + "\n")
+    fresh.write_text(json.dumps(result) + "\n", encoding="utf-8")
     fresh.replace(target)
     return f"{name} seed {seed}: {100 * run.accuracy:.2f} %, {sum(run.bytes.values()) / 1e6:.2f} MB, {took:.0f} s"
 
@@ -108,7 +108,7 @@ Job = tuple[str, str, str, dict[str, Any], int, Path]  # what `one` takes
 @cache
 def plan_of(experiment: str) -> dict[str, Any]:
     """The plan of an experiment."""
-    return tomllib.loads((HERE / experiment / "plan.toml").read_text())
+    return tomllib.loads((HERE / experiment / "plan.toml").read_text(encoding="utf-8"))
 
 
 def experiments() -> list[str]:

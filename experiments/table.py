@@ -137,7 +137,7 @@ def groups() -> list[Group]:
         plan = [run["name"] for run in runs_of(plan_of(experiment))]
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in plan}
         for file in sorted((ROOT / "experiments" / experiment / "results").glob("*.json")):
-            result = json.loads(file.read_text())
+            result = json.loads(file.read_text(encoding="utf-8"))
             found.setdefault(result["name"], []).append(result)
         every += [(experiment, name, results) for name, results in found.items() if results]
     return every
@@ -224,7 +224,7 @@ def reach() -> list[str]:
     """Bytes until a run first reaches FedAvg's accuracy minus one point, beside FedAvg's own, seed by seed."""
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for file in sorted((ROOT / "experiments" / "bytes_to_accuracy" / "results").glob("*.json")):
-        result = json.loads(file.read_text())
+        result = json.loads(file.read_text(encoding="utf-8"))
         found[(result["name"], result["seed"])] = result
     lines = [
         "Bytes, both directions, until the test accuracy first reaches that of FedAvg (fp32, mean of its last five rounds)",
@@ -266,7 +266,7 @@ def speed() -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for file in sorted((ROOT / "bench" / "results").glob("*.json")):
-        result = json.loads(file.read_text())
+        result = json.loads(file.read_text(encoding="utf-8"))
         for name, times in timed(result, file.stem):
             machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores"
             first = next(iter(times.values()))["median"]
@@ -290,7 +290,7 @@ def timed(result: Mapping[str, Any], name: str) -> Iterator[tuple[str, dict[str,
 def sizes() -> list[str]:
     """One row for each chain of codecs in a ResNet-18's shapes, beside what is usual; empty without a benchmark."""
     file = ROOT / "bench" / "results" / "codec.json"
-    result = json.loads(file.read_text()) if file.exists() else {}
+    result = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     rows = [(what, row) for what, row in result.get("resnet18", {}).items() if isinstance(row, dict) and "bytes" in row]
     if not rows:
         return []
@@ -310,7 +310,7 @@ def exports() -> list[str]:
     file = ROOT / "bench" / "results" / "export.json"
     if not file.exists():
         return ["Not measured yet: `python -m bench.export`, then `python -m experiments.table --write`."]
-    result = json.loads(file.read_text())
+    result = json.loads(file.read_text(encoding="utf-8"))
     machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores"
     lines = [
         f"Median milliseconds for one image on one thread, interleaved, {result['repeats']} repeats; agreement is with the",
@@ -340,16 +340,16 @@ def ms(row: Mapping[str, float], way: str) -> str:
 
 def held(document: Path) -> str:
     """What stands between the markers of a document now."""
-    return document.read_text().partition(BEGIN)[2].partition(END)[0].strip("\n")
+    return document.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0].strip("\n")
 
 
 def put(document: Path, text: str) -> None:
     """Put a text between the markers of a document."""
-    before, begin, rest = document.read_text().partition(BEGIN)
+    before, begin, rest = document.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise SystemExit(f"{document} lacks the markers {BEGIN} and {END}")
-    document.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    document.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -360,7 +360,7 @@ def main() -> None:
         return
     put(ROOT / "README.md", section())
     put(EXPORT, "\n".join(exports()))
-    PAGE.write_text(page())
+    PAGE.write_text(page(), encoding="utf-8")
     print("wrote docs/results.md and the sections of README.md and docs/export.md")
 
 

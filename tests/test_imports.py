@@ -7,11 +7,16 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "fedbonsai"
 
-GROUND = {"errors", "tree", "wire"}
+GROUND = {"disk", "errors", "lock", "modules", "places", "text", "tree", "wire"}
 MODEL = GROUND | {"model"}
 CORE = MODEL | {"work", "core", "local"}
 MAY = {  # package or module directly under fedbonsai -> what it may import of its siblings
     "errors": set(),
+    "disk": {"errors"},
+    "lock": set(),
+    "modules": {"errors"},
+    "places": set(),
+    "text": {"errors"},
     "tree": {"errors"},
     "wire": {"errors", "tree"},
     "model": GROUND,

@@ -42,7 +42,7 @@ def measured(peer: Peer, work: Path, folder: Path, limit: float) -> dict[str, An
     took = watch(peer.command(work, folder), peer.environment(), folder, limit)
     if not (folder / "facts.json").exists():
         why = f"ended after {limit:.0f} s" if took.status is None else f"exit status {took.status}"
-        said = (folder / "output.txt").read_text(errors="replace").strip().splitlines()[-12:]
+        said = (folder / "output.txt").read_text(errors="replace", encoding="utf-8").strip().splitlines()[-12:]
         raise RuntimeError("\n    ".join([why, *said]))
     return judged(peer, Work(work), folder) | asdict(took)
 
@@ -52,7 +52,7 @@ def judged(peer: Peer, work: Work, folder: Path) -> dict[str, Any]:
     weights = {name: torch.from_numpy(value) for name, value in np.load(folder / "weights.npz").items()}
     moved = [value for name, value in weights.items() if not name.endswith(("running_mean", "running_var"))]
     return {
-        **json.loads((folder / "facts.json").read_text()),
+        **json.loads((folder / "facts.json").read_text(encoding="utf-8")),
         "accuracy": accuracy(peer.norm, weights, work),
         "kept": sum(int(value.count_nonzero()) for value in moved) / sum(value.numel() for value in moved),
     }
@@ -105,13 +105,13 @@ def run(those: Sequence[Peer], seeds: Sequence[int], how: Settings, file: Path, 
 
 def keep(file: Path, how: Settings, peer: Peer, seed: int, row: dict[str, Any]) -> None:
     """Put one row into the file, with where and by what it was measured."""
-    found = json.loads(file.read_text()) if file.exists() else {"work": asdict(how), "rows": []}
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"work": asdict(how), "rows": []}
     key = {"name": peer.name, "group": peer.group, "seed": seed}
     about = {"booked": peer.booked, "code": dict(described(peer)), "measured": machine()}
     rows = [each for each in found["rows"] if any(each[part] != value for part, value in key.items())]
     rows.append({**key, **about, **row})
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"work": found["work"], "rows": rows}, indent=1) + "\n")
+    file.write_text(json.dumps({"work": found["work"], "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 def absolute(path: str) -> str:
@@ -121,7 +121,7 @@ def absolute(path: str) -> str:
 
 def other_work(file: Path, how: Settings) -> bool:
     """Whether a file holds rows of other work."""
-    return file.exists() and json.loads(file.read_text())["work"] != asdict(how)
+    return file.exists() and json.loads(file.read_text(encoding="utf-8"))["work"] != asdict(how)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -141,7 +141,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="write the committed rows into docs/peers.md")
     args = parser.parse_args(words)
     if args.write:
-        PAGE.write_text(written(PAGE.read_text(), section(RESULTS.parent)))
+        PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), section(RESULTS.parent)), encoding="utf-8")
         print("wrote docs/peers.md")
         return 0
     how = Settings(**{setting.name: getattr(args, setting.name) for setting in fields(Settings)})
@@ -155,7 +155,7 @@ def main(words: Sequence[str] | None = None) -> int:
         parser.exit(2, f"{args.out} holds rows of other work; give these settings a file of their own: --out FILE\n")
     failed = run(those, seeds, how, args.out, args.limit_seconds)
     if args.out.exists():
-        print(f"\n{markdown(json.loads(args.out.read_text()))}\n\nrows are in {args.out}")
+        print(f"\n{markdown(json.loads(args.out.read_text(encoding='utf-8')))}\n\nrows are in {args.out}")
     return 1 if failed else 0
 
 

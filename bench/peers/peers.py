@@ -88,7 +88,11 @@ def unimportable(python: str, modules: tuple[str, ...], checkout: str = "") -> s
     path = {"PYTHONPATH": str(ROOT / "src")} if "fedbonsai" in modules else {}
     quiet = {"WANDB_MODE": "disabled", "FLWR_TELEMETRY_ENABLED": "0"}
     run = subprocess.run(
-        [python, "-c", "\n".join(lines)], env={**os.environ, **quiet, **path}, capture_output=True, text=True
+        [python, "-c", "\n".join(lines)],
+        env={**os.environ, **quiet, **path},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     if not run.returncode:
         return ""
@@ -143,7 +147,9 @@ def commit_of(checkout: str) -> str:
     """Commit of a checkout; empty where there is none."""
     if not checkout:
         return ""
-    run = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=checkout, capture_output=True, text=True)
+    run = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=checkout, capture_output=True, text=True, encoding="utf-8"
+    )
     return run.stdout.strip()
 
 

@@ -141,7 +141,7 @@ def leave(folder: Path, weights: Mapping[str, Tensor], clock: Clock, **facts: ob
     """Write final weights and what the adapter alone knows; the runner reads both."""
     kept = {name: value.detach().cpu().float().numpy() for name, value in weights.items() if "num_batches" not in name}
     np.savez(folder / "weights.npz", allow_pickle=False, **kept)
-    (folder / "facts.json").write_text(json.dumps({"round_seconds": clock.rounds, **facts}))
+    (folder / "facts.json").write_text(json.dumps({"round_seconds": clock.rounds, **facts}), encoding="utf-8")
 
 
 def arguments(**extra: type) -> argparse.Namespace:

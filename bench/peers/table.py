@@ -95,9 +95,9 @@ def sources(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def section(results: Path) -> str:
     """What stands in the page: the tables, and if it was measured how far apart the rows of FedAvg are after few rounds."""
     whole, short = results / "peers.json", results / "peers_few_rounds.json"
-    parts = [markdown(json.loads(whole.read_text()))]
+    parts = [markdown(json.loads(whole.read_text(encoding="utf-8")))]
     if short.exists():
-        parts.append(agreement(json.loads(short.read_text())))
+        parts.append(agreement(json.loads(short.read_text(encoding="utf-8"))))
     return "\n\n".join(parts)
 
 

@@ -132,7 +132,7 @@ def _children() -> float:
 def _stat(entry: Path) -> tuple[int, str, float] | None:
     """Parent, start time and processor seconds of a process; none if it has ended."""
     try:
-        fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        fields = (entry / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return None
     if fields[0] == "Z":
@@ -142,7 +142,7 @@ def _stat(entry: Path) -> tuple[int, str, float] | None:
 
 def _pss(pid: int) -> int:
     try:
-        lines = (PROC / str(pid) / "smaps_rollup").read_text().splitlines()
+        lines = (PROC / str(pid) / "smaps_rollup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)

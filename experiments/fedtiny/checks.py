@@ -25,7 +25,7 @@ def load(folder: Path) -> dict[str, dict[int, dict]]:
     """Results by name of the run and seed."""
     found: dict[str, dict[int, dict]] = {}
     for file in sorted((folder / "results").glob("*.json")):
-        result = json.loads(file.read_text())
+        result = json.loads(file.read_text(encoding="utf-8"))
         found.setdefault(result["name"], {})[result["seed"]] = result
     return found
 
@@ -49,7 +49,7 @@ def usefulness(file: Path) -> list[Line]:
     """Check 8."""
     if not file.exists():
         return [("8", "adaptive minus vanilla selection, later loss <= 0", "not measured", False)]
-    result = json.loads(file.read_text())
+    result = json.loads(file.read_text(encoding="utf-8"))
     pairs = zip(result["adaptive"]["losses"], result["vanilla"]["losses"], strict=True)
     values = [ours - theirs for ours, theirs in pairs]
     return [("8", "adaptive minus vanilla selection, later loss <= 0", said(values), statistics.mean(values) <= 0)]
@@ -134,4 +134,4 @@ if __name__ == "__main__":
     text = page()
     print(text)
     if "--write" in sys.argv:
-        (HERE / "checks.md").write_text(text)
+        (HERE / "checks.md").write_text(text, encoding="utf-8")

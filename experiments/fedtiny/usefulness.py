@@ -96,7 +96,7 @@ def main() -> None:
         },
         "commit": commit(),
     }
-    FILE.write_text(json.dumps(result) + "\n")
+    FILE.write_text(json.dumps(result) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))
 
 

@@ -43,7 +43,7 @@ def load(folder: Path) -> Runs:
     """Results by name of the run, in the order of the seeds."""
     found: Runs = {}
     for file in sorted((folder / "results").glob("*.json")):
-        result = json.loads(file.read_text())
+        result = json.loads(file.read_text(encoding="utf-8"))
         found.setdefault(result["name"], []).append(result)
     return {name: sorted(results, key=lambda result: result["seed"]) for name, results in found.items()}
 
@@ -121,7 +121,7 @@ def direct() -> list[Line]:
     file = HERE / "direct.json"
     if not file.exists():
         return []
-    found = json.loads(file.read_text())
+    found = json.loads(file.read_text(encoding="utf-8"))
     gap = [100 * (row["right"] - row["as coded"]) for row in found["rebuild"]]
     speed, macs = found["step"]["speed-up"], found["step"]["mac ratio"]
     return [
@@ -203,4 +203,4 @@ if __name__ == "__main__":
     text = report()
     print(text or "no results yet: python -m experiments.run fl_pqsu")
     if text and "--write" in sys.argv:
-        (HERE / "checks.md").write_text(text)
+        (HERE / "checks.md").write_text(text, encoding="utf-8")

@@ -68,7 +68,7 @@ def as_coded(model: Model, groups: Sequence[Units], kept: Sequence[Tensor], seed
 
 def rebuilt(seed: int) -> dict[str, float]:
     """Accuracy of the full network, and right after pruning by both rebuilds, on digits."""
-    settings = tomllib.loads((HERE / "plan.toml").read_text())["settings"]
+    settings = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))["settings"]
     config = recipes.load("fl-pqsu", "published", {**settings, "seed": seed})
     made = scene(config)
     keep, method = config.method.keep, replace(config.method, keep=All())
@@ -111,5 +111,5 @@ if __name__ == "__main__":
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
-    (HERE / "direct.json").write_text(json.dumps(result, indent=1) + "\n")
+    (HERE / "direct.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))

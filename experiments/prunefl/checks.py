@@ -28,7 +28,7 @@ def load(folder: Path) -> dict[str, list[Result]]:
     """Results by name of the run, in the order of the seeds."""
     found: dict[str, list[Result]] = {}
     for file in sorted((folder / "results").glob("*.json")):
-        result = json.loads(file.read_text())
+        result = json.loads(file.read_text(encoding="utf-8"))
         found.setdefault(result["name"], []).append(result)
     return found
 
@@ -160,4 +160,4 @@ if __name__ == "__main__":
     written = text(load(HERE))
     print(written)
     if "--write" in sys.argv:
-        (HERE / "checks.md").write_text(written)
+        (HERE / "checks.md").write_text(written, encoding="utf-8")

@@ -134,8 +134,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print what is there")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no run after so many")
     given = parser.parse_args()
-    plan = tomllib.loads((HERE / "runs.toml").read_text())
-    runs: list[dict[str, Any]] = json.loads(FILE.read_text()) if FILE.exists() else []
+    plan = tomllib.loads((HERE / "runs.toml").read_text(encoding="utf-8"))
+    runs: list[dict[str, Any]] = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else []
     if given.table:
         print(table(runs, plan["goals"]))
         return
@@ -148,7 +148,7 @@ def main() -> None:
                 continue
             runs.append(one(run, settings_of(plan, run), seed))
             fresh = FILE.with_suffix(".new")
-            fresh.write_text("[\n" + ",\n".join(json.dumps(each) for each in runs) + "\n]\n")
+            fresh.write_text("[\n" + ",\n".join(json.dumps(each) for each in runs) + "\n]\n", encoding="utf-8")
             fresh.replace(FILE)
             print(run["name"], seed, runs[-1]["rounds"][-1], flush=True)
 

@@ -18,7 +18,7 @@ def load(folder: Path) -> dict[str, list[dict]]:
     """Results by name of the run, in the order of the seeds."""
     found: dict[str, list[dict]] = {}
     for file in sorted((folder / "results").glob("*.json")):
-        result = json.loads(file.read_text())
+        result = json.loads(file.read_text(encoding="utf-8"))
         found.setdefault(result["name"], []).append(result)
     return found
 
@@ -88,4 +88,4 @@ if __name__ == "__main__":
     text = table(HERE, "digits") + "\n" + note + "\n\n" + table(HERE.parent / "sparse_collaborative_mnist", "MNIST")
     print(text)
     if "--write" in sys.argv:
-        (HERE / "checks.md").write_text(text)
+        (HERE / "checks.md").write_text(text, encoding="utf-8")

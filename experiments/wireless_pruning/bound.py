@@ -270,7 +270,7 @@ def main() -> None:
         print(name, json.dumps(found), flush=True)
     record = {"bound": bound, "floor": floor, "seeds": [0, SYSTEMS - 1], "floor seeds": [1000, 1000 + FLOORS - 1]}
     text = json.dumps({**record, "numpy": np.__version__, "commit": commit()}, indent=1)
-    (Path(__file__).parent / "bound.json").write_text(text + "\n")
+    (Path(__file__).parent / "bound.json").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

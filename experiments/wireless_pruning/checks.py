@@ -36,7 +36,7 @@ def load(folder: Path) -> dict[str, dict[int, Result]]:
     """Results by name of the run and seed."""
     found: dict[str, dict[int, Result]] = {}
     for file in sorted((folder / "results").glob("*.json")):
-        result = json.loads(file.read_text())
+        result = json.loads(file.read_text(encoding="utf-8"))
         found.setdefault(result["name"], {})[result["seed"]] = result
     return found
 
@@ -123,11 +123,11 @@ def compute(record: Result) -> list[Line]:
 
 def checks(runs: dict[str, dict[int, Result]]) -> list[Line]:
     """Every check whose runs are there."""
-    lines = bound(json.loads((HERE / "bound.json").read_text()))
+    lines = bound(json.loads((HERE / "bound.json").read_text(encoding="utf-8")))
     if "explore-shards" in runs:
         never = [last(result, "never_covered") for result in runs["explore-shards"].values()]
         lines.append(("13", "no weight uncovered for ever, with exploration", spread(never, 4), max(never) < 0.01))
-    lines += compute(json.loads((HERE / "compute.json").read_text()))
+    lines += compute(json.loads((HERE / "compute.json").read_text(encoding="utf-8")))
     for name, results in runs.items():
         late = [
             seconds / deadline
@@ -161,7 +161,7 @@ def text(runs: dict[str, dict[int, Result]]) -> str:
     """Everything as Markdown."""
     commits = ", ".join(sorted({str(result["commit"]) for results in runs.values() for result in results.values()}))
     met = {True: "yes", False: "**no**", None: "—"}
-    networks = json.loads((HERE / "compute.json").read_text())["networks"]
+    networks = json.loads((HERE / "compute.json").read_text(encoding="utf-8"))["networks"]
     machine = ", ".join(sorted({network["measured"]["processor"] for network in networks.values()}))
     return "\n".join(
         [
@@ -184,4 +184,4 @@ if __name__ == "__main__":
     written = text(load(HERE))
     print(written)
     if "--write" in sys.argv:
-        (HERE / "checks.md").write_text(written)
+        (HERE / "checks.md").write_text(written, encoding="utf-8")

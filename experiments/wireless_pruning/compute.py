@@ -73,7 +73,7 @@ def models(name: str, seconds: dict[float, float]) -> dict[str, Any]:
 
 
 def main() -> None:
-    record: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {"networks": {}}
+    record: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {"networks": {}}
     for name in sys.argv[2:] or NETWORKS if sys.argv[1:2] == ["--measure"] else ():
         record["networks"][name] = measured(name)
     for name, found in record["networks"].items():
@@ -81,7 +81,7 @@ def main() -> None:
         for what, model in found["models"].items():
             text = {kept: f"{100 * error:+.1f} %" for kept, error in model["held out, relative error"].items()}
             print(f"{name}, {what}: {model['curve']} {text}", flush=True)
-    FILE.write_text(json.dumps(record, indent=1) + "\n")
+    FILE.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from fedbonsai.places import settle
 from fedbonsai.runs import recipes
 from fedbonsai.runs.loop import Observer
 from fedbonsai.runs.run import Run, execute, load, name_of
@@ -36,6 +37,7 @@ def run(
         Unanswered: nobody answered when the run began, or (`NothingLearned`) rounds in a row brought no update.
         TaskFailed: a task fails alike on all clients.
     """
+    settle()
     overrides = {name.replace("__", "."): value for name, value in settings.items()}
     config = recipes.load(recipe, preset, overrides)
     folder = Path(runs) / name_of(recipe, config)

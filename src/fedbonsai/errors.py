@@ -13,6 +13,10 @@ class ConfigError(FedbonsaiError):
     """A configuration that cannot be run; the text lists every fault at once."""
 
 
+class Unwritable(ConfigError):
+    """A disk that is full, or a folder that cannot be written; the text says which, and what to do."""
+
+
 class Unanswered(FedbonsaiError):
     """Fewer devices answered than the method needs; the state of the round before stands.
 

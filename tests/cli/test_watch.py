@@ -12,6 +12,7 @@ import pytest
 import fedbonsai
 from fedbonsai.cli import main
 from fedbonsai.cli.watch import sparkline
+from fedbonsai.runs.folder import Folder
 
 QUICK = ["--rounds", "3", "--data.limit", "200", "--data.clients", "4", "--data.partition", "iid", "--quiet"]
 MODEL = ["--model.name", "mlp"]
@@ -55,17 +56,20 @@ def test_wrong_input_is_named(words, why, capsys):
 @pytest.mark.slow
 def test_a_line_that_is_being_written_is_not_read(capsys):
     folder = begun(tail='{"round": 2, "att')
-    for words in (["watch", str(folder), "--once"], ["ls", "runs"], ["report", str(folder), "--out", "r.csv"]):
-        capsys.readouterr()
-        assert main(words) == 0
-        out = capsys.readouterr().out
-        if words[0] == "watch":
-            assert "2 of 3" in out
-            assert "running" in out
-            assert "simulated seconds" in out
-        if words[0] == "ls":
-            assert "running, 2 rounds" in out
+    with Folder(folder).alone():
+        for words in (["watch", str(folder), "--once"], ["ls", "runs"], ["report", str(folder), "--out", "r.csv"]):
+            capsys.readouterr()
+            assert main(words) == 0
+            out = capsys.readouterr().out
+            if words[0] == "watch":
+                assert "2 of 3" in out
+                assert "running" in out
+                assert "simulated seconds" in out
+            if words[0] == "ls":
+                assert "running, 2 rounds" in out
     assert len(fedbonsai.load(folder).metrics) == 2
+    main(["ls", "runs"])
+    assert "died, 2 rounds" in capsys.readouterr().out  # nobody writes there any more
     assert main(["export", str(folder / "no"), "--to", "compact"]) == 2
 
 

@@ -19,6 +19,7 @@ from fedbonsai.model import Arch, Model
 from fedbonsai.stages.pruning.criteria import Magnitude, Schedule
 from fedbonsai.stages.pruning.readjust import Readjustment
 from fedbonsai.stages.pruning.time_model import Measured
+from tests.methods.rounds import run
 from tests.methods.torch_by_hand import (
     behind,
     close,
@@ -34,7 +35,6 @@ from tests.methods.torch_by_hand import (
     stem,
     trained,
 )
-from tests.methods.rounds import run
 
 MODEL = Model.init(Arch("mlp", {"channels": 1, "size": 2, "classes": 3, "widths": (5, 4)}), 1)
 PEOPLE = folk((4, 7, 12), dtype=torch.float32, valid=5)

@@ -18,6 +18,7 @@ from fedbonsai.stages.split import clusters
 from fedbonsai.stages.split.topology import Clusters, Flat, LocalLoss, Split, groups
 from fedbonsai.stages.weighting import Weighting
 from tests.methods import torch_by_hand
+from tests.methods.rounds import run
 from tests.methods.torch_by_hand import (
     Descent,
     Uplink,
@@ -39,7 +40,6 @@ from tests.methods.torch_by_hand import (
     stem,
     trained,
 )
-from tests.methods.rounds import run
 
 DRAWN = Model.init(Arch("mlp", {"channels": 1, "size": 2, "classes": 3, "widths": (5, 4)}), 1)
 MODEL = DRAWN.replace({name: value.double() for name, value in DRAWN.weights.items()})

@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
 VERBS = {
     "run": "train: run a recipe, or resume a run",
@@ -39,6 +40,9 @@ EPILOG = """examples:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what a terminal that is not UTF-8 cannot show is no reason to end
+            stream.reconfigure(errors="backslashreplace" if stream is sys.stderr else "replace")
     parser = argparse.ArgumentParser(
         "fedbonsai",
         description="Federated training of small models: prune, quantize, send only what matters, count what it cost.",
@@ -66,9 +70,12 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _guarded(verb: str, args: argparse.Namespace, rest: list[str]) -> int:
+    from fedbonsai.disk import refused
     from fedbonsai.errors import FedbonsaiError, NothingLearned, Unanswered, exit_code
+    from fedbonsai.places import settle
 
     try:
+        settle()
         return int(import_module(f"fedbonsai.cli.{verb}").main(args, rest) or 0)
     except FedbonsaiError as error:
         for note in getattr(error, "__notes__", ()):
@@ -79,5 +86,10 @@ def _guarded(verb: str, args: argparse.Namespace, rest: list[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if not (line := refused(error)):
+            raise
+        print(f"fedbonsai: {line}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130

@@ -36,12 +36,14 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     """Compare."""
     from fedbonsai.runs import recipes
     from fedbonsai.runs.compare import carry_out, plan
+    from fedbonsai.runs.config import check_name
     from fedbonsai.runs.progress import span
 
     if not 0 <= args.target <= 1:
         raise ConfigError(f"--target {args.target:g}: expected an accuracy between 0 and 1, such as 0.95")
     if args.workers < 1:
         raise ConfigError(f"--workers {args.workers}: expected at least 1")
+    check_name("--name", args.name)
     home: Path = args.runs / args.name
     overrides = dict(recipes.overrides_of(rest)) | ({"data.name": args.data} if args.data else {})
     jobs = plan(args.recipes, args.seeds, home, overrides, args.first_seed)
@@ -86,7 +88,7 @@ def _report(home: Path, done: Sequence[Job], target: float, failed: Mapping[str,
     without = [f"{name} failed and is left out: {error}" for name, error in failed.items()]
     for kind in ("html", "md", "csv", "png"):
         write(home / f"report.{kind}", series, series[0], goal, title, without)
-    print((home / "report.md").read_text())
+    print((home / "report.md").read_text(encoding="utf-8"))
     print(f"report: {home / 'report.html'}")
 
 

@@ -23,7 +23,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> None:
     file: Path = args.file.with_suffix(".toml") if not args.file.suffix else args.file
     content = text(args.recipe)
     try:
-        with file.open("x") as out:
+        with file.open("x", encoding="utf-8") as out:
             out.write(content)
     except FileExistsError:
         raise ConfigError(f"{file} exists; choose another name or delete it") from None

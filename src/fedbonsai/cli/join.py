@@ -61,7 +61,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     from fedbonsai.fleets.flower import compat
     from fedbonsai.fleets.flower.certificates import public_key
     from fedbonsai.fleets.flower.names import check_name
-    from fedbonsai.fleets.flower.processes import alone
+    from fedbonsai.lock import hold, holder
+    from fedbonsai.places import settle
 
     if compat.release() < (1, 40):
         raise ConfigError(f"flwr {compat.require()} is too old to join; pip install -U 'fedbonsai[flower]'")
@@ -74,12 +75,17 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         raise ConfigError(f"server {args.server!r}: expected address:port, such as fed.example.org:8443")
     public_key(args.key)
     name = check_name(args.name or args.key.stem)
+    if args.folder is None and settle():
+        raise ConfigError(
+            "--folder is needed: there is no home folder for this device's memory, which must not get lost"
+        )
     folder: Path = (args.folder or Path.home() / ".local" / "share" / "fedbonsai" / name).resolve()
     device = _device(args, rest, name, folder)
     _make(folder)
-    held = alone(folder / "join.lock")
+    held = hold(folder / "join.lock")
     if held is None:
-        raise ConfigError(f"another `fedbonsai join` serves {folder}; stop it, or choose another --name")
+        who = holder(folder / "join.lock")
+        raise ConfigError(f"another `fedbonsai join` ({who}) serves {folder}; stop it, or choose another --name")
     with held:
         return _join(args, device, folder)
 
@@ -171,7 +177,7 @@ def _write(device: DeviceConfig, folder: Path) -> None:
     from fedbonsai.fleets.flower.device import table_of
 
     try:
-        (folder / "device.toml").write_text(tomli_w.dumps(table_of(device)))
+        (folder / "device.toml").write_text(tomli_w.dumps(table_of(device)), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{folder}: {error.strerror}; choose another --folder") from None
 

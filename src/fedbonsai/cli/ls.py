@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 from pathlib import Path
 
 from fedbonsai.errors import ConfigError
@@ -90,9 +89,10 @@ def _runs(args: argparse.Namespace) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     home = Path(args.runs)
     for info in sorted([*home.glob("*/run.json"), *home.glob("*/*/run.json")]):  # those of comparisons lie deeper
-        facts, rows = json.loads(info.read_text()), Folder(info.parent).rows()
+        folder = Folder(info.parent)
+        facts, rows = folder.facts(), folder.rows()
         accuracy = next((f"{row['accuracy']:.4f}" for row in reversed(rows) if "accuracy" in row), "-")
-        found.append((str(info.parent), f"{facts.get('status', '?')}, {len(rows)} rounds, accuracy {accuracy}"))
+        found.append((str(info.parent), f"{facts['status']}, {len(rows)} rounds, accuracy {accuracy}"))
     return found
 
 

@@ -86,7 +86,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> None:
     else:
         print("numba is missing (pip install 'fedbonsai[sparse]'): the step of sparse layers is not measured")
     read(table)  # what is written can be read
-    file.write_text(tomli_w.dumps(table))
+    file.write_text(tomli_w.dumps(table), encoding="utf-8")
     print(f"wrote {file}; use it with: fedbonsai run fedavg --devices {file}")
 
 
@@ -121,6 +121,6 @@ def _curve(curve: Curve, dense: bool = True) -> dict[str, Any]:
 def processor() -> str:
     """What this machine calls its processor."""
     cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    lines = cpu.read_text(encoding="utf-8").splitlines() if cpu.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
     return names[0] if names else platform.processor() or platform.machine()

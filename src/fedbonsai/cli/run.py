@@ -42,8 +42,6 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     else:
         config = recipes.load(args.recipe, args.preset, recipes.overrides_of(rest))
         folder = args.runs / name_of(args.recipe, config)
-    for module in config.imports:
-        __import__(module)
     keep_memory()
 
     def tell(row: Mapping[str, Any]) -> None:

@@ -62,7 +62,7 @@ def _serve(host: str, port: int, federation: Federation) -> int:
     try:
         _wait(federation, link, inner)
         gate.start()
-        federation.state.write_text(json.dumps({"pid": os.getpid(), "port": port, "inner": inner}))
+        federation.state.write_text(json.dumps({"pid": os.getpid(), "port": port, "inner": inner}), encoding="utf-8")
         print(f"serving on {host}:{port}; Flower's own log: {federation.log}", flush=True)
         print(f"devices: copy their .pub files to {federation.devices}; runs: fedbonsai run RECIPE --fleet flower")
         if warning := federation.ends():

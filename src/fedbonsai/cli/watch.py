@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +47,9 @@ def main(args: argparse.Namespace, rest: list[str]) -> None:
 
 def running(folder: Path) -> bool:
     """Whether the run has not ended, as far as its folder says."""
-    return json.loads((folder / "run.json").read_text()).get("status", "running") == "running"
+    from fedbonsai.runs.folder import Folder
+
+    return Folder(folder).facts()["status"] == "running"
 
 
 def view(run: Any) -> RenderableType:
@@ -63,8 +64,8 @@ def view(run: Any) -> RenderableType:
     rows = run.metrics
     scores = [row["accuracy"] for row in rows if "accuracy" in row]
     grid = Table.grid(padding=(0, 2))
-    grid.add_row("status", str(run.info.get("status", "running")))
-    if run.info.get("status") == "failed":
+    grid.add_row("status", str(run.info["status"]))
+    if run.info["status"] == "failed":
         grid.add_row("reason", escape(str(run.info.get("reason", ""))))
     grid.add_row("round", f"{len(rows)} of {run.config.rounds}")
     if scores:

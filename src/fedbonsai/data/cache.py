@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -14,13 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedbonsai.places import caches
+
 Arrays = Mapping[str, NDArray[Any]]
 
 
 def file_of(kind: str, *key: object) -> Path:
     """Where the arrays of a key are kept; ``kind`` begins the name."""
-    folder = os.environ.get("FEDBONSAI_CACHE") or Path.home() / ".cache" / "fedbonsai"
-    return Path(folder) / f"{kind}-{hashlib.sha256(repr(('v1', *key)).encode()).hexdigest()[:24]}.npz"
+    return caches() / f"{kind}-{hashlib.sha256(repr(('v1', *key)).encode()).hexdigest()[:24]}.npz"
 
 
 def version(package: str) -> str:

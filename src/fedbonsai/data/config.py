@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
+from math import inf
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -67,7 +68,7 @@ class DataConfig:
             for name, want, fine in (
                 ("partition", f"one of {', '.join(get_args(Partition))}", self.partition in get_args(Partition)),
                 ("clients", f"at least {0 if natural else 1}", self.clients >= (0 if natural else 1)),
-                ("alpha", "a number > 0", self.alpha > 0),
+                ("alpha", "a number > 0", 0 < self.alpha < inf),
                 ("classes_per_client", "at least 1", self.classes_per_client >= 1),
                 ("shards_per_client", "at least 1", self.shards_per_client >= 1),
                 ("by", "the column that says whose sample it is (partition is natural)", bool(self.by) or not natural),

@@ -19,6 +19,7 @@ from fedbonsai.data.config import DataConfig
 from fedbonsai.data.extras import extra, quiet
 from fedbonsai.data.images import Images, Labels
 from fedbonsai.errors import ConfigError
+from fedbonsai.text import text_of
 from fedbonsai.tree import seed_of
 
 FORMAT = "fedbonsai-split/1"  # of the file, and of what a request draws: raise it when either changes
@@ -64,7 +65,7 @@ class Split:
             ConfigError: not such a file, altered since, or of other data.
         """
         try:
-            held = json.loads(Path(path).read_text(encoding="utf-8"))
+            held = json.loads(text_of(Path(path)))
             if held["format"] != FORMAT:
                 raise ConfigError(f"split {str(path)!r} has format {held['format']!r}, expected {FORMAT!r}")
             split = Split(

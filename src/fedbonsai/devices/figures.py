@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard, TypeVar, cast, get_args
 
 from fedbonsai.errors import ConfigError
+from fedbonsai.text import text_of
 
 Mark = Literal["measured", "published", "assumed"]
 Table = Mapping[str, Any]
@@ -137,7 +138,7 @@ def leaves(table: Table, prefix: str = "") -> list[str]:
 def shipped(folder: str) -> dict[str, str]:
     """Names and texts of the TOML files in a folder of this package."""
     return {
-        file.name.removesuffix(".toml"): file.read_text()
+        file.name.removesuffix(".toml"): file.read_text(encoding="utf-8")
         for file in sorted(files("fedbonsai.devices").joinpath(folder).iterdir(), key=lambda file: file.name)
         if file.name.endswith(".toml")
     }
@@ -158,19 +159,16 @@ def load(name: str, folder: str, what: str, read: Callable[[Table], T]) -> T:
     if name.endswith(".toml"):
         if not Path(name).is_file():
             raise ConfigError(f"{what} file {name} does not exist")
-        try:
-            text = Path(name).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{what} file {name} cannot be read: {error}") from None
+        content = text_of(Path(name))
     else:
         known = shipped(folder)
         if name not in known:
             near = get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"{what} {name!r} is not known{hint} Known: {', '.join(known)}; or give a .toml file")
-        text = known[name]
+        content = known[name]
     try:
-        return read(tomllib.loads(text))
+        return read(tomllib.loads(content))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name}: not valid TOML: {error}") from None
     except ConfigError as error:

@@ -82,6 +82,7 @@ def measure(job: Job, tidy: bool = True) -> Footprint:
         env=os.environ | ONE_THREAD | (TIDY if tidy else {}),
         capture_output=True,
         text=True,
+        encoding="utf-8",
     )
     if child.returncode:
         raise ConfigError(f"the process that trains {job.name!r} failed: {child.stderr[-500:]}")
@@ -91,7 +92,7 @@ def measure(job: Job, tidy: bool = True) -> Footprint:
 
 def _resident(peak: bool) -> int:
     """Bytes of this process that lie in memory, now or at most so far."""
-    with open("/proc/self/status") as status:
+    with open("/proc/self/status", encoding="utf-8") as status:
         line = next(line for line in status if line.startswith("VmHWM:" if peak else "VmRSS:"))
     return int(line.split()[1]) * 1024
 

@@ -51,7 +51,7 @@ def _files(folder: Path) -> Mapping[str, Path]:
     """Where lies what clients kept after the last round."""
     home = folder / "checkpoint"
     try:
-        manifest: dict[str, Any] = json.loads((home / "manifest.json").read_text())
+        manifest: dict[str, Any] = json.loads((home / "manifest.json").read_text(encoding="utf-8"))
         return {id: home / name for id, name in manifest["memories"].items()}
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"checkpoint in {home} cannot be read: {error}") from error

@@ -26,7 +26,7 @@ from fedbonsai.stages.codec import EF21, Chain, parse
 from fedbonsai.stages.descent import Descent
 from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.settings import among, refuse
+from fedbonsai.stages.settings import NOT_NEGATIVE, POSITIVE, among, outside, refuse
 from fedbonsai.stages.split import local_loss, relay, sequential
 from fedbonsai.stages.split.clusters import How
 from fedbonsai.stages.split.part import Part, cuttable, renamed, sub
@@ -73,7 +73,8 @@ class SparseCollaborative:
         """Refuse settings that have no effect or no meaning."""
         ef21 = isinstance(self.uplink.feedback, EF21)
         refuse(
-            faults(self.topology, self.sgd, self.uplink)
+            outside(self, ramp=NOT_NEGATIVE, rate=POSITIVE)
+            + faults(self.topology, self.sgd, self.uplink)
             + among(
                 (ef21, "ef21 sends changes of an estimate, which distances cannot weigh: use ef14, or averaging"),
                 (

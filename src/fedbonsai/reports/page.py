@@ -55,11 +55,11 @@ def page(series: Sequence[Series], reference: Series, goal: float, title: str, r
             f"<title>{html.escape(title)}</title>",
             # an icon of nothing, so that no browser asks a server for one
             '<link rel="icon" href="data:,">',
-            f"<style>{(files / 'page.css').read_text()}</style></head><body><main>",
+            f"<style>{(files / 'page.css').read_text(encoding='utf-8')}</style></head><body><main>",
             *body,
             "</main>",
             f"<script>{get_plotlyjs()}</script>",
-            f"<script>const PLOTS = {embedded(plots)};\n{(files / 'page.js').read_text()}</script>",
+            f"<script>const PLOTS = {embedded(plots)};\n{(files / 'page.js').read_text(encoding='utf-8')}</script>",
             "</body></html>",
         ]
     )

@@ -7,6 +7,42 @@ from math import inf
 from typing import Any, Literal
 
 from fedbonsai.data.config import DataConfig
+from fedbonsai.errors import ConfigError
+from fedbonsai.stages.settings import COUNT, PROBABILITY, outside, refuse
+
+LONGEST = 200  # bytes of a run's name: folders' names may have 255
+
+
+def check_name(what: str, name: str) -> None:
+    """See that a name is one of a folder directly below ``runs/``.
+
+    Raises:
+        ConfigError: it leads elsewhere, or is none.
+    """
+    bad = [
+        text
+        for wrong, text in (
+            ("/" in name or "\\" in name, "no slash: --runs says where the folder is made"),
+            (name in (".", ".."), "not . or .., which are folders already"),
+            (name.startswith("-"), "no - at its beginning, which programs take for an option"),
+            (
+                any(not char.isprintable() for char in name) or name != name.strip(),
+                "no control characters or outer spaces",
+            ),
+            (len(name.encode(errors="replace")) > LONGEST, f"at most {LONGEST} bytes"),
+        )
+        if wrong
+    ]
+    if bad:
+        raise ConfigError(f"{what} = {name[:80]!r}: expected the name of a folder, with {' and '.join(bad)}")
+
+
+def too_many(method: object, clients: int) -> list[str]:
+    """A line where a method asks more clients in a round than there are."""
+    cohort = getattr(method, "cohort", 0)
+    if not isinstance(cohort, int) or cohort <= clients:
+        return []
+    return [f"method.cohort = {cohort}: there are {clients} clients; ask for at most that many, or 0 for all"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +109,10 @@ class FleetConfig:
     """Threads of torch in this process; results are byte-equal only between equal counts."""
     flower: FlowerConfig = field(default_factory=FlowerConfig)
     """Real devices (`kind = "flower"`)."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        refuse(outside(self, workers=COUNT, threads=COUNT, flaky=PROBABILITY))
 
 
 @dataclass(frozen=True)
@@ -168,7 +208,7 @@ class RunConfig:
     fruitless: int = 3
     """Rounds in a row without an update after which the run ends as failed; 0: never before its last round."""
     imports: tuple[str, ...] = ()
-    """Python modules to import first: methods, networks and data of your own."""
+    """Python modules to import first, such as `my_nets` or `my_nets,my_data`: methods, networks and data of your own."""
     data: DataConfig = field(default_factory=DataConfig)
     """Data and how it is split."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -190,9 +230,12 @@ class RunConfig:
                 ("target", "an accuracy in [0, 1]", 0 <= self.target <= 1),
                 ("retries", "a number >= 0", self.retries >= 0),
                 ("fruitless", "a number >= 0", self.fruitless >= 0),
+                ("seed", "a number >= 0", self.seed >= 0),
             )
             if not fine
         ]
+        if self.data.clients and not self.data.split and self.fleet.kind != "flower":
+            faults += too_many(self.method, self.data.clients)
         if self.budget.timed and not self.clock.devices:
             faults.append(f"budget.{self.budget.timed[0]} needs a clock: set clock.devices, such as raspberry-pi-4")
         if self.clock.devices and not self.fleet.wire:

@@ -120,7 +120,7 @@ def drive(grid: Any, settings: Mapping[str, Any]) -> None:
     from fedbonsai.fleets.flower.federation import Federation as Federated
     from fedbonsai.fleets.flower.processes import remember
 
-    told = tomllib.loads(job.read_text())
+    told = tomllib.loads(job.read_text(encoding="utf-8"))
     who = Federated(Path(told["federation"])).nodes if "federation" in told else None
     remember(job.with_suffix(".pid"), os.getpid())
     os.chdir(told["cwd"])  # paths of the configuration are those of whoever started the run

@@ -8,30 +8,42 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
 from fedbonsai.core import Kept
 from fedbonsai.data.extras import extra
-from fedbonsai.errors import BadMessage, ConfigError
+from fedbonsai.disk import writing
+from fedbonsai.errors import BadMessage, ConfigError, Unwritable
+from fedbonsai.lock import Lock, hold, holder
 from fedbonsai.wire import OWN, decode, encode
 
 
 def write(path: Path, data: bytes | bytearray) -> None:
-    """Write a file so that after a crash either the old or the new content is there, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file so that after a crash either the old or the new content is there, never a part.
+
+    Raises:
+        Unwritable: the disk refused.
+    """
     fresh = path.with_name(path.name + ".new")
-    with fresh.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    entry = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(entry)
-    finally:
-        os.close(entry)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with fresh.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(path)
+        except OSError:
+            fresh.unlink(missing_ok=True)  # a full disk needs its room
+            raise
+        entry = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(entry)
+        finally:
+            os.close(entry)
 
 
 class Folder:
@@ -45,15 +57,68 @@ class Folder:
         self.info = path / "run.json"
         self.model = path / "model.safetensors"
         self.answers = path / "answers"
+        self.lock = path / "run.lock"
+        self._held: Lock | None = None
+
+    @contextmanager
+    def alone(self) -> Generator[None]:
+        """Make the folder and be its only writer meanwhile; one that nothing came into is taken away again.
+
+        Raises:
+            ConfigError: another process writes here, or the folder cannot be written.
+        """
+        with writing(self.path):
+            missing = [each for each in (self.path, *self.path.parents) if not each.exists()]
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._held = hold(self.lock)
+        if self._held is None:
+            raise ConfigError(
+                f"{self.path} is being written by {holder(self.lock)}; wait for its end, end that process, or choose "
+                "another --name"
+            )
+        try:
+            yield
+        finally:
+            self._held.close()
+            with suppress(OSError):
+                for each in missing:
+                    each.rmdir()
+
+    def check(self) -> None:
+        """See that the folder is still the one that `alone` made.
+
+        Raises:
+            Unwritable: it was deleted, or another one lies there now.
+        """
+        if self._held is not None and self._held.lost():
+            raise Unwritable(f"{self.path} was deleted or replaced while its run went on; run it again from the start")
+
+    def facts(self) -> dict[str, Any]:
+        """What ``run.json`` says, and as ``status`` what is so: how a run ended, ``running`` while it writes, else ``died``.
+
+        A run that goes on says nothing of it in the file, where nobody could take it back once the process is killed.
+
+        Raises:
+            ConfigError: there is no such file, or it is damaged.
+        """
+        goes_on = holder(self.lock)
+        try:
+            known: dict[str, Any] = json.loads(self.info.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{self.info} cannot be read: {error}; was the run's folder deleted?") from None
+        if known.get("status", "running") == "running":
+            known["status"] = "running" if goes_on or holder(self.lock) else "died"
+        return known
 
     def rows(self) -> list[dict[str, Any]]:
         """Whole lines of the metrics file; one without its end is being written, or its writer was killed."""
-        text = self.metrics.read_text() if self.metrics.exists() else ""
+        text = self.metrics.read_text(encoding="utf-8") if self.metrics.exists() else ""
         return [json.loads(line) for line in text.split("\n")[:-1]]
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a line to the metrics file and flush it to the disk."""
-        with self.metrics.open("a") as file:
+        self.check()
+        with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -75,6 +140,7 @@ class Folder:
         return self._parts("costs")
 
     def _write_part(self, table: str, columns: Mapping[str, str], rows: list[dict[str, Any]], round: int) -> None:
+        self.check()
         pa, pq = extra("pyarrow"), extra("pyarrow.parquet")
         schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in columns.items()])
         sink = pa.BufferOutputStream()
@@ -88,9 +154,12 @@ class Folder:
             yield from cast("list[dict[str, Any]]", pq.read_table(part).to_pylist())
 
     def set_info(self, **facts: Any) -> dict[str, Any]:
-        """Merge facts into ``run.json``."""
-        known: dict[str, Any] = json.loads(self.info.read_text()) if self.info.exists() else {}
+        """Merge facts into ``run.json``; a status of None is taken away."""
+        self.check()
+        known: dict[str, Any] = json.loads(self.info.read_text(encoding="utf-8")) if self.info.exists() else {}
         known |= facts
+        if known.get("status", "") is None:
+            del known["status"]
         write(self.info, json.dumps(known, indent=2).encode())
         return known
 
@@ -134,6 +203,7 @@ class Checkpoint:
 
     def save(self, round: int, state: object, changed: Mapping[str, Kept]) -> None:
         """Write what changed, then the manifest, then delete what it no longer names."""
+        self._folder.check()
         memories: dict[str, str] = dict(self._manifest["memories"])
         stale = [self._manifest["state"], *(memories[id] for id in changed if id in memories)]
         for index, (id, kept) in enumerate(changed.items()):
@@ -158,7 +228,7 @@ class Checkpoint:
         if not manifest.exists():
             return None
         try:
-            self._manifest = json.loads(manifest.read_text())
+            self._manifest = json.loads(manifest.read_text(encoding="utf-8"))
             state = decode((self.path / self._manifest["state"]).read_bytes(), OWN)
             memories = {
                 id: cast(Kept, decode((self.path / name).read_bytes(), OWN))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import sys
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from fedbonsai.errors import ConfigError
-from fedbonsai.runs.config import RunConfig
-from fedbonsai.runs.structure import Table, settings, structure
+from fedbonsai.modules import own
+from fedbonsai.runs.config import RunConfig, check_name
+from fedbonsai.runs.structure import Table, names, settings, structure
+from fedbonsai.text import text_of
 
 RECIPES = "fedbonsai.recipes"
 SHORT = {"devices": "clock.devices", "link": "clock.link", "fleet": "fleet.kind"}  # settings by a word of their own
@@ -23,7 +24,7 @@ SHORT = {"devices": "clock.devices", "link": "clock.link", "fleet": "fleet.kind"
 def shipped() -> dict[str, str]:
     """Names and texts of the shipped recipes."""
     return {
-        file.name.removesuffix(".toml"): file.read_text()
+        file.name.removesuffix(".toml"): file.read_text(encoding="utf-8")
         for file in sorted(files(RECIPES).iterdir(), key=lambda file: file.name)
         if file.name.endswith(".toml")
     }
@@ -38,7 +39,7 @@ def text(name: str) -> str:
     if name.endswith(".toml"):
         if not Path(name).is_file():
             raise ConfigError(f"file {name} does not exist")
-        return Path(name).read_text()
+        return text_of(Path(name))
     known = shipped()
     if name not in known:
         near = get_close_matches(name, known, 1)
@@ -91,7 +92,9 @@ def load(name: str, preset: str = "", overrides: Mapping[str, object] | None = N
     Raises:
         ConfigError: lists every fault.
     """
-    return structure(table(name, preset, overrides), RunConfig)
+    config = structure(table(name, preset, overrides), RunConfig)
+    check_name("name", config.name)
+    return config
 
 
 def merge(base: Table, over: Table) -> Table:
@@ -125,16 +128,9 @@ def own_modules(table: Table) -> None:
     Raises:
         ConfigError: a module cannot be imported.
     """
-    names = table.get("imports", ())
-    for name in names if isinstance(names, list | tuple) else ():
-        if "" not in sys.path and str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))
-        try:
-            importlib.import_module(str(name))
-        except ImportError as error:
-            raise ConfigError(
-                f"imports: module {name!r} cannot be imported ({error}); looked in {Path.cwd()} too"
-            ) from None
+    with suppress(ValueError):  # what are no names is told with all other faults
+        for name in names(table.get("imports", ())):
+            own(name)
 
 
 def _method_name(merged: Table) -> str:

@@ -12,16 +12,17 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from fedbonsai.data.federation import Federation
-from fedbonsai.errors import ConfigError, NothingLearned
+from fedbonsai.errors import ConfigError, NothingLearned, Unwritable
 from fedbonsai.model import Arch, Model
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Folder, write
@@ -30,6 +31,7 @@ from fedbonsai.runs.recipes import own_modules
 from fedbonsai.runs.setup import Scene, scene
 from fedbonsai.runs.structure import structure, unstructure
 from fedbonsai.runs.trouble import fruitless
+from fedbonsai.text import text_of
 
 
 @dataclass(frozen=True)
@@ -93,21 +95,34 @@ def execute(
     """Run a configuration in a folder, or resume what is there; ``build`` makes all that a loop needs.
 
     Raises:
-        ConfigError: the folder holds a run already (and ``resume`` is not set), or holds none to resume.
+        ConfigError: the folder holds a run already (and ``resume`` is not set), holds none to resume, is being written by
+            another process, or cannot be written.
         NothingLearned: rounds in a row brought no update. A resumed run goes on after them, and counts anew.
     """
+    if resume:
+        config = stored(folder)
     files = Folder(folder)
+    with files.alone():
+        _execute(config, files, resume, observers, build)
+    return load(folder)
+
+
+def _execute(
+    config: RunConfig,
+    files: Folder,
+    resume: bool,
+    observers: Iterable[Observer],
+    build: Callable[[RunConfig, Path | None, Path | None], Scene],
+) -> None:
+    folder = files.path
     if files.config.exists() and not resume and not _never_began(files):
         raise ConfigError(
             f"{folder} holds a run already; resume it (fedbonsai run --resume {folder}), "
             "choose another --name, or delete the folder"
         )
-    if resume:
-        config = stored(folder)
     # built before anything is written: a fault of the configuration must not leave a folder that blocks the name
     stage = build(config, files.split if resume and files.split.exists() else None, files.answers)
     if not resume:
-        folder.mkdir(parents=True, exist_ok=True)
         text = tomli_w.dumps(unstructure(config)).encode()
         # the id comes from the configuration, so that two runs of one configuration are equal to the byte
         files.set_info(
@@ -117,18 +132,18 @@ def execute(
             notes=_notes(stage),
         )
         write(files.config, text)
-    run = str(json.loads(files.info.read_text())["id"])
+    run = str(json.loads(files.info.read_text(encoding="utf-8"))["id"])
     try:
         if not files.split.exists():
             stage.federation.split.save(files.split)
-        files.set_info(status="running", started=time.time())
+        files.set_info(status=None, started=time.time())  # `Folder.facts` says that it goes on
         for text in stage.said:
             logging.getLogger("fedbonsai").warning(text)
         outcome = loop(config, stage, run, files, observers)
         if outcome.futile and all(map(fruitless, outcome.rows)):
             raise NothingLearned(outcome.futile)
         final = stage.method.model(outcome.state)
-        save_file({name: value.contiguous() for name, value in final.weights.items()}, files.model)
+        write(files.model, save({name: value.contiguous() for name, value in final.weights.items()}))
         files.set_info(
             arch={"name": final.arch.name, "options": dict(final.arch.options)},
             kinds=[[way, kind, size] for (way, kind), size in sorted(stage.ledger.kinds.items())],
@@ -137,14 +152,21 @@ def execute(
             raise NothingLearned(outcome.futile)
         files.set_info(status="finished", reason=outcome.reason, ended=time.time())
     except KeyboardInterrupt:
-        files.set_info(status="interrupted")
+        _note(files, status="interrupted")
         raise
     except Exception as error:
-        files.set_info(status="failed", reason=str(error))
+        _note(files, status="failed", reason=str(error))
+        if isinstance(error, Unwritable) and (files.path / "checkpoint" / "manifest.json").exists():
+            raise Unwritable(f"{error}. What was finished is kept; then: fedbonsai run --resume {folder}") from None
         raise
     finally:
         stage.fleet.close()
-    return load(folder)
+
+
+def _note(files: Folder, **facts: Any) -> None:
+    """Write how a run ended, if there is still a place for it: without, readers see that it died."""
+    with suppress(Unwritable):
+        files.set_info(**facts)
 
 
 def _notes(stage: Scene) -> dict[str, str]:
@@ -155,7 +177,10 @@ def _notes(stage: Scene) -> dict[str, str]:
 
 def _never_began(files: Folder) -> bool:
     """Whether a run failed before its first checkpoint: nothing is lost when its name is used again."""
-    return json.loads(files.info.read_text()).get("status") == "failed" and not (files.path / "checkpoint").exists()
+    return (
+        json.loads(files.info.read_text(encoding="utf-8")).get("status") == "failed"
+        and not (files.path / "checkpoint").exists()
+    )
 
 
 def stored(folder: Path) -> RunConfig:
@@ -167,7 +192,7 @@ def stored(folder: Path) -> RunConfig:
     file = Folder(folder).config
     if not file.exists():
         raise ConfigError(f"{folder} holds no run (no config.toml); see `fedbonsai ls runs`")
-    table = tomllib.loads(file.read_text())
+    table = tomllib.loads(text_of(file))
     own_modules(table)
     return structure(table, RunConfig)
 
@@ -180,7 +205,7 @@ def load(folder: str | Path) -> Run:
     """
     path = Path(folder)
     files = Folder(path)
-    return Run(path, stored(path), json.loads(files.info.read_text()), files.rows())
+    return Run(path, stored(path), files.facts(), files.rows())
 
 
 def name_of(recipe: str, config: RunConfig) -> str:
@@ -227,10 +252,20 @@ def commit() -> str | None:
     try:
         here = Path(__file__).parent.parent
         head = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+            encoding="utf-8",
         )
         dirty = subprocess.run(
-            ["git", "status", "--porcelain", "."], cwd=here, capture_output=True, text=True, check=True
+            ["git", "status", "--porcelain", "."],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+            encoding="utf-8",
         )
     except (OSError, subprocess.CalledProcessError):
         return None

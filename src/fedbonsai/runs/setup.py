@@ -25,7 +25,7 @@ from fedbonsai.fleets.timed import Clock, Timed
 from fedbonsai.fleets.wrappers import Flaky, Metered, Recorded
 from fedbonsai.local import SGD
 from fedbonsai.model import Arch, Model, renew
-from fedbonsai.runs.config import ClockConfig, FleetConfig, RunConfig
+from fedbonsai.runs.config import ClockConfig, FleetConfig, RunConfig, too_many
 from fedbonsai.runs.dry import rehearse, told
 from fedbonsai.tree import seed_of
 from fedbonsai.work import Episode
@@ -192,6 +192,8 @@ def scene(config: RunConfig, split: Path | None = None, answers: Path | None = N
     torch.set_num_threads(config.fleet.threads)
     reachable(config.fleet.device)
     held = federation(config, split)
+    if faults := too_many(config.method, len(held.ids)):
+        raise ConfigError(faults[0])
     if config.target and not any(len(part) for part in held.valid):
         raise ConfigError(
             f"target = {config.target:g} is an accuracy on the clients' validation parts, and no client has one: "

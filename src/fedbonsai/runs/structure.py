@@ -9,11 +9,12 @@ from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from itertools import pairwise
+from math import inf, isfinite
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from cattrs import Converter, ForbiddenExtraKeysError
 from cattrs.errors import BaseValidationError, IterableValidationNote
-from cattrs.gen import make_dict_structure_fn
+from cattrs.gen import make_dict_structure_fn, override
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.methods.registry import method_class
@@ -30,16 +31,51 @@ def _strict(kind: type[Any], *also: type[Any]) -> Any:
             raise ValueError(f"expected {kind.__name__}, got {value!r}")
         if not isinstance(value, (kind, *also)):
             raise ValueError(f"expected {kind.__name__}, got {value!r}")
-        return kind(value)
+        found = kind(value)
+        if why := _not_meant(found):
+            raise ValueError(f"expected {why}, got {value!r}")
+        return found
 
     return hook
+
+
+def _not_meant(value: object) -> str:
+    """What is expected instead of a value that no setting can take; empty where it is one."""
+    if isinstance(value, float) and not isfinite(value):
+        return "a finite number"
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "a whole number of 64 bits"
+    if isinstance(value, str) and value.encode("utf-8", "replace").decode() != value:
+        return "text that can be written as UTF-8"
+    return ""
+
+
+def names(value: object, _: object = None) -> tuple[str, ...]:
+    """A list of names; one alone is a list of one, and commas part several.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    given = value.split(",") if isinstance(value, str) else value
+    if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in cast("list[object]", given)):
+        raise ValueError(f"expected a name or a list of names, got {value!r}")
+    return tuple(found for name in cast("list[str]", given) if (found := name.strip() if given is not value else name))
+
+
+def _table(value: object, _: object) -> object:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a table, such as {{width = 2}}, got {value!r}")
+    return dict(cast(Table, value))
 
 
 def _method(value: object, _: object) -> object:
     if not isinstance(value, dict) or not isinstance(cast(Table, value).get("name"), str):
         raise ValueError(f"expected a table with the method's name, got {value!r}")
     table = dict(cast(Table, value))
-    return converter().structure(table, method_class(table.pop("name")))
+    made = converter().structure(table, method_class(table.pop("name")))
+    if isinstance(cohort := getattr(made, "cohort", 0), int) and cohort < 0:
+        raise ValueError(f"cohort = {cohort}: expected a number >= 0, where 0 asks all devices")
+    return made
 
 
 def _is_family(kind: Any) -> bool:
@@ -64,7 +100,13 @@ def _is_table(kind: Any) -> bool:
 
 
 def _strict_table(cls: Any) -> Any:
-    return make_dict_structure_fn(cls, cast(Converter, _converter), _cattrs_forbid_extra_keys=True)
+    lax = {field.name: override(struct_hook=_may_be_infinite) for field in fields(cls) if field.default == inf}
+    return make_dict_structure_fn(cls, cast(Converter, _converter), _cattrs_forbid_extra_keys=True, **lax)  # type: ignore[arg-type]
+
+
+def _may_be_infinite(value: object, _: object) -> float:
+    """A number where ``inf`` is what stands for no limit."""
+    return inf if value == inf else cast(Converter, _converter).structure(value, float)
 
 
 _converter: Converter | None = None
@@ -77,6 +119,8 @@ def converter() -> Converter:
         _converter = Converter(forbid_extra_keys=True, detailed_validation=True)
         for kind, also in ((int, ()), (float, (int,)), (str, ()), (bool, ())):
             _converter.register_structure_hook(kind, _strict(kind, *also))
+        _converter.register_structure_hook_func(lambda kind: kind == tuple[str, ...], names)
+        _converter.register_structure_hook_func(lambda kind: kind == dict[str, Any], _table)
         _converter.register_structure_hook_func(lambda kind: kind is object, _method)
         _converter.register_structure_hook(Chain, lambda value, _: parse(value))
         _converter.register_structure_hook_func(_is_family, _choice)
@@ -221,6 +265,8 @@ def type_name(kind: Any) -> str:
     """A type as help shows it."""
     if get_origin(kind) is Literal:
         return " | ".join(map(str, get_args(kind)))
+    if kind == tuple[str, ...]:
+        return "names"
     if get_origin(kind) in (Union, types.UnionType):
         return " | ".join(type_name(arg) for arg in get_args(kind))
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")

@@ -10,11 +10,12 @@ import time
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
 from fedbonsai.errors import ConfigError, FedbonsaiError, NothingLearned, TaskFailed, Unanswered
+from fedbonsai.lock import Lock, hold
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.flower import refuse, result_of
 from fedbonsai.runs.folder import Folder, write
@@ -68,17 +69,15 @@ def submit(config: RunConfig, folder: Path, resume: bool, tell: Tell | None = No
         _follow(federation, job, Folder(folder), tell)
     except KeyboardInterrupt:
         with contextlib.suppress(ConfigError):  # a server that is down has nothing to stop
-            federation.flwr("stop", number_of(job).read_text(), LINK)
+            federation.flwr("stop", number_of(job).read_text(encoding="utf-8"), LINK)
         if Folder(folder).info.exists():
             Folder(folder).set_info(status="interrupted")
         raise
     return load(folder)
 
 
-def _turn(federation: Federation) -> IO[bytes]:
-    from fedbonsai.fleets.flower.processes import alone
-
-    held = alone(federation.jobs / "hand-in.lock")
+def _turn(federation: Federation) -> Lock:
+    held = hold(federation.jobs / "hand-in.lock")
     if held is None:
         raise ConfigError("another run is just being handed in to this server; try again in a few seconds")
     return held
@@ -93,7 +92,7 @@ def _check_alone(federation: Federation, job: Path, told: Mapping[str, Any]) -> 
     for other in sorted(federation.jobs.glob("*.toml")):
         if not _goes_on(other):
             continue
-        held = tomllib.loads(other.read_text())
+        held = tomllib.loads(other.read_text(encoding="utf-8"))
         if other == job:
             raise ConfigError(f"{held['folder']} is being written by a run that goes on; wait for its end")
         if held["config"] == tomllib.loads(tomli_w.dumps(told["config"])):
@@ -106,7 +105,7 @@ def _check_alone(federation: Federation, job: Path, told: Mapping[str, Any]) -> 
 def _goes_on(job: Path) -> bool:
     """Whether the app of a job runs, or was asked to start a moment ago."""
     try:
-        os.kill(int(job.with_suffix(".pid").read_text()), 0)
+        os.kill(int(job.with_suffix(".pid").read_text(encoding="utf-8")), 0)
     except (OSError, ValueError):
         given = number_of(job)
         return not result_of(job).exists() and given.exists() and time.time() - given.stat().st_mtime < STARTS
@@ -127,11 +126,11 @@ def resume_all(federation: Federation) -> list[str]:
 def _resume(federation: Federation, job: Path) -> list[str]:
     if result_of(job).exists():
         return []
-    told = tomllib.loads(job.read_text())
+    told = tomllib.loads(job.read_text(encoding="utf-8"))
     held = Folder(Path(told["folder"]))
     if not held.config.exists() or not held.info.exists():
         return []
-    if json.loads(held.info.read_text()).get("status") != "running":
+    if held.facts()["status"] not in ("running", "died"):
         return []
     _hand_in(federation, job, {**told, "resume": True})
     return [f"{held.path} goes on from its last finished round"]
@@ -142,7 +141,7 @@ def _hand_in(federation: Federation, job: Path, told: dict[str, Any]) -> None:
     result_of(job).unlink(missing_ok=True)
     write(job, tomli_w.dumps(told).encode())
     said = federation.flwr("run", str(federation.app), LINK, "--run-config", f"job={json.dumps(str(job))}")
-    number_of(job).write_text(str(said["run-id"]))
+    number_of(job).write_text(str(said["run-id"]), encoding="utf-8")
 
 
 def _follow(federation: Federation, job: Path, folder: Folder, tell: Tell | None) -> None:
@@ -156,7 +155,7 @@ def _follow(federation: Federation, job: Path, folder: Folder, tell: Tell | None
             tell(row)
         told = len(rows)
         if over:
-            end = json.loads(result.read_text())
+            end = json.loads(result.read_text(encoding="utf-8"))
             if end["status"] != ENDED:
                 raise _error(end)
             return
@@ -178,7 +177,7 @@ def _error(end: Mapping[str, Any]) -> FedbonsaiError:
 
 def _gone(federation: Federation, job: Path) -> str:
     """Number of the Flower run of a job, if its process died without a word; a server that is down may come back."""
-    number = number_of(job).read_text()
+    number = number_of(job).read_text(encoding="utf-8")
     try:
         (run,) = federation.flwr("list", LINK, "--run-id", number)["runs"]
     except ConfigError:

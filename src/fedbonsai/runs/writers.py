@@ -54,10 +54,10 @@ class Mlflow:
         self._mlflow.set_experiment("fedbonsai")
         note = self._folder / "mlflow.id"
         if note.exists():
-            self._mlflow.start_run(run_id=note.read_text())
+            self._mlflow.start_run(run_id=note.read_text(encoding="utf-8"))
             return
         run = self._mlflow.start_run(run_name=self._folder.name)
-        note.write_text(run.info.run_id)
+        note.write_text(run.info.run_id, encoding="utf-8")
         self._mlflow.log_params(flat(unstructure(config)))
 
     def round(self, row: Mapping[str, Any], model: Model) -> None:

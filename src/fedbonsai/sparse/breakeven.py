@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedbonsai.places import caches
 from fedbonsai.sparse import kernels
 from fedbonsai.sparse.layers import SparseConv2d, SparseLinear, has_sparse_form
 
@@ -61,8 +62,7 @@ def breakeven(layer: nn.Module, image: tuple[int, ...], batch: int) -> float:
 
 def kept() -> Path:
     """Where break-even densities of this machine are kept."""
-    folder = os.environ.get("FEDBONSAI_CACHE") or Path.home() / ".cache" / "fedbonsai"
-    return Path(folder).expanduser() / "breakeven.json"
+    return caches() / "breakeven.json"
 
 
 def measured(layer: nn.Module, image: tuple[int, ...], batch: int) -> float:
@@ -160,7 +160,7 @@ def _key(layer: nn.Module, image: tuple[int, ...], batch: int) -> str:
 @cache
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     named = [line.split(":", 1)[1].strip() for line in lines if line.lower().startswith(("model name", "model\t"))]
@@ -169,7 +169,7 @@ def _processor() -> str:
 
 def _read(file: Path) -> dict[str, float]:
     try:
-        found: Any = json.loads(file.read_text())
+        found: Any = json.loads(file.read_text(encoding="utf-8"))
         return {str(key): float(value) for key, value in found.items()}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}  # missing or damaged: measured again
@@ -178,7 +178,7 @@ def _read(file: Path) -> dict[str, float]:
 def _write(file: Path, values: dict[str, float]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".new", delete=False) as new:
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".new", delete=False, encoding="utf-8") as new:
             json.dump(values, new, indent=1, sort_keys=True)
         os.replace(new.name, file)
     except OSError:

@@ -21,8 +21,10 @@ def cohort(devices: Sequence[Device], count: int, seed: int, t: int) -> list[Dev
         t: round.
 
     Raises:
-        ConfigError: more are wanted than there are.
+        ConfigError: more are wanted than there are, or less than none.
     """
+    if count < 0:
+        raise ConfigError(f"method.cohort = {count}: expected a number >= 0, where 0 asks all devices")
     if count > len(devices):
         raise ConfigError(
             f"method.cohort = {count}: there are {len(devices)} devices; ask for at most that many, or 0 for all"

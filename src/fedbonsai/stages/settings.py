@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import inf
 
 
 @dataclass(frozen=True)
@@ -14,9 +15,11 @@ class Range:
     holds: Callable[[float], bool]
 
 
-COUNT = Range("at least 1", lambda value: value >= 1)
-NOT_NEGATIVE = Range("a number >= 0", lambda value: value >= 0)
+COUNT = Range("at least 1", lambda value: 1 <= value < inf)
+NOT_NEGATIVE = Range("a number >= 0", lambda value: 0 <= value < inf)
+POSITIVE = Range("a number > 0", lambda value: 0 < value < inf)
 SHARE = Range("a share in (0, 1]", lambda value: 0 < value <= 1)
+PROBABILITY = Range("a probability in [0, 1]", lambda value: 0 <= value <= 1)
 PART = Range("a share in [0, 1)", lambda value: 0 <= value < 1)
 
 

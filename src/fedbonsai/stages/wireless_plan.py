@@ -32,6 +32,7 @@ from fedbonsai.stages.allocation import (
 )
 from fedbonsai.stages.allocation.curve import curve
 from fedbonsai.stages.choice import Choice, choice
+from fedbonsai.stages.settings import NOT_NEGATIVE, PART, outside, refuse
 
 ROUNDING = 1e-9  # an upload that is cut by less than this is not cut
 
@@ -89,6 +90,10 @@ class Optimum(Allocation):
     """What is least: the ratios, or the true errors of pruning by magnitude (7.5)."""
     block: float = 0.0
     """If positive: bands are whole numbers of blocks of so many Hz."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no band."""
+        refuse(outside(self, block=NOT_NEGATIVE))
 
     @property
     def by_error(self) -> bool:
@@ -158,6 +163,10 @@ class Decoupled(Allocation):
 
     initial: float = 0.5
     """The one ratio."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no ratio."""
+        refuse(outside(self, initial=PART))
 
     def plan(self, problem: Problem) -> Plan:
         """`decoupled`."""

@@ -14,13 +14,14 @@ import tomli_w
 from flwr.cli.build import build_fab_from_disk
 
 from fedbonsai.cli import main
-from fedbonsai.errors import ConfigError, NothingLearned, TaskFailed, Unanswered
+from fedbonsai.errors import ConfigError, NothingLearned, TaskFailed, Unanswered, Unwritable
 from fedbonsai.fleets.flower import certificates, compat
 from fedbonsai.fleets.flower.federation import OLDEST, Federation
 from fedbonsai.fleets.flower.memory import Store
-from fedbonsai.fleets.flower.processes import alone, environment, forget, free_port, remember, stop
+from fedbonsai.fleets.flower.processes import environment, forget, free_port, remember, stop
 from fedbonsai.fleets.flower.samples import Part
 from fedbonsai.fleets.flower.worker import Worker
+from fedbonsai.lock import hold
 from fedbonsai.runs import recipes
 from fedbonsai.runs.flower import drive, result_of
 from fedbonsai.runs.folder import Checkpoint, Folder
@@ -94,16 +95,16 @@ def test_a_server_and_a_device_are_the_only_ones_of_their_folders(capsys):
     try:
         with federation.hold():
             assert federation.running()["port"] == 1
-            assert "another `fedbonsai serve` runs" in fails(capsys, "serve", "--port", "1")
+            assert "another `fedbonsai serve` (process" in fails(capsys, "serve", "--port", "1")
             assert link.poll() is None  # its SuperLink goes on
     finally:
         link.kill()
         link.wait()
     Path("device").mkdir()
     Path("device/device.toml").write_text("of the first")
-    with alone(Path("device/join.lock")):
+    with hold(Path("device/join.lock")):
         words = ["--key", "pi.key", "--ca", "federation/ca.crt", "--folder", "device", "--data", "m:f", "--plain"]
-        assert "another `fedbonsai join` serves" in fails(capsys, "join", "localhost:1", *words)
+        assert "another `fedbonsai join` (process" in fails(capsys, "join", "localhost:1", *words)
     assert Path("device/device.toml").read_text() == "of the first"
 
 
@@ -152,7 +153,7 @@ def test_two_runs_that_devices_would_take_for_one_are_refused(tmp_path):
     with federation.hold():
         with pytest.raises(ConfigError, match="very same configuration goes on in one"):
             submit(config, tmp_path / "two", False)
-        with alone(federation.jobs / "hand-in.lock"), pytest.raises(ConfigError, match="just being handed in"):
+        with hold(federation.jobs / "hand-in.lock"), pytest.raises(ConfigError, match="just being handed in"):
             submit(config, tmp_path / "two", False)
         result_of(first).write_text("{}")  # it ended
         for _ in range(2):
@@ -295,7 +296,7 @@ def test_a_server_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(job,
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))  # less than a state
     try:
-        with pytest.raises(OSError, match="too large"):
+        with pytest.raises(Unwritable, match="too large"):
             drive(grid, {"job": str(file := write(resume=True))})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

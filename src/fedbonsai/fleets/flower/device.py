@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from fedbonsai.fleets.flower.memory import Store
 from fedbonsai.fleets.flower.names import check_name
 from fedbonsai.fleets.flower.samples import Own, Part
 from fedbonsai.fleets.flower.worker import Source, Worker
+from fedbonsai.modules import own
+from fedbonsai.text import text_of
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,7 @@ class DeviceConfig:
         """
         torch.set_num_threads(self.threads)
         for name in self.imports:
-            try:
-                import_module(name)
-            except ImportError as error:
-                raise ConfigError(f"module {name!r} cannot be imported: {error}; install it on this device") from None
+            own(name)
         return Worker(self.name, self.source(), Store(Path(self.folder) / "memory"), self.device)
 
 
@@ -86,7 +84,7 @@ def read_device(path: Path) -> DeviceConfig:
         ConfigError: there is none, or it cannot be read.
     """
     try:
-        table = tomllib.loads(path.read_text())
+        table = tomllib.loads(text_of(path))
         table["imports"] = tuple(table.get("imports", ()))
         return DeviceConfig(**table)
     except (OSError, tomllib.TOMLDecodeError, TypeError) as error:

@@ -9,13 +9,15 @@ import json
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.flower import compat
 from fedbonsai.fleets.flower.certificates import CA, SERVER, SERVER_KEY, days_left
 from fedbonsai.fleets.flower.names import NAME
-from fedbonsai.fleets.flower.processes import alone, environment, forget, program
+from fedbonsai.fleets.flower.processes import environment, forget, program
+from fedbonsai.lock import Lock, hold, holder
+from fedbonsai.text import decoded
 
 LINK = "fedbonsai"  # name of the connection in Flower's configuration
 OLDEST = (1, 40)  # the first release whose SuperLink speaks HTTP on one port, which `gate` relies on
@@ -90,20 +92,22 @@ class Federation:
         self.lock = self.folder / "serve.lock"
         self._refused: dict[str, str] = {}
 
-    def hold(self) -> IO[bytes]:
+    def hold(self) -> Lock:
         """Be the only server of this folder, until what is returned is closed or the process ends.
 
         Raises:
             ConfigError: another one is, or there is no such folder.
         """
         try:
-            held = alone(self.lock)
+            held = hold(self.lock)
         except OSError as error:
             raise ConfigError(
                 f"{self.folder}: {error.strerror}; make it: fedbonsai keys server ADDRESS --folder {self.folder}"
             ) from None
         if held is None:
-            raise ConfigError(f"another `fedbonsai serve` runs for {self.folder}; stop it, or choose another --folder")
+            raise ConfigError(
+                f"another `fedbonsai serve` ({holder(self.lock)}) runs for {self.folder}; stop it, or choose another --folder"
+            )
         return held
 
     def prepare(self, port: int) -> None:
@@ -124,11 +128,12 @@ class Federation:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.home / "config.toml").write_text(
             f'[superlink]\ndefault = "{LINK}"\n\n[superlink.{LINK}]\naddress = "127.0.0.1:{port}"\n'
-            f"root-certificates = {json.dumps(str(self.ca))}\n"
+            f"root-certificates = {json.dumps(str(self.ca))}\n",
+            encoding="utf-8",
         )
-        (self.app / "pyproject.toml").write_text(PYPROJECT.format(version=version("fedbonsai")))
+        (self.app / "pyproject.toml").write_text(PYPROJECT.format(version=version("fedbonsai")), encoding="utf-8")
         for name, text in (("__init__", ""), ("server_app", SERVER_APP), ("client_app", CLIENT_APP)):
-            (self.app / "fedbonsai_app" / f"{name}.py").write_text(text)
+            (self.app / "fedbonsai_app" / f"{name}.py").write_text(text, encoding="utf-8")
 
     def ends(self) -> str:
         """A warning when the server's certificate ends soon: all devices would then refuse it on one day."""
@@ -157,7 +162,14 @@ class Federation:
         """
         command = [program("flwr"), *words, "--format", "json"]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, env=self.environment(), timeout=timeout)
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                errors="replace",
+                encoding="utf-8",
+                env=self.environment(),
+                timeout=timeout,
+            )
         except subprocess.TimeoutExpired:
             raise ConfigError(
                 f"flwr {words[0]} did not end within {timeout:g} s; is `fedbonsai serve` running?"
@@ -190,15 +202,26 @@ class Federation:
                 lines.append(f"{file.name!r} is left alone: a device's name has letters, digits, dots, - and _")
         for name, held in list(known.items()):
             if there.get(name) != held["key"]:
-                lines += self._change(f"{name} is out", known, name, "unregister", held["node"])
+                lines += self._change(f"{name} is out", known, name, "unregister")
         for name, key in there.items():
             if name not in known and self._refused.get(name) != key:
-                lines += self._change(f"{name} is in", known, name, "register", str(self.devices / f"{name}.pub"))
+                lines += self._change(f"{name} is in", known, name, "register")
         return lines
+
+    def _clean(self, name: str) -> Path:
+        """The public key of a device as Flower reads it: without a byte-order mark and Windows line ends."""
+        file = self.devices / f"{name}.pub"
+        raw = file.read_bytes()
+        plain = decoded(raw, str(file)).encode()
+        if plain == raw:
+            return file
+        copy = self.home / file.name
+        copy.write_bytes(plain)
+        return copy
 
     def _registered(self) -> dict[str, dict[str, str]]:
         try:
-            known: dict[str, dict[str, str]] = json.loads(self.known.read_text())
+            known: dict[str, dict[str, str]] = json.loads(self.known.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
         except ValueError as error:
@@ -208,9 +231,10 @@ class Federation:
             ) from None
         return known
 
-    def _change(self, line: str, known: dict[str, dict[str, str]], name: str, what: str, which: str) -> list[str]:
+    def _change(self, line: str, known: dict[str, dict[str, str]], name: str, what: str) -> list[str]:
         try:
-            said = self.flwr("supernode", what, which, LINK)
+            which = self._clean(name) if what == "register" else known[name]["node"]
+            said = self.flwr("supernode", what, str(which), LINK)
         except ConfigError as error:
             again = self._refused.get(name) == (key := _key(self.devices / f"{name}.pub"))
             self._refused[name] = key  # it is not tried again before its file changes
@@ -220,7 +244,7 @@ class Federation:
         else:
             del known[name]
         fresh = self.known.with_suffix(".new")
-        fresh.write_text(json.dumps(known, indent=1))
+        fresh.write_text(json.dumps(known, indent=1), encoding="utf-8")
         fresh.replace(self.known)  # the app of a run reads it meanwhile
         return [line]
 
@@ -237,11 +261,9 @@ class Federation:
             ConfigError: it does not run.
         """
         try:
-            free = alone(self.lock)  # a state file alone may be what a killed server left behind
-            if free is not None:
-                free.close()
+            if not holder(self.lock):  # a state file alone may be what a killed server left behind
                 raise ValueError
-            held: dict[str, Any] = json.loads(self.state.read_text())
+            held: dict[str, Any] = json.loads(self.state.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             raise ConfigError(
                 f"no server runs for {self.folder}; start it: fedbonsai serve --folder {self.folder}"
@@ -252,6 +274,6 @@ class Federation:
 def _key(file: Path) -> str:
     """The key in a file, without its comment; empty where there is none."""
     try:
-        return " ".join(file.read_text(errors="replace").split()[:2])
-    except OSError:
+        return " ".join(decoded(file.read_bytes(), str(file)).split()[:2])
+    except (OSError, ConfigError):
         return ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import resource
 import shutil
@@ -13,7 +12,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.flower import compat
@@ -90,28 +88,19 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def alone(file: Path) -> IO[bytes] | None:
-    """Hold a file for this process, until it is closed or the process ends in any way; nothing where another holds it."""
-    held = file.open("ab")
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        held.close()
-        return None
-    return held
-
-
 def remember(file: Path, pid: int) -> None:
     """Write down a process, so that `forget` can end it even after its parent was killed."""
-    file.write_text(str(pid))
+    file.write_text(str(pid), encoding="utf-8")
 
 
 def forget(file: Path, name: str) -> None:
     """End what `remember` wrote down, if it still is a process of that name: numbers are given anew."""
     try:
-        pid = int(file.read_text())
+        pid = int(file.read_text(encoding="utf-8"))
         # -ww: without it ps cuts a command at $COLUMNS, and a name at its end would not be found
-        told = subprocess.run(["ps", "-ww", "-p", str(pid), "-o", "command="], capture_output=True, text=True).stdout
+        told = subprocess.run(
+            ["ps", "-ww", "-p", str(pid), "-o", "command="], capture_output=True, errors="replace", encoding="utf-8"
+        ).stdout
     except (OSError, ValueError):
         return
     if name in told:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.stages.choice import Choice, choice
+from fedbonsai.stages.settings import NOT_NEGATIVE, outside, refuse
 from fedbonsai.tree import Tree
 from fedbonsai.wire import message
 
@@ -47,6 +48,19 @@ class Measured(TimeModel):
     """kappa by name of the weight: seconds of a local step for each remaining one; 0 for names that are missing."""
     dense: float = 0.0
     """Seconds of a local step of the whole model by dense kernels, for comparison; 0: as `base` and `slopes` have it."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no seconds are."""
+        refuse(
+            [
+                *outside(self, **dict.fromkeys(("communication", "base", "latency", "dense"), NOT_NEGATIVE)),
+                *(
+                    f"slopes.{name} = {value}: expected seconds >= 0"
+                    for name, value in self.slopes.items()
+                    if value < 0
+                ),
+            ]
+        )
 
 
 @choice("profile")

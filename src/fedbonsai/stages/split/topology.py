@@ -12,7 +12,7 @@ from fedbonsai.local import SGD
 from fedbonsai.stages.choice import Choice, choice
 from fedbonsai.stages.codec import Chain, parse
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.settings import among
+from fedbonsai.stages.settings import NOT_NEGATIVE, among, outside, refuse
 from fedbonsai.tree import generator, seed_of
 
 ROWS = parse([{"topk": {"fraction": 0.25, "scope": "row"}}, {"signmag": 8}])
@@ -70,6 +70,10 @@ class Clusters(Topology):
     """Rounds over which lambda rises from 0."""
     same_view: bool = False
     """Whether all networks see the same random augmentation of an image."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        refuse(outside(self, cotraining=NOT_NEGATIVE, warmup=NOT_NEGATIVE))
 
 
 def faults(topology: Topology, sgd: SGD, uplink: Chain) -> list[str]:

@@ -1,0 +1,53 @@
+"""What a disk refuses, in words: no room, no right to write, a file in the way."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedbonsai.errors import Unwritable
+
+ADVICE = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EFBIG: "make room",
+    errno.EACCES: "choose a folder that you may write to",
+    errno.EPERM: "choose a folder that you may write to",
+    errno.EROFS: "choose a folder that you may write to",
+    errno.ENOTDIR: "a file is in the way; choose another folder",
+    errno.EEXIST: "a file is in the way; choose another folder",
+    errno.EISDIR: "a folder is in the way; choose another name",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOENT: "the folder is gone, or was never there",
+    errno.ELOOP: "a link leads to itself",
+    errno.EIO: "the disk has a fault",
+    errno.ENODEV: "the disk is gone",
+    errno.ESTALE: "the disk is gone",
+}
+
+
+def refused(error: OSError, path: object = None) -> str:
+    """A line about what a disk refused; empty where the error is none of a disk's."""
+    if error.errno not in ADVICE:
+        return ""
+    what = path or error.filename or "what was to be written"
+    return f"{what}: {error.strerror}; {ADVICE[error.errno]}"
+
+
+@contextmanager
+def writing(path: Path) -> Generator[None]:
+    """Say in one line what the disk refuses.
+
+    Raises:
+        Unwritable: it refused.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise Unwritable(refused(error, path) or f"{path} cannot be written: {error.strerror or error}") from None
+    except UnicodeEncodeError:
+        raise Unwritable(
+            f"{str(path)!r} cannot be the name of a file under this locale; set LC_ALL=C.UTF-8, or choose another --name"
+        ) from None
