@@ -272,6 +272,44 @@ def test_what_is_wrong_with_a_file_is_told_with_its_name(tmp_path: Path) -> None
         read(DataConfig(path=str(tmp_path)))
 
 
+def test_a_path_that_is_no_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path, text in (
+        ("file", "is not a folder"),
+        ("x" * 300, "cannot be read: File name too long"),
+        ("*", "is not a"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            read(DataConfig(path=str(tmp_path / path)))
+
+
+@pytest.mark.parametrize(
+    ("names", "fine"),
+    [
+        (["0000-of-2", "0001-of-2"], True),
+        (["0000-of-2"], False),
+        (["0000-of-1", "0000-of-2", "0001-of-2"], False),
+        (["a", "b"], True),
+    ],
+)
+def test_parts_that_are_missing_or_of_another_writing_are_refused(tmp_path: Path, names: list[str], fine: bool) -> None:
+    for name in names:
+        write(tmp_path / f"train-{name}.parquet", [0, 1] * 4)
+    write(tmp_path / "test-0-of-1.parquet", [0, 1])
+    if fine:
+        assert len(read(DataConfig(path=str(tmp_path))).y) == 16
+    else:
+        with pytest.raises(ConfigError, match=r"holds . files train-.*copy all parts of one writing"):
+            read(DataConfig(path=str(tmp_path)))
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    columns = [pa.array([png(1)] * 2), pa.array([0, 1]), pa.array([1, 0])]
+    pq.write_table(pa.Table.from_arrays(columns, ["image", "label", "label"]), tmp_path / "train.parquet")
+    with pytest.raises(ConfigError, match=r"train\.parquet has several columns of one name: label"):
+        read(DataConfig(path=str(tmp_path)))
+
+
 def test_nobody_is_called_none(tmp_path: Path) -> None:
     write(tmp_path / "train-0.parquet", [0, 1] * 4, who=["a", None, *["b"] * 6])
     with pytest.raises(ConfigError, match="'who' is missing in 1 rows, first in 1"):

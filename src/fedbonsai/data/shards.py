@@ -54,6 +54,8 @@ def of_file(file: Path) -> Shard:
         features = extra("datasets").Features.from_arrow_schema(schema)
     except Exception as error:  # whatever the readers say of a damaged or odd file
         raise _unreadable(file, error) from None
+    if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+        raise ConfigError(f"{file} has several columns of one name: {', '.join(twice)}; rename or drop all but one")
     return Shard(str(file), count, features, columns)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,22 +76,37 @@ def parquet(folder: Path) -> dict[str, list[Path]]:
     """Parquet files by split, in a folder or in its ``data`` folder.
 
     Raises:
-        ConfigError: no such folder, or no training files in it.
+        ConfigError: no such folder, no training files in it, or not all parts of a split.
     """
-    for place in (folder, folder / "data"):
-        found = {
-            split: sorted([*place.glob(f"{split}-*.parquet"), *place.glob(f"{split}.parquet")])
-            for split in ("train", *TESTS)
-        }
-        if found["train"]:
-            return {split: files for split, files in found.items() if files}
-    others = sorted(file.name for file in folder.glob("*.parquet") if not stray(file))
-    state = f"holds no train-*.parquet (but {', '.join(others[:5])})" if others else "holds no train-*.parquet"
-    if not folder.is_dir():
+    try:
+        for place in (folder, folder / "data"):
+            found = {
+                split: sorted([*place.glob(f"{split}-*.parquet"), *place.glob(f"{split}.parquet")])
+                for split in ("train", *TESTS)
+            }
+            if found["train"]:
+                return {split: _complete(files) for split, files in found.items() if files}
+        others = sorted(file.name for file in folder.iterdir() if file.suffix == ".parquet" and not stray(file))
+        state = "holds no train-*.parquet" + (f" (but {', '.join(others[:5])})" if others else "")
+    except (FileNotFoundError, NotADirectoryError):
         state = "is not a folder"
+    except OSError as error:
+        state = f"cannot be read: {error.strerror}"
     raise ConfigError(
         f"data.path = {str(folder)!r} {state}; expected train-*.parquet and test-*.parquet, or a folder data/ of them"
     )
+
+
+def _complete(files: list[Path]) -> list[Path]:
+    """The files of a split, unless their names (``-00001-of-00003``) tell that parts are missing or of another writing."""
+    parts = [match for file in files if (match := re.search(r"-(\d+)-of-(\d+)\.parquet$", file.name))]
+    wanted = {int(match[2]) for match in parts}
+    if parts and wanted != {len(parts)}:
+        raise ConfigError(
+            f"{files[0].parent} holds {len(parts)} files {', '.join(file.name for file in files[:5])} of "
+            f"{' or '.join(map(str, sorted(wanted)))}: copy all parts of one writing there and take others away"
+        )
+    return files
 
 
 def stray(path: Path) -> bool:

@@ -139,6 +139,12 @@ def test_a_file_that_is_no_npz_is_named(tmp_path, raw):
         taken(str(place))
 
 
+@pytest.mark.parametrize("where", ["x" * 300, "a\0b", "hf://a/b", "s3:b", "*/[x]"])
+def test_what_is_no_place_is_refused(where):
+    with pytest.raises(ConfigError, match=r"does not exist|cannot be|No module"):
+        taken(where)
+
+
 # --- labels ---------------------------------------------------------------------------------------------------------
 
 

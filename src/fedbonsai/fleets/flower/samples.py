@@ -7,6 +7,7 @@ numbers of other types are refused, and so are values beyond these: nobody could
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import zipfile
 import zlib
@@ -86,19 +87,19 @@ class Own:
 
     def _read(self, form: Form) -> tuple[Tensor, NDArray[Any]]:
         """Samples with values from 0 to 1, and labels."""
-        path = Path(self.where)
-        if path.is_dir():
+        path, there = Path(self.where), os.path.exists(self.where)  # False, too, for what can be no name of a file
+        if there and path.is_dir():
             if any(not stray(file) for pattern in ("*.parquet", "data/*.parquet") for file in path.glob(pattern)):
                 x, y = _parquet(path)
             else:
                 x, y = _images(path, form)
             return torch.as_tensor(x).float() / 255, y
-        if path.suffix.lower() == ".npz" and path.is_file():
+        if there and path.suffix.lower() == ".npz" and path.is_file():
             return self._given(*_arrays(path))
         module, colon, name = self.where.partition(":")
         if colon and module.replace(".", "_").isidentifier() and name.isidentifier():
             return self._given(*_called(module, name))
-        state = "is none of these" if path.exists() else "does not exist"
+        state = "is none of these" if there else "does not exist"
         raise ConfigError(f"--data {self.where} {state}; expected {KINDS}")
 
     def _given(self, x: Any, y: Any) -> tuple[Tensor, NDArray[Any]]:
