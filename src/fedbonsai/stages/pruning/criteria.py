@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model
@@ -264,7 +264,7 @@ def of_run(path: str, model: Model, names: list[str]) -> Masks:
     file = Path(path) / "model.safetensors"
     if not file.is_file():
         raise ConfigError(f"{file} does not exist: name the folder of a finished run in method.criterion.path")
-    weights = load_file(file)
+    weights = load(file.read_bytes())
     if any(name not in weights or weights[name].shape != model.weights[name].shape for name in names):
         raise ConfigError(f"the model of {path} is not of network {model.arch.name!r} as it is here")
     return {name: weights[name] != 0 for name in names}
