@@ -22,6 +22,7 @@ from fedbonsai.stages.pruning import scores
 from fedbonsai.stages.pruning.distributions import erk, exactly, uniform
 from fedbonsai.stages.pruning.masks import Masks, keep_each, keep_global, masked
 from fedbonsai.stages.pruning.structures import blocks, n_of_m
+from fedbonsai.stages.settings import COUNT, outside, refuse
 from fedbonsai.tree import Tree, Weights
 
 Distribution = Literal["global", "uniform", "erk"]
@@ -96,6 +97,10 @@ class NOfM(Structure):
     m: int = 4
     """M, neighbours; a shorter group at the end of a row keeps N too, or all it has."""
 
+    def __post_init__(self) -> None:
+        """Refuse what is no group."""
+        refuse(outside(self, m=COUNT))
+
 
 @choice("blocks")
 class Blocks(Structure):
@@ -105,6 +110,10 @@ class Blocks(Structure):
     """Filters or neurons of a block."""
     columns: int = 4
     """Inputs of a block, kernels flattened."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no block."""
+        refuse(outside(self, rows=COUNT, columns=COUNT))
 
 
 @dataclass(frozen=True)
