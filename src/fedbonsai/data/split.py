@@ -48,10 +48,13 @@ class Split:
         """SHA-256 of everything that is in it."""
         return hashlib.sha256(json.dumps(self._body(), sort_keys=True).encode()).hexdigest()
 
+    def text(self) -> str:
+        """It as JSON."""
+        return json.dumps({"format": FORMAT, "sha256": self.hash, **self._body()}) + "\n"
+
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
-        held = {"format": FORMAT, "sha256": self.hash, **self._body()}
-        Path(path).write_text(json.dumps(held) + "\n", encoding="utf-8")
+        Path(path).write_text(self.text(), encoding="utf-8")
 
     @staticmethod
     def load(path: str | Path, images: Images | None = None) -> Split:

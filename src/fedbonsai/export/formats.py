@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors import torch as tensors
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.export.compact import load, save
@@ -30,11 +30,11 @@ def _safetensors(trained: Trained, target: Path, int8: bool) -> None:
     if int8:
         raise ConfigError("safetensors keeps weights as they are; for 8-bit weights use onnx, executorch or compact")
     weights = {name: value.contiguous() for name, value in trained.model.weights.items()}
-    save_file(weights, target, trained.notes())
+    target.write_bytes(tensors.save(weights, trained.notes()))
 
 
 def _reloaded(trained: Trained, file: Path) -> Scores:
-    return trained.model.replace(load_file(file)).build().eval()
+    return trained.model.replace(tensors.load(file.read_bytes())).build().eval()
 
 
 def _compact(trained: Trained, target: Path, int8: bool) -> None:

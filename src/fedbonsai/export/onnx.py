@@ -105,7 +105,7 @@ class OnnxRunner:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        self._session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        self._session = runtime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
 
     def __call__(self, images: Tensor) -> Tensor:
         """Scores of some images."""

@@ -36,14 +36,14 @@ def write(
     if kind in (".png", ".svg"):
         picture(target, series)
     elif kind == ".html":
-        target.write_text(page(series, reference, goal, title, remarks), encoding="utf-8")
+        target.write_text(page(series, reference, goal, title, remarks), encoding="utf-8", errors="replace")
     elif kind == ".csv":
-        target.write_text(curves(series), encoding="utf-8")
+        target.write_text(curves(series), encoding="utf-8", errors="replace")
     else:
         tables = [outcomes(series), clocked(series), to_goal(series, reference, goal), classes(series)]
         said = "".join(f"{text}\n\n" for text in [*remarks, *cautions(series)])
         shown = "\n".join(table.markdown() for table in tables if table.rows)
-        target.write_text(f"# {title}\n\n{said}{shown}{noted(series)}", encoding="utf-8")
+        target.write_text(f"# {title}\n\n{said}{shown}{noted(series)}", encoding="utf-8", errors="replace")
 
 
 def kind_of(target: Path) -> str:

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -149,9 +150,9 @@ class Folder:
         write(self.path / table / f"round-{round + 1:05d}.parquet", sink.getvalue().to_pybytes())
 
     def _parts(self, table: str) -> Iterator[dict[str, Any]]:
-        pq = extra("pyarrow.parquet")
+        pq = extra("pyarrow.parquet")  # which would look for a file's name in UTF-8, whatever the system calls it
         for part in sorted((self.path / table).glob("*.parquet")):
-            yield from cast("list[dict[str, Any]]", pq.read_table(part).to_pylist())
+            yield from cast("list[dict[str, Any]]", pq.read_table(BytesIO(part.read_bytes())).to_pylist())
 
     def set_info(self, **facts: Any) -> dict[str, Any]:
         """Merge facts into ``run.json``; a status of None is taken away."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from safetensors.torch import load_file, save
+from safetensors import torch as tensors
 
 from fedbonsai.data.federation import Federation
 from fedbonsai.errors import ConfigError, NothingLearned, Unwritable
@@ -53,7 +53,7 @@ class Run:
         file = Folder(self.path).model
         if not file.exists():
             raise ConfigError(f"{self.path} has no final model yet; finish it: fedbonsai run --resume {self.path}")
-        return Model(Arch(**self.info["arch"]), load_file(file))
+        return Model(Arch(**self.info["arch"]), tensors.load(file.read_bytes()))
 
     @property
     def accuracy(self) -> float:
@@ -135,7 +135,7 @@ def _execute(
     run = str(json.loads(files.info.read_text(encoding="utf-8"))["id"])
     try:
         if not files.split.exists():
-            stage.federation.split.save(files.split)
+            write(files.split, stage.federation.split.text().encode())
         files.set_info(status=None, started=time.time())  # `Folder.facts` says that it goes on
         for text in stage.said:
             logging.getLogger("fedbonsai").warning(text)
@@ -143,7 +143,7 @@ def _execute(
         if outcome.futile and all(map(fruitless, outcome.rows)):
             raise NothingLearned(outcome.futile)
         final = stage.method.model(outcome.state)
-        write(files.model, save({name: value.contiguous() for name, value in final.weights.items()}))
+        write(files.model, tensors.save({name: value.contiguous() for name, value in final.weights.items()}))
         files.set_info(
             arch={"name": final.arch.name, "options": dict(final.arch.options)},
             kinds=[[way, kind, size] for (way, kind), size in sorted(stage.ledger.kinds.items())],

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model
@@ -22,6 +22,7 @@ from fedbonsai.stages.pruning import scores
 from fedbonsai.stages.pruning.distributions import erk, exactly, uniform
 from fedbonsai.stages.pruning.masks import Masks, keep_each, keep_global, masked
 from fedbonsai.stages.pruning.structures import blocks, n_of_m
+from fedbonsai.stages.settings import COUNT, outside, refuse
 from fedbonsai.telling import each
 from fedbonsai.tree import Tree, Weights
 
@@ -97,6 +98,10 @@ class NOfM(Structure):
     m: int = 4
     """M, neighbours; a shorter group at the end of a row keeps N too, or all it has."""
 
+    def __post_init__(self) -> None:
+        """Refuse what is no group."""
+        refuse(outside(self, m=COUNT))
+
 
 @choice("blocks")
 class Blocks(Structure):
@@ -106,6 +111,10 @@ class Blocks(Structure):
     """Filters or neurons of a block."""
     columns: int = 4
     """Inputs of a block, kernels flattened."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no block."""
+        refuse(outside(self, rows=COUNT, columns=COUNT))
 
 
 @dataclass(frozen=True)
@@ -265,7 +274,7 @@ def of_run(path: str, model: Model, names: list[str]) -> Masks:
     file = Path(path) / "model.safetensors"
     if not file.is_file():
         raise ConfigError(f"{file} does not exist: name the folder of a finished run in method.criterion.path")
-    weights = load_file(file)
+    weights = load(file.read_bytes())
     if any(name not in weights or weights[name].shape != model.weights[name].shape for name in names):
         raise ConfigError(f"the model of {path} is not of network {model.arch.name!r} as it is here")
     return {name: weights[name] != 0 for name in names}
