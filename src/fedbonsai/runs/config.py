@@ -42,7 +42,7 @@ def too_many(method: object, clients: int) -> list[str]:
     cohort = getattr(method, "cohort", 0)
     if not isinstance(cohort, int) or cohort <= clients:
         return []
-    return [f"method.cohort = {cohort}: there are {clients} clients; ask for at most that many, or 0 for all"]
+    return [f"method.cohort = {cohort}: there are {clients} devices; ask for at most that many, or 0 for all"]
 
 
 @dataclass(frozen=True)

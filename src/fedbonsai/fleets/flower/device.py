@@ -87,7 +87,7 @@ def read_device(path: Path) -> DeviceConfig:
         table = tomllib.loads(text_of(path))
         table["imports"] = tuple(table.get("imports", ()))
         return DeviceConfig(**table)
-    except (OSError, tomllib.TOMLDecodeError, TypeError) as error:
+    except (ConfigError, tomllib.TOMLDecodeError, TypeError) as error:
         raise ConfigError(f"device file {path} cannot be read: {error}; write it anew: fedbonsai join") from None
 
 
