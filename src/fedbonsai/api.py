@@ -38,7 +38,8 @@ def run(
 
     Raises:
         ConfigError: lists every fault of the configuration, or says that the run exists already.
-        Unanswered: nobody answered when the run began.
+        Unanswered: nobody answered when the run began, or (`NothingLearned`) rounds in a row brought no update.
+        TaskFailed: a task fails alike on all clients.
     """
     overrides = {name.replace("__", "."): value for name, value in settings.items()}
     config = recipes.load(recipe, preset, overrides)

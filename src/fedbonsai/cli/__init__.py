@@ -1,7 +1,8 @@
 """The command line: one file per verb, imported when it is called.
 
-Exit codes: 0 done; 1 a fault in this library; 2 wrong input (the text says what and how to mend it); 3 too few devices
-answered; 130 interrupted (what was finished is kept).
+Exit codes: 0 done; 1 a fault in this library; 2 wrong input (the text says what and how to mend it), which a task that
+fails alike on every client is; 3 too few devices answered, or nothing was learned; 130 interrupted (what was finished is
+kept).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ VERBS = {
     "ls": "list recipes, methods, models, data, devices, links or runs",
     "show": "print a recipe with everything that it leaves to defaults",
     "cp": "copy a recipe to a file of your own",
-    "validate": "check a recipe and its overrides, and name every fault",
+    "validate": "name every fault of a recipe, and whether data, network and method go together",
     "report": "tables and a page of plots of one run or several",
     "compare": "run several recipes on the same data, and report on them",
     "watch": "a training as it goes on, from another terminal",
@@ -75,17 +76,17 @@ def _shown(verb: str) -> AbstractContextManager[object]:
 
 
 def _guarded(verb: str, args: argparse.Namespace, rest: list[str]) -> int:
-    from fedbonsai.errors import FedbonsaiError, Unanswered
+    from fedbonsai.errors import FedbonsaiError, NothingLearned, Unanswered, exit_code
 
     try:
         with _shown(verb):
             return int(import_module(f"fedbonsai.cli.{verb}").main(args, rest) or 0)
-    except Unanswered as error:
-        print(f"fedbonsai: too few devices answered: {error}", file=sys.stderr)
-        return 3
     except FedbonsaiError as error:
-        print(f"fedbonsai: {error}", file=sys.stderr)
-        return 2
+        for note in getattr(error, "__notes__", ()):
+            print(note, file=sys.stderr)
+        few = isinstance(error, Unanswered) and not isinstance(error, NothingLearned)
+        print(f"fedbonsai: {'too few devices answered: ' if few else ''}{error}", file=sys.stderr)
+        return exit_code(error)
     except BrokenPipeError:
         sys.stderr.close()
         return 0

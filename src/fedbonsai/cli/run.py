@@ -33,6 +33,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     from fedbonsai.runs.run import execute, name_of, stored
     from fedbonsai.runs.shown import shown
     from fedbonsai.runs.submit import submit
+    from fedbonsai.runs.trouble import of_run
     from fedbonsai.runs.writers import writer
 
     if args.resume:
@@ -72,6 +73,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         print(
             f"{simulated(run.seconds)} of simulated time, {energy(run.joules)} of all devices ({config.clock.devices})"
         )
+    for said in of_run(run.metrics):
+        print(said)
     print(f"plots: fedbonsai report {folder}")
     return 0
 

@@ -119,7 +119,7 @@ class FlPqsu:
         send |= dict.fromkeys((device for device in devices if device.id in state.own), how.of(None))
         models = sum(request.sent is not None for request in send.values())
         try:
-            found = heard(fleet.ask(train, send), weights, fleet)
+            found = heard(fleet.ask(train, send), weights, fleet, self.changes)
         except Unanswered as error:
             if not error.forgot:
                 raise

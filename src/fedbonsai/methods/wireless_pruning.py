@@ -111,10 +111,15 @@ class WirelessPruning:
         ranges = {"bits": BITS, "deadline": DEADLINE, "ratio_max": PART}
         ranges |= dict.fromkeys(("bonus", "personal_steps", "personal_lr", "judge", "finetune"), NOT_NEGATIVE)
         lossless, unjudged = self.feedback and self.bits == EXACT, self.finetune > 0 and not self.judge
+        growing = self.feedback and self.bits == 1
         blind = self.allocation.by_error and self.mask.criterion != "magnitude"
         faults = among(
             (unjudged, f"finetune = {self.finetune} has no effect with judge = 0: leave it out"),
-            (lossless, f"feedback = true has no effect with bits = {EXACT}, which lose nothing: set bits to 1 to 8"),
+            (lossless, f"feedback = true has no effect with bits = {EXACT}, which lose nothing: set bits to 2 to 8"),
+            (
+                growing,
+                "feedback = true with bits = 1: the error may be as large as what is sent, and grows; set bits >= 2",
+            ),
             (blind, f"allocation.surrogate = 'error' is of magnitudes: mask.criterion is {self.mask.criterion!r}"),
         )
         refuse(outside(self, **ranges) + faults)
@@ -206,7 +211,7 @@ class WirelessPruning:
         weights = counts / counts.sum()
         error = None
         if self.allocation.by_error:
-            flat = [state.model.weights[name].reshape(-1).numpy() for name in parts.prunable]
+            flat = [state.model.weights[name].reshape(-1).float().numpy() for name in parts.prunable]
             error = PruningError.of(np.concatenate(flat))
         ages = [t - state.last.get(id, -1) - 1 for id in ids]
         problem = Problem(

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
@@ -105,8 +105,8 @@ def status(folder: Path, config: RunConfig) -> Status:
     return "finished" if json.loads(files.info.read_text()).get("status") == "finished" else "begun"
 
 
-def carry_out(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, str]]:
-    """Do what is left, ``workers`` runs at a time; each job as it ends, with what to tell of it.
+def carry_out(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, str | Exception]]:
+    """Do what is left, ``workers`` runs at a time; each job as it ends, with what to tell of it or why it failed.
 
     A run that fails is told and does not stop the others. Ctrl-C stops all of them, and each keeps what it has.
     """
@@ -118,7 +118,7 @@ def carry_out(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, str]]:
             with doing("rounds of all runs", sum(job.config.rounds for job in left)) as at:
                 while going:
                     for future in wait(going, LOOK, FIRST_COMPLETED).done:
-                        yield going.pop(future), _told(future.result)
+                        yield going.pop(future), _told(future)
                     at(sum(map(_rounds, left)))
         except BaseException:
             for process in list((getattr(pool, "_processes", None) or {}).values()):  # a shutdown forgets them
@@ -133,11 +133,11 @@ def _rounds(job: Job) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
-def _told(result: Callable[[], str]) -> str:
+def _told(future: Future[str]) -> str | Exception:
     try:
-        return result()
+        return future.result()
     except Exception as error:
-        return f"failed: {error}"
+        return error
 
 
 def _ready() -> None:

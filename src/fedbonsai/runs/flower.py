@@ -26,7 +26,7 @@ from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import write
 from fedbonsai.runs.recipes import own_modules
 from fedbonsai.runs.run import execute
-from fedbonsai.runs.setup import Scene, federation, initial_model
+from fedbonsai.runs.setup import Scene, federation, rehearsed
 from fedbonsai.runs.structure import structure
 from fedbonsai.telling import Teller, listening
 
@@ -70,7 +70,7 @@ def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None) -> Bui
         refuse(config)
         torch.set_num_threads(config.fleet.threads)
         held = _servers(federation(config, split))
-        start = initial_model(config, held)
+        start, said = rehearsed(config, held)
         form = Form(tuple(held.x.shape[1:]), held.class_names, held.mean, held.std, held.augment)
         asked, ledger = config.fleet.flower, Ledger()
         fleet: Fleet = FlowerFleet(
@@ -91,7 +91,7 @@ def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None) -> Bui
             fleet = Recorded(fleet, answers)
         none = Samples(held.x[:0], held.y[:0])
         server = Client("server", config.seed, held.server, none, config.fleet.device)
-        return Scene(config.method, start, held, server, fleet, ledger)  # type: ignore[arg-type]
+        return Scene(config.method, start, held, server, fleet, ledger, said=said)  # type: ignore[arg-type]
 
     return build
 
@@ -146,7 +146,9 @@ def drive(grid: Any, settings: Mapping[str, Any]) -> None:
         with listening(Teller(lambda now: write(telling_of(job), now.text.encode()), every=TELL)):
             execute(structure(told["config"], RunConfig), Path(told["folder"]), told["resume"], build=behind(grid, who))
     except BaseException as error:
-        write(result_of(job), json.dumps({"status": "failed", "reason": f"{error}" or type(error).__name__}).encode())
+        kind, notes = type(error).__name__, getattr(error, "__notes__", [])
+        end = {"status": "failed", "kind": kind, "reason": f"{error}" or kind, "notes": notes}
+        write(result_of(job), json.dumps(end).encode())
         raise
     finally:
         job.with_suffix(".pid").unlink(missing_ok=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -12,13 +13,17 @@ import torch
 from fedbonsai.core import Samples, Scope, scope
 from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.fleets.costs import Totals
+from fedbonsai.fleets.counted import Counted
 from fedbonsai.local import evaluate, judged
 from fedbonsai.model import Model
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Checkpoint, Folder
 from fedbonsai.runs.layers import layers
 from fedbonsai.runs.setup import Scene
+from fedbonsai.runs.trouble import futile, of_round
 from fedbonsai.telling import doing, each
+
+log = logging.getLogger("fedbonsai")
 
 
 class Observer(Protocol):
@@ -44,6 +49,8 @@ class Outcome:
     state: Any
     rows: list[dict[str, Any]]
     reason: str
+    futile: str = ""
+    """Why it failed, where rounds in a row brought no update."""
 
 
 def loop(
@@ -54,7 +61,9 @@ def loop(
     Raises:
         Unanswered: too few devices answered when the run began.
     """
-    method, fleet, ledger = scene.method, scene.fleet, scene.ledger
+    fleet = Counted(scene.fleet)
+    scene = replace(scene, fleet=fleet)
+    method, ledger = scene.method, scene.ledger
     checkpoint = Checkpoint(folder) if folder else None
     watching = list(observers)
     rows: list[dict[str, Any]] = []
@@ -73,28 +82,30 @@ def loop(
             scene.costs.resume(folder.cost_rows())
     for observer in watching:
         observer.begin(config, scene, last + 1)
-    reason = "all rounds done"
     try:
         if held is None:
             with doing("before the first round"):
-                state = _begin(config, scene, run, checkpoint, folder)
-        if rows and (ended := _ended(config, scene, rows[-1])):
-            return Outcome(state, rows, ended)
+                state = _begin(config, scene, fleet, run, checkpoint, folder)
+        where = folder.path if folder else None
+        ended, failed = _ended(config, scene, rows[-1]) if rows else "", ""
         for t in each("rounds", range(config.rounds), first=last + 1):
-            state, row = _round(config, scene, run, t, state, checkpoint, folder)
+            if ended or (failed := futile(config, rows, t - last - 1, False, where)):
+                break
+            state, row = _round(config, scene, fleet, run, t, state, checkpoint, folder)
             rows.append(row)
             for observer in watching:
                 observer.round(row, method.model(state))
-            if ended := _ended(config, scene, row):
-                reason = ended
-                break
+            ended = _ended(config, scene, row)
+        failed = failed or futile(config, rows, len(rows), True, where)
     finally:
         for observer in watching:
             observer.end(rows)
-    return Outcome(state, rows, reason)
+    return Outcome(state, rows, ended or "all rounds done", failed)
 
 
-def _begin(config: RunConfig, scene: Scene, run: str, checkpoint: Checkpoint | None, folder: Folder | None) -> Any:
+def _begin(
+    config: RunConfig, scene: Scene, counted: Counted, run: str, checkpoint: Checkpoint | None, folder: Folder | None
+) -> Any:
     for attempt in range(config.retries + 1):
         with scope(scene.fleet, Scope(run, config.seed, -1, attempt)) as fleet:
             try:
@@ -109,12 +120,21 @@ def _begin(config: RunConfig, scene: Scene, run: str, checkpoint: Checkpoint | N
                     folder.costs(scene.costs.take(), -1)
                 checkpoint.save(-1, state, fleet.pending())
             fleet.commit()
+            if said := of_round(counted.take()):
+                log.warning("in the beginning: %s", said)
             return state
     raise AssertionError("unreachable")
 
 
 def _round(
-    config: RunConfig, scene: Scene, run: str, t: int, state: Any, checkpoint: Checkpoint | None, folder: Folder | None
+    config: RunConfig,
+    scene: Scene,
+    counted: Counted,
+    run: str,
+    t: int,
+    state: Any,
+    checkpoint: Checkpoint | None,
+    folder: Folder | None,
 ) -> tuple[Any, dict[str, Any]]:
     before, start = dict(scene.ledger.total), time.perf_counter()
     notes: list[str] = []
@@ -132,7 +152,7 @@ def _round(
             spent = scene.costs.take() if scene.costs is not None else []
             last = t == config.rounds - 1 or bool(_used_up(config, scene))
             row = _row(config, scene, t, attempt, state, skipped, before, time.perf_counter() - start, last)
-            row = joined(row, _simulated(scene, spent))
+            row = joined(row, _simulated(scene, spent) | counted.take())
             if notes:
                 row["unanswered"] = notes
             if checkpoint and folder:

@@ -11,11 +11,13 @@ from typing import Any
 
 from fedbonsai import local
 from fedbonsai.core import Client
+from fedbonsai.fleets.envelope import failure
 from fedbonsai.model import Model
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.loop import Observer
 from fedbonsai.runs.setup import Scene, clients
 from fedbonsai.runs.shown import Screen, span
+from fedbonsai.runs.trouble import of_round
 from fedbonsai.telling import doing
 from fedbonsai.wire import encode
 
@@ -57,7 +59,7 @@ def training_seconds(config: RunConfig, scene: Scene, rounds: int) -> float:
     people = clients(scene.federation, config.fleet.device)
     asked = getattr(method, "cohort", 0) or len(people)
     sgd: local.SGD = getattr(method, "sgd", local.SGD())
-    me: Client = people[0]
+    me: Client = max(people, key=lambda person: len(person.train))
     trial = replace(sgd, steps=4)
     local.train(scene.model, me, trial)
     start = time.perf_counter()
@@ -77,11 +79,14 @@ def estimate(config: RunConfig, scene: Scene, first: int) -> str:
     asked = getattr(config.method, "cohort", 0) or len(scene.federation.ids)
     rounds = config.rounds - first
     dense = len(encode(scene.model))
-    with doing("estimate"):
-        seconds = training_seconds(config, scene, rounds)
+    try:
+        with doing("estimate"):
+            took = span(training_seconds(config, scene, rounds))
+    except Exception as error:  # one client's trouble; the run will tell whether it is everybody's
+        took = f"an unknown time ({failure(error)})"
     free = shutil.disk_usage(".").free
     return (
-        f"estimate: {rounds} rounds of {asked} devices, about {span(seconds)} of training here, with what comes before them; "
+        f"estimate: {rounds} rounds of {asked} devices, about {took} of training here, with what comes before them; "
         f"about {size(2.0 * rounds * asked * dense)} moved if nothing is compressed "
         f"(model {size(dense)}); some {size(2 * dense + 300 * rounds * asked)} of disk, {size(free)} free"
     )
@@ -99,6 +104,7 @@ def line(config: RunConfig, row: Mapping[str, Any], left: float) -> str:
     parts = [f"round {row['round'] + 1}/{config.rounds}"]
     if row["skipped"]:
         parts.append("skipped: too few answers")
+    parts += [said] if (said := of_round(row)) else []
     parts += [
         f"{name} {row[key]:.4f}" for name, key in (("accuracy", "accuracy"), ("loss", "train_loss")) if key in row
     ]

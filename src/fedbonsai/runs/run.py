@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -20,7 +21,7 @@ import tomli_w
 from safetensors.torch import load_file, save_file
 
 from fedbonsai.data.federation import Federation
-from fedbonsai.errors import ConfigError
+from fedbonsai.errors import ConfigError, NothingLearned
 from fedbonsai.model import Arch, Model
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Folder, write
@@ -28,6 +29,7 @@ from fedbonsai.runs.loop import Observer, loop
 from fedbonsai.runs.recipes import own_modules
 from fedbonsai.runs.setup import Scene, scene
 from fedbonsai.runs.structure import structure, unstructure
+from fedbonsai.runs.trouble import fruitless
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ def execute(
 
     Raises:
         ConfigError: the folder holds a run already (and ``resume`` is not set), or holds none to resume.
+        NothingLearned: rounds in a row brought no update. A resumed run goes on after them, and counts anew.
     """
     files = Folder(folder)
     if files.config.exists() and not resume and not _never_began(files):
@@ -111,7 +114,7 @@ def execute(
             id=hashlib.blake2b(text, digest_size=4).hexdigest(),
             **provenance(),
             **described(stage.federation),
-            notes=dict(getattr(stage.method, "notes", dict)()),  # what a method wants told beside its numbers
+            notes=_notes(stage),
         )
         write(files.config, text)
     run = str(json.loads(files.info.read_text())["id"])
@@ -119,16 +122,20 @@ def execute(
         if not files.split.exists():
             stage.federation.split.save(files.split)
         files.set_info(status="running", started=time.time())
+        for text in stage.said:
+            logging.getLogger("fedbonsai").warning(text)
         outcome = loop(config, stage, run, files, observers)
+        if outcome.futile and all(map(fruitless, outcome.rows)):
+            raise NothingLearned(outcome.futile)
         final = stage.method.model(outcome.state)
         save_file({name: value.contiguous() for name, value in final.weights.items()}, files.model)
         files.set_info(
-            status="finished",
-            reason=outcome.reason,
-            ended=time.time(),
             arch={"name": final.arch.name, "options": dict(final.arch.options)},
             kinds=[[way, kind, size] for (way, kind), size in sorted(stage.ledger.kinds.items())],
         )
+        if outcome.futile:  # the model is that of the rounds before
+            raise NothingLearned(outcome.futile)
+        files.set_info(status="finished", reason=outcome.reason, ended=time.time())
     except KeyboardInterrupt:
         files.set_info(status="interrupted")
         raise
@@ -138,6 +145,12 @@ def execute(
     finally:
         stage.fleet.close()
     return load(folder)
+
+
+def _notes(stage: Scene) -> dict[str, str]:
+    """What a method wants told beside its numbers, and what was said before the first round."""
+    told: dict[str, str] = dict(getattr(stage.method, "notes", dict)())
+    return told | ({"warning": "; ".join(stage.said)} if stage.said else {})
 
 
 def _never_began(files: Folder) -> bool:
@@ -177,7 +190,7 @@ def name_of(recipe: str, config: RunConfig) -> str:
 
 
 def described(data: Federation) -> dict[str, Any]:
-    """What a device needs beside the model: how images were normalised, and the names of the classes."""
+    """What a device needs beside the model: how images were normalised, the names of the classes, the floor of accuracies."""
     return {
         "data": {
             "name": data.name,
@@ -186,6 +199,7 @@ def described(data: Federation) -> dict[str, Any]:
             "mean": list(data.mean),
             "std": list(data.std),
             "classes": list(data.class_names),
+            "majority": {"class": data.majority[0], "accuracy": data.majority[1]},
         }
     }
 

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import tomli_w
 
-from fedbonsai.errors import ConfigError
+from fedbonsai.errors import ConfigError, FedbonsaiError, NothingLearned, TaskFailed, Unanswered
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.flower import refuse, result_of, telling_of, told_of
 from fedbonsai.runs.folder import Folder, write
@@ -45,6 +45,8 @@ def submit(config: RunConfig, folder: Path, resume: bool, tell: Tell | None = No
 
     Raises:
         ConfigError: no server runs, or the run failed; the text is that of the failure.
+        Unanswered: too few devices answered, or nothing was learned.
+        TaskFailed: a task fails alike on all devices.
     """
     from fedbonsai.fleets.flower.federation import Federation
 
@@ -165,13 +167,22 @@ def _watch(federation: Federation, job: Path, folder: Folder, tell: Tell | None,
         if over:
             end = json.loads(result.read_text())
             if end["status"] != ENDED:
-                raise ConfigError(str(end["reason"]))
+                raise _error(end)
             return
         if time.monotonic() - asked > ASK:
             before, gone, asked = gone, _gone(federation, job), time.monotonic()
             if gone and gone == before:  # twice, since a server that was started again may just be handing it in
                 raise ConfigError(f"the run's process on the server ended; see {federation.log}")
         time.sleep(LOOK)
+
+
+def _error(end: Mapping[str, Any]) -> FedbonsaiError:
+    """The error that ended a run, as its app told it; whatever is not known here is what the configuration led to."""
+    kinds = {kind.__name__: kind for kind in (NothingLearned, Unanswered, TaskFailed)}
+    error = kinds.get(str(end.get("kind")), ConfigError)(str(end["reason"]))
+    for note in end.get("notes", ()):
+        error.add_note(str(note))
+    return error
 
 
 def _gone(federation: Federation, job: Path) -> str:
