@@ -328,7 +328,6 @@ def test_a_whole_run_says_what_it_does_and_computes_the_same(tmp_path, everythin
     ):
         assert text in everything
     assert any("judging candidates 3/4" in text for text in everything) == (kind == "local")
-    with listening(None):
-        silent = execute(config, tmp_path / "silent")
+    silent = contextvars.Context().run(execute, config, tmp_path / "silent")  # nobody listens there
     assert (tmp_path / "told/model.safetensors").read_bytes() == (tmp_path / "silent/model.safetensors").read_bytes()
     assert told.bytes == silent.bytes
