@@ -108,8 +108,10 @@ def test_what_the_listener_raises_is_no_trouble_of_a_client():
             with pytest.raises(Silent):
                 task()
 
-    with listening(Teller(stop, clock)), pytest.raises(RuntimeError, match="enough at 2"):
+    with pytest.raises(RuntimeError, match="enough at 2"), listening(Teller(stop, clock)):
         devices()
+    with pytest.raises(RuntimeError, match="enough at 2"), listening(Teller(stop, clock)), pytest.raises(Silent):
+        task()  # the last thing that is done
 
 
 def test_another_thread_and_another_context_hear_nothing():
@@ -237,6 +239,76 @@ def test_initial_pruning_candidates_and_pretraining_say_how_far_they_are(everyth
     assert everything[-1] == "scoring weights 4/5"
 
 
+def test_what_comes_before_the_first_round_is_part_of_the_estimate():
+    from fedbonsai.core import Client, Samples
+    from fedbonsai.runs import recipes
+
+    def of(recipe, count, **settings):
+        data = Samples(torch.zeros(count, 1, 8, 8), torch.zeros(count, dtype=torch.int64))
+        people = [Client(str(k), 0, data, data[: count // 4]) for k in range(3)]
+        method = recipes.load(recipe, overrides={f"method.{name}": value for name, value in settings.items()}).method
+        return method.samples_before(people, people[0], 2)
+
+    scout = {"scouting.iterations": 20, "scouting.batches": 4, "sgd.batch": 8}
+    assert of("prunefl", 100, **scout) == 20 * 4 * 8
+    assert of("prunefl", 10, **scout) == 20 * 10  # it has fewer samples than that
+    # two passes forward, a step being three; three devices of 25, two of them at a time
+    assert of("fedtiny", 100, **{"selection.pool": 6}) == pytest.approx(2 / 3 * 6 * 75 / 2)
+    assert of("fedtiny", 100, **{"selection.by": "none"}) == 0
+    assert of("fl-pqsu", 100, pretrain=7, finetune=2) == 900
+    assert of("synflow", 100) == 0
+    assert of("snip", 100) == 0  # a round of the devices
+
+
+@pytest.mark.slow
+def test_a_run_from_python_calls_a_function_or_is_silent(tmp_path, capfd, monkeypatch):
+    import fedbonsai
+
+    ticks, said = itertools.count(0, 10), []
+    monkeypatch.setattr(Teller.__init__, "__defaults__", (None, lambda: float(next(ticks)), telling.EVERY))
+    quick = {"runs": tmp_path, "rounds": 1, "data__clients": 3, "data__limit": 100, "model__name": "mlp"}
+    fedbonsai.run("fedavg", name="told", progress=said.append, **quick)
+    assert {"before the first round", "devices", "testing on 397 samples"} <= {now.what for now in said}
+    assert {now.phase for now in said} >= {"before the first round", "rounds"}
+    fedbonsai.run("fedavg", name="silent", progress=False, **quick)
+    assert capfd.readouterr() == ("", "")
+
+    def enough(now):
+        if now.phase == "rounds":
+            raise LookupError(now.text)
+
+    with pytest.raises(LookupError, match="rounds 0/1"):
+        fedbonsai.run("fedavg", name="ended", progress=enough, **quick)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_run_of_the_command_line_breaks_silences_unless_it_is_quiet(tmp_path, monkeypatch, capsys, quiet):
+    from fedbonsai.cli import main
+    from fedbonsai.runs import shown as module
+
+    class Eager(Screen):
+        """Looked at whenever work moves on, with a second between."""
+
+        def __init__(self):
+            ticks = itertools.count(0, 1)
+            super().__init__(clock=lambda: float(next(ticks)))
+            told, self.teller.told = self.teller.told, lambda: (told(), self.tick())
+
+    monkeypatch.setattr(module, "Screen", Eager)
+    monkeypatch.setattr(module, "LOOK", 3600.0)  # no second thread looks
+    words = ["--rounds", "2", "--data.clients", "4", "--data.limit", "200", "--method.scouting.iterations", "30"]
+    assert main(["run", "prunefl", *words, "--runs", str(tmp_path), *["--quiet"][: int(quiet)]]) == 0
+    said = capsys.readouterr()
+    lines = [line for line in said.err.splitlines() if "initial pruning" in line]
+    assert bool(lines) != quiet
+    if not quiet:
+        assert lines[0].startswith("before the first round, devices 0/1, initial pruning ")
+        assert "left" in lines[-1]
+        assert "with what comes before them" in said.out
+        assert said.out.index("estimate") < said.out.index("round 1/2")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["local", "pool"])
 def test_a_whole_run_says_what_it_does_and_computes_the_same(tmp_path, everything, kind):
@@ -256,7 +328,6 @@ def test_a_whole_run_says_what_it_does_and_computes_the_same(tmp_path, everythin
     ):
         assert text in everything
     assert any("judging candidates 3/4" in text for text in everything) == (kind == "local")
-    with listening(None):
-        silent = execute(config, tmp_path / "silent")
+    silent = contextvars.Context().run(execute, config, tmp_path / "silent")  # nobody listens there
     assert (tmp_path / "told/model.safetensors").read_bytes() == (tmp_path / "silent/model.safetensors").read_bytes()
     assert told.bytes == silent.bytes

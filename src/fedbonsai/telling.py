@@ -130,10 +130,11 @@ _listening: ContextVar[Teller | None] = ContextVar("telling", default=None)
 
 @contextmanager
 def listening(teller: Teller) -> Generator[Teller]:
-    """Inside which work tells this one, and no other."""
+    """Inside which work tells this one, and no other; what it raised is raised here at the latest."""
     token = _listening.set(teller)
     try:
         yield teller
+        teller.told()
     finally:
         _listening.reset(token)
 

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
@@ -118,7 +118,7 @@ def carry_out(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, str | Ex
             with doing("rounds of all runs", sum(job.config.rounds for job in left)) as at:
                 while going:
                     for future in wait(going, LOOK, FIRST_COMPLETED).done:
-                        yield going.pop(future), _told(future.result)
+                        yield going.pop(future), _told(future)
                     at(sum(map(_rounds, left)))
         except BaseException:
             for process in list((getattr(pool, "_processes", None) or {}).values()):  # a shutdown forgets them
@@ -133,9 +133,9 @@ def _rounds(job: Job) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
-def _told(result: Callable[[], str]) -> str | Exception:
+def _told(future: Future[str]) -> str | Exception:
     try:
-        return result()
+        return future.result()
     except Exception as error:
         return error
 

@@ -152,7 +152,7 @@ def _round(
             spent = scene.costs.take() if scene.costs is not None else []
             last = t == config.rounds - 1 or bool(_used_up(config, scene))
             row = _row(config, scene, t, attempt, state, skipped, before, time.perf_counter() - start, last)
-            row = joined(row, _simulated(scene, spent)) | counted.take()
+            row = joined(row, _simulated(scene, spent) | counted.take())
             if notes:
                 row["unanswered"] = notes
             if checkpoint and folder:
