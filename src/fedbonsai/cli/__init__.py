@@ -1,7 +1,7 @@
 """The command line: one file per verb, imported when it is called.
 
-Exit codes: 0 done; 1 a fault in this library; 2 wrong input (the text says what and how to mend it); 3 too few devices
-answered; 130 interrupted (what was finished is kept).
+Exit codes: 0 done; 1 a fault in this library; 2 wrong input, or a disk that refuses (the text says what and how to mend
+it); 3 too few devices answered; 130 interrupted (what was finished is kept).
 """
 
 from __future__ import annotations
