@@ -90,7 +90,11 @@ def _runs(args: argparse.Namespace) -> list[tuple[str, str]]:
     home = Path(args.runs)
     for info in sorted([*home.glob("*/run.json"), *home.glob("*/*/run.json")]):  # those of comparisons lie deeper
         folder = Folder(info.parent)
-        facts, rows = folder.facts(), folder.rows()
+        try:
+            facts, rows = folder.facts(), folder.rows()
+        except (ConfigError, ValueError) as error:
+            found.append((str(info.parent), f"cannot be read: {error}"))
+            continue
         accuracy = next((f"{row['accuracy']:.4f}" for row in reversed(rows) if "accuracy" in row), "-")
         found.append((str(info.parent), f"{facts['status']}, {len(rows)} rounds, accuracy {accuracy}"))
     return found

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from fedbonsai.core import Answer, Answers, Device, Fleet, Kept, Scope, Silence, Task
+from fedbonsai.disk import writing
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.ledger import Ledger, Row
 from fedbonsai.tree import seed_of
@@ -149,7 +150,6 @@ class Recorded(Wrapper):
     def __init__(self, inner: Fleet, path: Path) -> None:
         super().__init__(inner)
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
 
     def ask(self, task: Task[M, R], send: Mapping[Device, M], at_least: int = 1) -> Answers[R]:
         """Ask, and write when the last answer was read."""
@@ -167,7 +167,10 @@ class Recorded(Wrapper):
                     (silence.device.id, None, silence.reason, silence.down, silence.up, silence.forgot, silence.work)
                 )
                 yield silence
-            recording(self.path, scope, ask).write_bytes(encode((task.name, tuple(lines))))
+            file = recording(self.path, scope, ask)
+            with writing(file):
+                self.path.mkdir(exist_ok=True)
+                file.write_bytes(encode((task.name, tuple(lines))))
 
         return Answers(kept(), at_least)
 

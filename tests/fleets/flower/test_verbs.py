@@ -1,5 +1,6 @@
 """The verbs for real devices: what they make, what they refuse, and the job that the app on the server does."""
 
+import codecs
 import json
 import os
 import resource
@@ -137,6 +138,30 @@ def test_what_is_no_device_is_left_alone_and_a_damaged_list_is_named():
     federation.known.write_text('{"pi": {"key":')
     with pytest.raises(ConfigError, match=r"registered\.json is damaged"):
         federation.nodes()
+
+
+@daemons
+@pytest.mark.parametrize("change", [lambda raw: codecs.BOM_UTF8 + raw, lambda raw: raw.replace(b"\n", b"\r\n")])
+def test_a_public_key_that_went_through_an_editor_is_given_to_flower_as_it_was(change, monkeypatch):
+    main(["keys", "server", "localhost"])
+    main(["keys", "device", "pi"])
+    federation = Federation(Path("federation"))
+    federation.prepare(1)
+    raw, given = Path("pi.pub").read_bytes(), []
+
+    def flwr(*words):
+        given.append(Path(words[2]).read_bytes())
+        return {"node-id": 7}
+
+    monkeypatch.setattr(federation, "flwr", flwr)
+    (federation.devices / "pi.pub").write_bytes(change(raw))
+    (federation.devices / "wide.pub").write_bytes(raw.decode().encode("utf-16"))
+    said = federation.enrol()
+    assert given == [raw]
+    assert said[0] == "pi is in"
+    assert "wide.pub cannot be read: it is UTF-16; save it as UTF-8" in said[1]
+    assert federation.enrol() == []
+    assert federation.nodes() == {7: "pi"}
 
 
 @daemons

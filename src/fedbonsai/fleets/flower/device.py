@@ -84,10 +84,14 @@ def read_device(path: Path) -> DeviceConfig:
         ConfigError: there is none, or it cannot be read.
     """
     try:
-        table = tomllib.loads(text_of(path))
+        text = text_of(path)
+    except ConfigError as error:
+        raise ConfigError(f"device file {error}; write it anew: fedbonsai join") from None
+    try:
+        table = tomllib.loads(text)
         table["imports"] = tuple(table.get("imports", ()))
         return DeviceConfig(**table)
-    except (ConfigError, tomllib.TOMLDecodeError, TypeError) as error:
+    except (tomllib.TOMLDecodeError, TypeError) as error:
         raise ConfigError(f"device file {path} cannot be read: {error}; write it anew: fedbonsai join") from None
 
 
