@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # a second environment, with torch as tested: older builds for the CPU alone are not on the usual index
 OLDEST := .venv-oldest
 OLDEST_TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
-OLDEST_TESTS ?= tests/runs tests/fleets tests/codec tests/wire tests/data tests/sparse tests/test_*.py
+OLDEST_TESTS ?= $(addprefix tests/,runs fleets codec wire data sparse export reports pruning conformance.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all test-flower test-oldest check lint fuzz bench experiments docs wheel clean

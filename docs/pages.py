@@ -67,7 +67,13 @@ def moved(text: str, source: str, where: dict[str, str]) -> str:
 
 
 def build() -> None:
-    """Write all pages and the navigation."""
+    """Write all pages and the navigation.
+
+    Raises:
+        ValueError: a guide is not in the navigation, or not there.
+    """
+    if odd := set(GUIDES.values()) ^ {page.name for page in (ROOT / "docs").glob("*.md")}:
+        raise ValueError(f"{sorted(odd)}: GUIDES and docs/ must have the same pages")
     where = places()
     lines = ["- [Start](index.md)", "- Guides"]
     lines += [f"    - [{name}]({page})" for name, page in GUIDES.items()]

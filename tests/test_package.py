@@ -36,7 +36,8 @@ def plain(name: str) -> str:
 
 
 def declared(*extras: str) -> set[str]:
-    return {plain(Requirement(need).name) for need in [*PROJECT["dependencies"], *sum((EXTRAS[e] for e in extras), [])]}
+    needs = (need for part in (PROJECT["dependencies"], *(EXTRAS[extra] for extra in extras)) for need in part)
+    return {plain(Requirement(need).name) for need in needs}
 
 
 def imported(text: str) -> set[str]:
