@@ -29,7 +29,7 @@ USED = (
 
 def files() -> set[str]:
     """What the library consists of: modules, cards, recipes, profiles, the parts of a page."""
-    every = (file for file in (ROOT / "src").rglob("*") if file.is_file() and file.suffix != ".pyc")
+    every = (file for file in (ROOT / "src").rglob("*") if file.is_file() and "__pycache__" not in file.parts)
     return {file.relative_to(ROOT / "src").as_posix() for file in every if ".egg-info" not in str(file)}
 
 
