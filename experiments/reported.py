@@ -11,6 +11,7 @@ import statistics
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,15 @@ class Claim:
     """What can be held against our results: ``figure`` of a row beside ``beside``, at least or at most so much.
 
     The figure ``accuracy`` is a difference in points; ``bytes`` and ``bytes_up`` are how many times fewer this row moves. Of
-    several rows to stand beside, the best on average counts; a ``*`` in their names is what follows this row's last dash.
+    several rows to stand beside, the best on average counts; a ``*`` in their names is what follows this row's last dash,
+    or, at ``equal = "parameters"``, whatever makes the row's model nearest to this one's in size.
     """
 
     beside: Sequence[str]
     figure: str = "accuracy"
     least: float = -math.inf
     most: float = math.inf
+    equal: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def statement(experiment: str, name: str) -> Reported | None:
     return next((each for each in statements(experiment) if name in each.rows), None)
 
 
-def verdict(said: Reported, name: str, rows: Mapping[str, Results], score: Score) -> str:
+def verdict(said: Reported, name: str, rows: Mapping[str, Results], score: Score, size: Score) -> str:
     """Whether our row says the same, with the figure and its 95 % interval over the seeds.
 
     Args:
@@ -80,20 +83,40 @@ def verdict(said: Reported, name: str, rows: Mapping[str, Results], score: Score
         name: of the row.
         rows: results of the experiment by name, a result for each seed.
         score: accuracy of a result in percent, as the table has it.
+        size: parameters of a result's model.
     """
     claim = said.claim
     if claim is None:
         return said.verdict
-    others = [other.replace("*", name.rpartition("-")[2]) for other in claim.beside]
+    if claim.equal:
+        others = [other for pattern in claim.beside if (other := nearest(name, pattern, rows, size))]
+    else:
+        others = [other.replace("*", name.rpartition("-")[2]) for other in claim.beside]
     pairs = {other: differences(rows[name], rows[other], claim.figure, score) for other in others if rows.get(other)}
     pairs = {other: values for other, values in pairs.items() if values}
     if not pairs:
-        return f"not run beside {', '.join(others)}"
+        return f"not run beside {', '.join(others or claim.beside)}"
     other, values = min(pairs.items(), key=lambda pair: statistics.mean(pair[1]))
     mean, half = interval(values)
     spread = f" ± {half:.2f}" if math.isfinite(half) else ""
     figure = f"{mean:+.2f}{spread} points" if claim.figure == "accuracy" else f"{mean:.2f}{spread} times fewer bytes"
-    return f"{judgement(mean, half, claim)}: {figure} beside {other}"
+    text = f"{judgement(mean, half, claim)}: {figure} beside {other}"
+    if not claim.equal:
+        return text
+    return f"{text} ({of_size(rows[name], size):,.0f} parameters against {of_size(rows[other], size):,.0f})"
+
+
+def nearest(name: str, pattern: str, rows: Mapping[str, Results], size: Score) -> str:
+    """The row of a pattern whose model is nearest in size; empty where none is."""
+    found = [other for other in rows if rows[other] and fnmatchcase(other, pattern)]
+    return min(
+        found, key=lambda other: abs(math.log(of_size(rows[other], size) / of_size(rows[name], size))), default=""
+    )
+
+
+def of_size(results: Results, size: Score) -> float:
+    """Mean number of parameters over the seeds."""
+    return statistics.mean(map(size, results))
 
 
 def differences(ours: Results, theirs: Results, figure: str, score: Score) -> list[float]:

@@ -50,12 +50,13 @@ ACCURACY = [
     "over the devices of a cluster; no device holds all of them.",
     "The last column holds a row against what its paper or its authors' code reports, by the number of the note below the",
     "table; it is empty where we know of no figure. Their data and networks are others than ours.",
+    "*Kept* is the share of the weights that a method may prune, of the last round's model; *parameters* is how many numbers",
+    "the model then has, with all that is never pruned. Methods differ in that (FedTiny keeps its output layer and, when small,",
+    "its first layer whole), so equal shares are not equal sizes: compare accuracies at equal *parameters*.",
 ]
-COUNTED = [
-    "The share of weights kept, multiplications and training memory are counted for the last round's model, where a method",
-    "prunes.",
-]
-FIRST = ["experiment", "setting", "data", "seeds", "accuracy, %", "95 % interval", "MB up", "MB down", "kept"]
+COUNTED = ["Multiplications and training memory are counted for the last round's model, where a method prunes."]
+FIRST = ["experiment", "setting", "data", "seeds", "accuracy, %", "95 % interval", "MB up", "MB down"]
+FIRST += ["kept", "parameters"]
 COUNTS = ["MMACs", "memory, kB"]
 LAST = ["commit", "machine", "its paper or code"]
 
@@ -97,7 +98,7 @@ def table(shown: list[Group], columns: list[str]) -> list[str]:
                 notes.append(said)
             number = [note.text for note in notes].index(said.text) + 1
             score = partial(percent, plan_of(experiment).get("metric", ""))
-            cells["its paper or code"] = f"({number}) {verdict(said, name, everything[experiment], score)}"
+            cells["its paper or code"] = f"({number}) {verdict(said, name, everything[experiment], score, parameters)}"
         lines.append(f"| {' | '.join(cells.get(column, '') for column in columns)} |")
     return [*lines, "", *(f"{number}. {note.text}" for number, note in enumerate(notes, 1))]
 
@@ -105,6 +106,11 @@ def table(shown: list[Group], columns: list[str]) -> list[str]:
 def percent(metric: str, result: Mapping[str, Any]) -> float:
     """Accuracy of a result in percent: on the test set, or by a metric of the method's own."""
     return 100 * (statistics.mean(result["method metrics"][metric][-5:]) if metric else result["last five"])
+
+
+def parameters(result: Mapping[str, Any]) -> float:
+    """How many numbers the last round's model has, where a method prunes."""
+    return result["method metrics"]["parameters"][-1]
 
 
 def absent() -> list[str]:
@@ -173,6 +179,7 @@ def row(experiment: str, name: str, results: list[dict[str, Any]]) -> dict[str, 
         "MB up": up,
         "MB down": down,
         "kept": last("density", ".3f"),
+        "parameters": last("parameters", ",.0f"),
         "MMACs": last("macs", ".3f", 1e-6),
         "memory, kB": last("training_memory", ".0f", 1e-3),
         "commit": ", ".join(sorted({str(result["commit"]) for result in results})),
@@ -229,9 +236,11 @@ def reach() -> list[str]:
     lines = [
         "Bytes, both directions, until the test accuracy first reaches that of FedAvg (fp32, mean of its last five rounds)",
         "minus one point; the ratio is FedAvg's own bytes to that accuracy by the run's. Experiment `bytes_to_accuracy`.",
+        "The goal is no final accuracy where FedAvg ended while it still gained (last column: points a round, its last five",
+        "evaluated rounds against the five before): a longer FedAvg sets a higher goal, for which these ratios say nothing.",
         "",
-        "| clients a round | run | seed | goal, % | MB to it | rounds | FedAvg's MB by these | FedAvg's rounds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| clients a round | run | seed | goal, % | MB to it | rounds | FedAvg's MB by these | FedAvg's rounds | its last gain |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     rows = 0
     for (name, seed), result in found.items():
@@ -246,7 +255,7 @@ def reach() -> list[str]:
         if theirs is None:
             continue
         mine = (f"{ours[1] / 1e6:.2f}", str(ours[0]), f"{theirs[1] / ours[1]:.0f}") if ours else ("not reached", "", "")
-        cells = [tag, kind, str(seed), f"{100 * goal:.2f}", *mine, str(theirs[0])]
+        cells = [tag, kind, str(seed), f"{100 * goal:.2f}", *mine, str(theirs[0]), f"{gain(base):+.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
         rows += 1
     return lines if rows else []
@@ -255,6 +264,13 @@ def reach() -> list[str]:
 def first(result: Mapping[str, Any], goal: float) -> tuple[int, int] | None:
     """Round and bytes at which a curve first reaches an accuracy."""
     return next(((t, up + down) for t, value, up, down in result["curve"] if value >= goal), None)
+
+
+def gain(result: Mapping[str, Any]) -> float:
+    """Points of accuracy a round at the end: the last five evaluated rounds against the five before."""
+    rounds, accuracies = zip(*((t, accuracy) for t, accuracy, _, _ in result["curve"][-10:]), strict=True)
+    halves = statistics.mean(accuracies[5:]) - statistics.mean(accuracies[:5])
+    return 100 * halves / (statistics.mean(rounds[5:]) - statistics.mean(rounds[:5]))
 
 
 def speed() -> list[str]:

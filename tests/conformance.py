@@ -27,6 +27,7 @@ from fedbonsai.runs.loop import loop
 from fedbonsai.runs.setup import Scene, clients, federation, initial_model, scene
 from fedbonsai.wire import decode, encode, name_of
 from tests.cases import CASES, ROUNDS, Case
+from tests.digests import digests, machine, recorded
 
 # `make check` runs the first row only, and of it what is quick; `make test` runs all
 SUITE = [pytest.param(case, marks=[pytest.mark.slow] if number else []) for number, case in enumerate(CASES)]
@@ -91,6 +92,18 @@ def test_every_method_has_a_row_and_every_recipe_is_valid():
     for name, text in recipes.shipped().items():
         recipes.load(name)
         assert recipes.summary(text), f"{name}.toml must begin with one line that says what it is"
+
+
+@each
+def test_the_bytes_are_those_of_before(case, reference):
+    known, found = recorded()[str(case)], digests(reference(case))
+    assert found["forms"] == known["forms"]
+    if recorded()["machine"] == machine():
+        assert found["bytes"] == known["bytes"]
+
+
+def test_every_case_is_recorded():
+    assert recorded().keys() == {"machine", *map(str, CASES)}
 
 
 @each

@@ -195,5 +195,61 @@ def test_the_tables_are_those_of_the_results():
     assert PAGE.read_text() == page(), "run: python -m experiments.table --write"
 
 
+SHARES = "| recipe | 0.2 | 0.1 | 0.05 | 0.01 |"
+
+
+def tabled(document: Path) -> list[tuple[str, str, str]]:
+    """Cells of a document's tables over densities: experiment, name of the run, and the cell.
+
+    Such a table is of the experiment that the text names last before it.
+    """
+    cells: list[tuple[str, str, str]] = []
+    before, *tables = document.read_text().split(SHARES)
+    for part in tables:
+        experiment = re.findall(r"`experiments/(\w+)`", before)[-1]
+        for row in part.strip().splitlines()[1:]:
+            if not row.startswith("|"):
+                break
+            label, *figures = [cell.strip() for cell in row.strip("|").split("|")]
+            run = re.match(r"`([\w-]+)`", label)[1]
+            cells += [
+                (experiment, f"{run}-{density}", figure)
+                for density, figure in zip(("0.2", "0.1", "0.05", "0.01"), figures, strict=True)
+            ]
+        before += part
+    return cells
+
+
+def test_tables_of_cards_are_those_of_the_results_that_they_name():
+    from statistics import mean, stdev
+
+    from experiments.table import groups, parameters
+
+    every = {(experiment, name): results for experiment, name, results in groups()}
+    seen = 0
+    for document in DOCUMENTS:
+        for experiment, name, cell in tabled(document):
+            results = every[experiment, name]
+            scores = [100 * result["last five"] for result in results]
+            if "±" not in cell:
+                right = f"{mean(map(parameters, results)):,.0f}"
+            else:
+                right = f"{mean(scores):.1f} ± {stdev(scores):.1f}"
+                if "MB" in cell:
+                    right += f", {mean(sum(result['bytes'].values()) for result in results) / 1e6:.1f} MB"
+            assert cell == right, f"{label(document)}: {name} of {experiment}"
+            seen += 1
+    assert seen >= 100
+
+
+@pytest.mark.parametrize("folder", sorted(file.parent.name for file in (ROOT / "experiments").glob("*/checks.py")))
+def test_lists_of_checks_are_those_of_the_results(folder, capsys):
+    import runpy
+
+    runpy.run_module(f"experiments.{folder}.checks", run_name="__main__")
+    written = (ROOT / "experiments" / folder / "checks.md").read_text()
+    assert capsys.readouterr().out.strip() == written.strip(), f"run: python -m experiments.{folder}.checks --write"
+
+
 if __name__ == "__main__":
     play(Path(sys.argv[1]))

@@ -101,7 +101,8 @@ def rows(**accuracies):
 
 
 def held(claim, name, found):
-    return verdict(Reported([name], "", "", claim), name, found, lambda result: 100 * result["last five"])
+    score, size = (lambda result: 100 * result["last five"]), (lambda result: result["size"])
+    return verdict(Reported([name], "", "", claim), name, found, score, size)
 
 
 def test_a_row_that_contradicts_says_so():
@@ -127,6 +128,32 @@ def test_the_best_of_several_is_stood_beside_and_one_seed_decides_nothing():
     assert said == "contradicts in one seed: -5.00 points beside c-1"
     assert held(Claim(["gone"]), "mine-1", found) == "not run beside gone"
     assert judgement(1.0, float("inf"), Claim(["x"], least=0.0)) == "agrees in one seed"
+
+
+def test_a_row_is_held_against_those_of_its_own_size():
+    found = rows(**{"big-0.1": [0.9, 0.9], "base-0.1": [0.5, 0.5], "base-0.4": [0.95, 0.95], "late-0.1": []})
+    for name, size in (("big-0.1", 400), ("base-0.1", 100), ("base-0.4", 450)):
+        found[name] = [{**result, "size": size} for result in found[name]]
+    beside = Claim(["base-*", "late-*"], least=0.0)
+    assert held(beside, "big-0.1", found) == "agrees: +40.00 ± 0.00 points beside base-0.1"
+    said = held(Claim(["base-*", "late-*"], least=0.0, equal="parameters"), "big-0.1", found)
+    assert said == "contradicts: -5.00 ± 0.00 points beside base-0.4 (400 parameters against 450)"
+    assert held(Claim(["late-*"], equal="parameters"), "big-0.1", found) == "not run beside late-*"
+
+
+def test_a_gain_at_the_end_is_of_a_round():
+    curve = [[2 * t, 0.5 + 0.01 * t, 0, 0] for t in range(20)]
+    assert table.gain({"curve": curve}) == pytest.approx(0.5)
+
+
+def test_committed_results_count_rounds_where_they_say_rounds():
+    for experiment, name, results in table.groups():
+        for result in results:
+            lost = result["skipped rounds"]
+            assert isinstance(lost, int), f"{experiment}/{name}"
+            assert 0 <= lost <= result["curve"][-1][0], f"{experiment}/{name}"
+            for values in result["method metrics"].values():  # a round that is skipped has none
+                assert not values or len(values) + lost >= len(result["curve"]), f"{experiment}/{name}"
 
 
 def test_statements_are_of_rows_that_plans_have():

@@ -9,7 +9,16 @@ if TYPE_CHECKING:
     from fedbonsai.api import Run, load, run
     from fedbonsai.core import Client, Device, Fleet, Memory, Method, Samples, task
     from fedbonsai.data.config import DataConfig
-    from fedbonsai.errors import BadMessage, ConfigError, FedbonsaiError, Forgotten, Missing, Unanswered
+    from fedbonsai.errors import (
+        BadMessage,
+        ConfigError,
+        FedbonsaiError,
+        Forgotten,
+        Missing,
+        NothingLearned,
+        TaskFailed,
+        Unanswered,
+    )
     from fedbonsai.methods.registry import method
     from fedbonsai.model import Arch, Model, network
     from fedbonsai.runs.config import RunConfig
@@ -30,9 +39,11 @@ __all__ = [
     "Method",
     "Missing",
     "Model",
+    "NothingLearned",
     "Run",
     "RunConfig",
     "Samples",
+    "TaskFailed",
     "Unanswered",
     "decode",
     "encode",
@@ -49,7 +60,16 @@ _HOMES = {
     "api": ("Run", "load", "run"),
     "core": ("Client", "Device", "Fleet", "Memory", "Method", "Samples", "task"),
     "data.config": ("DataConfig",),
-    "errors": ("BadMessage", "ConfigError", "FedbonsaiError", "Forgotten", "Missing", "Unanswered"),
+    "errors": (
+        "BadMessage",
+        "ConfigError",
+        "FedbonsaiError",
+        "Forgotten",
+        "Missing",
+        "NothingLearned",
+        "TaskFailed",
+        "Unanswered",
+    ),
     "methods.registry": ("method",),
     "model": ("Arch", "Model", "network"),
     "runs.config": ("RunConfig",),

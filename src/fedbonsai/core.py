@@ -153,6 +153,7 @@ class Silence:
     forgot: bool = False  # the client lost what it held: send it everything next time
     work: Work = ()
     lost: bool = False  # nothing arrived at the server, whatever was sent
+    fault: str = ""  # traceback, where its task raised
 
 
 class Answers(Generic[R]):

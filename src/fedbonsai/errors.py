@@ -28,8 +28,24 @@ class Unanswered(FedbonsaiError):
         self.forgot = forgot
 
 
+class NothingLearned(Unanswered):
+    """Rounds in a row brought no update; the text has the reason and what to do."""
+
+
 class Silent(FedbonsaiError):
     """Raised by a task that has no answer to give; the device counts as silent, with this text as the reason."""
+
+
+class Failed(Silent):
+    """A task raised on a client, which is therefore silent; ``trace`` is the traceback."""
+
+    def __init__(self, text: str, trace: str = "") -> None:
+        super().__init__(text)
+        self.trace = trace
+
+
+class TaskFailed(FedbonsaiError):
+    """A task fails alike on all clients: the fault is not a client's. The first traceback is a note of the error."""
 
 
 class Forgotten(Silent):
@@ -42,3 +58,8 @@ class NotFinite(Silent, ValueError):
 
 class Missing(FedbonsaiError):
     """An optional part is not installed; the text names the extra that brings it."""
+
+
+def exit_code(error: BaseException) -> int:
+    """Exit code of a command that ends with an error: 3 too few answers, 2 wrong input, 1 a fault in this library."""
+    return 3 if isinstance(error, Unanswered) else 2 if isinstance(error, FedbonsaiError) else 1

@@ -6,11 +6,12 @@ weights are copied in place and the update is a handful of fused calls (``torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal
+from math import inf
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 from fedbonsai import work
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import ConfigError, NotFinite
-from fedbonsai.model import Model, Skeleton, skeleton
-from fedbonsai.tree import Tree, Weights, finite, generator
+from fedbonsai.model import Model, skeleton
+from fedbonsai.tree import Tree, Weights, dtype_of, finite, generator, seeded
 from fedbonsai.wire import message
 
 if TYPE_CHECKING:
@@ -63,12 +64,14 @@ class SGD:
         faults = [
             f"{name} = {getattr(self, name)}: expected {want}"
             for name, want, fine in (
-                ("lr", "a number >= 0", self.lr >= 0),
+                ("lr", "a finite number >= 0", 0 <= self.lr < inf),
                 ("momentum", "a number in [0, 1)", 0 <= self.momentum < 1),
-                ("weight_decay", "a number >= 0", self.weight_decay >= 0),
+                ("weight_decay", "a finite number >= 0", 0 <= self.weight_decay < inf),
                 ("batch", "at least 1", self.batch >= 1),
                 ("epochs", "at least 1 (or set steps)", self.epochs >= 1 or self.steps > 0),
-                ("proximal", "a number >= 0", self.proximal >= 0),
+                ("steps", "0 (whole epochs), or a number of steps", self.steps >= 0),
+                ("proximal", "a finite number >= 0", 0 <= self.proximal < inf),
+                ("clip", "0 (none), or a finite norm", 0 <= self.clip < inf),
                 ("precision", "'fp32' or 'bf16'", self.precision in ("fp32", "bf16")),
                 ("sparse", "'off', 'auto' or 'on'", self.sparse in ("off", "auto", "on")),
             )
@@ -158,13 +161,16 @@ def train(
     loss_sum = torch.zeros((), device=me.device)
     steps = seen = 0
     _apply(held)
-    with randomness(net, me):
+    with seeded(me.seed, me.device, net.foreign):
         for batch in batches(me, sgd):
             x = batch.x.to(memory_format=torch.channels_last) if sgd.channels_last else batch.x
             with tiles(sparse, growth, names):
                 with cast:
                     value = objective(net.module, x, batch.y)
-                grads = list(torch.autograd.grad(value, params)) if params else []  # statistics may be all that learns
+                # statistics may be all that learns; a parameter that the loss does not depend on has no gradient
+                found: Any = list(torch.autograd.grad(value, params, allow_unused=True)) if params else []
+            used = [i for i, grad in enumerate(found) if grad is not None]
+            grads: list[Tensor] = found if len(used) == len(found) else _filled(found, params)
             if hook is not None:
                 hook(dict(zip(names, grads, strict=True)))
             if growth is not None:
@@ -172,11 +178,14 @@ def train(
                     if sparse is None or name not in sparse.layers:
                         growth(name, 0, grad)
             with torch.no_grad():
-                if params:
+                if len(used) == len(params) > 0:
                     descend(params, grads, sgd, momentum, start, shifts)
+                elif used:  # what is not used in a step is not moved by it, as in torch.optim
+                    parts = ([every[i] for i in used] if every else [] for every in (momentum, start, shifts))
+                    descend([params[i] for i in used], [grads[i] for i in used], sgd, *parts)
                 _apply(held)
                 loss_sum += value.detach() * len(batch)
-            del grads, value  # kept until the next ones exist they would double the memory of the gradients
+            del grads, found, value  # kept until the next ones exist they would double the memory of the gradients
             steps += 1
             seen += len(batch)
     work.report(
@@ -230,16 +239,28 @@ def _sample_bytes(me: Client) -> int:
     return work.size_of([me.train.x]) * (2 + me.augment) + 2 * work.size_of([me.train.y])
 
 
-@contextmanager
-def randomness(net: Skeleton | SparseNet, me: Client) -> Generator[None]:
-    """Dropout draws from torch's global generator: lend it one seeded for this client, and put the old one back."""
-    if not net.random:
-        yield
-        return
-    devices = [] if me.device == "cpu" else [torch.device(me.device)]
-    with torch.random.fork_rng(devices=devices, device_type=torch.device(me.device).type if devices else "cuda"):
-        torch.manual_seed(me.seed)
-        yield
+def gradients(value: Tensor, of: Sequence[Tensor], outer: Tensor | None = None) -> list[Tensor]:
+    """Gradients of a scalar, or of a tensor with the gradient ``outer`` behind it; zeros where it does not depend on one."""
+    return list(torch.autograd.grad(value, of, outer, allow_unused=True, materialize_grads=True)) if len(of) else []
+
+
+def draws(model: Model, sample: Sequence[int]) -> bool:
+    """Whether the network draws random numbers in training, as dropout in all its forms does.
+
+    Args:
+        model: network.
+        sample: shape of one input.
+    """
+    net = skeleton(model).module.train()
+    with seeded(0), torch.no_grad():
+        before = torch.default_generator.get_state()
+        net(torch.zeros(2, *sample, dtype=dtype_of(model.weights)))
+        return not torch.equal(before, torch.default_generator.get_state())
+
+
+def _filled(grads: Sequence[Tensor | None], params: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients with zeros where there is none."""
+    return [torch.zeros_like(p) if grad is None else grad for p, grad in zip(params, grads, strict=True)]
 
 
 def _cross_entropy(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -369,7 +390,7 @@ def judged(model: Model, samples: Samples, device: str = "cpu", batch: int = 512
     net = skeleton(model, device)
     net.module.eval()
     loss, correct = 0.0, list[Tensor]()
-    with torch.inference_mode():
+    with torch.inference_mode(), seeded(0, device, net.foreign):  # a network may draw even here
         for begin in range(0, len(samples), batch):
             part = samples[begin : begin + batch].to(device)
             scores = net.module(part.x)
@@ -394,10 +415,11 @@ def gradient(model: Model, samples: Samples, device: str = "cpu", batch: int = 2
     net.module.train(training)
     params = list(net.parameters.values())
     total = [torch.zeros_like(p) for p in params]
-    for begin in range(0, len(samples), batch):
-        part = samples[begin : begin + batch].to(device)
-        loss = F.cross_entropy(net.module(part.x), part.y, reduction="sum")
-        torch._foreach_add_(total, torch.autograd.grad(loss, params))
+    with seeded(0, device, net.foreign):
+        for begin in range(0, len(samples), batch):
+            part = samples[begin : begin + batch].to(device)
+            loss = F.cross_entropy(net.module(part.x), part.y, reduction="sum")
+            torch._foreach_add_(total, gradients(loss, params))
     work.report(
         model,
         samples.x.shape[1:],

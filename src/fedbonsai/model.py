@@ -6,9 +6,10 @@ where layers were pruned away the builder's network is resized to fit, so no pru
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
 from difflib import get_close_matches
 from importlib import import_module
@@ -18,12 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from fedbonsai.errors import BadMessage, ConfigError
-from fedbonsai.tree import Tree, Weights
+from fedbonsai.tree import Tree, Weights, seeded
 from fedbonsai.wire import message
 
 Builder = Callable[..., nn.Module]
 
 _builders: dict[str, Builder] = {}
+_generation = 0
 
 
 def network(name: str) -> Callable[[Builder], Builder]:
@@ -35,6 +37,8 @@ def network(name: str) -> Callable[[Builder], Builder]:
     def register(build: Builder) -> Builder:
         if name in _builders and _builders[name].__module__ != build.__module__:
             raise ValueError(f"network {name!r} is taken by {_builders[name].__module__}; choose another name")
+        if _builders.get(name, build) is not build:
+            renew()
         _builders[name] = build
         return build
 
@@ -45,6 +49,12 @@ def networks() -> dict[str, Builder]:
     """All registered builders by name."""
     import_module("fedbonsai.zoo")  # registers the shipped ones
     return dict(_builders)
+
+
+def renew() -> None:
+    """Forget all network objects that are kept: what their builders make may have changed, as in a notebook's cell."""
+    global _generation
+    _generation += 1
 
 
 @message("arch@1")
@@ -71,7 +81,7 @@ class Arch:
         return takes
 
     def build(self) -> nn.Module:
-        """A fresh network.
+        """A fresh network, drawn from torch's global generator.
 
         Raises:
             ConfigError: no such builder, or options that it does not take.
@@ -79,10 +89,15 @@ class Arch:
         self.takes()
         return _builders[self.name](**self.options)
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What caches of network objects go by; another one after a builder was defined anew, and after `renew`."""
+        return _generation, self.name, repr(sorted(self.options.items()))
+
 
 @message("model@1")
 class Model:
-    """Architecture and weights: parameters and buffers by name, in the module's order (batch counters left out)."""
+    """Architecture and weights: parameters and buffers by name, in the module's order (see `state`)."""
 
     arch: Arch
     weights: Mapping[str, Tensor]
@@ -91,10 +106,14 @@ class Model:
 
     @staticmethod
     def init(arch: Arch, seed: int) -> Model:
-        """Weights drawn by the network's own rules from ``seed``."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return Model(arch, {name: value.clone() for name, value in state(arch.build()).items()}, seed)
+        """Weights drawn by the network's own rules from ``seed``.
+
+        Raises:
+            ConfigError: no such network, or it has weights that cannot travel.
+        """
+        module = fresh(arch, seed)
+        _travels(module, arch.name)
+        return Model(arch, {name: value.detach().clone() for name, value in state(module).items()}, seed)
 
     def replace(self, weights: Tree) -> Model:
         """The same architecture with other weights."""
@@ -105,59 +124,180 @@ class Model:
         return Skeleton(self.arch, self.weights).load(self.weights).module
 
 
+def fresh(arch: Arch, seed: int = 0) -> nn.Module:
+    """A fresh network; whatever its builder draws, constants too, comes from ``seed``."""
+    with seeded(seed):
+        return arch.build()
+
+
 def state(module: nn.Module) -> Weights:
-    """Parameters and buffers by name; BatchNorm's batch counters, which nothing here uses, are left out."""
-    return {name: value for name, value in module.state_dict().items() if not name.endswith("num_batches_tracked")}
+    """Parameters and buffers by name: each tensor once, under the first of its names.
+
+    Batch normalisation's counters of batches are left out: they begin anew in each local training.
+    """
+    owners: dict[int, str] = {}
+    found: dict[str, Any] = module.state_dict(keep_vars=True)
+    return {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, Tensor)
+        and not name.endswith("num_batches_tracked")
+        and owners.setdefault(id(value), name) == name
+    }
 
 
-DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
+def shared(module: nn.Module) -> set[str]:
+    """Names of tensors that stand under more than one name (tied weights, modules registered twice): all of these names."""
+    names: dict[int, list[str]] = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        names.setdefault(id(value), []).append(name)
+    return {name for group in names.values() if len(group) > 1 for name in group}
 
 
-_forms: dict[str, Weights] = {}
+def _travels(module: nn.Module, name: str) -> None:
+    """Refuse tensors that no message can carry or no step can move.
+
+    Raises:
+        ConfigError: lazy or complex ones, or state that is no tensor.
+    """
+    faults: list[str] = []
+    for key, value in module.state_dict(keep_vars=True).items():
+        if not isinstance(value, Tensor):
+            faults.append(
+                f"{key} is no tensor ({type(value).__name__}): keep what the network must remember in buffers"
+            )
+        elif nn.parameter.is_lazy(value):
+            faults.append(f"{key} is lazy: give its layer the size of its input")
+        elif value.is_complex():
+            faults.append(f"{key} is complex: keep real and imaginary parts as two tensors")
+        elif value.layout != torch.strided or value.is_quantized:
+            faults.append(f"{key} is sparse or quantized: keep it as a plain tensor")
+    if faults:
+        raise ConfigError(f"model {name!r}: " + "; ".join(faults))
+
+
+_forms: dict[object, Weights] = {}
 
 
 def forms(arch: Arch) -> Weights:
     """Names, types and shapes of an architecture's weights as its builder makes them; the values mean nothing."""
-    key = repr((arch.name, sorted(arch.options.items())))
-    if key not in _forms:
-        with torch.random.fork_rng(devices=[]):
-            _forms[key] = state(arch.build())
-    return _forms[key]
+    if arch.key not in _forms:
+        _forms[arch.key] = {name: value.detach() for name, value in state(fresh(arch)).items()}
+    return _forms[arch.key]
 
 
 class Skeleton:
-    """One network object whose weights are overwritten in place for each client."""
+    """One network object whose weights are overwritten in place for each client.
+
+    Attributes:
+        names: of the weights, as in `state`.
+        parameters: those that are trained, by name: what needs no gradient is left alone.
+        keeps: whether all that the network remembers can be set back, so that the object may serve again.
+        foreign: whether it has modules that are neither torch's nor ours, which may draw from any generator.
+    """
 
     def __init__(self, arch: Arch, like: Tree, device: str = "cpu", channels_last: bool = False) -> None:
-        with torch.random.fork_rng(devices=[]):
-            module = arch.build()
+        module = fresh(arch)
         resize(module, like)
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.module = module.to(device).to(memory_format=layout)  # type: ignore[call-overload]
-        held = state(self.module)
+        held = state(module)
         if held.keys() != like.keys() or any(held[name].shape != like[name].shape for name in held):
             wrong = [
                 n for n in held.keys() | like.keys() if n not in held or n not in like or held[n].shape != like[n].shape
             ]
             raise BadMessage(f"weights do not fit network {arch.name!r}: {sorted(wrong)[:5]}")
+        self.module = _moved(module, device, torch.channels_last if channels_last else torch.contiguous_format)
         self.names = list(held)
-        self.parameters: dict[str, Tensor] = dict(self.module.named_parameters())
-        live = self.parameters | dict(self.module.named_buffers())
-        self._tensors = [live[name] for name in self.names]
-        self.random = any(isinstance(layer, DROPOUT) for layer in self.module.modules())
+        self.parameters: dict[str, Tensor] = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+        places = _places(self.module)
+        self._places = {name: places[name] for name in self.names}
+        self._kept: Tree = {}
+        self._rest = [inside[key] for name, (inside, key) in places.items() if name not in held]
+        self._made = [value.detach().clone() for value in self._rest]
+        self._bound = [(m._buffers, dict(m._buffers)) for m in self.module.modules() if m._buffers]
+        self.release(())
+        own = [m for m in self.module.modules() if type(m).__module__.split(".")[0] != "torch"]
+        self.foreign = any(not type(m).__module__.startswith("fedbonsai.") for m in own)
+        try:
+            self._attributes = [(vars(m), self._copied(vars(m))) for m in own]
+            self.keeps = True
+        except Exception:  # whatever a class that cannot be copied raises
+            self._attributes, self.keeps = [], False
+
+    def release(self, names: Iterable[str]) -> None:
+        """Let go of weights that layers of another kind, which have taken their place in the module, hold from now on."""
+        for name in names:
+            del self._places[name]
+        self._tensors = [inside[key] for inside, key in self._places.values()]
+        self._same = {id(value): value for value in [*self.module.modules(), *self._tensors, *self._rest]}
+
+    def _copied(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        """Copies of a module's own attributes; modules and tensors of the network inside them are the same objects."""
+        return {
+            name: value if isinstance(value, PLAIN) else copy.deepcopy(value, dict(self._same))
+            for name, value in attributes.items()
+            if name not in INNER
+        }
 
     def load(self, weights: Tree) -> Skeleton:
-        """Copy weights in place."""
-        with torch.no_grad():
-            torch._foreach_copy_(self._tensors, [weights[name] for name in self.names])
+        """Copy weights in place; whatever else the network remembers is as its builder made it."""
+        self.reset()
+        if self._tensors:
+            with torch.no_grad():
+                torch._foreach_copy_(self._tensors, [weights[name] for name in self._places])
+        self._kept = {name: value for name, value in weights.items() if not value.is_floating_point()}
         return self
 
+    def reset(self) -> None:
+        """Set what is no weight, buffers and the attributes of modules, to what the builder made it."""
+        for buffers, bound in self._bound:
+            buffers.update(bound)
+        if self._rest:
+            with torch.no_grad():
+                torch._foreach_copy_(self._rest, self._made)
+        for attributes, made in self._attributes:
+            for name in attributes.keys() - made.keys() - INNER:
+                del attributes[name]
+            attributes.update(self._copied(made))
+
+    def value(self, name: str) -> Tensor:
+        """A copy of a weight as it is now, on the CPU; one that is no floating-point number as it was loaded."""
+        inside, key = self._places[name]
+        held = self._kept.get(name, inside[key])
+        return held.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
     def snapshot(self) -> Weights:
-        """Copies of the weights as they are now, on the CPU."""
-        return {
-            name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-            for name, value in zip(self.names, self._tensors, strict=True)
-        }
+        """Copies of all weights as they are now."""
+        return {name: self.value(name) for name in self.names}
+
+
+INNER = frozenset(vars(nn.Module()))  # what every module has: parameters, buffers, hooks, the mode
+PLAIN = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.Size)
+
+
+def _places(module: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:
+    """Where each parameter and buffer stands: in which dictionary of its module, under which key."""
+    return {
+        f"{path}.{key}" if path else key: (inside, key)
+        for path, part in module.named_modules()
+        for inside in (part._parameters, part._buffers)
+        for key, value in inside.items()
+        if value is not None
+    }
+
+
+def _moved(module: nn.Module, device: str, layout: torch.memory_format) -> nn.Module:
+    """A module on a device in a memory layout; buffers that stood under several names still do."""
+    owner: dict[int, tuple[nn.Module, str]] = {}
+    again: list[tuple[nn.Module, str, tuple[nn.Module, str]]] = []
+    for part in module.modules():
+        for name, value in part.named_buffers(recurse=False):
+            first = owner.setdefault(id(value), (part, name))
+            if first != (part, name):
+                again.append((part, name, first))
+    module = module.to(device).to(memory_format=layout)  # type: ignore[call-overload]
+    for part, name, (first, its) in again:
+        part._buffers[name] = first._buffers[its]
+    return module
 
 
 _skeletons: OrderedDict[object, Skeleton] = OrderedDict()
@@ -169,43 +309,59 @@ def skeleton(model: Model, device: str = "cpu", channels_last: bool = False, kee
     The last few are kept, so that a client costs a copy of its weights and no construction.
     """
     shapes = tuple((name, tuple(value.shape), value.dtype) for name, value in model.weights.items())
-    key = (model.arch.name, repr(sorted(model.arch.options.items())), shapes, device, channels_last)
+    key = (model.arch.key, shapes, device, channels_last)
     if key not in _skeletons:
-        _skeletons[key] = Skeleton(model.arch, model.weights, device, channels_last)
+        made = Skeleton(model.arch, model.weights, device, channels_last)
+        if not made.keeps:
+            return made.load(model.weights)
+        _skeletons[key] = made
         while len(_skeletons) > keep:
             _skeletons.popitem(last=False)
     _skeletons.move_to_end(key)
     return _skeletons[key].load(model.weights)
 
 
+RESIZED = nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm
+
+
 def resize(module: nn.Module, like: Tree) -> None:
-    """Make convolution, normalisation and linear layers as wide as their weights in ``like``."""
-    for path, layer in module.named_modules():
+    """Make convolution, normalisation and linear layers as wide, and all tensors of the type, as in ``like``."""
+    new: dict[int, Tensor] = {}  # tied tensors are replaced by one
+    old: list[Tensor] = []  # kept, so that no identity is used again
+    for path, layer in module.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
-        if not isinstance(layer, nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm):
-            continue
         for name, value in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
-            new = like.get(prefix + name)
-            if new is None or (new.shape == value.shape and new.dtype == value.dtype):
-                continue
-            fresh = torch.empty(new.shape, dtype=new.dtype)
-            if isinstance(value, nn.Parameter):
-                setattr(layer, name, nn.Parameter(fresh, requires_grad=value.requires_grad))
-            else:
-                layer.register_buffer(name, fresh)
-        weight: Any = layer.weight
-        if weight is None:  # of a normalisation without gains; its statistics, if it keeps any, say how wide it is
-            weight = getattr(layer, "running_mean", None)
-            if weight is None:
-                continue
-        if isinstance(layer, nn.Conv2d):
-            depthwise = layer.groups == layer.in_channels
-            layer.out_channels = weight.shape[0]
-            layer.groups = weight.shape[0] if depthwise and layer.groups > 1 else layer.groups
-            layer.in_channels = weight.shape[1] * layer.groups
-        elif isinstance(layer, nn.Linear):
-            layer.out_features, layer.in_features = weight.shape
-        elif isinstance(layer, nn.GroupNorm):
-            layer.num_channels = weight.shape[0]
-        else:
-            layer.num_features = weight.shape[0]
+            wanted = like.get(prefix + name)
+            if id(value) not in new:
+                if wanted is None or (wanted.shape == value.shape and wanted.dtype == value.dtype):
+                    continue
+                if wanted.shape != value.shape and not isinstance(layer, RESIZED):
+                    continue
+                empty = torch.empty(wanted.shape, dtype=wanted.dtype)
+                learns = value.requires_grad
+                new[id(value)] = nn.Parameter(empty, learns) if isinstance(value, nn.Parameter) else empty
+                old.append(value)
+            setattr(layer, name, new[id(value)])
+        _renumber(layer)
+
+
+def _renumber(layer: nn.Module) -> None:
+    """Set a layer's numbers of channels or features to those of its weights."""
+    if not isinstance(layer, RESIZED):
+        return
+    weight: Any = layer.weight
+    if weight is None:  # of a normalisation without gains; its statistics, if it keeps any, say how wide it is
+        weight = getattr(layer, "running_mean", None)
+        if weight is None:
+            return
+    if isinstance(layer, nn.Conv2d):
+        depthwise = layer.groups == layer.in_channels
+        layer.out_channels = weight.shape[0]
+        layer.groups = weight.shape[0] if depthwise and layer.groups > 1 else layer.groups
+        layer.in_channels = weight.shape[1] * layer.groups
+    elif isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = weight.shape
+    elif isinstance(layer, nn.GroupNorm):
+        layer.num_channels = weight.shape[0]
+    else:
+        layer.num_features = weight.shape[0]

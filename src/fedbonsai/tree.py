@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import random
+import typing
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
-from typing import cast
 
 import torch
+from numpy.random import PCG64, mtrand
 from torch import Tensor
 
 Tree = Mapping[str, Tensor]
@@ -33,6 +36,35 @@ def seed_of(seed: int, client: str, round: int, ask: int) -> int:
 def generator(seed: int, device: str = "cpu") -> torch.Generator:
     """A generator of its own for each use: the global one is never touched."""
     return torch.Generator(device).manual_seed(seed)
+
+
+@contextmanager
+def seeded(seed: int, device: str = "cpu", every: bool = True) -> Generator[None]:
+    """Lend the global generators, seeded; afterwards they are where they were.
+
+    For code that is not ours: a network's builder, and its forward pass, which may draw (dropout in all its forms).
+
+    Args:
+        seed: any whole number >= 0.
+        device: torch device, whose generator is lent as well.
+        every: of NumPy and Python too, which takes ten times as long as torch's alone.
+    """
+    ours = torch.default_generator
+    before = ours.get_state()
+    kind = torch.device(device)
+    others = (mtrand.get_bit_generator(), random.getstate()) if every else None
+    with nullcontext() if kind.type == "cpu" else torch.random.fork_rng(devices=[kind], device_type=kind.type):
+        try:
+            ours.manual_seed(seed) if kind.type == "cpu" else torch.manual_seed(seed)
+            if others is not None:
+                mtrand.set_bit_generator(PCG64(seed))  # faster than to read and write the state of the one there is
+                random.seed(seed)
+            yield
+        finally:
+            ours.set_state(before)
+            if others is not None:
+                mtrand.set_bit_generator(others[0])
+                random.setstate(others[1])
 
 
 def subtract(left: Tree, right: Tree) -> Weights:
@@ -67,15 +99,25 @@ def finite(tree: Tree) -> bool:
     return all(bool(torch.isfinite(value).all()) for value in tree.values() if value.is_floating_point())
 
 
+def dtype_of(tree: Tree) -> torch.dtype:
+    """Type of the first floating-point tensor; float32 where there is none."""
+    return next((value.dtype for value in tree.values() if value.is_floating_point()), torch.float32)
+
+
+def cast(tree: Tree, dtype: torch.dtype) -> Weights:
+    """Floating-point tensors in another type, others as they are."""
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in tree.items()}
+
+
 def tensors(value: object) -> Iterator[Tensor]:
     """Every tensor inside a message, mapping or sequence."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
-        for item in cast("Mapping[str, object]", value).values():
+        for item in typing.cast("Mapping[str, object]", value).values():
             yield from tensors(item)
     elif isinstance(value, tuple | list):
-        for item in cast("Sequence[object]", value):
+        for item in typing.cast("Sequence[object]", value):
             yield from tensors(item)
     elif is_dataclass(value):
         for field in fields(value):
@@ -85,8 +127,9 @@ def tensors(value: object) -> Iterator[Tensor]:
 class Mean:
     """Weighted mean of trees, in the order they come, in the memory of one tree.
 
-    Floating tensors accumulate in their own precision (16-bit ones in float32), others in float64 and are rounded at
-    the end. Every method averages with this one class, so that its degenerate cases are FedAvg bit for bit.
+    Floating tensors accumulate in their own precision (16-bit ones in float32), others in float64 and are rounded at the
+    end; what is equal in all trees, such as a frozen weight, stays exactly as it is. Every method averages with this one
+    class, so that its degenerate cases are FedAvg bit for bit.
 
     >>> mean = Mean()
     >>> mean.add({"w": torch.tensor([1.0])}, 3)
@@ -98,7 +141,8 @@ class Mean:
     def __init__(self) -> None:
         self.weight = 0.0
         self._sums: list[Tensor] = []
-        self._like: list[tuple[str, torch.dtype]] = []
+        self._first: Weights = {}
+        self._equal: set[str] = set()
 
     def add(self, tree: Tree, weight: float) -> None:
         """Add one tree.
@@ -109,13 +153,15 @@ class Mean:
         if not weight >= 0:
             raise ValueError(f"weight {weight}: expected a number >= 0, such as a count of examples")
         values = [value.to(_accumulator(value.dtype)) for value in tree.values()]
-        if not self._like:
-            self._like = [(name, value.dtype) for name, value in tree.items()]
+        if not self._first:
+            self._first = dict(tree)
             self._sums = [value * weight for value in values]
+            self._equal = set(tree)
         else:
-            if [name for name, _ in self._like] != list(tree):
-                raise ValueError(f"trees differ: expected {[name for name, _ in self._like]}, got {list(tree)}")
+            if list(self._first) != list(tree):
+                raise ValueError(f"trees differ: expected {list(self._first)}, got {list(tree)}")
             torch._foreach_add_(self._sums, values, alpha=weight)
+            self._equal = {name for name in self._equal if torch.equal(tree[name], self._first[name])}
         self.weight += weight
 
     def result(self) -> Weights:
@@ -128,8 +174,10 @@ class Mean:
             raise ValueError("mean of nothing: add at least one tree with a positive weight")
         means = torch._foreach_div(self._sums, self.weight)
         return {
-            name: (mean if dtype.is_floating_point else mean.round()).to(dtype)
-            for (name, dtype), mean in zip(self._like, means, strict=True)
+            name: first.clone()
+            if name in self._equal and bool(torch.isfinite(mean).all())
+            else (mean if first.is_floating_point() else mean.round()).to(first.dtype)
+            for (name, first), mean in zip(self._first.items(), means, strict=True)
         }
 
 

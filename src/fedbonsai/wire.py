@@ -32,6 +32,7 @@ HEADER = (
     1 << 22
 )  # bytes; a value of the header can take a hundred times its bytes in memory, tensors without elements say
 DEPTH = 32  # nesting of values
+DIMENSIONS = 16  # of a tensor
 DTYPES = (
     torch.bool,
     torch.uint8,
@@ -171,6 +172,8 @@ class _Writer:
         code = _CODES.get(value.dtype)
         if code is None:
             raise TypeError(f"tensors of {value.dtype} do not travel; convert to one of {[str(d) for d in DTYPES]}")
+        if value.ndim > DIMENSIONS:
+            raise ValueError(f"tensor of {value.ndim} dimensions: at most {DIMENSIONS} travel; reshape it")
         self.header += bytes((TENSOR, code))
         self.varint(value.ndim)
         for size in value.shape:
@@ -201,7 +204,7 @@ def encode(value: object) -> bytearray:
 
     Raises:
         TypeError: something in the tree does not travel.
-        ValueError: an integer beyond 64 bits, or a tree nested too deep.
+        ValueError: an integer beyond 64 bits, a tensor of too many dimensions, or a tree nested too deep.
     """
     writer = _Writer()
     writer.value(value, 0)
@@ -253,6 +256,8 @@ class _Reader:
             byte = self.byte()
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
+                if not byte:
+                    raise BadMessage("integer that is not in its shortest form")
                 return value
             shift += 7
             if shift > 63:
@@ -332,6 +337,8 @@ class _Reader:
         cls = _messages.get(name)
         if cls is None:
             raise BadMessage(f"message {name[:80]!r} is not known here; both ends need the same methods installed")
+        if any(cls is held for held, _ in self.classes):
+            raise BadMessage(f"message {name!r} is named twice; only the first of a class has its name")
         own, declared = _fields_of(cls)
         after = self.at + len(declared)
         if after <= self.end and bytes(self.data[self.at : after]) == declared:  # as this library writes it itself
@@ -366,7 +373,7 @@ class _Reader:
         if code >= len(DTYPES):
             raise BadMessage(f"unknown dtype {code}")
         ndim = self.varint()
-        if ndim > 16:
+        if ndim > DIMENSIONS:
             raise BadMessage(f"tensor of {ndim} dimensions")
         shape = [self.varint() for _ in range(ndim)]
         if math.prod(max(size, 1) for size in shape) > self.limit:

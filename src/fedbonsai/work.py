@@ -161,12 +161,12 @@ def _sum(old: Episode, new: Episode) -> Episode:
     )
 
 
-def spent(error: Exception) -> Work:
+def spent(error: BaseException) -> Work:
     """What was computed before a task gave up, as `note` left it on the error."""
     found = vars(error).get("work", ())
     return found if isinstance(found, tuple) else ()
 
 
-def note(error: Exception, done: list[Episode]) -> None:
+def note(error: BaseException, done: list[Episode]) -> None:
     """Leave what was computed on the error that says why there is no answer."""
     vars(error)["work"] = tuple(done)

@@ -105,7 +105,7 @@ def test_a_run_that_fails_is_told_and_does_not_stop_the_others(capsys):
     text = Path("broken.toml").read_text()
     assert 'name = "cnn-bn"' in text
     Path("broken.toml").write_text('imports = ["broken"]\n' + text.replace('name = "cnn-bn"', 'name = "broken"'))
-    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])}
     words = ["compare", "broken.toml", "fedavg", "--rounds", "2", *SMALL[:-2], "--workers", "1"]  # not SMALL's network
     code = "import sys; from fedbonsai.cli import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run(
@@ -115,8 +115,11 @@ def test_a_run_that_fails_is_told_and_does_not_stop_the_others(capsys):
         text=True,
         timeout=120,
     )
-    assert done.returncode == 1, done.stderr
-    assert "broken-0: failed: no training here" in done.stdout
+    assert done.returncode == 2, done.stderr
+    assert "broken-0: failed: task 'averaging/train' fails alike on all 4 clients" in done.stdout
+    assert "ValueError: no training here" in done.stderr
+    assert "| fedavg | 1 |" in done.stdout
+    assert "broken-0 failed and is left out" in Path("runs/comparison/report.html").read_text()
     assert "1 runs failed: broken-0; the others are kept" in done.stderr
     assert fedbonsai.load("runs/comparison/fedavg-0").info["status"] == "finished"
 

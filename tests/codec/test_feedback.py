@@ -140,3 +140,27 @@ def test_another_architecture_is_told():
     _, memory = apply(chain, {"w": torch.randn(300)}, {}, 0)
     with pytest.raises(ValueError, match="drop the memory"):
         apply(chain, {"w": torch.randn(299)}, memory, 0)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        [{"affine": 2}],
+        [{"affine": {"bits": 2, "rounding": "stochastic"}}],
+        [{"signmag": 1}],
+        [{"signmag": 2}],
+        [{"signmag": {"bits": 3, "rounding": "stochastic"}}],
+        [{"drive": True}],
+        [{"randk": {"fraction": 0.3, "min_numel": 0}}],
+    ],
+    ids=str,
+)
+def test_what_is_allowed_with_feedback_stays_bounded(spec):
+    chain, memory = parse(["ef14", *spec]), {}
+    draws, norms = generator(5), list[float]()
+    for t in range(60):
+        update = {"w": torch.randn(400, generator=draws) ** 3}  # tails that are heavy
+        _, memory = apply(chain, update, memory, t)
+        norms.append(float(memory["residual"]["w"].norm()))
+    assert max(norms[30:]) < 2 * max(norms[:30])
+    assert max(norms) < 20 * float(update["w"].norm())

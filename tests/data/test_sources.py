@@ -65,7 +65,7 @@ def test_grey_png(tmp_path: Path, typed: bool, below: str) -> None:
     assert images.x.shape == (12, 6, 6, 1)
     assert images.test_x.shape == (4, 6, 6, 1)
     assert images.y.tolist() == [0, 1, 2] * 4
-    assert images.names == ("0", "1", "2")
+    assert images.names == ()
 
 
 def test_colour_jpeg_and_class_names(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_natural_ids(tmp_path: Path) -> None:
     parquet(tmp_path, held, columns(grey(4)))
     federation = load(DataConfig(name="own", path=str(tmp_path), partition="natural", by="writer", clients=3), 0)
     assert federation.ids == ("w0", "w1", "w2")
-    with pytest.raises(ConfigError, match=r"'author': no such column; columns: image .*writer"):
+    with pytest.raises(ConfigError, match=r"data\.by = 'author': no such column in .*; columns: image .*writer"):
         read(DataConfig(name="own", path=str(tmp_path), partition="natural", by="author"))
 
 

@@ -7,16 +7,18 @@ import onnx
 import pytest
 import torch
 from safetensors import safe_open
+from torch import nn
 
 import fedbonsai
 from fedbonsai.cli import main
+from fedbonsai.core import Samples
 from fedbonsai.errors import ConfigError
 from fedbonsai.export.compact import load, save
 from fedbonsai.export.formats import FORMATS, format_named
 from fedbonsai.export.parity import compare
 from fedbonsai.export.personal import owners
 from fedbonsai.export.trained import Trained
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Arch, Model, network
 
 
 def sparse(density: float = 0.05, seed: int = 0) -> Model:
@@ -49,6 +51,58 @@ def test_8_bit_values_are_within_half_a_step(tmp_path):
     for name, value in model.weights.items():
         if value.dim() > 1:
             assert float((back.weights[name] - value).abs().max()) <= float(value.abs().max()) / 127 / 2 * 1.001
+
+
+@pytest.mark.parametrize("values", ["fp32", "fp16", "int8"])
+def test_a_compact_file_keeps_every_type(tmp_path, values):
+    model = sparse()
+    weights = {
+        "a": torch.randn(30, 20).bfloat16(),
+        "b": torch.randn(30, 20).half(),
+        "c": torch.randn(30, 20),
+        "d": torch.arange(300) - 150,
+        "e": torch.arange(300) % 3 == 0,
+        "f": torch.randn(30, 20).double(),
+        "g": torch.tensor(3, dtype=torch.uint8),
+    }
+    save(model.replace(weights), tmp_path / "m.bonsai", values)
+    back = load(tmp_path / "m.bonsai").weights
+    assert {name: value.dtype for name, value in back.items()} == {name: v.dtype for name, v in weights.items()}
+    assert all(torch.equal(back[name], weights[name]) for name in "deg")
+    if values == "fp32":
+        assert all(torch.equal(back[name], weights[name]) for name in "abc")
+        assert torch.equal(back["f"], weights["f"].float().double())
+
+
+@network("test-export-narrow")
+def narrow(insists: bool = False) -> nn.Module:
+    """A network in bfloat16."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.out = nn.Linear(64, 8).bfloat16(), nn.Linear(8, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            kind = torch.bfloat16 if insists else self.inner.weight.dtype
+            return self.out(self.inner(x.flatten(1).to(kind)).relu().float())
+
+    return Net()
+
+
+def test_runtimes_get_float32_or_a_reason():
+    x = torch.randn(4, 1, 8, 8)
+    samples = Samples(x, torch.zeros(4, dtype=torch.int64))
+    for insists in (False, True):
+        model = Model.init(Arch("test-export-narrow", {"insists": insists}), 0)
+        trained = Trained(model, {}, samples, samples, model)
+        if insists:
+            with pytest.raises(ConfigError, match="'test-export-narrow' does not compute in float32"):
+                trained.single()
+        else:
+            single = trained.single()
+            assert {value.dtype for value in single.parameters()} == {torch.float32}
+            torch.testing.assert_close(single(x), trained.network()(x), rtol=0.05, atol=0.05)
 
 
 def test_a_damaged_compact_file_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import torch
@@ -56,6 +57,33 @@ def write(request: Question, me: Client, memory):
 @task("test/break")
 def broken(request: Question, me: Client, memory):
     raise ZeroDivisionError("a bug in a task")
+
+
+@task("test/write-and-break")
+def write_and_break(request: Question, me: Client, memory):
+    request.value.add_(1)
+    raise ZeroDivisionError("a bug in a task")
+
+
+@task("test/stumble")
+def stumble(request: Question, me: Client, memory):
+    """As `count`, with a memory that it writes into; the question says who fails, and how."""
+    calls = memory.get("calls", torch.zeros(1))
+    calls += 1
+    if request.folder == "wrong":
+        raise ValueError(f"client {me.id} has {len(me.train)} samples,\n  and a second line")
+    if request.folder == "other":
+        raise KeyError("no such layer")
+    if request.folder == "exit":
+        sys.exit(0)
+    if request.folder == "place":
+        raise ValueError("abc"[int(me.id)])
+    return Reply(me.train.x.sum() + request.value, 0.0, int(calls)), {"calls": calls}
+
+
+@task("test/interrupted")
+def interrupted(request: Question, me: Client, memory):
+    raise KeyboardInterrupt
 
 
 @task("test/die-once")

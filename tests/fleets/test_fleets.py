@@ -2,12 +2,13 @@ import pytest
 import torch
 
 from fedbonsai.core import Device, Scope, scope
-from fedbonsai.errors import ConfigError, Unanswered
+from fedbonsai.errors import ConfigError, TaskFailed, Unanswered, exit_code
+from fedbonsai.fleets.envelope import Receipt
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.pool import PoolFleet
 from fedbonsai.fleets.wrappers import Flaky, Metered, Recorded, Replayed
-from fedbonsai.wire import encode
+from fedbonsai.wire import OWN, decode, encode
 from tests.fleets import tasks
 from tests.fleets.tasks import Question, clients
 
@@ -122,20 +123,103 @@ def test_a_client_that_forgot_is_silent_and_says_why(kind, pools):
 @pytest.mark.parametrize("wire", [True, False])
 def test_a_task_that_writes_into_its_request_is_caught(wire):
     fleet = LocalFleet(clients(), wire)
-    with scope(fleet, ROUND), pytest.raises(RuntimeError, match="wrote into"):
-        list(fleet.ask(tasks.write, {fleet.devices[0]: Question(torch.zeros(3))}))
+    for task in (tasks.write, tasks.write_and_break):
+        with scope(fleet, ROUND), pytest.raises(RuntimeError, match="wrote into"):
+            list(fleet.ask(task, {fleet.devices[0]: Question(torch.zeros(3))}))
 
 
 @pytest.mark.slow
-def test_a_bug_in_a_task_raises_with_its_own_text(pools):
-    fleet = LocalFleet(clients())
-    with scope(fleet, ROUND), pytest.raises(ZeroDivisionError):
-        list(fleet.ask(tasks.broken, {fleet.devices[0]: Question(torch.zeros(1))}))
+def test_a_task_that_raises_on_all_clients_is_an_error_with_its_text_and_traceback(pools):
+    for fleet in (LocalFleet(clients()), LocalFleet(clients(), wire=False), *pools):
+        with scope(fleet, ROUND), pytest.raises(TaskFailed) as caught:
+            list(fleet.ask(tasks.broken, dict.fromkeys(fleet.devices, Question(torch.zeros(1))), at_least=0))
+        assert "'test/break' fails alike on all 5 clients" in str(caught.value)
+        assert "on client 00: ZeroDivisionError: a bug in a task;" in str(caught.value)
+        assert "\n" not in str(caught.value)
+        (trace,) = caught.value.__notes__
+        assert trace.startswith("Traceback")
+        assert 'raise ZeroDivisionError("a bug in a task")' in trace
+        assert exit_code(caught.value) == 2
+        fleet.restore({})
+        assert len(talk(fleet)) == 30  # it goes on
+
+
+FAILING = {"01": "wrong", "03": "wrong", "04": "other"}
+
+
+def silences(fleet):
+    """What is heard of clients of which three fail in the second of three rounds, and what a ledger books."""
+    seen, ledger = [], Ledger()
+    metered = Metered(fleet, ledger)
+    for t in range(3):
+        with scope(metered, Scope("r", 1, t, 0)):
+            say = {d: Question(torch.tensor(float(t)), FAILING.get(d.id, "") if t == 1 else "") for d in fleet.devices}
+            answers = metered.ask(tasks.stumble, say)
+            seen += [(t, a.device.id, bytes(encode(a.value))) for a in answers]
+            seen += [(t, d.id, s.reason) for d, s in answers.silent.items()]
+            metered.commit()
+    return seen, ledger.take()
+
+
+@pytest.mark.slow
+def test_a_client_whose_task_raises_is_silent_with_its_reason_and_keeps_its_memory(pools, caplog):
+    with caplog.at_level("INFO", "fedbonsai"):
+        (seen, booked) = silences(LocalFleet(clients()))
+    assert [who for t, who, what in seen if t == 1 and isinstance(what, bytes)] == ["00", "02"]
+    reasons = {who: what for t, who, what in seen if t == 1 and isinstance(what, str)}
+    assert reasons == {
+        "01": "ValueError: client 01 has 4 samples, and a second line",
+        "03": "ValueError: client 03 has 4 samples, and a second line",
+        "04": "KeyError: 'no such layer'",
+    }
+    last = {who: decode(what, OWN).calls for t, who, what in seen if t == 2}
+    assert last == {"00": 3, "01": 2, "02": 3, "03": 2, "04": 2}  # written into before the failure, and as it was
+    up = {row["client"]: row["bytes"] for row in booked if row["kind"] == "silent"}
+    assert up == {id: len(encode(Receipt("r", 1, 0, 0, id, why))) for id, why in reasons.items()}
+    assert "stumble" in caplog.text
+    assert "Traceback" in caplog.text
+    assert [what for _, _, what in silences(LocalFleet(clients(), wire=False))[0]] == [what for _, _, what in seen]
     for pool in pools:
-        with scope(pool, ROUND), pytest.raises(RuntimeError, match="a bug in a task"):
-            list(pool.ask(tasks.broken, dict.fromkeys(pool.devices, Question(torch.zeros(1)))))
         pool.restore({})
-        assert len(talk(pool)) == 30  # it goes on
+        assert silences(pool) == (seen, booked)
+
+
+@pytest.mark.parametrize(
+    ("fail", "asked", "loud"),
+    [
+        ({0: "wrong", 1: "wrong", 2: "wrong", 3: "wrong", 4: "wrong"}, [[0, 1, 2, 3, 4]], True),
+        ({0: "wrong", 1: "wrong", 2: "wrong", 3: "wrong", 4: "other"}, [[0, 1, 2, 3, 4]], False),  # not alike
+        ({0: "wrong", 1: "wrong", 2: "wrong", 3: "wrong"}, [[0, 1, 2, 3, 4]], False),
+        ({0: "wrong", 1: "wrong"}, [[0], [1], [2]], False),  # asked one after another until one can
+        ({0: "wrong", 1: "wrong", 2: "wrong", 3: "wrong"}, [[0], [1], [2], [3]], False),
+        ({0: "wrong", 1: "wrong", 2: "wrong", 3: "wrong", 4: "wrong"}, [[0], [1], [2], [3], [4]], True),
+        ({0: "wrong", 1: "wrong", 2: "wrong", 3: "wrong"}, [[0, 1], [2, 3]], True),  # nobody was ever seen to do it
+        ({0: "wrong", 1: "wrong", 2: "wrong"}, [[3], [0, 1, 2]], False),  # somebody was
+        ({0: "wrong", 1: "wrong", 2: "wrong", 4: "wrong"}, [[3], [0, 1, 2, 4]], False),
+        ({0: "place", 1: "place", 2: "place"}, [[0, 1, 2]], True),  # texts differ, the place is one
+    ],
+)
+def test_only_a_task_that_nobody_can_do_is_at_fault(fail, asked, loud):
+    fleet, found = LocalFleet(clients()), False
+    for t, places in enumerate(asked):
+        try:
+            with scope(fleet, Scope("r", 1, t, 0)):
+                say = {fleet.devices[i]: Question(torch.tensor(0.0), fail.get(i, "")) for i in places}
+                list(fleet.ask(tasks.stumble, say, at_least=0))
+        except TaskFailed:
+            found = True
+    assert found == loud
+
+
+def test_an_interrupt_in_a_task_passes_and_an_exit_is_a_failure():
+    fleet = LocalFleet(clients())
+    with scope(fleet, ROUND):
+        say = {d: Question(torch.zeros(1), "exit" if d.id == "02" else "") for d in fleet.devices}
+        answers = fleet.ask(tasks.stumble, say)
+        assert len(list(answers)) == 4
+        assert answers.silent[Device("02")].reason == "SystemExit: 0"
+    with scope(fleet, ROUND), pytest.raises(KeyboardInterrupt):
+        list(fleet.ask(tasks.interrupted, dict.fromkeys(fleet.devices, Question(torch.zeros(1)))))
 
 
 @pytest.mark.slow
@@ -225,7 +309,7 @@ def test_a_new_worker_understands_memories_of_methods_it_never_ran(pools, tmp_pa
 
 def test_a_memory_that_does_not_travel_is_a_bug_and_not_a_silence(pools):
     for pool in pools:
-        with scope(pool, ROUND), pytest.raises(RuntimeError, match="set does not travel"):
+        with scope(pool, ROUND), pytest.raises(TaskFailed, match="set does not travel"):
             list(pool.ask(tasks.keep_a_set, dict.fromkeys(pool.devices, Question(torch.zeros(1)))))
 
 

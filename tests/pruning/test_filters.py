@@ -1,9 +1,11 @@
 import builtins
+import copy
 import importlib.util
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import BadMessage, ConfigError, Missing
@@ -291,3 +293,116 @@ def test_a_large_residual_network_too():
     gap = output(prune(model, groups, kept), size) - output(silenced(model, groups, kept), size)
     assert len(groups) == 12
     assert float(gap.abs().max()) < 1e-5
+
+
+# --- networks of one's own ---------------------------------------------------------------------------------------------
+
+
+class Own(nn.Module):
+    """A network from its parts and a forward pass."""
+
+    def __init__(self, forward, **parts):
+        super().__init__()
+        self.way = forward
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x):
+        return self.way(self, x)
+
+
+def of_ones_own(name, forward, **parts):
+    network(f"test-filters-{name}")(lambda: Own(forward, **copy.deepcopy(parts)))
+    return Model.init(Arch(f"test-filters-{name}"), 0)
+
+
+def plain(self, x):
+    return self.out(self.last(self.norm(self.first(x)).relu()).relu().mean((2, 3)))
+
+
+def parts(norm, **more):
+    first, last = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1)
+    return {"first": first, "norm": norm, "last": last, "out": nn.Linear(6, 5), **more}
+
+
+def shuffled(self, x):
+    x = self.norm(self.first(x)).relu()
+    return self.out(self.last(x.flip(1)).relu().mean((2, 3)))
+
+
+def written(self, x):  # a normalisation of groups that no module makes
+    x = torch.nn.functional.group_norm(self.norm(self.first(x)), 4)
+    return self.out(self.last(x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(4, 8), nn.GroupNorm(1, 8), nn.BatchNorm2d(8)], ids=str)
+def test_a_wrong_order_of_channels_is_found_whatever_the_normalisation(norm):
+    model = of_ones_own(f"plain-{norm}", plain, **parts(norm))
+    assert [group.name for group in units(model, (2, 6, 6))] == ["first", "last"]
+    for name, forward in (("shuffled", shuffled), ("written", written)):
+        with pytest.raises(ConfigError, match="does not compute what the others did"):
+            units(of_ones_own(f"{name}-{norm}", forward, **parts(norm)), (2, 6, 6))
+
+
+def test_what_the_weights_hide_is_found():
+    def scaled(self, x):
+        return self.out(self.last((self.norm(self.first(x)) * self.scale).relu()).relu().mean((2, 3)))
+
+    more = parts(nn.GroupNorm(2, 8), scale=nn.Parameter(torch.ones(8, 1, 1)))
+    with pytest.raises(ConfigError, match="cannot be pruned by units"):
+        units(of_ones_own("scaled", scaled, **more), (2, 6, 6))
+    still = parts(nn.GroupNorm(2, 8))
+    nn.init.zeros_(still["out"].weight)  # all outputs are the bias
+    with pytest.raises(ConfigError, match="does not compute what the others did"):
+        units(of_ones_own("still", shuffled, **still), (2, 6, 6))
+
+
+@pytest.mark.parametrize(
+    ("layer", "kind"),
+    [
+        (nn.GRU(6, 6, batch_first=True), "a GRU"),
+        (nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), "a MultiheadAttention"),
+        (nn.Conv1d(4, 4, 3, padding=1), "a Conv1d"),
+        (nn.ConvTranspose1d(4, 4, 3, padding=1), "a ConvTranspose1d"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_layers_that_cannot_be_resized_are_named(layer, kind):
+    def forward(self, x):
+        x = self.layer(x[:, 0])
+        return self.out((x[0] if isinstance(x, tuple) else x).flatten(1))
+
+    model = of_ones_own(f"kind-{kind}", forward, layer=layer, out=nn.Linear(24, 5))
+    with pytest.raises(ConfigError, match=rf"test-filters-.*cannot be pruned by units: .*{kind}.*use masks"):
+        units(model, (1, 4, 6))
+
+
+def test_weights_that_are_shared_or_computed_are_named():
+    def forward(self, x):
+        return self.out(self.b(self.a(x.flatten(1)).relu()).relu())
+
+    def tied():
+        net = Own(forward, a=nn.Linear(9, 9), b=nn.Linear(9, 9), out=nn.Linear(9, 5))
+        net.b.weight = net.a.weight
+        return net
+
+    network("test-filters-tied")(tied)
+    with pytest.raises(ConfigError, match="'b' is a Linear that shares its weights"):
+        units(Model.init(Arch("test-filters-tied"), 0), (1, 3, 3))
+    made_of = {"a": weight_norm(nn.Linear(9, 7)), "b": spectral_norm(nn.Linear(7, 6)), "out": nn.Linear(6, 5)}
+    with pytest.raises(ConfigError, match="'a' is a Linear whose weight is computed from others"):
+        units(of_ones_own("computed", forward, **made_of), (1, 3, 3))
+
+
+def test_what_does_not_touch_the_units_stays_as_it_is():
+    def forward(self, x):
+        return self.out(self.middle(self.rnn(x[:, 0])[0][:, -1]).relu())
+
+    rnn = nn.LSTM(6, 7, batch_first=True)
+    model = of_ones_own("ahead", forward, rnn=rnn, middle=nn.Linear(7, 12), out=nn.Linear(12, 5))
+    groups = units(model, (1, 4, 6))
+    assert [group.name for group in groups] == ["middle"]
+    small = prune(model, groups, select(model.weights, groups, [4]))
+    assert small.weights["rnn.weight_ih_l0"].shape == (28, 6)
+    with pytest.raises(ConfigError, match=r"keep.share = 0.2 of the macs cannot be met: .* 0\.9\d* of them stay"):
+        widths(Target(0.2, "macs"), model, groups, (1, 4, 6))

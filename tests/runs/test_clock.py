@@ -9,7 +9,7 @@ from tests.cases import CASES
 
 import fedbonsai
 from fedbonsai.devices.figures import shipped
-from fedbonsai.errors import ConfigError
+from fedbonsai.errors import ConfigError, NothingLearned
 from fedbonsai.reports.costs import clocked as reports_clocked
 from fedbonsai.reports.costs import number, to_goal
 from fedbonsai.reports.files import picture
@@ -17,7 +17,7 @@ from fedbonsai.reports.series import together
 from fedbonsai.reports.terminal import show
 from fedbonsai.runs import recipes
 from fedbonsai.runs.config import BudgetConfig, ClockConfig
-from fedbonsai.runs.run import execute
+from fedbonsai.runs.run import execute, load
 from fedbonsai.runs.setup import shared_out
 
 QUICK = {
@@ -155,7 +155,10 @@ def test_defaults_are_no_clock_and_no_budget():
 
 @pytest.mark.slow
 def test_rounds_that_fail_take_time_too(tmp_path):
-    run = execute(quick(rounds=2, retries=1, **CLOCK, **{"clock.deadline": 0.01}), tmp_path / "a")
+    with pytest.raises(NothingLearned, match=r"4 silent, such as 000: late: "):
+        execute(quick(rounds=2, retries=1, **CLOCK, **{"clock.deadline": 0.01}), tmp_path / "a")
+    run = load(tmp_path / "a")
+    assert [(row["answered"], row["silent"], row["rejected"]) for row in run.metrics] == [(0, 4, 0)] * 2
     assert all(row["skipped"] for row in run.metrics)
     assert [row["round_seconds"] for row in run.metrics] == [0.02, 0.02]  # two attempts each
     assert [row["lost_answers"] for row in run.metrics] == [8, 8]

@@ -107,12 +107,12 @@ def test_other_names_are_free(name):
 
 @pytest.mark.slow
 def test_more_clients_than_there_are_cannot_be_asked(tmp_path):
-    assert "there are 4 clients" in faults("averaging", **{"data.clients": 4, "method.cohort": 5})
+    assert "there are 4 devices" in faults("averaging", **{"data.clients": 4, "method.cohort": 5})
     assert not faults("averaging", **{"data.clients": 4, "method.cohort": 4})
     split = fedbonsai.run(
         "fedavg", name="a", runs=tmp_path, rounds=1, data__clients=3, data__limit=90, model__name="mlp"
     ).path
-    with pytest.raises(ConfigError, match="cohort = 4: there are 3 clients"):  # as many as the split has
+    with pytest.raises(ConfigError, match="cohort = 4: there are 3 devices"):  # as many as the split has
         fedbonsai.run(
             "fedavg", name="b", runs=tmp_path, data__split=str(split / "split.json"), data__limit=90, method__cohort=4
         )

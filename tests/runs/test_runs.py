@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import fedbonsai
-from fedbonsai.errors import ConfigError
+from fedbonsai.errors import ConfigError, NothingLearned
 from fedbonsai.local import evaluate
 from fedbonsai.runs import recipes
-from fedbonsai.runs.run import execute
+from fedbonsai.runs.run import execute, load
 from fedbonsai.runs.setup import scene
 
 QUICK = {
@@ -92,12 +92,23 @@ def test_a_target_on_validation_accuracy_ends_the_run(tmp_path):
 
 
 def test_rounds_that_nobody_answers_are_retried_then_skipped(tmp_path):
-    run = execute(quick(rounds=3, retries=1, **{"fleet.flaky": 0.999}), tmp_path / "a")
-    assert [row["skipped"] for row in run.metrics].count(True) >= 2
+    with pytest.raises(NothingLearned):
+        execute(quick(rounds=3, retries=1, **{"fleet.flaky": 0.999}), tmp_path / "a")
+    run = load(tmp_path / "a")
+    assert [row["skipped"] for row in run.metrics] == [True] * 3
     assert "at least 1 needed" in run.metrics[0]["unanswered"][0]
     assert run.metrics[0]["attempt"] == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["skipped", "loss", "client_median"])
+def test_a_figure_of_the_method_never_stands_under_the_name_of_another(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("fedbonsai.methods.averaging.Averaging.metrics", lambda self, state: {name: 3.0})
+    with pytest.raises(ConfigError, match=rf"both named {name}; rename"):
+        execute(quick(rounds=1), tmp_path / "a")
+
+
+@pytest.mark.slow
 def test_recorded_answers_are_in_the_folder(tmp_path):
     execute(quick(rounds=2, **{"fleet.record": True}), tmp_path / "a")
     assert len(list((tmp_path / "a" / "answers").iterdir())) == 2

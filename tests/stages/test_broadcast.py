@@ -95,6 +95,9 @@ def test_a_downlink_that_would_lose_the_model_is_refused():
         Downlink(parse([{"topk": 0.1}]))
     with pytest.raises(ValueError, match="feedback"):
         Downlink(parse(["ef14", {"topk": 0.1}]), delta=True)
+    with pytest.raises(ValueError, match="feeds errors back, as ef14 does, with affine of 1 bit"):
+        Downlink(parse([{"affine": 1}]), delta=True)
+    assert Downlink(parse([{"affine": 1}])).chain.stages  # nothing is fed back
 
 
 def test_who_never_took_part_draws_the_first_model_and_gets_all_changes():

@@ -1,7 +1,8 @@
 """The command line: one file per verb, imported when it is called.
 
-Exit codes: 0 done; 1 a fault in this library; 2 wrong input, or a disk that refuses (the text says what and how to mend
-it); 3 too few devices answered; 130 interrupted (what was finished is kept).
+Exit codes: 0 done; 1 a fault in this library; 2 wrong input, which a task that fails alike on every client is too, or a disk
+that refuses (the text says what and how to mend it); 3 too few devices answered, or nothing was learned; 130 interrupted
+(what was finished is kept).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from io import TextIOWrapper
 
@@ -17,7 +19,7 @@ VERBS = {
     "ls": "list recipes, methods, models, data, devices, links or runs",
     "show": "print a recipe with everything that it leaves to defaults",
     "cp": "copy a recipe to a file of your own",
-    "validate": "check a recipe and its overrides, and name every fault",
+    "validate": "name every fault of a recipe, and whether data, network and method go together",
     "report": "tables and a page of plots of one run or several",
     "compare": "run several recipes on the same data, and report on them",
     "watch": "a training as it goes on, from another terminal",
@@ -68,20 +70,30 @@ def main(words: Sequence[str] | None = None) -> int:
     return _guarded(args.verb, args, rest)
 
 
+def _shown(verb: str) -> AbstractContextManager[object]:
+    """Inside which long work of a verb is shown; a run does so by itself, as ``--quiet`` says."""
+    if verb not in ("compare", "validate", "export", "profile", "report", "doctor"):
+        return nullcontext()
+    from fedbonsai.runs.shown import shown
+
+    return shown(True)
+
+
 def _guarded(verb: str, args: argparse.Namespace, rest: list[str]) -> int:
     from fedbonsai.disk import refused
-    from fedbonsai.errors import FedbonsaiError, Unanswered
+    from fedbonsai.errors import FedbonsaiError, NothingLearned, Unanswered, exit_code
     from fedbonsai.places import settle
 
     try:
         settle()
-        return int(import_module(f"fedbonsai.cli.{verb}").main(args, rest) or 0)
-    except Unanswered as error:
-        print(f"fedbonsai: too few devices answered: {error}", file=sys.stderr)
-        return 3
+        with _shown(verb):
+            return int(import_module(f"fedbonsai.cli.{verb}").main(args, rest) or 0)
     except FedbonsaiError as error:
-        print(f"fedbonsai: {error}", file=sys.stderr)
-        return 2
+        for note in getattr(error, "__notes__", ()):
+            print(note, file=sys.stderr)
+        few = isinstance(error, Unanswered) and not isinstance(error, NothingLearned)
+        print(f"fedbonsai: {'too few devices answered: ' if few else ''}{error}", file=sys.stderr)
+        return exit_code(error)
     except BrokenPipeError:
         sys.stderr.close()
         return 0

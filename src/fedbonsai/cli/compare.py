@@ -6,11 +6,11 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedbonsai.errors import ConfigError
+from fedbonsai.errors import ConfigError, exit_code
 
 if TYPE_CHECKING:
     from fedbonsai.runs.compare import Job
@@ -34,11 +34,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, rest: list[str]) -> int:
     """Compare."""
-    from fedbonsai.reports.series import goal_of, together
     from fedbonsai.runs import recipes
     from fedbonsai.runs.compare import carry_out, plan
     from fedbonsai.runs.config import check_name
-    from fedbonsai.runs.progress import span
+    from fedbonsai.runs.shown import span
 
     if not 0 <= args.target <= 1:
         raise ConfigError(f"--target {args.target:g}: expected an accuracy between 0 and 1, such as 0.95")
@@ -56,38 +55,52 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         print(_time(left, args.workers), flush=True)
     if args.plan:
         return 0
-    start, failed = time.perf_counter(), list[str]()
+    start, failed = time.perf_counter(), dict[str, Exception]()
     try:
-        for done, (job, text) in enumerate(carry_out(left, args.workers), 1):
+        for done, (job, result) in enumerate(carry_out(left, args.workers), 1):
             passed = time.perf_counter() - start
             rest_of_it = f", about {span(passed / done * (len(left) - done))} left" if done < len(left) else ""
-            print(f"{done} of {len(left)} done: {job.name}: {text}{rest_of_it}", flush=True)
-            failed += [job.name] if text.startswith("failed") else []
+            if isinstance(result, Exception):
+                failed[job.name] = result
+            told = f"failed: {result}" if isinstance(result, Exception) else result
+            print(f"{done} of {len(left)} done: {job.name}: {told}{rest_of_it}", flush=True)
     except KeyboardInterrupt:
         print("\ninterrupted; what was finished is kept. The same command goes on from there", file=sys.stderr)
         return 130
+    _report(home, [job for job in jobs if job.name not in failed], args.target, failed)
     if failed:
+        for name, error in failed.items():
+            print(f"fedbonsai: {name} failed: {error}", file=sys.stderr)
         print(f"fedbonsai: {len(failed)} runs failed: {', '.join(failed)}; the others are kept", file=sys.stderr)
-        return 1
+    return min(map(exit_code, failed.values()), default=0)  # a fault of ours before all else
+
+
+def _report(home: Path, done: Sequence[Job], target: float, failed: Mapping[str, Exception]) -> None:
+    """Write and print the report of the runs that ended well; it names the others."""
     from fedbonsai.reports.files import write
+    from fedbonsai.reports.series import goal_of, together
     from fedbonsai.runs.run import load
 
-    series = together([load(job.folder) for job in jobs])
-    goal = goal_of(series[0], args.target)
+    if not done:
+        return
+    series = together([load(job.folder) for job in done])
+    goal, title = goal_of(series[0], target), ", ".join(each.label for each in series)
+    without = [f"{name} failed and is left out: {error}" for name, error in failed.items()]
     for kind in ("html", "md", "csv", "png"):
-        write(home / f"report.{kind}", series, series[0], goal, f"{', '.join(each.label for each in series)}")
+        write(home / f"report.{kind}", series, series[0], goal, title, without)
     print((home / "report.md").read_text(encoding="utf-8"))
     print(f"report: {home / 'report.html'}")
-    return 0
 
 
 def _time(jobs: Sequence[Job], workers: int) -> str:
     """How long the runs may take here, by a few steps of each recipe."""
-    from fedbonsai.runs.progress import span, training_seconds
+    from fedbonsai.runs.progress import training_seconds
     from fedbonsai.runs.setup import scene
+    from fedbonsai.runs.shown import span
+    from fedbonsai.telling import each
 
     known: dict[tuple[str, str], float] = {}
-    for job in jobs:
+    for job in each("trying what a few steps of each recipe take", jobs):
         if (job.recipe, job.preset) in known:
             continue
         try:
@@ -103,6 +116,6 @@ def _time(jobs: Sequence[Job], workers: int) -> str:
     lacking = f"; {len(times) - len(told)} runs could not be tried" if len(told) < len(times) else ""
     longest = max(sum(told) / min(workers, len(jobs)), max(told, default=0.0))
     return (
-        f"about {span(longest)} of training here, by a few steps of each recipe's dense model; "
-        f"pruning on the server, splitting and messages come on top{lacking}"
+        f"about {span(longest)} of training here, by a few steps of each recipe's dense model, what comes "
+        f"before the first round included; splitting and messages come on top{lacking}"
     )

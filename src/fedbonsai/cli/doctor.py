@@ -42,7 +42,10 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         print(f"{'to mend' if part == 'base' else 'if it is wanted'}: pip install '{what}'")
     if importlib.util.find_spec("torch") is None:
         return 2
-    _speed()
+    from fedbonsai.telling import doing
+
+    with doing("measuring how fast this machine is"):
+        _speed()
     return 2 if "base" in missing else 0
 
 

@@ -40,6 +40,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     from fedbonsai.export.personal import owners
     from fedbonsai.export.trained import Trained
     from fedbonsai.runs.run import load
+    from fedbonsai.telling import doing
 
     if rest:
         raise ConfigError(f"export does not take {' '.join(rest)}")
@@ -50,10 +51,12 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     run = load(args.run)
     trained = Trained.of(run, args.client)
     _writable(target, args.run)
-    form.write(trained, target, args.int8)
+    with doing(f"writing {target.name}"):
+        form.write(trained, target, args.int8)
     network = trained.network()
-    rows = [compare(target.name, target, form.runner(trained, target), network, trained.test)]
-    with tempfile.TemporaryDirectory() as folder:
+    with doing(f"comparing {target.name} with what was trained"):
+        rows = [compare(target.name, target, form.runner(trained, target), network, trained.test)]
+    with doing("the same for the dense network"), tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"dense.{form.ending}"
         whole = replace(trained, model=trained.dense)
         form.write(whole, file, False)

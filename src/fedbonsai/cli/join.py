@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -154,9 +155,10 @@ def _device(args: argparse.Namespace, rest: list[str], name: str, folder: Path) 
         seed = config.seed if config.data.seed is None else config.data.seed
     elif rest or args.recipe:
         raise ConfigError(f"{' '.join([args.recipe, *rest]).strip()}: only for trials with --part")
-    if args.data and not Path(args.data).exists() and not re.fullmatch(r"[\w.]+:\w+", args.data):
+    there = os.path.exists(args.data)  # False, too, for what can be no name of a file
+    if args.data and not there and not re.fullmatch(r"[\w.]+:\w+", args.data):
         raise ConfigError(f"--data {args.data} does not exist; expected {KINDS}")
-    data = str(Path(args.data).resolve()) if args.data and Path(args.data).exists() else args.data
+    data = str(Path(args.data).resolve()) if args.data and there else args.data
     imports = tuple(part for part in args.imports.split(",") if part)
     return DeviceConfig(name, str(folder), data, args.valid, args.part, trial, seed, args.device, args.threads, imports)
 

@@ -31,7 +31,9 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     from fedbonsai.runs import recipes
     from fedbonsai.runs.progress import energy, line, progress, simulated
     from fedbonsai.runs.run import execute, name_of, stored
+    from fedbonsai.runs.shown import shown
     from fedbonsai.runs.submit import submit
+    from fedbonsai.runs.trouble import of_run
     from fedbonsai.runs.writers import writer
 
     if args.resume:
@@ -47,13 +49,15 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         print(line(config, row, row["seconds"] * (config.rounds - row["round"] - 1)), flush=True)
 
     try:
-        if config.fleet.kind == "flower":
-            if args.log:
-                raise ConfigError("--log is written where the run is driven; leave it out with --fleet flower")
-            run = submit(config, folder, bool(args.resume), None if args.quiet else tell)
-        else:
-            watching = [writer(name, folder) for name in args.log]
-            run = execute(config, folder, bool(args.resume), [*watching, *([] if args.quiet else [progress()])])
+        with shown(not args.quiet) as screen:
+            if config.fleet.kind == "flower":
+                if args.log:
+                    raise ConfigError("--log is written where the run is driven; leave it out with --fleet flower")
+                run = submit(config, folder, bool(args.resume), None if args.quiet else tell)
+            else:
+                watching = [writer(name, folder) for name in args.log]
+                watching += [] if args.quiet else [progress(screen)]
+                run = execute(config, folder, bool(args.resume), watching)
     except KeyboardInterrupt:
         print(
             f"\ninterrupted; what was finished is kept. Continue with: fedbonsai run --resume {folder}", file=sys.stderr
@@ -67,6 +71,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         print(
             f"{simulated(run.seconds)} of simulated time, {energy(run.joules)} of all devices ({config.clock.devices})"
         )
+    for said in of_run(run.metrics):
+        print(said)
     print(f"plots: fedbonsai report {folder}")
     return 0
 

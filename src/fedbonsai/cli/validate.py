@@ -1,8 +1,9 @@
-"""``fedbonsai validate``: every fault of a recipe at once, before anything is loaded."""
+"""``fedbonsai validate``: every fault of a recipe, and whether data, network and method go together, before any training."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,9 +14,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, rest: list[str]) -> None:
     """Check."""
+    from fedbonsai.runs.check import check
     from fedbonsai.runs.recipes import load, overrides_of
-    from fedbonsai.runs.setup import options_of
 
-    config = load(args.recipe, args.preset, overrides_of(rest))
-    options_of(config)
+    for text in check(load(args.recipe, args.preset, overrides_of(rest))):
+        print(f"warning: {text}", file=sys.stderr)
     print(f"{args.recipe} is valid")

@@ -59,11 +59,14 @@ def view(run: Any) -> RenderableType:
     from rich.table import Table
 
     from fedbonsai.runs.progress import size
+    from fedbonsai.runs.trouble import of_run
 
     rows = run.metrics
     scores = [row["accuracy"] for row in rows if "accuracy" in row]
     grid = Table.grid(padding=(0, 2))
     grid.add_row("status", str(run.info["status"]))
+    if run.info["status"] == "failed":
+        grid.add_row("reason", escape(str(run.info.get("reason", ""))))
     grid.add_row("round", f"{len(rows)} of {run.config.rounds}")
     if scores:
         grid.add_row("accuracy", f"{scores[-1]:.4f} (best {max(scores):.4f})  {sparkline(scores)}")
@@ -73,6 +76,8 @@ def view(run: Any) -> RenderableType:
         for name in SHOWN:
             if name in last:
                 grid.add_row(name.replace("_", " "), f"{last[name]:.4g}")
+        for said in of_run(rows):
+            grid.add_row("clients", escape(said))
         grid.add_row("a round takes", f"{sum(row['seconds'] for row in rows[-5:]) / len(rows[-5:]):.2f} s here")
     return Panel(grid, title=escape(str(run.path)), expand=False)
 

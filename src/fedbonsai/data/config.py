@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from math import inf
+from pathlib import Path
 from typing import Literal, get_args
 
 Partition = Literal["iid", "dirichlet", "pathological", "shards", "natural"]
@@ -17,6 +19,7 @@ HUB = {  # short name: data set of the Hugging Face hub, with its configuration 
     "cifar100": "uoft-cs/cifar100",
     "svhn": "ufldl-stanford/svhn:cropped_digits",
 }
+HUB_NAME = r"\w[\w.-]*/\w[\w.-]*(:[^:/]+)?"  # owner/name[:config]; folders and addresses are none
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class DataConfig:
     """The data of a run. All faults are reported together, as one ``ValueError``."""
 
     name: str = "digits"
-    """Data set: digits, mnist, fashion-mnist, femnist, cifar10, cifar100, svhn, or owner/name[:config] of the hub."""
+    """Data set: digits, mnist, fashion-mnist, femnist, cifar10, cifar100, svhn, or owner/name[:config] of the hub. With a
+    path, what reports call the data; none: as the folder."""
     path: str = ""
     """Local folder of Parquet files (train-*.parquet, test-*.parquet) to read instead of the hub."""
     clients: int = 10
@@ -55,7 +59,9 @@ class DataConfig:
     """Seed of the division; none: the run's seed."""
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot be meant."""
+        """Refuse values that cannot be meant, and call own data by their folder where they have no name."""
+        if self.path and self.name in ("", "digits"):  # digits are never read from files: the name of a recipe or none
+            object.__setattr__(self, "name", Path(self.path).resolve().name or "data")
         natural = self.partition == "natural"
         faults = [
             f"{name} = {getattr(self, name)!r}: expected {want}"
@@ -76,7 +82,7 @@ class DataConfig:
             if not fine
         ]
         known = ["digits", *HUB]
-        if not self.path and self.name not in known and "/" not in self.name:
+        if not self.path and self.name not in known and not re.fullmatch(HUB_NAME, self.name):
             near = get_close_matches(self.name, known, 1)
             faults.insert(
                 0,

@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedbonsai.core import Samples
+from fedbonsai.data.classes import contiguous, few
 from fedbonsai.data.config import DataConfig
 from fedbonsai.data.images import Bytes, Images
 from fedbonsai.data.sources import read
 from fedbonsai.data.split import Split, draw
 from fedbonsai.errors import ConfigError
+from fedbonsai.telling import doing, each
 
 CHUNK = 4096  # images that are converted at a time
+SKEWED = 1.5  # times as many test samples of one class as if all were equally frequent: worth a remark
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +91,31 @@ class Federation:
         """The server's own samples, often none: a view of ``x`` and ``y``."""
         return self._view(self.offsets[-2], self.offsets[-1])
 
+    @property
+    def majority(self) -> tuple[str, float]:
+        """The most frequent class of the test set, and the accuracy of a model that always answers it."""
+        counts = torch.bincount(self.test.y, minlength=self.classes)
+        return self.class_names[int(counts.argmax())], float(counts.max()) / max(1, len(self.test))
+
+    def remarks(self) -> tuple[str, ...]:
+        """What must be known of these data before their accuracies are believed."""
+        said: list[str] = []
+        name, share = self.majority
+        if share == 1:
+            said.append(f"all test samples are of class {name!r}: the accuracy says nothing of the others")
+        elif share > SKEWED / self.classes:
+            said.append(f"a model that always answers {name!r} reaches {share:.1%} on the test set")
+        if self.ids:  # of devices behind a server nobody knows here what they have
+            had = set[int]().union(*(part.y.unique().tolist() for part in self.train))
+            absent, tested = set(range(self.classes)) - had, set(self.test.y.unique().tolist())
+            for numbers, text in (
+                (absent & tested, "in the test set, but no client trains on them"),
+                (absent - tested, "declared, but neither trained on nor tested: outputs without a use"),
+            ):
+                if numbers:
+                    said.append(f"{text}: {few([self.class_names[number] for number in sorted(numbers)])}")
+        return tuple(said)
+
     def share(self) -> Federation:
         """Move all samples to shared memory, in place, so that worker processes map them instead of copying."""
         for tensor in (self.x, self.y, self.test.x, self.test.y):
@@ -119,8 +147,16 @@ def load(config: DataConfig, seed: int) -> Federation:
     images = read(config)
     if images.x.shape[1] != images.x.shape[2]:
         raise ConfigError(f"images are {images.x.shape[2]}x{images.x.shape[1]} pixels; only square ones are supported")
-    split = Split.load(config.split, images) if config.split else draw(images, config, seed)
+    names = images.names or contiguous(images.y, images.test_y)
+    with doing(f"dividing {len(images.y):,} samples among the clients"):
+        split = Split.load(config.split, images) if config.split else draw(images, config, seed)
     order = split.order()
+    held = np.unique(images.y[order])
+    if split.ids and len(held) < 2:  # the split of a run on devices has no clients
+        raise ConfigError(
+            f"all {len(order)} training samples are of one class, {', '.join(names[number] for number in held)!r}: nothing "
+            "can be learned from them; add samples of others, or check the labels and data.limit"
+        )
     mean, std = _statistics(images)
     return Federation(
         name=config.name,
@@ -130,7 +166,7 @@ def load(config: DataConfig, seed: int) -> Federation:
             _normalised(images.test_x, np.arange(len(images.test_y)), mean, std), torch.as_tensor(images.test_y)
         ),
         split=split,
-        class_names=images.names,
+        class_names=names,
         mean=tuple((mean / images.top).tolist()),
         std=tuple((std / images.top).tolist()),
         augment=config.augment,
@@ -152,7 +188,7 @@ def _statistics(images: Images) -> tuple[NDArray[np.float64], NDArray[np.float64
 def _normalised(x: Bytes, order: NDArray[np.int64], mean: NDArray[np.float64], std: NDArray[np.float64]) -> Tensor:
     """Images in an order: [samples, height, width, channels] bytes to [samples, channels, height, width] float32."""
     out = torch.empty(len(order), x.shape[3], x.shape[1], x.shape[2])
-    for begin in range(0, len(order), CHUNK):
+    for begin in each(f"converting images, {CHUNK:,} at a time,", range(0, len(order), CHUNK)):
         part = torch.as_tensor(x[order[begin : begin + CHUNK]])
         out[begin : begin + CHUNK] = part.permute(0, 3, 1, 2)
     shape = (1, -1, 1, 1)

@@ -20,7 +20,8 @@ class Images:
     """A training set and a test set, decoded.
 
     ``x`` and ``test_x`` are [samples, height, width, channels] with values from 0 to ``top``; ``y`` and ``test_y`` are
-    class numbers; ``owners`` says whose each training sample is (empty unless a column was asked for).
+    class numbers, which ``names`` name (empty where the files hold bare numbers); ``owners`` says whose each training
+    sample is (empty unless a column was asked for).
     """
 
     x: Bytes

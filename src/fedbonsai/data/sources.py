@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedbonsai.data.cache import file_of, version
-from fedbonsai.data.columns import decode, image_column, label_column, labels, owners
+from fedbonsai.data.classes import joined, translated
+from fedbonsai.data.columns import declared, decode, image_column, label_column, labels, owners, required
 from fedbonsai.data.config import HUB, DataConfig
 from fedbonsai.data.extras import extra, quiet
-from fedbonsai.data.images import Images, fingerprint, keep, kept
+from fedbonsai.data.images import Bytes, Images, Labels, fingerprint, keep, kept
+from fedbonsai.data.shards import Shard, first, of_file, of_hub
 from fedbonsai.errors import ConfigError
+from fedbonsai.telling import doing
 
 TESTS = ("test", "validation", "valid")  # names of a split that serves as the test set, the best first
+STRAY = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"}
+READING = 2  # raise it when the same files are read otherwise than before: what was kept is then read anew
 
 
 def read(config: DataConfig) -> Images:
@@ -42,16 +47,16 @@ def read(config: DataConfig) -> Images:
             for part in files.values()
             for file in part
         ]
-        place = file_of("images", "files", marks, config.by)
+        place = file_of("images", "files", READING, marks, config.by)
     else:
-        place = file_of("images", "hub", HUB.get(config.name, config.name), config.by)
+        place = file_of("images", "hub", READING, HUB.get(config.name, config.name), config.by)
     if (images := kept(place)) is not None:
         return images
     if config.name == "digits" and not config.path:
         images = digits()
     else:
-        with quiet():
-            images = _local(files, config) if files else _hub(config)
+        with quiet(), doing(f"{'reading' if files else 'fetching'} {config.path or config.name}"):
+            images = _decoded(_local(files) if files else _hub(config), config)
     keep(images, place)
     return images
 
@@ -71,80 +76,112 @@ def parquet(folder: Path) -> dict[str, list[Path]]:
     """Parquet files by split, in a folder or in its ``data`` folder.
 
     Raises:
-        ConfigError: no such folder, or no training files in it.
+        ConfigError: no such folder, no training files in it, or not all parts of a split.
     """
-    for place in (folder, folder / "data"):
-        found = {
-            split: sorted([*place.glob(f"{split}-*.parquet"), *place.glob(f"{split}.parquet")])
-            for split in ("train", *TESTS)
-        }
-        if found["train"]:
-            return {split: files for split, files in found.items() if files}
-    state = "holds no train-*.parquet" if folder.is_dir() else "is not a folder"
+    try:
+        for place in (folder, folder / "data"):
+            found = {
+                split: sorted([*place.glob(f"{split}-*.parquet"), *place.glob(f"{split}.parquet")])
+                for split in ("train", *TESTS)
+            }
+            if found["train"]:
+                return {split: _complete(files) for split, files in found.items() if files}
+        others = sorted(file.name for file in folder.iterdir() if file.suffix == ".parquet" and not stray(file))
+        state = "holds no train-*.parquet" + (f" (but {', '.join(others[:5])})" if others else "")
+    except (FileNotFoundError, NotADirectoryError):
+        state = "is not a folder"
+    except OSError as error:
+        state = f"cannot be read: {error.strerror}"
     raise ConfigError(
         f"data.path = {str(folder)!r} {state}; expected train-*.parquet and test-*.parquet, or a folder data/ of them"
     )
 
 
-def _local(files: Mapping[str, list[Path]], config: DataConfig) -> Images:
-    datasets = extra("datasets")
-    # the Arrow copy that the library makes is not wanted: what is kept is the decoded images
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        names = {split: [str(file) for file in part] for split, part in files.items()}
-        try:
-            splits = datasets.load_dataset("parquet", data_files=names, cache_dir=scratch)
-        except Exception as error:  # whatever the library says of a damaged or odd file
-            raise ConfigError(f"data.path = {config.path!r} cannot be read: {_first(error)}") from error
-        return _decoded(splits, config)
+def _complete(files: list[Path]) -> list[Path]:
+    """The files of a split, unless their names (``-00001-of-00003``) tell that parts are missing or of another writing."""
+    parts = [match for file in files if (match := re.search(r"-(\d+)-of-(\d+)\.parquet$", file.name))]
+    wanted = {int(match[2]) for match in parts}
+    if parts and wanted != {len(parts)}:
+        raise ConfigError(
+            f"{files[0].parent} holds {len(parts)} files {', '.join(file.name for file in files[:5])} of "
+            f"{' or '.join(map(str, sorted(wanted)))}: copy all parts of one writing there and take others away"
+        )
+    return files
 
 
-def _hub(config: DataConfig) -> Images:
+def stray(path: Path) -> bool:
+    """Whether systems, not people, put it there: hidden files and folders, and what archives and discs leave behind."""
+    return path.name.startswith(".") or path.name.lower() in STRAY
+
+
+def _local(files: Mapping[str, list[Path]]) -> dict[str, list[Shard]]:
+    return {split: [of_file(file) for file in part] for split, part in files.items()}
+
+
+def _hub(config: DataConfig) -> dict[str, list[Shard]]:
     repository, _, variant = HUB.get(config.name, config.name).partition(":")
+    if Path(repository).exists():
+        raise ConfigError(
+            f"data.name = {config.name!r}: {repository} lies here too, and the datasets library would read that instead "
+            "of the hub; give a folder as data.path, or start elsewhere"
+        )
     try:
         splits = extra("datasets").load_dataset(repository, variant or None)
     except Exception as error:  # no network, no such data set, a gate, a wrong variant: all end here
         raise ConfigError(
-            f"data set {repository!r} could not be fetched from the Hugging Face hub: {_first(error)}; "
+            f"data set {repository!r} could not be fetched from the Hugging Face hub: {first(error)}; "
             "without a network, set data.path to a folder that holds its train-*.parquet and test-*.parquet"
         ) from error
-    return _decoded(splits, config)
+    return {name: [of_hub(split, f"split {name!r} of {repository}")] for name, split in splits.items()}
 
 
-def _decoded(splits: Mapping[str, Any], config: DataConfig) -> Images:
+def _decoded(splits: Mapping[str, Sequence[Shard]], config: DataConfig) -> Images:
     if "train" not in splits:
         raise ConfigError(f"data set {config.name!r} has no split 'train'; it has {sorted(splits)}")
-    train = splits["train"]
-    image, label = image_column(train.features), label_column(train.features)
-    names: list[str] | None = getattr(train.features[label], "names", None)
+    train = _filled(splits["train"])
+    image, label = image_column(train[0]), label_column(train[0])
+    for shard in train:
+        required(shard, (image, label))
+        required(shard, (config.by,), "data.by = ")
+    names = joined(declared(shard, label) for shard in train)
+    owner: NDArray[np.str_] = np.empty(0, np.str_)
+    if config.by:
+        owner = np.concatenate([owners(part.rows([config.by])[config.by], config.by, part.what) for part in train])
     x, y = _samples(train, image, label, names, "training")
-    owner = owners(train, config.by)
     other = next((splits[name] for name in TESTS if name in splits), None)
     if other is None:
         test = np.zeros(len(y), bool)
         test[np.random.default_rng(0).permutation(len(y))[: max(1, len(y) // 10)]] = True
         test_x, test_y, x, y, owner = x[test], y[test], x[~test], y[~test], owner[~test] if owner.size else owner
     else:
-        missing = {image, label} - set(other.features)
-        if missing:
-            raise ConfigError(
-                f"the test split of {config.name!r} lacks {sorted(missing)}, which the training split has"
-            )
+        for shard in (other := _filled(other)):
+            required(shard, (image, label))
         test_x, test_y = _samples(other, image, label, names, "test")
     if x.shape[1:] != test_x.shape[1:]:
         raise ConfigError(
             f"training images are {x.shape[1:]} and test images {test_x.shape[1:]} (height, width, channels); "
             "convert them to one shape first"
         )
-    classes = names or [str(number) for number in range(max(int(y.max(initial=0)), int(test_y.max(initial=0))) + 1)]
-    return Images(x, y, test_x, test_y, tuple(classes), owner, fingerprint(x, y))
+    return Images(x, y, test_x, test_y, names, owner, fingerprint(x, y))
 
 
-def _samples(dataset: Any, image: str, label: str, names: list[str] | None, what: str) -> tuple[Any, Any]:
-    """Images and labels of one split, as stored (`columns.decode`, `columns.labels`)."""
-    table = dataset.with_format("arrow")[:]  # still encoded: the library's own decoding is several times slower
-    y = labels(table[label].to_pylist(), len(names) if names else None, what)
-    return decode(table[image].to_pylist(), what), y
+def _filled(shards: Sequence[Shard]) -> list[Shard]:
+    """Those that hold rows: of an empty file not even the types can be trusted."""
+    found = [shard for shard in shards if shard.count]
+    if not found:
+        raise ConfigError(
+            f"{', '.join(shard.what for shard in shards)}: no rows; expected at least one in one of the files"
+        )
+    return found
 
 
-def _first(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no text'}"
+def _samples(shards: Sequence[Shard], image: str, label: str, names: Sequence[str], what: str) -> tuple[Bytes, Labels]:
+    """Images and labels of one split, the labels as numbers of the common names."""
+    pictures: list[Any] = []
+    y: list[Labels] = []
+    for shard in shards:
+        rows, own = shard.rows([image, label]), declared(shard, label)
+        y.append(translated(labels(rows[label], len(own), shard.what), own, names, shard.what))
+        pictures += rows[image]
+    with doing(f"decoding {what} images", len(pictures)) as told:
+        return decode(pictures, what, told), np.concatenate(y)

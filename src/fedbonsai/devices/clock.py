@@ -30,8 +30,13 @@ class Macs:
 
 def passes(layer: Layer, episode: Episode) -> int:
     """How often the layer's forward multiply-accumulates are done in an episode, over all of its samples."""
-    backward = 2 if episode.inward or not layer.first else 1
+    backward = (not layer.frozen) + (episode.inward or not layer.first)
     return episode.forward + episode.backward * (1 + backward)
+
+
+def products(layer: Layer, episode: Episode) -> int:
+    """Multiply-accumulates of a dense layer in an episode; a weight that is made of others is made in each pass."""
+    return layer.macs * passes(layer, episode) + layer.once * episode.passes * (3 if episode.backward else 1)
 
 
 def macs(work: Sequence[Episode]) -> Macs:
@@ -39,7 +44,7 @@ def macs(work: Sequence[Episode]) -> Macs:
     done, kept = 0, 0.0
     for episode in work:
         for layer in layers(episode):
-            count = layer.macs * passes(layer, episode)
+            count = products(layer, episode)
             part = count * episode.kept.get(layer.name, 1.0)
             done += round(part) if layer.name in episode.sparse else count
             done += layer.macs * episode.backward if layer.name in episode.grown else 0
@@ -75,7 +80,7 @@ def _seconds(profile: Profile, episode: Episode) -> float:
     structure, mask = kept(episode)
     whole = unpruned(episode) if structure < 1 else episode  # a curve says nothing of wider networks
     rates: dict[Kind, float] = {"conv": profile.conv.value, "linear": profile.linear.value}
-    dense = sum(layer.macs * passes(layer, episode) / rates[layer.kind] for layer in layers(whole))
+    dense = sum(products(layer, episode) / rates[layer.kind] for layer in layers(whole))
     network, share = counted(whole), 1.0 if episode.backward else FORWARD
     dense += share * network.values * (episode.forward + episode.backward) / profile.values.value
     dense += share * network.modules * episode.passes * profile.overhead.value

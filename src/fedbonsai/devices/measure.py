@@ -26,6 +26,7 @@ from fedbonsai.devices.networks import counted, layers
 from fedbonsai.errors import ConfigError
 from fedbonsai.local import SGD
 from fedbonsai.model import Arch, Model
+from fedbonsai.telling import each
 from fedbonsai.tree import Weights
 from fedbonsai.work import Episode
 
@@ -95,7 +96,7 @@ def timed(
             step.train(me, batch, 1)
         episodes.append(done[0])
     long, short = np.empty((2, repeats, len(steps)))
-    for turn in range(repeats):
+    for turn in each(f"timing {len(steps)} steps in turns", range(repeats)):
         for place, step in enumerate(steps):
             long[turn, place], short[turn, place] = step.train(me, batch, many[place] + 1), step.train(me, batch, 1)
     if len(steps) == 1:
@@ -227,7 +228,7 @@ def memory() -> Memory:
     plain, folded = NETWORKS[0], NETWORKS[2]
     from fedbonsai.devices.footprint import trained
 
-    first, second = measure(plain), measure(folded)
+    first, second = (measure(job) for job in each("measuring memory in processes of their own", (plain, folded)))
     library = first.peak - peak_bytes(trained(plain))
     kernels = second.peak - peak_bytes(trained(folded)) - library
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

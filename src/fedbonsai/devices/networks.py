@@ -1,38 +1,38 @@
-"""Multiply-accumulates of a network by layer, counted once for each architecture and input shape.
+"""Multiply-accumulates of a network by weight, counted once for each architecture and input shape.
 
-Convolutions and linear layers count; normalisation, activations and losses do not. The network is built without its
-values (torch's meta device), so that counting costs no arithmetic and no memory.
+Products count, with weights and between samples (attention); normalisation, activations, look-ups and losses do not. The
+network is built without its values (torch's meta device), so that counting costs no arithmetic and no memory.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from fedbonsai.devices.products import Kind, Product, Products
+from fedbonsai.errors import ConfigError
 from fedbonsai.model import Skeleton, forms
 from fedbonsai.tree import Weights
 from fedbonsai.work import Episode
 
-Kind = Literal["conv", "linear"]
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-PASSING = (nn.Flatten, nn.Identity, nn.Sequential)  # these make no values; an empty sequence has no children either
-
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution or linear layer: multiply-accumulates of one sample's forward pass."""
+    """What is multiplied with one weight, or by one module with no weight alone: one sample's forward pass."""
 
     name: str
-    """Of its weight."""
+    """Of its weight; path of the module where there is none, as between the samples of attention."""
     kind: Kind
     macs: int
     first: bool
     """Whether no gradient by its input is needed, as in the first layer of a network."""
+    frozen: bool = False
+    """Whether no gradient by its weight is needed."""
+    once: int = 0
+    """Multiply-accumulates of a pass however many samples it has, as those that make a weight of others."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,13 @@ class Network:
     """What a network costs, by its parts."""
 
     layers: tuple[Layer, ...]
-    """Convolutions and linear layers, in the order in which samples pass them."""
+    """In the order in which samples pass them."""
     values: int
     """Values that all of its modules give for one sample: what normalisations, activations and pooling go through."""
     modules: int
     """How many of them there are."""
+    unknown: tuple[str, ...] = ()
+    """Matrices of weights whose operations cannot be counted."""
 
 
 KEEP = 256  # networks
@@ -60,6 +62,23 @@ def key(episode: Episode) -> tuple[object, ...]:
 def layers(episode: Episode) -> tuple[Layer, ...]:
     """Convolutions and linear layers of the network of an episode as it is now."""
     return counted(episode).layers
+
+
+def all_known(episode: Episode, wanted: str) -> None:
+    """Refuse a network of which not everything can be counted.
+
+    Args:
+        episode: of the network.
+        wanted: what its costs are needed for.
+
+    Raises:
+        ConfigError: by the names of the weights.
+    """
+    if names := counted(episode).unknown:
+        raise ConfigError(
+            f"network {episode.arch.name!r}: the operations of {', '.join(names)} cannot be counted, and {wanted} needs "
+            "them; multiply with matmul, einsum, linear or convolutions of torch, or leave that setting out"
+        )
 
 
 def counted(episode: Episode) -> Network:
@@ -99,27 +118,21 @@ def _count(episode: Episode) -> Network:
 
 def _passed(episode: Episode, device: str) -> Network:
     net = network(episode, device).eval()
-    prefix = f"{episode.part}." if episode.part else ""
-    names = {layer: f"{prefix}{path}." if path else prefix for path, layer in net.named_modules()}
-    found: dict[str, Layer] = {}
-    sizes: list[int] = []
-
-    def see(layer: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> None:
-        sizes.append(out[0].numel())
-        if not isinstance(layer, (*CONVOLUTIONS, nn.Linear)):
-            return
-        kind: Kind = "linear" if isinstance(layer, nn.Linear) else "conv"
-        weight: Tensor = layer.get_parameter("weight")
-        name = f"{names[layer]}weight"
-        macs = out[0].numel() * weight[0].numel() + (found[name].macs if name in found else 0)
-        found[name] = Layer(name, kind, macs, not inputs[0].requires_grad)
-
-    hooked: Callable[..., None] = see
-    parts = [m for m in net.modules() if not any(m.children()) and not isinstance(m, PASSING)]
-    handles = [part.register_forward_hook(hooked) for part in parts]
+    one = _forward(net, episode, device, 1)
     try:
-        net(torch.zeros(1, *episode.sample, device=device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return Network(tuple(found.values()), sum(sizes), len(sizes))
+        two = _forward(net, episode, device, 2).found
+    except RuntimeError:  # a network of one's own may take one sample only
+        two = {name: Product(row.kind, 2 * row.macs) for name, row in one.found.items()}
+    rows: list[Layer] = []
+    for name, row in one.found.items():
+        once = max(0, 2 * row.macs - two[name].macs) if name in two else 0
+        rows.append(Layer(name, row.kind, row.macs - once, row.first, row.frozen, once))
+    return Network(tuple(rows), sum(one.sizes), len(one.sizes), one.unknown)
+
+
+def _forward(net: nn.Module, episode: Episode, device: str, batch: int) -> Products:
+    seen = Products(net, f"{episode.part}." if episode.part else "")
+    x = torch.zeros(batch, *episode.sample, device=device)
+    with seen.watching():
+        net(x)
+    return seen

@@ -1,7 +1,7 @@
 """A compact file: positions of the weights that are not zero, coded, and their values; for unstructured sparse models.
 
 The file is one message of wire v1 (``docs/wire.md``) with a packed tree in it (``docs/codecs.md``). `load` gives the
-same weights back, to the bit with float32 values.
+same weights back, to the bit with float32 values; every tensor keeps its type, and integers and booleans their values.
 """
 
 from __future__ import annotations
@@ -35,6 +35,14 @@ class Compact:
     notes: Mapping[str, str]
 
 
+@message("export/typed@1")
+class Typed:
+    """A model packed, of which not all tensors are of float32; ``types`` has those of the others."""
+
+    model: Compact
+    types: Mapping[str, str]
+
+
 def save(model: Model, target: Path, values: Values = "fp32", notes: Mapping[str, str] | None = None) -> None:
     """Write a model as a compact file.
 
@@ -47,7 +55,10 @@ def save(model: Model, target: Path, values: Values = "fp32", notes: Mapping[str
     weights = {name: value.detach().cpu() for name, value in model.weights.items()}
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     packed = parse(CHAINS[values]).pack(weights, 0)
-    target.write_bytes(encode(Compact(model.arch, shapes, packed, dict(notes or {}))))
+    made = Compact(model.arch, shapes, packed, dict(notes or {}))
+    types = {name: str(value.dtype).removeprefix("torch.") for name, value in weights.items()}
+    others = {name: kind for name, kind in types.items() if kind != "float32"}
+    target.write_bytes(encode(Typed(made, others) if others else made))
 
 
 def load(file: str | Path) -> Model:
@@ -58,10 +69,21 @@ def load(file: str | Path) -> Model:
     """
     path = Path(file)
     try:
-        held = decode(path.read_bytes(), OWN)
+        held, types = decode(path.read_bytes(), OWN), dict[str, str]()
+        if isinstance(held, Typed):
+            held, types = held.model, dict(held.types)
         if not isinstance(held, Compact):
             raise BadMessage(f"it holds a {type(held).__name__}")
-        like = {name: torch.empty(shape) for name, shape in held.shapes.items()}
+        like = {
+            name: torch.empty(shape, dtype=_dtype(types.get(name, "float32"))) for name, shape in held.shapes.items()
+        }
         return Model(held.arch, held.packed.dense(like))
     except (OSError, BadMessage) as error:
         raise ConfigError(f"{path} is not a compact model of fedbonsai: {error}") from None
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise BadMessage(f"tensors of type {name!r}, which torch does not have")
+    return found

@@ -28,7 +28,7 @@ def to_executorch(trained: Trained, target: Path, int8: bool = False) -> None:
     kernels = need("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     example = (trained.calibration.x[:1],)
     with quiet():
-        network: nn.Module = trained.network()
+        network: nn.Module = trained.single()
         if int8:
             network = _quantized(network, trained.calibration)
         lowered = exir.to_edge_transform_and_lower(

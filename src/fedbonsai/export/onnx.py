@@ -34,7 +34,7 @@ def to_onnx(trained: Trained, target: Path, int8: bool = False) -> None:
     with tempfile.TemporaryDirectory() as folder, quiet():
         plain = Path(folder) / "plain.onnx"
         program = torch.onnx.export(
-            trained.network(),
+            trained.single(),
             (example,),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch")},),

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from fedbonsai.core import Samples
+from fedbonsai.errors import ConfigError
 from fedbonsai.export.personal import personal_model
 from fedbonsai.model import Model
 from fedbonsai.runs.run import Run
 from fedbonsai.runs.setup import federation, initial_model
-from fedbonsai.tree import generator, seed_of
+from fedbonsai.tree import cast, generator, seed_of, seeded
 
 CALIBRATION = 256  # samples
 
@@ -56,6 +57,23 @@ class Trained:
     def network(self) -> nn.Module:
         """The network in eval mode; [batch, channels, size, size] normalised images to [batch, classes] scores."""
         return self.model.build().eval()
+
+    def single(self) -> nn.Module:
+        """As `network`, in float32: runtimes have no kernels for other floating types.
+
+        Raises:
+            ConfigError: the network insists on its own types.
+        """
+        net = self.model.replace(cast(self.model.weights, torch.float32)).build().eval()
+        try:
+            with torch.inference_mode(), seeded(0):
+                net(self.calibration.x[:1])
+        except RuntimeError as error:
+            raise ConfigError(
+                f"network {self.model.arch.name!r} does not compute in float32, which this format needs ({error}); "
+                "take types from its weights, as in x.to(self.layer.weight.dtype), or export to safetensors or compact"
+            ) from None
+        return net
 
     def notes(self) -> dict[str, str]:
         """What whoever runs the file must know, as text: files carry it where their format has a place for it."""

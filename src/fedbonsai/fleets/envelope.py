@@ -6,14 +6,17 @@ its device, so that a replayed round, a late answer or a lost reply never spends
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from fedbonsai import tree
 from fedbonsai.core import Client, Memory, Scope, Task
-from fedbonsai.errors import Silent
+from fedbonsai.errors import Failed, Silent
 from fedbonsai.wire import message
-from fedbonsai.work import Work, collecting, note
+from fedbonsai.work import Work, collecting, note, spent
 
 
 @message("envelope@1")
@@ -57,23 +60,54 @@ class Written(RuntimeError):
     """A task wrote into the message that it received."""
 
 
+REASON = 400  # characters of an exception's text that a receipt carries
+
+
+@contextmanager
+def blamed() -> Generator[None]:
+    """What a client's own code raises becomes its reason to be silent; a task that writes into its request does not.
+
+    Raises:
+        Failed: type and text of the exception on one line, and the traceback.
+    """
+    try:
+        yield
+    except (Silent, Written):
+        raise
+    except (Exception, SystemExit) as error:  # a network's code that leaves by sys.exit would end the run as if done
+        raise failure(error) from error
+
+
+def failure(error: BaseException) -> Failed:
+    """The silence of a client whose task raised: what was raised on one line, its traceback, and what was computed."""
+    text = "".join(char if char.isprintable() else " " for char in f"{type(error).__name__}: {error}")
+    failed = Failed(" ".join(text.split())[:REASON].rstrip(": "), "".join(traceback.format_exception(error)))
+    note(failed, list(spent(error)))
+    return failed
+
+
 def perform(
     task: Task[Any, Any], request: object, client: Client, seed: int, memory: Memory
 ) -> tuple[Any, Memory, Work]:
     """Run a task on a client: its answer, the new memory, and what was computed.
 
     Raises:
-        Silent: the task has no answer to give; `work.spent` tells what it computed.
+        Silent: the task has no answer to give, or (`Failed`) raised; `work.spent` tells what it computed.
         Written: the task wrote into its request, which other clients share.
     """
     sent = list(tree.tensors(request))
     before = [value._version for value in sent]
-    with collecting() as done:
+    with blamed(), collecting() as done:
+        answer: Any = None
+        kept = dict(memory)
+        failed: BaseException | None = None
         try:
-            answer, kept = task.run(request, replace(client, seed=seed), dict(memory))
-        except Silent as error:
-            note(error, done)
-            raise
-    if before != [value._version for value in sent]:
-        raise Written(f"task {task.name!r} wrote into a tensor of its request; copy before you write")
+            with tree.seeded(seed, client.device, every=False):  # whatever else a network draws, as in evaluation
+                answer, kept = task.run(request, replace(client, seed=seed), kept)
+        except (Exception, SystemExit) as error:
+            note(failed := error, done)
+        if before != [value._version for value in sent]:
+            raise Written(f"task {task.name!r} wrote into a tensor of its request; copy before you write") from failed
+        if failed is not None:
+            raise failed
     return answer, kept, tuple(done)

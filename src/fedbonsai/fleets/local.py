@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from fedbonsai.core import Answer, Answers, Client, Device, Scope, Silence, Task
-from fedbonsai.errors import Forgotten, Silent
-from fedbonsai.fleets.envelope import envelope, perform, receipt
+from fedbonsai.errors import Failed, Forgotten, Silent
+from fedbonsai.fleets.envelope import blamed, envelope, perform, receipt
 from fedbonsai.fleets.slots import Remembers
+from fedbonsai.telling import each
 from fedbonsai.wire import OWN, decode, encode
 from fedbonsai.work import spent
 
@@ -35,15 +36,13 @@ class LocalFleet(Remembers):
         """Ask; tasks run as their answers are read."""
         scope, ask = self._slots.next_ask()
         payloads = post(send) if self._wire else None
-        answers = Answers[R](self._run(scope, ask, task, send, payloads), at_least)
-        self._slots.reading(cast("Answers[object]", answers))
-        return answers
+        return self._heard(task, self._run(scope, ask, task, send, payloads), at_least)
 
     def _run(
         self, scope: Scope, ask: int, task: Task[M, R], send: Mapping[Device, M], payloads: list[bytearray] | None
     ) -> Iterator[Answer[R] | Silence]:
         opened: tuple[bytearray | None, Any] = (None, None)  # equal messages are decoded once
-        for index, (device, request) in enumerate(send.items()):
+        for index, (device, request) in enumerate(each("devices", send.items())):
             head = envelope(scope, ask, task.name, device.id, self._slots.base(device.id))
             received: Any = request
             down = up = 0
@@ -52,16 +51,19 @@ class LocalFleet(Remembers):
                     opened = (payloads[index], decode(payloads[index], OWN))
                 received = opened[1]
                 down = len(encode(head)) + len(payloads[index])
+            reply = b""
             try:
-                value, memory, work = perform(
-                    task, received, self._clients[device.id], head.seed, self._slots.memory(device.id)
-                )
+                # a copy, so that a task which writes into it and then fails leaves it as it was
+                before = decode(encode(self._slots.memory(device.id)), OWN)
+                value, memory, work = perform(task, received, self._clients[device.id], head.seed, before)
+                with blamed():
+                    reply = encode(value) if self._wire else b""
             except Silent as error:
                 up = len(encode(receipt(head, str(error)))) if self._wire else 0
-                yield Silence(device, str(error), down, up, isinstance(error, Forgotten), spent(error))
+                trace = error.trace if isinstance(error, Failed) else ""
+                yield Silence(device, str(error), down, up, isinstance(error, Forgotten), spent(error), fault=trace)
                 continue
             if self._wire:
-                reply = encode(value)
                 up = len(encode(receipt(head))) + len(reply)
                 value = decode(reply, OWN)
             self._slots.keep(device.id, memory)

@@ -9,15 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from fedbonsai import model
 from fedbonsai.core import Answer, Answers, Client, Device, Scope, Silence, Task
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.envelope import envelope
 from fedbonsai.fleets.local import post
 from fedbonsai.fleets.slots import Remembers
 from fedbonsai.fleets.worker import Done, Job, share, work
+from fedbonsai.model import Arch, networks
+from fedbonsai.telling import each
 from fedbonsai.wire import OWN, decode, encode
 
 M = TypeVar("M")
@@ -44,6 +46,20 @@ class _Worker:
     queue: deque[_Post] = field(default_factory=deque["_Post"])
 
 
+def findable(arch: Arch) -> None:
+    """Refuse a network that worker processes could not find again.
+
+    Raises:
+        ConfigError: it was defined in a session, such as a notebook, of which there is no file.
+    """
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if networks()[arch.name].__module__ == "__main__" and not (script and Path(script).is_file()):
+        raise ConfigError(
+            f"model {arch.name!r} was defined in this session, where worker processes cannot find it: put it into a module "
+            "and name that in imports, or use fleet.kind = 'local'"
+        )
+
+
 class PoolFleet(Remembers):
     """Clients in worker processes. A script that uses it needs the usual ``if __name__ == "__main__":``.
 
@@ -68,7 +84,7 @@ class PoolFleet(Remembers):
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        modules = sorted({build.__module__ for build in model.networks().values()} - {"__main__"})
+        modules = sorted({build.__module__ for build in networks().values()} - {"__main__"})
         process = self._context.Process(target=work, args=(theirs, *self._shared, modules), daemon=True)  # type: ignore[attr-defined]
         process.start()
         theirs.close()
@@ -78,9 +94,7 @@ class PoolFleet(Remembers):
         """Ask; a bounded window of requests is under way, answers wait until it is their turn."""
         scope, ask = self._slots.next_ask()
         payloads = post(send)
-        answers = Answers[R](self._run(scope, ask, task, list(send), payloads), at_least)
-        self._slots.reading(cast("Answers[object]", answers))
-        return answers
+        return self._heard(task, self._run(scope, ask, task, list(send), payloads), at_least)
 
     def _run(
         self, scope: Scope, ask: int, task: Task[Any, Any], devices: list[Device], payloads: list[bytearray]
@@ -89,7 +103,7 @@ class PoolFleet(Remembers):
         waiting: dict[int, Answer[Any] | Silence] = {}
         serials: dict[int, int] = {}
         ahead = 0
-        for turn in range(len(devices)):
+        for turn in each("devices", range(len(devices))):
             while turn not in waiting:
                 while ahead < min(len(devices), turn + window) and (free := self._idlest()) is not None:
                     device, frame = devices[ahead], payloads[ahead]
@@ -143,7 +157,7 @@ class PoolFleet(Remembers):
             self._reset()
             raise RuntimeError(f"task {item.job.head.task!r} failed on client {item.device.id}:\n{done.error}")
         if done.silent:
-            return Silence(item.device, done.silent, item.down, done.head, done.forgot, done.work)
+            return Silence(item.device, done.silent, item.down, done.head, done.forgot, done.work, fault=done.fault)
         self._slots.keep(item.device.id, decode(done.memory, limit=OWN))
         return Answer(item.device, decode(done.reply, limit=OWN), item.down, done.head + len(done.reply), done.work)
 

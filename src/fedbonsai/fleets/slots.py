@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
-from fedbonsai.core import Answers, Device, Kept, Memory, Scope
+from fedbonsai.core import Answer, Answers, Device, Kept, Memory, Scope, Silence, Task
+from fedbonsai.fleets.faults import Faults
+
+R = TypeVar("R")
 
 NEVER = (-2, 0)
 
@@ -89,8 +93,17 @@ class Slots:
 class Remembers:
     """The part of a fleet's port that concerns rounds and memories, for fleets whose server process owns them."""
 
+    devices: Sequence[Device]
+
     def __init__(self) -> None:
         self._slots = Slots()
+        self._faults = Faults()
+
+    def _heard(self, task: Task[Any, R], items: Iterator[Answer[R] | Silence], at_least: int) -> Answers[R]:
+        """Answers of the ask that begins now, watched for a task that fails everywhere."""
+        answers = Answers[R](self._faults.watched(task.name, items, len(self.devices)), at_least)
+        self._slots.reading(cast("Answers[object]", answers))
+        return answers
 
     def open(self, scope: Scope) -> None:
         """Begin a round."""

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from fedbonsai.core import Client, Samples, task_named
-from fedbonsai.errors import Forgotten, Silent
+from fedbonsai.errors import Failed, Forgotten, Silent
 from fedbonsai.fleets.allocator import keep_memory
-from fedbonsai.fleets.envelope import Envelope, perform, receipt
+from fedbonsai.fleets.envelope import Envelope, blamed, perform, receipt
 from fedbonsai.wire import OWN, decode, encode, message
 from fedbonsai.work import Work, spent
 
@@ -46,6 +46,7 @@ class Done:
     forgot: bool = False
     error: str = ""
     work: Work = ()
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,13 +144,13 @@ def _do(job: Job, raw: bytes, held: tuple[int, Any], client: Client) -> tuple[Do
         before = decode(job.memory, limit=OWN)
         value, memory, done = perform(task_named(head.task), held[1], client, head.seed, before)
         size = len(encode(receipt(head)))
-        return Done(head.device, job.payload, size, bytes(encode(value)), bytes(encode(memory)), work=done), held
+        with blamed():
+            reply, kept = bytes(encode(value)), bytes(encode(memory))
+        return Done(head.device, job.payload, size, reply, kept, work=done), held
     except Silent as error:
-        size, why, forgot = (
-            len(encode(receipt(head, str(error)))),
-            str(error) or "no answer",
-            isinstance(error, Forgotten),
-        )
-        return Done(head.device, job.payload, size, silent=why, forgot=forgot, work=spent(error)), held
-    except Exception:  # a bug in a task is the parent's to raise, with the text it had here
+        size, why = len(encode(receipt(head, str(error)))), str(error) or "no answer"
+        forgot, trace = isinstance(error, Forgotten), error.trace if isinstance(error, Failed) else ""
+        silent = Done(head.device, job.payload, size, silent=why, forgot=forgot, work=spent(error), fault=trace)
+        return silent, held
+    except Exception:  # a fault of ours, or of a task that wrote: the parent raises it, with the text it had here
         return Done(head.device, job.payload, 0, error=traceback.format_exc()), held

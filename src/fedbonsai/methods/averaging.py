@@ -25,7 +25,7 @@ from fedbonsai.stages.codec import EF21, Chain, TopK
 from fedbonsai.stages.codec.feedback import fed_back
 from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.updates import Combined, Update, combine, moved, update
+from fedbonsai.stages.updates import FEEDBACK, Combined, Update, combine, moved, update
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
 
@@ -39,6 +39,14 @@ class Train:
     sgd: SGD
     uplink: Chain
     t: int
+
+
+@message("averaging/anew@1")
+class Anew:
+    """A request after a device lost its estimate of EF21: those from before round ``since`` are dropped everywhere."""
+
+    train: Train
+    since: int
 
 
 @message("averaging/count@1")
@@ -70,9 +78,21 @@ class State:
     examples: int = 0
 
 
+@message("averaging/restarted@1")
+class Restarted:
+    """The state of EF21 once a device lost its estimate, which no mean can be rid of: all began anew in round ``since``."""
+
+    state: State
+    since: int
+
+
 @task("averaging/train")
-def train(request: Train, me: Client, memory: Memory) -> tuple[Update, Memory]:
+def train(request: Train | Anew, me: Client, memory: Memory) -> tuple[Update, Memory]:
     """ClientUpdate of FedAvg, or of FedProx if ``sgd.proximal`` is set."""
+    if isinstance(request, Anew):
+        if memory.get(FEEDBACK, {}).get("round", -1) < request.since:
+            memory = {name: value for name, value in memory.items() if name != FEEDBACK}
+        request = request.train
     start, memory = received(request.sent, request.arch, memory)
     trained = local.train(Model(request.arch, start), me, request.sgd)
     return update(trained, start, request.uplink, memory, me, request.t)
@@ -116,6 +136,12 @@ class Averaging:
         sparse = self.uplink.parts.get("sparsifier")
         if self.warmup and (not isinstance(sparse, TopK) or sparse.fraction is None):
             raise ValueError(f"warmup = {self.warmup} has no effect without a share of topk in uplink: leave it out")
+        feedback = self.uplink.feedback
+        if isinstance(feedback, EF21) and feedback.reset:
+            raise ValueError(
+                f"ef21.reset = {feedback.reset}: the server keeps one mean of all estimates, of which it cannot take one "
+                "device's back; leave reset out"
+            )
         if self.rate <= 0:
             raise ValueError(f"rate = {self.rate}: expected a number > 0")
 
@@ -129,26 +155,36 @@ class Averaging:
             )
         return State(model, server.seed, Broadcast.of(model, self.downlink), examples=examples)
 
-    def round(self, state: State, t: int, fleet: Fleet) -> State:
+    def round(self, state: State | Restarted, t: int, fleet: Fleet) -> State | Restarted:
         """Broadcast, train, average."""
-        weights = state.model.weights
+        since = state.since if isinstance(state, Restarted) else 0
+        state = state.state if isinstance(state, Restarted) else state
+        weights, ef21 = state.model.weights, isinstance(self.uplink.feedback, EF21)
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
         held, common, start = state.broadcast.advance(weights, self.downlink, seed_of(state.seed, "down", t, 0))
         uplink = warmed(self.uplink, self.warmup, t)
-        sent = grouped(held, devices, common)
-        answers = fleet.ask(train, each(sent, lambda part: Train(state.model.arch, part, self.sgd, uplink, t)))
+
+        def request(part: Sent, arch: Arch = state.model.arch) -> Train | Anew:
+            made = Train(arch, part, self.sgd, uplink, t)
+            return Anew(made, since) if since else made
+
+        answers = fleet.ask(train, each(grouped(held, devices, common), request))
         try:
             combined = combine(answers, start, fleet)
         except Unanswered as error:
             if not error.forgot:
                 raise
-            return replace(state, broadcast=state.broadcast.forgotten(error.forgot))  # they get everything next time
+            lost = replace(state, broadcast=state.broadcast.forgotten(error.forgot))  # they get everything next time
+            return Restarted(replace(lost, estimate={}), t + 1) if ef21 else lost
         if self.downlink.delta:
             held = held.heard(combined.devices).forgotten(forgetful(answers.silent))
         state = replace(state, broadcast=held, loss=combined.loss, dropped=combined.dropped, withheld=combined.withheld)
-        if isinstance(uplink.feedback, EF21):
-            return self._estimated(state, combined)
-        return replace(state, model=state.model.replace(moved(weights, start, combined, self.rate)))
+        if not ef21:
+            return replace(state, model=state.model.replace(moved(weights, start, combined, self.rate)))
+        state = self._estimated(state, combined)
+        if forgetful(answers.silent):
+            state, since = replace(state, estimate={}), t + 1
+        return Restarted(state, since) if since else state
 
     def _estimated(self, state: State, combined: Combined) -> State:
         """EF21: changes of estimates were sent; the mean of all clients' estimates moves by their share of the samples."""
@@ -161,10 +197,11 @@ class Averaging:
         weights = moved(state.model.weights, state.model.weights, replace(combined, mean=estimate), self.rate)
         return replace(state, estimate=estimate, model=state.model.replace(weights))
 
-    def model(self, state: State) -> Model:
+    def model(self, state: State | Restarted) -> Model:
         """The global model."""
-        return state.model
+        return state.state.model if isinstance(state, Restarted) else state.model
 
-    def metrics(self, state: State) -> Mapping[str, float]:
+    def metrics(self, state: State | Restarted) -> Mapping[str, float]:
         """Mean training loss; updates dropped as damaged or not finite; norm of what feedback holds back by the update's."""
+        state = state.state if isinstance(state, Restarted) else state
         return {"train_loss": state.loss, "dropped": state.dropped, "withheld": state.withheld}

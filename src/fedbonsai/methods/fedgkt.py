@@ -23,6 +23,7 @@ from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model, network, skeleton
 from fedbonsai.stages.sampling import cohort
+from fedbonsai.stages.split.part import cuttable
 from fedbonsai.wire import message
 from fedbonsai.zoo.parts import chain
 
@@ -175,12 +176,7 @@ class FedGKT:
         Raises:
             ConfigError: the network is not made of stem, features and classifier.
         """
-        parts = dict(model.build().named_children())
-        if list(parts) != ["stem", "features", "classifier"]:
-            raise ConfigError(
-                f"fedgkt needs a network of the parts stem, features and classifier, {model.arch.name!r} has "
-                f"{list(parts)}; every network of fedbonsai.zoo has them"
-            )
+        cuttable(model, server.train.x.shape[1:], "fedgkt")
         classes = len(model.weights["classifier.weight"])
         arch = Arch("fedgkt-client", {"of": model.arch.name, "options": model.arch.options, "classes": classes})
         drawn = Model.init(arch, tree.seed_of(server.seed, "client network", -1, 0))

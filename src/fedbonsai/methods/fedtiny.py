@@ -8,7 +8,7 @@ hold (a device's part is the task ``train`` of `stages.pruning.progressive`), an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from math import nan
 from typing import Literal
@@ -20,12 +20,13 @@ from fedbonsai.model import Model
 from fedbonsai.stages import masked_upload
 from fedbonsai.stages.codec import Chain
 from fedbonsai.stages.held_masks import HeldMasks
+from fedbonsai.stages.pruning.candidates import development
 from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.gates import Gate, Open
 from fedbonsai.stages.pruning.grow_prune import adjust
 from fedbonsai.stages.pruning.growth import Growth
 from fedbonsai.stages.pruning.norm_statistics import needed
-from fedbonsai.stages.pruning.pool import allowed
+from fedbonsai.stages.pruning.pool import allowed, pool_size
 from fedbonsai.stages.pruning.progressive import Gathered, Training, train
 from fedbonsai.stages.pruning.selection import Selection, select
 from fedbonsai.stages.pruning.sparse_accounts import round_bytes, selection_bytes
@@ -84,6 +85,13 @@ class FedTiny:
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
         refuse(masked_upload.faults(self.uplink, self.gate) + outside(self, density=SHARE))
+
+    def samples_before(self, people: Sequence[Client], server: Client, workers: int) -> float:
+        """Samples of the selection: two passes forward for each candidate, of which three take as long as a step."""
+        if self.selection.by == "none":
+            return 0.0
+        count = self.selection.pool or pool_size(self.density)
+        return 2 / 3 * count * sum(len(development(person)) for person in people) / workers
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """Prune candidates by magnitude and let all devices choose, in two exchanges.

@@ -8,7 +8,7 @@ for rounds it skips.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from typing import Literal
 
@@ -92,6 +92,10 @@ class FlPqsu:
         found += among((idle, f"score = {self.score!r} has no effect with keep = 'all': leave it out"))
         refuse(found + outside(self, pretrain=NOT_NEGATIVE, finetune=NOT_NEGATIVE))
 
+    def samples_before(self, people: Sequence[Client], server: Client, workers: int) -> float:
+        """Samples that the server trains on."""
+        return (self.pretrain + self.finetune + (self.score == "taylor")) * len(server.train)
+
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """Pre-train, prune once, fine-tune.
 
@@ -115,7 +119,7 @@ class FlPqsu:
         send |= dict.fromkeys((device for device in devices if device.id in state.own), how.of(None))
         models = sum(request.sent is not None for request in send.values())
         try:
-            found = heard(fleet.ask(train, send), weights, fleet)
+            found = heard(fleet.ask(train, send), weights, fleet, self.changes)
         except Unanswered as error:
             if not error.forgot:
                 raise

@@ -9,7 +9,7 @@ importances that devices measured (`stages.pruning.importance`). The server's st
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from typing import Literal
 
@@ -80,6 +80,11 @@ class PruneFL:
             (self.sgd.steps < 1, "sgd.steps = 0: the time model and importances count local steps; set E, such as 5"),
         )
         refuse(outside(self, **ranges) + faults)
+
+    def samples_before(self, people: Sequence[Client], server: Client, workers: int) -> float:
+        """Samples that the scout trains on at most, one after another."""
+        how = self.scouting
+        return how.iterations * min(how.batches * self.sgd.batch, len(people[0].train))
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """Initial pruning at the first device that answers.

@@ -17,10 +17,10 @@ from torch import Tensor
 from fedbonsai import tree
 from fedbonsai.core import Client, Device, Fleet, forgetful
 from fedbonsai.errors import ConfigError, Unanswered
-from fedbonsai.local import SGD
+from fedbonsai.local import SGD, draws
 from fedbonsai.methods.averaging import Train, train
 from fedbonsai.methods.registry import method
-from fedbonsai.model import Arch, Model, skeleton
+from fedbonsai.model import Arch, Model
 from fedbonsai.stages.broadcast import Broadcast, Downlink
 from fedbonsai.stages.codec import EF21, Chain, parse
 from fedbonsai.stages.descent import Descent
@@ -29,11 +29,11 @@ from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import NOT_NEGATIVE, POSITIVE, among, outside, refuse
 from fedbonsai.stages.split import local_loss, relay, sequential
 from fedbonsai.stages.split.clusters import How
-from fedbonsai.stages.split.part import Part, renamed, sub
+from fedbonsai.stages.split.part import Part, cuttable, renamed, sub
 from fedbonsai.stages.split.topology import Clusters, Flat, LocalLoss, Split, Topology, faults, groups
 from fedbonsai.stages.updates import Combined, combine, moved
 from fedbonsai.stages.weighting import Weighting
-from fedbonsai.tree import part_of, seed_of
+from fedbonsai.tree import cast, dtype_of, part_of, seed_of
 from fedbonsai.wire import message
 
 
@@ -92,15 +92,17 @@ class SparseCollaborative:
             ConfigError: the devices do not make whole clusters, or a cut network draws at random (dropout).
         """
         where: Any = self.topology
-        kind = next(iter(model.weights.values())).dtype
-        if not isinstance(where, Flat) and skeleton(model).random:
+        kind = dtype_of(model.weights)
+        if not isinstance(where, Flat):
+            cuttable(model, server.train.x.shape[1:], f"topology {where.choice_name}")
+        if not isinstance(where, Flat) and draws(model, server.train.x.shape[1:]):
             raise ConfigError(
-                f"model.name = {model.arch.name!r} has dropout: a part that is computed twice would draw twice; "
-                "set it to 0 in model.options, or use topology flat"
+                f"model.name = {model.arch.name!r} draws random numbers in training (dropout): a part that is computed "
+                "twice would draw twice; set it to 0 in model.options, or use topology flat"
             )
         if isinstance(where, LocalLoss):
             drawn = Model.init(sub(model.arch, "auxiliary"), seed_of(server.seed, "heads", -1, 0))
-            return State(model, server.seed, heads={n: v.to(kind) for n, v in part_of(drawn.weights, "head").items()})
+            return State(model, server.seed, heads=cast(part_of(drawn.weights, "head"), kind))
         if isinstance(where, Clusters):
             if len(fleet.devices) % where.size:
                 count = len(fleet.devices)
@@ -112,8 +114,7 @@ class SparseCollaborative:
             first = renamed(part_of(model.weights, "stem"), "", "fronts.0") | {
                 name: value for name, value in renamed(model.weights, "", "backs.0").items() if ".stem." not in name
             }
-            rest = {name: value.to(kind) for name, value in drawn.weights.items()}
-            return State(drawn.replace({**rest, **first}), server.seed)
+            return State(drawn.replace({**cast(drawn.weights, kind), **first}), server.seed)
         drawn = {"": Broadcast.of(model, self.downlink)} if isinstance(where, Flat) and self.downlink.delta else {}
         return State(model, server.seed, broadcasts=drawn)
 

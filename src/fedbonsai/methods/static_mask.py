@@ -8,7 +8,7 @@ pruning after it; ``begin`` is the pruning before any round.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from math import nan
 from typing import Any, Literal
@@ -118,6 +118,12 @@ class StaticMask:
             )
         if self.rewind == "init" and self.schedule.first + (self.schedule.times - 1) * self.schedule.every < 0:
             raise ValueError("rewind = 'init' has no effect on a mask made before training: set schedule.first >= 0")
+
+    def samples_before(self, people: Sequence[Client], server: Client, workers: int) -> float:
+        """Samples of the server's gradients."""
+        how: Any = self.criterion
+        of_server = isinstance(self.criterion, Saliency) and how.data == "server"
+        return how.iterations * len(server.train) if of_server else 0.0
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """All-ones masks, and the pruning that comes before any round.

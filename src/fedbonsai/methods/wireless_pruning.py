@@ -32,6 +32,7 @@ from fedbonsai.stages.wireless_count import counted
 from fedbonsai.stages.wireless_exchange import EXACT, Gathered, Grant, How, Owing, Train, gathered, train
 from fedbonsai.stages.wireless_load import Compute, Cycles, Parts, Passes, load_of
 from fedbonsai.stages.wireless_plan import Allocation, Optimum, Problem, Schedule, scheduled
+from fedbonsai.telling import doing
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
 
@@ -110,10 +111,15 @@ class WirelessPruning:
         ranges = {"bits": BITS, "deadline": DEADLINE, "ratio_max": PART}
         ranges |= dict.fromkeys(("bonus", "personal_steps", "personal_lr", "judge", "finetune"), NOT_NEGATIVE)
         lossless, unjudged = self.feedback and self.bits == EXACT, self.finetune > 0 and not self.judge
+        growing = self.feedback and self.bits == 1
         blind = self.allocation.by_error and self.mask.criterion != "magnitude"
         faults = among(
             (unjudged, f"finetune = {self.finetune} has no effect with judge = 0: leave it out"),
-            (lossless, f"feedback = true has no effect with bits = {EXACT}, which lose nothing: set bits to 1 to 8"),
+            (lossless, f"feedback = true has no effect with bits = {EXACT}, which lose nothing: set bits to 2 to 8"),
+            (
+                growing,
+                "feedback = true with bits = 1: the error may be as large as what is sent, and grows; set bits >= 2",
+            ),
             (blind, f"allocation.surrogate = 'error' is of magnitudes: mask.criterion is {self.mask.criterion!r}"),
         )
         refuse(outside(self, **ranges) + faults)
@@ -141,7 +147,8 @@ class WirelessPruning:
         parts = self.parts(state.model, state.sample)
         shared, first = split(state.model.weights, parts.personal)
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
-        schedule = self.schedule(state, t, [device.id for device in devices], parts)
+        with doing(f"planning the cell for {len(devices)} devices"):
+            schedule = self.schedule(state, t, [device.id for device in devices], parts)
         grants = self.grants(state, t, devices, schedule)
         how = How(self.mask, self.order, self.sgd, self.personal_sgd, self.bits)
         made = {
@@ -204,7 +211,7 @@ class WirelessPruning:
         weights = counts / counts.sum()
         error = None
         if self.allocation.by_error:
-            flat = [state.model.weights[name].reshape(-1).numpy() for name in parts.prunable]
+            flat = [state.model.weights[name].reshape(-1).float().numpy() for name in parts.prunable]
             error = PruningError.of(np.concatenate(flat))
         ages = [t - state.last.get(id, -1) - 1 for id in ids]
         problem = Problem(

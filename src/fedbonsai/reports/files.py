@@ -18,8 +18,15 @@ DASHES = ("-", "--", ":", "-.", (0, (8, 3)), (0, (8, 3, 2, 3)))
 MARKERS = "osDP^X*p"
 
 
-def write(target: Path, series: Sequence[Series], reference: Series, goal: float, title: str = "fedbonsai") -> None:
-    """Write one file; its ending says which kind.
+def write(
+    target: Path,
+    series: Sequence[Series],
+    reference: Series,
+    goal: float,
+    title: str = "fedbonsai",
+    remarks: Sequence[str] = (),
+) -> None:
+    """Write one file; its ending says which kind. Pages and Markdown tell the remarks before their tables.
 
     Raises:
         ConfigError: no such kind.
@@ -29,12 +36,12 @@ def write(target: Path, series: Sequence[Series], reference: Series, goal: float
     if kind in (".png", ".svg"):
         picture(target, series)
     elif kind == ".html":
-        target.write_text(page(series, reference, goal, title), encoding="utf-8", errors="replace")
+        target.write_text(page(series, reference, goal, title, remarks), encoding="utf-8", errors="replace")
     elif kind == ".csv":
         target.write_text(curves(series), encoding="utf-8", errors="replace")
     else:
         tables = [outcomes(series), clocked(series), to_goal(series, reference, goal), classes(series)]
-        said = "".join(f"{text}\n\n" for text in cautions(series))
+        said = "".join(f"{text}\n\n" for text in [*remarks, *cautions(series)])
         shown = "\n".join(table.markdown() for table in tables if table.rows)
         target.write_text(f"# {title}\n\n{said}{shown}{noted(series)}", encoding="utf-8", errors="replace")
 

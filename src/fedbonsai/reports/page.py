@@ -16,7 +16,7 @@ from fedbonsai.reports.series import Series, cautions
 from fedbonsai.runs.structure import unstructure
 
 
-def page(series: Sequence[Series], reference: Series, goal: float, title: str) -> str:
+def page(series: Sequence[Series], reference: Series, goal: float, title: str, remarks: Sequence[str] = ()) -> str:
     """The page of some series.
 
     Args:
@@ -24,6 +24,7 @@ def page(series: Sequence[Series], reference: Series, goal: float, title: str) -
         reference: against which costs are told.
         goal: accuracy to which they are told.
         title: of the page.
+        remarks: that stand before the tables.
 
     Raises:
         Missing: Plotly is not installed.
@@ -36,7 +37,7 @@ def page(series: Sequence[Series], reference: Series, goal: float, title: str) -
     body = [
         f"<h1>{html.escape(title)}</h1>",
         f"<p>{summary(series)}</p>",
-        *(f'<p class="caution">{html.escape(text)}</p>' for text in cautions(series)),
+        *(f'<p class="caution">{html.escape(text)}</p>' for text in [*remarks, *cautions(series)]),
         *(table(each) for each in (outcomes(series), clocked(series), to_goal(series, reference, goal)) if each.rows),
         '<div class="figures">',
         *(frame(figure) for figure in drawn),
@@ -69,9 +70,12 @@ def summary(series: Sequence[Series]) -> str:
     first = series[0].runs[0]
     count = sum(len(each.runs) for each in series)
     data = first.info["data"]["name"]
+    most = first.info["data"].get("majority")  # runs of earlier versions have none
+    floor = f" Always answering {most['class']!r} reaches {most['accuracy']:.1%} on its test set." if most else ""
     runs = "1 run" if count == 1 else f"{count} runs of {len(series)} configurations"
     hint = "Drag in a plot to zoom, double-click to see all of it."
-    return f"{runs} on {html.escape(str(data))}. Bytes are lengths of encoded messages, in both directions. {hint}"
+    told = f"{runs} on {html.escape(str(data))}.{html.escape(floor)}"
+    return f"{told} Bytes are lengths of encoded messages, in both directions. {hint}"
 
 
 def table(content: Table) -> str:
@@ -103,6 +107,10 @@ def origin(series: Series) -> str:
         "machine": ", ".join(f"{name} {value}" for name, value in run.info["machine"].items()),
         **run.info.get("notes", {}),
         "rounds skipped": sum(bool(row["skipped"]) for each in series.runs for row in each.metrics),
+        **{
+            f"clients {kind}, all rounds": sum(row.get(kind, 0) for each in series.runs for row in each.metrics)
+            for kind in ("silent", "rejected")
+        },
     }
     rows = "".join(f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in facts.items())
     settings = html.escape(json.dumps(unstructure(run.config), indent=2, default=str))

@@ -17,6 +17,7 @@ from typing import Any
 from fedbonsai.errors import ConfigError
 from fedbonsai.runs.run import Run
 from fedbonsai.runs.structure import unstructure
+from fedbonsai.runs.trouble import of_run
 
 Row = Mapping[str, Any]
 
@@ -194,6 +195,7 @@ def cautions(series: Sequence[Series]) -> list[str]:
     names = ", ".join(each.label for each in series if each.personal)
     notes = [(each.label, each.runs[0].info.get("notes", {}).get("judged", "")) for each in series]
     said = [f"{label}: {note}." for label, note in notes if note]
+    said += [f"{run.path.resolve().name}: {text}." for each in series for run in each.runs if (text := _troubled(run))]
     if not names:
         return said
     if series[0].measure.own:
@@ -207,6 +209,12 @@ def cautions(series: Sequence[Series]) -> list[str]:
         f"{names}: each device has a model of its own, but other runs were not judged on the devices' own data "
         "(data.valid = 0). The test accuracy shown for it is that of the common part with a head that nobody trained.",
     ]
+
+
+def _troubled(run: Run) -> str:
+    """How a run failed, and what there is to tell of silent clients."""
+    failed = [f"failed: {run.info.get('reason', '')}"] if run.info.get("status") == "failed" else []
+    return "; ".join([*failed, *of_run(run.metrics)]).rstrip(".")
 
 
 def _label(run: Run, taken: set[str]) -> str:

@@ -24,6 +24,9 @@ from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Folder
 from fedbonsai.runs.run import execute, stored
 from fedbonsai.runs.structure import unstructure
+from fedbonsai.telling import doing
+
+LOOK = 2.0  # seconds between looks at how far the runs are
 
 Status = Literal["new", "begun", "finished"]
 
@@ -102,8 +105,8 @@ def status(folder: Path, config: RunConfig) -> Status:
     return "finished" if json.loads(files.info.read_text(encoding="utf-8")).get("status") == "finished" else "begun"
 
 
-def carry_out(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, str]]:
-    """Do what is left, ``workers`` runs at a time; each job as it ends, with what to tell of it.
+def carry_out(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, str | Exception]]:
+    """Do what is left, ``workers`` runs at a time; each job as it ends, with what to tell of it or why it failed.
 
     A run that fails is told and does not stop the others. Ctrl-C stops all of them, and each keeps what it has.
     """
@@ -112,9 +115,11 @@ def carry_out(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, str]]:
     with ProcessPoolExecutor(max(1, min(workers, len(left))), mp_context=context, initializer=_ready) as pool:
         going: dict[Future[str], Job] = {pool.submit(_run, job): job for job in left}
         try:
-            while going:
-                for future in wait(going, return_when=FIRST_COMPLETED).done:
-                    yield going.pop(future), _told(future.result)
+            with doing("rounds of all runs", sum(job.config.rounds for job in left)) as at:
+                while going:
+                    for future in wait(going, LOOK, FIRST_COMPLETED).done:
+                        yield going.pop(future), _told(future.result)
+                    at(sum(map(_rounds, left)))
         except BaseException:
             for process in list((getattr(pool, "_processes", None) or {}).values()):  # a shutdown forgets them
                 process.terminate()
@@ -122,11 +127,17 @@ def carry_out(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, str]]:
             raise
 
 
-def _told(result: Callable[[], str]) -> str:
+def _rounds(job: Job) -> int:
+    """Rounds that a run has finished so far."""
+    file = Folder(job.folder).metrics
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def _told(result: Callable[[], str]) -> str | Exception:
     try:
         return result()
     except Exception as error:
-        return f"failed: {error}"
+        return error
 
 
 def _ready() -> None:

@@ -42,7 +42,7 @@ def too_many(method: object, clients: int) -> list[str]:
     cohort = getattr(method, "cohort", 0)
     if not isinstance(cohort, int) or cohort <= clients:
         return []
-    return [f"method.cohort = {cohort}: there are {clients} clients; ask for at most that many, or 0 for all"]
+    return [f"method.cohort = {cohort}: there are {clients} devices; ask for at most that many, or 0 for all"]
 
 
 @dataclass(frozen=True)
@@ -205,6 +205,8 @@ class RunConfig:
     """If positive: stop when the accuracy on the clients' validation parts reaches it."""
     retries: int = 2
     """How often a round that too few devices answered is tried again before it is skipped."""
+    fruitless: int = 3
+    """Rounds in a row without an update after which the run ends as failed; 0: never before its last round."""
     imports: tuple[str, ...] = ()
     """Python modules to import first, such as `my_nets` or `my_nets,my_data`: methods, networks and data of your own."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -227,6 +229,7 @@ class RunConfig:
                 ("evaluate_every", "at least 1", self.evaluate_every >= 1),
                 ("target", "an accuracy in [0, 1]", 0 <= self.target <= 1),
                 ("retries", "a number >= 0", self.retries >= 0),
+                ("fruitless", "a number >= 0", self.fruitless >= 0),
                 ("seed", "a number >= 0", self.seed >= 0),
             )
             if not fine

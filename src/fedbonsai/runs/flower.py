@@ -26,8 +26,11 @@ from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import write
 from fedbonsai.runs.recipes import own_modules
 from fedbonsai.runs.run import execute
-from fedbonsai.runs.setup import Scene, federation, initial_model
+from fedbonsai.runs.setup import Scene, federation, rehearsed
 from fedbonsai.runs.structure import structure
+from fedbonsai.telling import Teller, listening
+
+TELL = 2.0  # seconds between two words on how far a run is
 
 Build = Callable[[RunConfig, Path | None, Path | None], Scene]
 
@@ -67,7 +70,7 @@ def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None) -> Bui
         refuse(config)
         torch.set_num_threads(config.fleet.threads)
         held = _servers(federation(config, split))
-        start = initial_model(config, held)
+        start, said = rehearsed(config, held)
         form = Form(tuple(held.x.shape[1:]), held.class_names, held.mean, held.std, held.augment)
         asked, ledger = config.fleet.flower, Ledger()
         fleet: Fleet = FlowerFleet(
@@ -88,7 +91,7 @@ def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None) -> Bui
             fleet = Recorded(fleet, answers)
         none = Samples(held.x[:0], held.y[:0])
         server = Client("server", config.seed, held.server, none, config.fleet.device)
-        return Scene(config.method, start, held, server, fleet, ledger)  # type: ignore[arg-type]
+        return Scene(config.method, start, held, server, fleet, ledger, said=said)  # type: ignore[arg-type]
 
     return build
 
@@ -102,6 +105,19 @@ def _servers(data: Federation) -> Federation:
 def result_of(job: Path) -> Path:
     """Where the end of a job is written."""
     return job.with_suffix(".result.json")
+
+
+def telling_of(job: Path) -> Path:
+    """Where the process on the server writes how far it is, for whoever follows the job."""
+    return job.with_suffix(".doing")
+
+
+def told_of(job: Path) -> str:
+    """What the process on the server is doing; empty where that takes no time, or is not known."""
+    try:
+        return telling_of(job).read_text(encoding="utf-8")
+    except OSError:
+        return ""
 
 
 def drive(grid: Any, settings: Mapping[str, Any]) -> None:
@@ -127,9 +143,12 @@ def drive(grid: Any, settings: Mapping[str, Any]) -> None:
     try:
         own_modules(told["config"])
         keep_memory()
-        execute(structure(told["config"], RunConfig), Path(told["folder"]), told["resume"], build=behind(grid, who))
+        with listening(Teller(lambda now: write(telling_of(job), now.text.encode()), every=TELL)):
+            execute(structure(told["config"], RunConfig), Path(told["folder"]), told["resume"], build=behind(grid, who))
     except BaseException as error:
-        write(result_of(job), json.dumps({"status": "failed", "reason": f"{error}" or type(error).__name__}).encode())
+        kind, notes = type(error).__name__, getattr(error, "__notes__", [])
+        end = {"status": "failed", "kind": kind, "reason": f"{error}" or kind, "notes": notes}
+        write(result_of(job), json.dumps(end).encode())
         raise
     finally:
         job.with_suffix(".pid").unlink(missing_ok=True)

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 
 from fedbonsai.core import Samples, Scope, scope
-from fedbonsai.errors import Unanswered
+from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.fleets.costs import Totals
+from fedbonsai.fleets.counted import Counted
 from fedbonsai.local import evaluate, judged
 from fedbonsai.model import Model
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Checkpoint, Folder
 from fedbonsai.runs.layers import layers
 from fedbonsai.runs.setup import Scene
+from fedbonsai.runs.trouble import futile, of_round
+from fedbonsai.telling import doing, each
+
+log = logging.getLogger("fedbonsai")
 
 
 class Observer(Protocol):
     """Sees a run and never changes it."""
 
     def begin(self, config: RunConfig, scene: Scene, first: int) -> None:
-        """Before round ``first``."""
+        """Before round ``first``; of a new run before anything that the method does ahead of it."""
         ...
 
     def round(self, row: Mapping[str, Any], model: Model) -> None:
@@ -43,6 +49,8 @@ class Outcome:
     state: Any
     rows: list[dict[str, Any]]
     reason: str
+    futile: str = ""
+    """Why it failed, where rounds in a row brought no update."""
 
 
 def loop(
@@ -53,7 +61,9 @@ def loop(
     Raises:
         Unanswered: too few devices answered when the run began.
     """
-    method, fleet, ledger = scene.method, scene.fleet, scene.ledger
+    fleet = Counted(scene.fleet)
+    scene = replace(scene, fleet=fleet)
+    method, ledger = scene.method, scene.ledger
     checkpoint = Checkpoint(folder) if folder else None
     watching = list(observers)
     rows: list[dict[str, Any]] = []
@@ -61,7 +71,7 @@ def loop(
     if held is None:
         if folder and folder.metrics.exists():
             folder.metrics.unlink()  # the run was killed before its first checkpoint
-        state, last = _begin(config, scene, run, checkpoint, folder), -1
+        last, state = -1, None
     else:
         last, state, memories = held
         fleet.restore(memories)
@@ -72,25 +82,30 @@ def loop(
             scene.costs.resume(folder.cost_rows())
     for observer in watching:
         observer.begin(config, scene, last + 1)
-    reason = "all rounds done"
     try:
-        if rows and (ended := _ended(config, scene, rows[-1])):
-            return Outcome(state, rows, ended)
-        for t in range(last + 1, config.rounds):
-            state, row = _round(config, scene, run, t, state, checkpoint, folder)
+        if held is None:
+            with doing("before the first round"):
+                state = _begin(config, scene, fleet, run, checkpoint, folder)
+        where = folder.path if folder else None
+        ended, failed = _ended(config, scene, rows[-1]) if rows else "", ""
+        for t in each("rounds", range(config.rounds), first=last + 1):
+            if ended or (failed := futile(config, rows, t - last - 1, False, where)):
+                break
+            state, row = _round(config, scene, fleet, run, t, state, checkpoint, folder)
             rows.append(row)
             for observer in watching:
                 observer.round(row, method.model(state))
-            if ended := _ended(config, scene, row):
-                reason = ended
-                break
+            ended = _ended(config, scene, row)
+        failed = failed or futile(config, rows, len(rows), True, where)
     finally:
         for observer in watching:
             observer.end(rows)
-    return Outcome(state, rows, reason)
+    return Outcome(state, rows, ended or "all rounds done", failed)
 
 
-def _begin(config: RunConfig, scene: Scene, run: str, checkpoint: Checkpoint | None, folder: Folder | None) -> Any:
+def _begin(
+    config: RunConfig, scene: Scene, counted: Counted, run: str, checkpoint: Checkpoint | None, folder: Folder | None
+) -> Any:
     for attempt in range(config.retries + 1):
         with scope(scene.fleet, Scope(run, config.seed, -1, attempt)) as fleet:
             try:
@@ -105,12 +120,21 @@ def _begin(config: RunConfig, scene: Scene, run: str, checkpoint: Checkpoint | N
                     folder.costs(scene.costs.take(), -1)
                 checkpoint.save(-1, state, fleet.pending())
             fleet.commit()
+            if said := of_round(counted.take()):
+                log.warning("in the beginning: %s", said)
             return state
     raise AssertionError("unreachable")
 
 
 def _round(
-    config: RunConfig, scene: Scene, run: str, t: int, state: Any, checkpoint: Checkpoint | None, folder: Folder | None
+    config: RunConfig,
+    scene: Scene,
+    counted: Counted,
+    run: str,
+    t: int,
+    state: Any,
+    checkpoint: Checkpoint | None,
+    folder: Folder | None,
 ) -> tuple[Any, dict[str, Any]]:
     before, start = dict(scene.ledger.total), time.perf_counter()
     notes: list[str] = []
@@ -128,7 +152,7 @@ def _round(
             spent = scene.costs.take() if scene.costs is not None else []
             last = t == config.rounds - 1 or bool(_used_up(config, scene))
             row = _row(config, scene, t, attempt, state, skipped, before, time.perf_counter() - start, last)
-            row |= _simulated(scene, spent)
+            row = joined(row, _simulated(scene, spent)) | counted.take()
             if notes:
                 row["unanswered"] = notes
             if checkpoint and folder:
@@ -159,15 +183,31 @@ def _row(
     for way in ("down", "up"):
         row[f"bytes_{way}"] = total[way] - before[way]
         row[f"total_bytes_{way}"] = total[way]
-    row |= {} if skipped else {name: float(value) for name, value in scene.method.metrics(state).items()}
+    own = {} if skipped else {name: float(value) for name, value in scene.method.metrics(state).items()}
+    row = joined(row, own)
     if (t + 1) % config.evaluate_every == 0 or last:
         model, device = scene.method.model(state), config.fleet.device
-        test = evaluate(model, scene.federation.test, device)
-        row |= {"accuracy": test.accuracy, "loss": test.loss}
-        row |= _own(scene, model, device)
+        with doing(f"testing on {len(scene.federation.test):,} samples"):
+            test = evaluate(model, scene.federation.test, device)
+        with doing("testing on the clients' validation parts"):
+            own = _own(scene, model, device)
+        row = joined(row, {"accuracy": test.accuracy, "loss": test.loss, **own})
         if kept := layers(model, scene.model):
             row["layers"] = kept
     return row
+
+
+def joined(row: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of the metrics with more columns.
+
+    Raises:
+        ConfigError: a column is there already, so that one figure would stand under the name of another.
+    """
+    if twice := sorted(row.keys() & more.keys()):
+        raise ConfigError(
+            f"the method's metrics and the run's own columns are both named {', '.join(twice)}; rename them in `metrics`"
+        )
+    return {**row, **more}
 
 
 def _own(scene: Scene, model: Model, device: str) -> dict[str, float]:

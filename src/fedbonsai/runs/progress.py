@@ -5,22 +5,26 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from fedbonsai import local
 from fedbonsai.core import Client
+from fedbonsai.fleets.envelope import failure
 from fedbonsai.model import Model
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.loop import Observer
 from fedbonsai.runs.setup import Scene, clients
+from fedbonsai.runs.shown import Screen, span
+from fedbonsai.runs.trouble import of_round
+from fedbonsai.telling import doing
 from fedbonsai.wire import encode
 
 
-def progress() -> Observer:
-    """What suits standard output."""
-    return Live() if sys.stdout.isatty() else Plain()
+def progress(screen: Screen | None = None) -> Observer:
+    """What suits standard output; a screen shows what happens between two rounds."""
+    return Live(screen) if sys.stdout.isatty() else Plain(screen)
 
 
 def size(count: float) -> str:
@@ -30,16 +34,6 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError("unreachable")
-
-
-def span(seconds: float) -> str:
-    """Seconds for people."""
-    whole = int(seconds + 0.5)
-    return (
-        f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
-        if whole >= 3600
-        else f"{whole // 60}:{whole % 60:02d}"
-    )
 
 
 def simulated(seconds: float) -> str:
@@ -57,12 +51,15 @@ def energy(joules: float) -> str:
 
 
 def training_seconds(config: RunConfig, scene: Scene, rounds: int) -> float:
-    """Seconds of training and testing here, by a few steps of the dense model: an upper guess."""
+    """Seconds of training and testing here, by a few steps of the dense model: an upper guess.
+
+    What a method does before its first round counts, where it says so in ``samples_before``.
+    """
     method: Any = config.method
     people = clients(scene.federation, config.fleet.device)
     asked = getattr(method, "cohort", 0) or len(people)
     sgd: local.SGD = getattr(method, "sgd", local.SGD())
-    me: Client = people[0]
+    me: Client = max(people, key=lambda person: len(person.train))
     trial = replace(sgd, steps=4)
     local.train(scene.model, me, trial)
     start = time.perf_counter()
@@ -73,7 +70,8 @@ def training_seconds(config: RunConfig, scene: Scene, rounds: int) -> float:
     start = time.perf_counter()
     local.evaluate(scene.model, scene.federation.test[:256], config.fleet.device)
     test = (time.perf_counter() - start) * len(scene.federation.test) / 256 / config.evaluate_every
-    return rounds * (asked * each / rate / share + test)
+    ahead = method.samples_before(people, scene.server, share) if hasattr(method, "samples_before") else 0
+    return ahead / rate + rounds * (asked * each / rate / share + test)
 
 
 def estimate(config: RunConfig, scene: Scene, first: int) -> str:
@@ -81,10 +79,14 @@ def estimate(config: RunConfig, scene: Scene, first: int) -> str:
     asked = getattr(config.method, "cohort", 0) or len(scene.federation.ids)
     rounds = config.rounds - first
     dense = len(encode(scene.model))
-    seconds = training_seconds(config, scene, rounds)
+    try:
+        with doing("estimate"):
+            took = span(training_seconds(config, scene, rounds))
+    except Exception as error:  # one client's trouble; the run will tell whether it is everybody's
+        took = f"an unknown time ({failure(error)})"
     free = shutil.disk_usage(".").free
     return (
-        f"estimate: {rounds} rounds of {asked} devices, about {span(seconds)} of training here; "
+        f"estimate: {rounds} rounds of {asked} devices, about {took} of training here, with what comes before them; "
         f"about {size(2.0 * rounds * asked * dense)} moved if nothing is compressed "
         f"(model {size(dense)}); some {size(2 * dense + 300 * rounds * asked)} of disk, {size(free)} free"
     )
@@ -102,6 +104,7 @@ def line(config: RunConfig, row: Mapping[str, Any], left: float) -> str:
     parts = [f"round {row['round'] + 1}/{config.rounds}"]
     if row["skipped"]:
         parts.append("skipped: too few answers")
+    parts += [said] if (said := of_round(row)) else []
     parts += [
         f"{name} {row[key]:.4f}" for name, key in (("accuracy", "accuracy"), ("loss", "train_loss")) if key in row
     ]
@@ -113,21 +116,23 @@ def line(config: RunConfig, row: Mapping[str, Any], left: float) -> str:
 
 
 class _Clock:
-    """Seconds left, from the rounds of this process."""
+    """Seconds left, from the rounds of this process; what came before the first is over."""
 
     def begin(self, config: RunConfig, first: int) -> None:
-        self.config, self.first, self.start = config, first, time.perf_counter()
+        self.config, self.first, self.start = config, first, 0.0
 
-    def left(self, t: int) -> float:
-        done = t - self.first + 1
-        return (time.perf_counter() - self.start) / done * (self.config.rounds - t - 1)
+    def left(self, row: Mapping[str, Any]) -> float:
+        done = row["round"] - self.first + 1
+        if done == 1:
+            self.start = time.perf_counter() - row["seconds"]
+        return (time.perf_counter() - self.start) / done * (self.config.rounds - row["round"] - 1)
 
 
 class Plain:
     """One line a round."""
 
-    def __init__(self) -> None:
-        self._clock = _Clock()
+    def __init__(self, screen: Screen | None = None) -> None:
+        self._clock, self._screen = _Clock(), screen
 
     def begin(self, config: RunConfig, scene: Scene, first: int) -> None:
         """Print the estimate."""
@@ -136,7 +141,9 @@ class Plain:
 
     def round(self, row: Mapping[str, Any], model: Model) -> None:
         """Print the round."""
-        print(line(self._clock.config, row, self._clock.left(row["round"])), flush=True)
+        print(line(self._clock.config, row, self._clock.left(row)), flush=True)
+        if self._screen is not None:
+            self._screen.said()
 
     def end(self, rows: list[dict[str, Any]]) -> None:
         """Nothing to close."""
@@ -145,11 +152,21 @@ class Plain:
 class Live:
     """A bar that stays in place, by rich."""
 
-    def __init__(self) -> None:
+    def __init__(self, screen: Screen | None = None) -> None:
+        from rich.console import RenderableType
         from rich.progress import BarColumn, Progress, TextColumn
+        from rich.text import Text
 
-        self._clock = _Clock()
-        self._bar = Progress(TextColumn("{task.description}"), BarColumn())
+        class Bar(Progress):
+            """Below it what happens between two rounds, once that takes long."""
+
+            def get_renderables(self) -> Iterable[RenderableType]:
+                yield from super().get_renderables()
+                if screen is not None and (text := screen.line()):
+                    yield Text(text, overflow="ellipsis", no_wrap=True)
+
+        self._clock, self._screen = _Clock(), screen
+        self._bar = Bar(TextColumn("{task.description}"), BarColumn())
         self._task: Any = None
 
     def begin(self, config: RunConfig, scene: Scene, first: int) -> None:
@@ -157,13 +174,17 @@ class Live:
         self._bar.console.print(opening(config, scene, first))
         self._clock.begin(config, first)
         self._task = self._bar.add_task(f"round {first + 1}/{config.rounds}", total=config.rounds, completed=first)
+        if self._screen is not None:
+            self._screen.drawn = True
         self._bar.start()
 
     def round(self, row: Mapping[str, Any], model: Model) -> None:
         """Move the bar."""
-        text = line(self._clock.config, row, self._clock.left(row["round"]))
+        text = line(self._clock.config, row, self._clock.left(row))
         self._bar.update(self._task, completed=row["round"] + 1, description=text)
 
     def end(self, rows: list[dict[str, Any]]) -> None:
         """Leave the terminal as it was."""
         self._bar.stop()
+        if self._screen is not None:
+            self._screen.drawn = False

@@ -81,6 +81,8 @@ def table(name: str, preset: str = "", overrides: Mapping[str, object] | None = 
             leaf[part] = leaf = {}
         leaf[last] = value if not isinstance(value, str) else _read(value, path, merged)
         merged = merge(merged, branch)
+    if "data.path" in (overrides or {}) and "data.name" not in (overrides or {}):
+        merged.get("data", {}).pop("name", None)  # the recipe names its own data, these are others
     return merged
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -21,7 +22,7 @@ import tomli_w
 from safetensors import torch as tensors
 
 from fedbonsai.data.federation import Federation
-from fedbonsai.errors import ConfigError, Unwritable
+from fedbonsai.errors import ConfigError, NothingLearned, Unwritable
 from fedbonsai.model import Arch, Model
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Folder, write
@@ -29,6 +30,7 @@ from fedbonsai.runs.loop import Observer, loop
 from fedbonsai.runs.recipes import own_modules
 from fedbonsai.runs.setup import Scene, scene
 from fedbonsai.runs.structure import structure, unstructure
+from fedbonsai.runs.trouble import fruitless
 from fedbonsai.text import text_of
 
 
@@ -95,6 +97,7 @@ def execute(
     Raises:
         ConfigError: the folder holds a run already (and ``resume`` is not set), holds none to resume, is being written by
             another process, or cannot be written.
+        NothingLearned: rounds in a row brought no update. A resumed run goes on after them, and counts anew.
     """
     if resume:
         config = stored(folder)
@@ -126,7 +129,7 @@ def _execute(
             id=hashlib.blake2b(text, digest_size=4).hexdigest(),
             **provenance(),
             **described(stage.federation),
-            notes=dict(getattr(stage.method, "notes", dict)()),  # what a method wants told beside its numbers
+            notes=_notes(stage),
         )
         write(files.config, text)
     run = str(json.loads(files.info.read_text(encoding="utf-8"))["id"])
@@ -134,16 +137,20 @@ def _execute(
         if not files.split.exists():
             write(files.split, stage.federation.split.text().encode())
         files.set_info(status=None, started=time.time())  # `Folder.facts` says that it goes on
+        for text in stage.said:
+            logging.getLogger("fedbonsai").warning(text)
         outcome = loop(config, stage, run, files, observers)
+        if outcome.futile and all(map(fruitless, outcome.rows)):
+            raise NothingLearned(outcome.futile)
         final = stage.method.model(outcome.state)
         write(files.model, tensors.save({name: value.contiguous() for name, value in final.weights.items()}))
         files.set_info(
-            status="finished",
-            reason=outcome.reason,
-            ended=time.time(),
             arch={"name": final.arch.name, "options": dict(final.arch.options)},
             kinds=[[way, kind, size] for (way, kind), size in sorted(stage.ledger.kinds.items())],
         )
+        if outcome.futile:  # the model is that of the rounds before
+            raise NothingLearned(outcome.futile)
+        files.set_info(status="finished", reason=outcome.reason, ended=time.time())
     except KeyboardInterrupt:
         _note(files, status="interrupted")
         raise
@@ -160,6 +167,12 @@ def _note(files: Folder, **facts: Any) -> None:
     """Write how a run ended, if there is still a place for it: without, readers see that it died."""
     with suppress(Unwritable):
         files.set_info(**facts)
+
+
+def _notes(stage: Scene) -> dict[str, str]:
+    """What a method wants told beside its numbers, and what was said before the first round."""
+    told: dict[str, str] = dict(getattr(stage.method, "notes", dict)())
+    return told | ({"warning": "; ".join(stage.said)} if stage.said else {})
 
 
 def _never_began(files: Folder) -> bool:
@@ -202,7 +215,7 @@ def name_of(recipe: str, config: RunConfig) -> str:
 
 
 def described(data: Federation) -> dict[str, Any]:
-    """What a device needs beside the model: how images were normalised, and the names of the classes."""
+    """What a device needs beside the model: how images were normalised, the names of the classes, the floor of accuracies."""
     return {
         "data": {
             "name": data.name,
@@ -211,6 +224,7 @@ def described(data: Federation) -> dict[str, Any]:
             "mean": list(data.mean),
             "std": list(data.std),
             "classes": list(data.class_names),
+            "majority": {"class": data.majority[0], "accuracy": data.majority[1]},
         }
     }
 

@@ -14,17 +14,21 @@ from fedbonsai import data
 from fedbonsai.core import Client, Fleet, Method, Samples
 from fedbonsai.data.federation import Federation
 from fedbonsai.devices.link import link
+from fedbonsai.devices.networks import all_known
 from fedbonsai.devices.profile import profile
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.costs import Costs
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
-from fedbonsai.fleets.pool import PoolFleet
+from fedbonsai.fleets.pool import PoolFleet, findable
 from fedbonsai.fleets.timed import Clock, Timed
 from fedbonsai.fleets.wrappers import Flaky, Metered, Recorded
-from fedbonsai.model import Arch, Model
+from fedbonsai.local import SGD
+from fedbonsai.model import Arch, Model, renew
 from fedbonsai.runs.config import ClockConfig, FleetConfig, RunConfig, too_many
+from fedbonsai.runs.dry import rehearse, told
 from fedbonsai.tree import seed_of
+from fedbonsai.work import Episode
 
 
 @dataclass
@@ -39,6 +43,8 @@ class Scene:
     ledger: Ledger
     costs: Costs | None = None
     """Of the virtual clock, where there is one."""
+    said: tuple[str, ...] = ()
+    """What is to be said before the first round."""
 
 
 def clients(federation: Federation, device: str = "cpu") -> list[Client]:
@@ -59,22 +65,24 @@ def initial_model(config: RunConfig, data: Federation) -> Model:
     """The network with its initial weights; channels, size and classes come from the data.
 
     Raises:
-        ConfigError: no such network, or it does not fit the data.
+        ConfigError: no such network, or it cannot be built so.
     """
     takes = options_of(config)
     options = {name: value for name, value in data.options.items() if name in takes} | config.model.options
-    made = Model.init(Arch(config.model.name, options), seed_of(config.seed, "model", -1, 0))
-    with torch.inference_mode():
-        shape = (2, data.channels, data.size, data.size)
-        try:
-            scores = made.build().eval()(torch.zeros(shape))
-        except RuntimeError as error:
-            raise ConfigError(f"model {config.model.name!r} cannot take images of shape {shape[1:]}: {error}") from None
-    if scores.shape != (2, data.classes):
-        raise ConfigError(
-            f"model {config.model.name!r} gives {tuple(scores.shape[1:])} scores, the data has {data.classes} classes"
-        )
-    return made
+    with told(f"model {config.model.name!r} cannot be built with {options}"):
+        return Model.init(Arch(config.model.name, options), seed_of(config.seed, "model", -1, 0))
+
+
+def rehearsed(config: RunConfig, data: Federation) -> tuple[Model, tuple[str, ...]]:
+    """The initial model after a rehearsal on the data, and what is to be said of both before the first round.
+
+    Raises:
+        ConfigError: the network cannot be built, or not be trained on these data.
+    """
+    renew()
+    made = initial_model(config, data)
+    sgd = getattr(config.method, "sgd", SGD())
+    return made, (*data.remarks(), *rehearse(made, data, sgd, config.fleet.device))
 
 
 def options_of(config: RunConfig) -> set[str]:
@@ -118,6 +126,18 @@ def share_of(part: str) -> tuple[float | None, str]:
         return None, part.strip()
 
 
+def reachable(device: str) -> None:
+    """Refuse a torch device that is not there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"fleet.device = {device!r} is not there: {str(error).splitlines()[0]}") from None
+
+
 def clock_of(config: ClockConfig, ids: Sequence[str], seed: int) -> Clock:
     """Profiles and links of all devices.
 
@@ -156,11 +176,6 @@ def fleet_of(
         raise ConfigError("fleet.kind = 'flower': real devices are driven by `fedbonsai run`, see docs/flower.md")
     if config.kind == "pool" and not config.wire:
         raise ConfigError("fleet.wire = false: worker processes always use the wire; use fleet.kind = 'local'")
-    if config.device != "cpu":
-        try:
-            torch.empty(0, device=config.device)
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"fleet.device = {config.device!r} is not there: {str(error).splitlines()[0]}") from None
     fleet: Fleet = LocalFleet(people, config.wire) if config.kind == "local" else PoolFleet(people, config.workers)
     fleet = Metered(fleet, ledger)
     if config.flaky:
@@ -175,6 +190,7 @@ def fleet_of(
 def scene(config: RunConfig, split: Path | None = None, answers: Path | None = None) -> Scene:
     """Build everything."""
     torch.set_num_threads(config.fleet.threads)
+    reachable(config.fleet.device)
     held = federation(config, split)
     if faults := too_many(config.method, len(held.ids)):
         raise ConfigError(faults[0])
@@ -183,13 +199,16 @@ def scene(config: RunConfig, split: Path | None = None, answers: Path | None = N
             f"target = {config.target:g} is an accuracy on the clients' validation parts, and no client has one: "
             f"data.valid = {config.data.valid:g}; raise it, or set target = 0"
         )
-    start = initial_model(config, held)
+    start, said = rehearsed(config, held)
+    if config.fleet.kind == "pool":
+        findable(start.arch)
     ledger, costs, timed = Ledger(), None, None
     if config.clock.devices:
+        all_known(Episode(start.arch, {}, tuple(held.x.shape[1:])), "clock.devices")
         costs = Costs()
         clock = clock_of(config.clock, held.ids, config.seed)
         timed = partial(Timed, clock=clock, costs=costs)
     fleet = fleet_of(config.fleet, clients(held, config.fleet.device), ledger, answers, timed)
     empty = Samples(held.x[:0], held.y[:0])
     server = Client("server", config.seed, held.server if len(held.server) else empty, empty, config.fleet.device)
-    return Scene(config.method, start, held, server, fleet, ledger, costs)  # type: ignore[arg-type]
+    return Scene(config.method, start, held, server, fleet, ledger, costs, said)  # type: ignore[arg-type]

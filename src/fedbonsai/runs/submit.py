@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
-from fedbonsai.errors import ConfigError
+from fedbonsai.errors import ConfigError, FedbonsaiError, NothingLearned, TaskFailed, Unanswered
 from fedbonsai.lock import Lock, hold
 from fedbonsai.runs.config import RunConfig
-from fedbonsai.runs.flower import refuse, result_of
+from fedbonsai.runs.flower import refuse, result_of, telling_of, told_of
 from fedbonsai.runs.folder import Folder, write
 from fedbonsai.runs.run import Run, load
 from fedbonsai.runs.structure import unstructure
+from fedbonsai.telling import At, doing
 
 if TYPE_CHECKING:
     from fedbonsai.fleets.flower.federation import Federation
@@ -45,6 +46,8 @@ def submit(config: RunConfig, folder: Path, resume: bool, tell: Tell | None = No
 
     Raises:
         ConfigError: no server runs, or the run failed; the text is that of the failure.
+        Unanswered: too few devices answered, or nothing was learned.
+        TaskFailed: a task fails alike on all devices.
     """
     from fedbonsai.fleets.flower.federation import Federation
 
@@ -136,13 +139,19 @@ def _resume(federation: Federation, job: Path) -> list[str]:
 
 def _hand_in(federation: Federation, job: Path, told: dict[str, Any]) -> None:
     """Start a job."""
-    result_of(job).unlink(missing_ok=True)
+    for left in (result_of(job), telling_of(job)):
+        left.unlink(missing_ok=True)
     write(job, tomli_w.dumps(told).encode())
     said = federation.flwr("run", str(federation.app), LINK, "--run-config", f"job={json.dumps(str(job))}")
     number_of(job).write_text(str(said["run-id"]), encoding="utf-8")
 
 
 def _follow(federation: Federation, job: Path, folder: Folder, tell: Tell | None) -> None:
+    with doing("over Flower") as at:
+        _watch(federation, job, folder, tell, at)
+
+
+def _watch(federation: Federation, job: Path, folder: Folder, tell: Tell | None, at: At) -> None:
     result, asked, gone = result_of(job), time.monotonic(), ""
     told = len(folder.rows())
     while True:
@@ -152,16 +161,27 @@ def _follow(federation: Federation, job: Path, folder: Folder, tell: Tell | None
             assert tell is not None
             tell(row)
         told = len(rows)
+        if words := told_of(job):
+            at(0, f"over Flower, {words}")
         if over:
             end = json.loads(result.read_text(encoding="utf-8"))
             if end["status"] != ENDED:
-                raise ConfigError(str(end["reason"]))
+                raise _error(end)
             return
         if time.monotonic() - asked > ASK:
             before, gone, asked = gone, _gone(federation, job), time.monotonic()
             if gone and gone == before:  # twice, since a server that was started again may just be handing it in
                 raise ConfigError(f"the run's process on the server ended; see {federation.log}")
         time.sleep(LOOK)
+
+
+def _error(end: Mapping[str, Any]) -> FedbonsaiError:
+    """The error that ended a run, as its app told it; whatever is not known here is what the configuration led to."""
+    kinds = {kind.__name__: kind for kind in (NothingLearned, Unanswered, TaskFailed)}
+    error = kinds.get(str(end.get("kind")), ConfigError)(str(end["reason"]))
+    for note in end.get("notes", ()):
+        error.add_note(str(note))
+    return error
 
 
 def _gone(federation: Federation, job: Path) -> str:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from fedbonsai.places import caches
 from fedbonsai.sparse import kernels
 from fedbonsai.sparse.layers import SparseConv2d, SparseLinear, has_sparse_form
+from fedbonsai.telling import doing
 
 DENSITIES = (0.01, 0.05, 0.2, 0.5)  # nothing is believed of what is denser
 SECONDS = 0.6  # spent on a layer; at least three turns are taken
@@ -55,7 +56,8 @@ def breakeven(layer: nn.Module, image: tuple[int, ...], batch: int) -> float:
     if file not in _known:
         _known[file] = _read(file)
     if key not in _known[file]:
-        _known[file][key] = measured(layer, image, batch)
+        with doing(f"measuring from which density on {type(layer).__name__} is faster dense"):
+            _known[file][key] = measured(layer, image, batch)
         _write(file, {**_read(file), **_known[file]})
     return _known[file][key]
 

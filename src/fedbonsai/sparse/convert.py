@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import DROPOUT, Model, Skeleton, state
+from fedbonsai.model import Model, Skeleton, shared
 from fedbonsai.sparse.breakeven import breakeven
 from fedbonsai.sparse.layers import Masked, SparseConv2d, SparseLinear, has_sparse_form
 from fedbonsai.sparse.order import keeping, last
 from fedbonsai.sparse.pattern import kept
-from fedbonsai.tree import Tree, Weights
+from fedbonsai.tree import Tree, Weights, seeded
 
 Where = Literal["auto", "on"]
 Place = tuple[nn.Module, tuple[int, ...]]  # a layer without its values, and the shape of one sample of its input
@@ -28,7 +28,7 @@ class SparseNet:
         module: the network, with the inputs and outputs of the dense one.
         parameters: by the name that each has in the dense network; those of sparse layers are the kept values alone.
         layers: sparse layers, by the name of their weight.
-        random: whether there is a dropout layer.
+        keeps, foreign: as of the dense network.
     """
 
     def __init__(self, model: Model, masks: Tree, sparse: Iterable[str]) -> None:
@@ -39,12 +39,12 @@ class SparseNet:
             masks: by name, true where a weight is kept.
             sparse: names of the weights whose layers compute sparsely.
         """
-        self.module = Skeleton(model.arch, model.weights).load(model.weights).module
-        self._tensors: dict[str, Tensor] = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
-        self.names = list(state(self.module))
+        self._dense = Skeleton(model.arch, model.weights).load(model.weights)
+        self.module, self.names = self._dense.module, self._dense.names
+        self.keeps, self.foreign = self._dense.keeps, self._dense.foreign
         self.layers: dict[str, Masked] = {}
+        self._biases: dict[str, nn.Parameter] = {}
         chosen = set(sparse)
-        trained = [name for name, _ in self.module.named_parameters()]
         for path, layer in list(self.module.named_modules()):
             name = f"{path}.weight" if path else "weight"
             new = _sparse(layer, masks[name]) if name in chosen else keeping(layer)
@@ -52,28 +52,29 @@ class SparseNet:
                 continue
             if isinstance(new, Masked):
                 self.layers[name] = new
-                del self._tensors[name]
                 if new.bias is not None:
-                    self._tensors[f"{path}.bias" if path else "bias"] = new.bias
+                    self._biases[f"{path}.bias" if path else "bias"] = new.bias
             self.module = _replaced(self.module, path, new)
         self.module.register_forward_pre_hook(_turn)
-        self._trained = trained
-        self.random = any(isinstance(layer, DROPOUT) for layer in self.module.modules())
+        self._order = list(self._dense.parameters)
+        dense = {name: value for name, value in self._dense.parameters.items() if name not in self.layers}
+        self._trained = dense | {name: bias for name, bias in self._biases.items() if name in dense}
+        self._dense.parameters, self._dense.module = dense, self.module
+        self._dense.release([*self.layers, *self._biases])
 
     @property
     def parameters(self) -> dict[str, Tensor]:
         """What is trained, by the names of the dense network."""
-        return {
-            name: self.layers[name].values if name in self.layers else self._tensors[name] for name in self._trained
-        }
+        return {name: self.layers[name].values if name in self.layers else self._trained[name] for name in self._order}
 
     def load(self, weights: Tree, masks: Tree) -> SparseNet:
         """Copy weights in place; a layer whose mask is another one than before keeps other places from now on."""
+        self._dense.load(weights)
         for name, layer in self.layers.items():
             layer.load(weights[name], masks[name])
-        rest = [name for name in self.names if name not in self.layers]
         with torch.no_grad():
-            torch._foreach_copy_([self._tensors[name] for name in rest], [weights[name] for name in rest])
+            for name, bias in self._biases.items():
+                bias.copy_(weights[name])
         return self
 
     def compact(self, weights: Tree) -> Weights:
@@ -85,12 +86,12 @@ class SparseNet:
 
     def snapshot(self) -> Weights:
         """Dense copies of the weights as they are now."""
-        return {
-            name: self.layers[name].dense()
-            if name in self.layers
-            else self._tensors[name].detach().clone(memory_format=torch.contiguous_format)
-            for name in self.names
-        }
+        return {name: self._value(name) for name in self.names}
+
+    def _value(self, name: str) -> Tensor:
+        if name in self.layers:
+            return self.layers[name].dense()
+        return self._biases[name].detach().clone() if name in self._biases else self._dense.value(name)
 
 
 def sparse_net(
@@ -111,7 +112,10 @@ def sparse_net(
         return None
     key = (_form(model), names)
     if key not in _nets:
-        _nets[key] = SparseNet(model, masks, names)
+        made = SparseNet(model, masks, names)
+        if not made.keeps:
+            return made
+        _nets[key] = made
         while len(_nets) > keep:
             _nets.popitem(last=False)
     _nets.move_to_end(key)
@@ -122,7 +126,7 @@ def chosen(model: Model, masks: Tree, sample: tuple[int, ...], batch: int, where
     """Names of the weights whose layers shall compute sparsely; arguments are those of `sparse_net`."""
     key = (_form(model), sample)
     if key not in _inputs:
-        _inputs[key] = inputs(Skeleton(model.arch, model.weights).module, sample)
+        _inputs[key] = inputs(Skeleton(model.arch, model.weights), sample)
         while len(_inputs) > 32:
             _inputs.popitem(last=False)
     names: list[str] = []
@@ -135,26 +139,29 @@ def chosen(model: Model, masks: Tree, sample: tuple[int, ...], batch: int, where
     return names
 
 
-def inputs(module: nn.Module, sample: tuple[int, ...]) -> dict[str, Place]:
+def inputs(net: Skeleton, sample: tuple[int, ...]) -> dict[str, Place]:
     """By name of the weight: each linear and convolution layer that a sample goes through once, and its input's shape.
 
-    Layers on the meta device stand for those of the network, so that shapes are all that is kept.
+    Only those whose weight is trained and no other layer's too. Layers on the meta device stand for those of the network, so
+    that shapes are all that is kept.
     """
+    module, tied = net.module, shared(net.module)
     seen: dict[str, list[tuple[int, ...]]] = {}
     layers = {path: m for path, m in module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     hooks = [layer.register_forward_pre_hook(_noting(seen.setdefault(path, []))) for path, layer in layers.items()]
     training = module.training
     try:
-        with torch.no_grad():
+        with torch.no_grad(), seeded(0):
             module.eval()(torch.zeros(1, *sample))
     finally:
         module.train(training)
         for hook in hooks:
             hook.remove()
+    names = {path: f"{path}.weight" if path else "weight" for path in seen}
     return {
-        f"{path}.weight" if path else "weight": (layers[path].to("meta"), shapes[0])
+        names[path]: (layers[path].to("meta"), shapes[0])
         for path, shapes in seen.items()
-        if len(shapes) == 1
+        if len(shapes) == 1 and names[path] in net.parameters and names[path] not in tied
     }
 
 
@@ -175,7 +182,7 @@ def _noting(shapes: list[tuple[int, ...]]) -> Callable[[nn.Module, tuple[Tensor,
 
 def _form(model: Model) -> object:
     shapes = tuple((name, tuple(value.shape)) for name, value in model.weights.items())
-    return model.arch.name, repr(sorted(model.arch.options.items())), shapes
+    return model.arch.key, shapes
 
 
 def _sparse(layer: nn.Module, mask: Tensor) -> Masked:

@@ -22,7 +22,8 @@ from fedbonsai.core import Device, Memory
 from fedbonsai.errors import Forgotten
 from fedbonsai.model import Arch, Model, forms
 from fedbonsai.stages.codec import Chain, Packed
-from fedbonsai.tree import Tree, Weights, part_of
+from fedbonsai.stages.codec.rules import expansive
+from fedbonsai.tree import Tree, Weights, add, part_of, subtract
 from fedbonsai.wire import message
 
 LOST, NEVER = -1, -2  # versions of who must be sent everything, and of who was never asked
@@ -46,6 +47,8 @@ class Downlink:
             raise ValueError(
                 "downlink.chain needs no feedback stage: with delta = true the difference to the replica is one"
             )
+        if self.delta and (found := expansive(self.chain.stages)):
+            raise ValueError(f"downlink.delta = true feeds errors back, as ef14 does, with {'; '.join(found)}")
 
 
 @message("broadcast/whole@1")
@@ -112,7 +115,7 @@ class Broadcast:
             coded = Coded(down.chain.pack(weights, seed))
             return self, coded, coded.packed.dense(weights)
         replica = self.replica or weights
-        packed = down.chain.pack({name: value - replica[name] for name, value in weights.items()}, seed)
+        packed = down.chain.pack(subtract(weights, replica), seed)
         moved = _added(replica, packed)
         kept, room = [packed], sum(value.nbytes for value in weights.values()) - len(packed.payload)
         for change in reversed(self.changes):  # older changes only as long as all together are cheaper than the whole
@@ -197,5 +200,4 @@ def checksum(weights: Tree) -> int:
 
 def _added(base: Tree, packed: Packed) -> Weights:
     """``base`` plus a packed change, by the same operations at both ends."""
-    change = packed.dense(base)
-    return {name: value + change[name] for name, value in base.items()}
+    return add(base, packed.change(base))

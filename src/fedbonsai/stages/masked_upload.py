@@ -110,4 +110,4 @@ def changed(packed: Packed, start: Tree, masks: Tree) -> Weights:
     Raises:
         BadMessage: it is damaged, or not under these masks.
     """
-    return tree.add(start, packed.dense(start, everywhere(start, masks)))
+    return tree.add(start, packed.change(start, everywhere(start, masks)))

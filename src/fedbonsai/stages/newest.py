@@ -16,7 +16,7 @@ from fedbonsai import tree
 from fedbonsai.core import Answers, Fleet, forgetful
 from fedbonsai.errors import BadMessage, Unanswered
 from fedbonsai.model import Model
-from fedbonsai.stages.codec import Affine, Chain
+from fedbonsai.stages.codec import Affine, Chain, Packed
 from fedbonsai.stages.paper_bytes import down_bytes, entries, message_bytes, up_bytes
 from fedbonsai.stages.selective_round import Skip, Upload
 from fedbonsai.stages.updates import MOST, STATISTICS
@@ -34,13 +34,14 @@ class Heard:
     forgot: tuple[str, ...]
 
 
-def heard(answers: Answers[Upload | Skip], like: Tree, fleet: Fleet) -> Heard:
+def heard(answers: Answers[Upload | Skip], like: Tree, fleet: Fleet, changes: bool) -> Heard:
     """Read all answers; an upload that is damaged or not finite is dropped, with what its client kept.
 
     Args:
         answers: uploads, and marks of clients that skip.
         like: forms of the weights.
         fleet: that was asked.
+        changes: whether uploads are changes of the weights.
 
     Raises:
         Unanswered: nobody uploaded or skipped.
@@ -51,7 +52,7 @@ def heard(answers: Answers[Upload | Skip], like: Tree, fleet: Fleet) -> Heard:
     for answer in answers:
         if not isinstance(answer.value, Upload):
             skipped.append(answer.device.id)
-        elif _usable(answer.value, like):
+        elif _usable(answer.value, like, changes):
             fresh[answer.device.id] = answer.value
         else:
             fleet.reject(answer.device)
@@ -62,9 +63,13 @@ def heard(answers: Answers[Upload | Skip], like: Tree, fleet: Fleet) -> Heard:
     return Heard(fresh, skipped, dropped, forgot)
 
 
-def _usable(upload: Upload, like: Tree) -> bool:
+def _opened(packed: Packed, like: Tree, changes: bool) -> Weights:
+    return packed.change(like) if changes else packed.dense(like)
+
+
+def _usable(upload: Upload, like: Tree, changes: bool) -> bool:
     try:
-        return 0 < upload.examples < MOST and tree.finite(upload.packed.dense(like))
+        return 0 < upload.examples < MOST and tree.finite(_opened(upload.packed, like, changes))
     except BadMessage:
         return False
 
@@ -95,7 +100,7 @@ def averaged(
     for id in order:
         if id not in cache:
             continue
-        found: Tree = cache[id].packed.dense(weights)
+        found: Tree = _opened(cache[id].packed, weights, changes)
         if changes and id not in fresh:
             found = {n: torch.zeros_like(value) if n.endswith(STATISTICS) else value for n, value in found.items()}
         mean.add(found, cache[id].examples if by_examples else 1)

@@ -29,18 +29,19 @@ class Parts:
 
     packed: Mapping[str, Packed]
 
-    def dense(self, like: Tree) -> Weights:
-        """The change of the whole, in the order of ``like``.
+    def change(self, like: Tree) -> Weights:
+        """The change of the whole, in the order of ``like``, of its floating tensors.
 
         Raises:
             BadMessage: a part is damaged, or they do not make up the whole.
         """
         found: Weights = {}
         for part, packed in self.packed.items():
-            found |= packed.dense(part_of(like, part))
-        if found.keys() != like.keys():
+            found |= packed.change(part_of(like, part))
+        names = [name for name, value in like.items() if value.is_floating_point()]
+        if found.keys() != set(names):
             raise BadMessage(f"parts {sorted(self.packed)} do not make up the model")
-        return {name: found[name] for name in like}
+        return {name: found[name] for name in names}
 
 
 @message("update@1")
@@ -64,9 +65,7 @@ def update(trained: Trained, start: Tree, chain: Chain, memory: Memory, me: Clie
     if not chain.stages:
         return Update(trained.weights, trained.examples, trained.steps, trained.loss), memory
     change = tree.subtract(trained.weights, start)
-    packed, held = apply(
-        chain, change, memory.get(FEEDBACK, {}), me.seed, t if isinstance(chain.feedback, EF14) else None
-    )
+    packed, held = apply(chain, change, memory.get(FEEDBACK, {}), me.seed, t)
     withheld = 0.0
     if chain.feedback is not None:
         memory = {**memory, FEEDBACK: held}
@@ -156,7 +155,7 @@ def _by_distance(answers: Iterable[Answer[Update]], start: Tree, fleet: Fleet, h
         if found is None:
             dropped += 1
             continue
-        change = _change(answer.value, found, start)
+        change = found if isinstance(answer.value.result, Packed | Parts) else tree.subtract(found, start)
         held.append(answer)
         norms.append(tree.norm(change))
         plain.add(change, answer.value.examples if how.prior == "examples" else 1)
@@ -205,22 +204,19 @@ def _finite(mean: tree.Mean) -> Weights:
 def _changes(held: list[Answer[Update]], start: Tree) -> Iterator[Weights]:
     for answer in held:
         result = answer.value.result
-        yield _change(answer.value, result.dense(start) if isinstance(result, Packed | Parts) else result, start)
-
-
-def _change(value: Update, found: Tree, start: Tree) -> Weights:
-    return dict(found) if isinstance(value.result, Packed | Parts) else tree.subtract(found, start)
+        yield result.change(start) if isinstance(result, Packed | Parts) else tree.subtract(result, start)
 
 
 def _usable(answer: Answer[Update], start: Tree, fleet: Fleet) -> Tree | None:
     """Decoded weights or changes of an answer; nothing, and the client's memory dropped, if they cannot be used."""
     value = answer.value
     try:
-        found = value.result.dense(start) if isinstance(value.result, Packed | Parts) else value.result
-        forms = {name: (form.shape, form.dtype) for name, form in start.items()}
+        coded = isinstance(value.result, Packed | Parts)
+        found = value.result.change(start) if isinstance(value.result, Packed | Parts) else value.result
+        forms = {n: (form.shape, form.dtype) for n, form in start.items() if form.is_floating_point() or not coded}
         fits = forms == {name: (form.shape, form.dtype) for name, form in found.items()}
         if fits and tree.finite(found) and 0 < value.examples < MOST:
-            return {name: found[name] for name in start}  # in the server's order, whatever the client's was
+            return {name: found[name] for name in forms}  # in the server's order, whatever the client's was
     except BadMessage:
         pass
     fleet.reject(answer.device)

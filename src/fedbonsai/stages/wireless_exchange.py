@@ -258,7 +258,8 @@ def opened(
         masks = uploaded(arch, shared, rule, derived(arch, shared, rule, grant.mask), grant) if kept < total else None
     try:
         coded = owing or (masks is not None and bits < EXACT)  # what has no mask is coded too
-        weights = packed.dense(shared, everywhere(shared, masks or {}) if coded else masks)
+        known = everywhere(shared, masks or {}) if coded else masks
+        weights = packed.change(shared, known) if owing else packed.dense(shared, known)
     except BadMessage:
         return None
     if owing:

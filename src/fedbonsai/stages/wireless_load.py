@@ -14,16 +14,15 @@ from typing import Literal
 import numpy as np
 
 from fedbonsai.devices.channel import Cell
-from fedbonsai.devices.clock import compute_seconds, passes
-from fedbonsai.devices.networks import layers
+from fedbonsai.devices.clock import compute_seconds, products
+from fedbonsai.devices.networks import all_known, layers
 from fedbonsai.devices.profile import Curve, profile
 from fedbonsai.errors import ConfigError
 from fedbonsai.local import SGD
-from fedbonsai.model import Model
+from fedbonsai.model import Model, skeleton
 from fedbonsai.stages.allocation import Floats, Load
 from fedbonsai.stages.choice import Choice, choice
 from fedbonsai.stages.pruning.derived_masks import names_in, places
-from fedbonsai.stages.pruning.masks import prunable
 from fedbonsai.stages.updates import STATISTICS
 from fedbonsai.stages.wireless_exchange import EXACT
 from fedbonsai.tree import seed_of, size
@@ -146,7 +145,7 @@ class Cycles(Compute):
 
     def _weights(self, parts: Parts, names: Sequence[str]) -> float:
         """W, or W times the places at which each is used; buffers take no part in it."""
-        learned = prunable(parts.model, least=0)
+        learned = skeleton(parts.model).parameters
         weights = {name: parts.model.weights[name] for name in names if name in learned}
         if not self.reuse:
             return float(size(weights))
@@ -175,7 +174,8 @@ class Profiled(Compute):
             )
 
         probe = episode(batch)
-        each = {layer.name: layer.macs * passes(layer, probe) for layer in layers(probe)}
+        all_known(probe, f"compute.name = {self.choice_name!r}")
+        each = {layer.name: products(layer, probe) for layer in layers(probe)}
         share = sum(each.get(name, 0) for name in parts.prunable) / max(1, sum(each.values()))
         total = work.shared + (0 if work.joint else work.personal)
         dense = np.array([compute_seconds(bare, [episode(samples)]) if samples else 0.0 for samples in total])

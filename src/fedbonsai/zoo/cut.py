@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedbonsai.errors import ConfigError
 from fedbonsai.model import Arch, network
 from fedbonsai.zoo.parts import chain
 
@@ -66,10 +67,13 @@ def whole_of(options: Options, name: str) -> int:
     """An option that says what the data are like.
 
     Raises:
-        ValueError: it is not among the options.
+        ConfigError: it is not among the options.
     """
     if name not in options:
-        raise ValueError(f"option {name!r} is needed to build a part of a network; it comes from the data")
+        raise ConfigError(
+            f"a part of a network is built by its option {name!r}, which comes from the data: give its builder "
+            f"a parameter of that name"
+        )
     return int(options[name])
 
 

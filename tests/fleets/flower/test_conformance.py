@@ -9,10 +9,12 @@ from fedbonsai.fleets.flower.fleet import FlowerFleet
 from fedbonsai.fleets.flower.frames import Form
 from fedbonsai.runs.folder import Folder
 from fedbonsai.runs.loop import loop
+from fedbonsai.runs.setup import clients, scene
 from fedbonsai.wire import decode, encode
 from tests.cases import CASES, ROUNDS
 from tests.conformance import Killed, Mortal, people, stage, states
 from tests.fleets.flower.nodes import fleet_of, grid_of, workers
+from tests.runs.test_trouble import quick, uneven
 
 SUITE = [pytest.param(case, marks=[pytest.mark.slow] if number else []) for number, case in enumerate(CASES)]
 each = pytest.mark.parametrize("case", SUITE, ids=str)
@@ -85,3 +87,17 @@ def test_an_update_that_does_not_fit_the_model_is_left_out_of_the_mean(tmp_path,
     hand.perform = wrong
     rows = loop(case.config(), stage(case, FlowerFleet(grid_of(hands), FORM, expect=len(held))), "run").rows
     assert [row["dropped"] for row in rows] == [1.0] * ROUNDS
+
+
+@pytest.mark.slow
+def test_a_device_that_cannot_train_leaves_what_such_a_client_leaves_in_process(tmp_path):
+    config = quick(**uneven(tmp_path, {1}), rounds=2)
+    made = scene(config)
+    local = loop(config, made, "run")
+    over = loop(config, replace(made, fleet=fleet_of(clients(made.federation), tmp_path / "devices", FORM)), "run")
+    assert bytes(encode(over.state)) == bytes(encode(local.state))
+    columns = ("answered", "silent", "rejected", "reasons", "accuracy")
+    assert [[row[name] for name in columns] for row in over.rows] == [
+        [row[name] for name in columns] for row in local.rows
+    ]
+    assert local.rows[0]["silent"] == 1

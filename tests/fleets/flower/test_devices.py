@@ -76,7 +76,7 @@ def test_arrays_of_sensors_and_functions_are_taken(tmp_path, monkeypatch):
         torch.cat([train.x, valid.x]).sum(), torch.tensor((x - 0.5) / 0.25).float().sum(), rtol=1e-4, atol=1e-3
     )
     (tmp_path / "sensor_of_mine.py").write_text(
-        "import numpy as np\ndef read():\n    return np.ones((3, 4, 4, 3), np.uint8), np.array([0, 1, 1])\n"
+        "import numpy as np\ndef read():\n    return np.full((3, 4, 4, 3), 200, np.uint8), np.array([0, 1, 1])\n"
         "def wrong():\n    return 7\n"
     )
     monkeypatch.chdir(tmp_path)

@@ -15,7 +15,7 @@ import tomli_w
 from flwr.cli.build import build_fab_from_disk
 
 from fedbonsai.cli import main
-from fedbonsai.errors import ConfigError, Unwritable
+from fedbonsai.errors import ConfigError, NothingLearned, TaskFailed, Unanswered, Unwritable
 from fedbonsai.fleets.flower import certificates, compat
 from fedbonsai.fleets.flower.federation import OLDEST, Federation
 from fedbonsai.fleets.flower.memory import Store
@@ -28,7 +28,7 @@ from fedbonsai.runs.flower import drive, result_of
 from fedbonsai.runs.folder import Checkpoint, Folder
 from fedbonsai.runs.run import execute
 from fedbonsai.runs.structure import unstructure
-from fedbonsai.runs.submit import resume_all, submit
+from fedbonsai.runs.submit import _error, resume_all, submit
 from fedbonsai.wire import encode
 from tests.cases import SMALL
 from tests.fleets.flower.nodes import grid_of
@@ -410,3 +410,14 @@ def test_processes_on_this_machine_speak_to_each_other_without_a_proxy(tmp_path,
     made = environment(tmp_path)
     assert made["NO_PROXY"] == "intra.example.org,127.0.0.1,localhost"
     assert made["no_proxy"] == "127.0.0.1,localhost"
+
+
+def test_the_error_of_a_run_on_the_server_is_that_of_the_command():
+    for error in (NothingLearned("3 rounds"), TaskFailed("task 'a' fails"), Unanswered("0 answers")):
+        error.add_note("Traceback")
+        told = _error(
+            {"kind": type(error).__name__, "reason": str(error), "notes": error.__notes__, "status": "failed"}
+        )
+        assert (type(told), str(told), told.__notes__) == (type(error), str(error), ["Traceback"])
+    told = _error({"kind": "OSError", "reason": "no space", "status": "failed"})
+    assert (type(told), str(told)) == (ConfigError, "no space")

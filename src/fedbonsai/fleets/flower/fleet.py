@@ -28,6 +28,7 @@ from fedbonsai.fleets.flower.record import pack, packed, unpack
 from fedbonsai.fleets.flower.spool import Spool
 from fedbonsai.fleets.local import post
 from fedbonsai.fleets.slots import Remembers
+from fedbonsai.telling import doing, each
 from fedbonsai.wire import LIMIT, decode, encode
 
 M = TypeVar("M")
@@ -96,13 +97,15 @@ class FlowerFleet(Remembers):
 
     def _gather(self, expect: int, at_least: int) -> None:
         until = time.monotonic() + self._patience
-        while True:
-            self._hail(min(self._deadline, max(1.0, until - time.monotonic())))
-            while self._hear():
-                pass
-            if len(self._nodes) >= expect or time.monotonic() >= until:
-                break
-            time.sleep(self._poll)
+        with doing(f"waiting up to {self._patience:g} s for devices", expect) as at:
+            while True:
+                self._hail(min(self._deadline, max(1.0, until - time.monotonic())))
+                while self._hear():
+                    pass
+                at(len(self._nodes))
+                if len(self._nodes) >= expect or time.monotonic() >= until:
+                    break
+                time.sleep(self._poll)
         if len(self._nodes) < at_least:
             why = "; ".join(f"{id} {reason}" for id, reason in self.refused.items())
             raise ConfigError(
@@ -170,9 +173,12 @@ class FlowerFleet(Remembers):
         """Begin a round: not before somebody is there, and who came back as another node is met again."""
         super().open(scope)
         until = time.monotonic() + self._patience
-        while not (there := set(self._nodes.values()) & set(self._grid.get_node_ids())) and time.monotonic() < until:
-            self._meet_again()
-            time.sleep(self._poll)
+        with doing(f"waiting up to {self._patience:g} s for a device to come back"):
+            while (
+                not (there := set(self._nodes.values()) & set(self._grid.get_node_ids())) and time.monotonic() < until
+            ):
+                self._meet_again()
+                time.sleep(self._poll)
         if len(there) < len(self._nodes):
             self._meet_again()
 
@@ -190,9 +196,7 @@ class FlowerFleet(Remembers):
         scope, ask = self._slots.next_ask()
         until = time.monotonic() + self._deadline
         letters = self._send(scope, ask, task, send)
-        answers = Answers[R](self._run(task, letters, until), at_least)
-        self._slots.reading(cast("Answers[object]", answers))
-        return answers
+        return self._heard(task, self._run(task, letters, until), at_least)
 
     def _send(self, scope: Scope, ask: int, task: Task[Any, Any], send: Mapping[Device, object]) -> list[_Letter]:
         there = set(self._grid.get_node_ids())
@@ -221,9 +225,9 @@ class FlowerFleet(Remembers):
 
     def _run(self, task: Task[Any, Any], letters: list[_Letter], until: float) -> Iterator[Answer[Any] | Silence]:
         outstanding = {letter.id: number for number, letter in enumerate(letters) if not letter.trouble}
-        spool, heard, faults, answered = Spool(NEAR), 0, list[str](), 0
+        spool, heard = Spool(NEAR), 0
         try:
-            for number, letter in enumerate(letters):
+            for number, letter in enumerate(each("devices", letters)):
                 while letter.id in outstanding:
                     come = self._pull(outstanding)
                     for reply in come:
@@ -236,14 +240,9 @@ class FlowerFleet(Remembers):
                         outstanding.clear()
                     elif not come:
                         time.sleep(self._poll)
-                item = self._open(task, letter, spool.take(number) if letter.reply else b"")
-                answered += isinstance(item, Answer)
-                faults += [letter.fault] if letter.fault else []
-                yield item
+                yield self._open(task, letter, spool.take(number) if letter.reply else b"")
         finally:
             spool.close()
-        if faults and not answered and len(faults) == len(letters):
-            raise RuntimeError(f"task {task.name!r} failed on every device; on the first:\n{faults[0]}")
 
     def _receive(self, letters: list[_Letter], outstanding: dict[str, int], spool: Spool, reply: Message) -> bool:
         """Put a reply where its turn will find it; whether it is an answer."""
@@ -276,8 +275,8 @@ class FlowerFleet(Remembers):
         if reply.lost:
             self._slots.keep(device.id, {})  # what it had is gone: it begins anew
         if reply.receipt.silent:
-            letter.fault = "\n".join(plain(line) for line in reply.fault[-FAULT:].splitlines())
-            return Silence(device, plain(reply.receipt.silent), letter.down, letter.up, reply.forgot)
+            fault = "\n".join(plain(line) for line in reply.fault[-FAULT:].splitlines())
+            return Silence(device, plain(reply.receipt.silent), letter.down, letter.up, reply.forgot, fault=fault)
         try:
             value = decode(payload, self._limit)
             check(task, value, "answer")
@@ -315,4 +314,3 @@ class _Letter:
         self.device, self.head, self.down, self.trouble, self.node = device, head, down, trouble, node
         self.id, self.up = "", 0
         self.reply: Reply | None = None
-        self.fault = ""

@@ -1,11 +1,16 @@
 """A device's own data, brought into the form that the task wants or refused with what is wrong.
 
-Values of bytes count from 0 to 255, all others from 0 to 1; both are normalised as the server's data are.
+Values of bytes count from 0 to 255, floats and booleans from 0 to 1; all are normalised as the server's data are. Whole
+numbers of other types are refused, and so are values beyond these: nobody could tell what they count from.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,13 +19,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedbonsai import data
 from fedbonsai.core import Samples
+from fedbonsai.data.classes import counted, few, numbers, plain
 from fedbonsai.data.columns import decode
 from fedbonsai.data.config import DataConfig
-from fedbonsai.data.sources import parquet, read
+from fedbonsai.data.images import Bytes
+from fedbonsai.data.sources import parquet, read, stray
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.flower.frames import Form
 from fedbonsai.tree import generator, seed_of
@@ -30,6 +38,20 @@ KINDS = (
     "a file .npz with arrays x and y, or module:function that returns x and y"
 )
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+DAMAGED = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    EOFError,
+)  # what numpy says of a file that is no .npz
+NAMES = "names"  # array of a .npz: what the numbers in y mean
+BLACK = 1 / 255  # up to here nothing can be seen: such values were scaled twice, or never
+SPILL = 1e-3  # beyond 0 to 1, by rounding
+FAINT = 0.1  # contrast, as a part of that of the server's data, below which the device says so in its log
+
+log = logging.getLogger("fedbonsai")
 
 
 @dataclass(frozen=True)
@@ -63,19 +85,25 @@ class Own:
         order = torch.randperm(count, generator=generator(seed_of(0, f"device/{self.device}", -1, 0)))
         return whole[order[apart:]], whole[order[:apart]]
 
-    def _read(self, form: Form) -> tuple[Any, Any]:
-        path = Path(self.where)
-        if path.is_dir():
-            if any(path.glob("*.parquet")) or any(path.glob("data/*.parquet")):
-                return _parquet(path, form)
-            return _images(path, form)
-        if path.suffix == ".npz" and path.is_file():
-            return _arrays(path)
+    def _read(self, form: Form) -> tuple[Tensor, NDArray[Any]]:
+        """Samples with values from 0 to 1, and labels."""
+        path, there = Path(self.where), os.path.exists(self.where)  # False, too, for what can be no name of a file
+        if there and path.is_dir():
+            if any(not stray(file) for pattern in ("*.parquet", "data/*.parquet") for file in path.glob(pattern)):
+                x, y = _parquet(path)
+            else:
+                x, y = _images(path, form)
+            return torch.as_tensor(x).float() / 255, y
+        if there and path.suffix.lower() == ".npz" and path.is_file():
+            return self._given(*_arrays(path))
         module, colon, name = self.where.partition(":")
         if colon and module.replace(".", "_").isidentifier() and name.isidentifier():
-            return _called(module, name)
-        state = "is none of these" if path.exists() else "does not exist"
+            return self._given(*_called(module, name))
+        state = "is none of these" if there else "does not exist"
         raise ConfigError(f"--data {self.where} {state}; expected {KINDS}")
+
+    def _given(self, x: Any, y: Any) -> tuple[Tensor, NDArray[Any]]:
+        return _scaled(_array(x, f"samples of {self.where}"), self.where), _array(y, f"labels of {self.where}")
 
 
 @dataclass(frozen=True)
@@ -111,33 +139,46 @@ class Part:
         return held.train[self.part], held.valid[self.part]
 
 
-def _images(folder: Path, form: Form) -> tuple[Any, Any]:
-    classes = sorted(place for place in folder.iterdir() if place.is_dir())
-    files = [
-        (file, place.name) for place in classes for file in sorted(place.iterdir()) if file.suffix.lower() in IMAGES
-    ]
-    if not files:
+def _images(folder: Path, form: Form) -> tuple[Bytes, NDArray[Any]]:
+    found: list[tuple[Path, str]] = []
+    over: list[str] = []
+    for place in sorted(folder.iterdir()):
+        if stray(place) and plain(place.name) not in numbers(form.names):
+            continue
+        for file in sorted(place.iterdir()) if place.is_dir() else (place,):
+            if file != place and file.suffix.lower() in IMAGES and file.is_file() and not stray(file):
+                found.append((file, place.name))
+            elif not stray(file):
+                over.append(str(file))
+    if not found:
         raise ConfigError(f"{folder} has no folders of images; expected {KINDS}")
-    y = _numbers([name for _, name in files], form, f"the folders in {folder}")
-    return decode([{"bytes": None, "path": str(file)} for file, _ in files], str(folder)), y
+    if over:
+        log.warning("passed over, as no pictures (%s) in a folder of a class: %s", " ".join(sorted(IMAGES)), few(over))
+    x = decode([{"bytes": None, "path": str(file)} for file, _ in found], str(folder))
+    return x, np.asarray([name for _, name in found])
 
 
-def _parquet(folder: Path, form: Form) -> tuple[Any, Any]:
-    images = read(DataConfig(name="own/data", path=str(folder)))
+def _parquet(folder: Path) -> tuple[Bytes, NDArray[Any]]:
+    images = read(DataConfig(path=str(folder)))
     x, y = images.x, images.y
     if set(parquet(folder)) == {"train"}:  # what was cut off as a test set is the device's own too
         x, y = np.concatenate([x, images.test_x]), np.concatenate([y, images.test_y])
-    return x, np.asarray(_numbers(images.names, form, f"the labels in {folder}"))[y]
+    return x, np.asarray(images.names)[y] if images.names else y
 
 
 def _arrays(path: Path) -> tuple[Any, Any]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return file["x"], file["y"]
-    except (OSError, ValueError, KeyError) as error:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:  # numpy leaks a damaged file's handle
+            x, y, names = file["x"], file["y"], file.get(NAMES)
+    except (*DAMAGED, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(
             f"{path} cannot be read ({error}); expected arrays x [samples, ...] and y [samples]"
         ) from None
+    if names is None:
+        return x, y
+    if y.dtype.kind not in "iu" or names.ndim != 1 or (y.size and not 0 <= y.min() <= y.max() < len(names)):
+        raise ConfigError(f"{path}: y does not number the {names.size} {NAMES}; expected 0 to {names.size - 1}")
+    return x, names.astype(np.str_)[y]
 
 
 def _called(module: str, name: str) -> tuple[Any, Any]:
@@ -151,48 +192,107 @@ def _called(module: str, name: str) -> tuple[Any, Any]:
     return x, y
 
 
+def _array(value: Any, what: str) -> NDArray[Any]:
+    """What was given as an array of one type, nothing dropped.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = value.float() if value.dtype == torch.bfloat16 else value
+    if np.ma.is_masked(value):
+        raise ConfigError(f"{what} are masked in places; fill them or leave those samples out")
+    try:
+        found = np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, sparse tensors
+        raise ConfigError(f"{what} are no array: {error}; expected one of a single type and shape") from None
+    if not found.ndim:
+        raise ConfigError(f"{what} are {type(value).__name__}, no array; expected [samples, ...]")
+    return found
+
+
 def _numbers(names: Sequence[str], form: Form, what: str) -> list[int]:
-    """Class numbers for class names."""
-    known = {name: number for number, name in enumerate(form.names)}
-    strange = sorted(set(names) - set(known))
-    if strange and all(name.isdigit() and int(name) < len(form.names) for name in names):
+    """Class numbers for class names; names that are but numbers are those of the task, if its own names are none."""
+    known = numbers(form.names)
+    strange = sorted({name for name in names if plain(name) not in known})
+    own = any(name.isdecimal() for name in form.names)
+    if strange and not own and all(name.isdecimal() and int(name) < len(form.names) for name in names):
         return [int(name) for name in names]
     if strange:
         raise ConfigError(
             f"{what} are no classes of the task: {', '.join(strange[:5])}; its classes: {', '.join(form.names[:20])}"
         )
-    return [known[name] for name in names]
+    return [known[plain(name)] for name in names]
 
 
-def _shaped(x: Any, form: Form, where: str) -> Tensor:
+def _shaped(whole: Tensor, form: Form, where: str) -> Tensor:
     """Samples [samples, *shape] float32, normalised."""
-    values = torch.as_tensor(np.asarray(x))
-    channels, shape = form.shape[0], tuple(values.shape[1:])
+    channels, shape = form.shape[0], tuple(whole.shape[1:])
     if shape == (*form.shape[1:], channels) and shape != form.shape:
-        values = values.movedim(-1, 1)
+        whole = whole.movedim(-1, 1)
     elif channels == 1 and shape == form.shape[1:]:
-        values = values.unsqueeze(1)
+        whole = whole.unsqueeze(1)
     elif shape != form.shape:
         raise ConfigError(
             f"{where} holds samples of shape {shape}, the task wants {form.shape} (channels first or last); "
             "resize or convert them"
         )
-    whole = values.float() / 255 if values.dtype == torch.uint8 else values.float()
-    if not bool(torch.isfinite(whole).all()):
-        raise ConfigError(f"{where} holds values that are not finite; clean the data first")
     across = (1, -1, *[1] * (len(form.shape) - 1))
-    return ((whole - torch.tensor(form.mean).view(across)) / torch.tensor(form.std).view(across)).contiguous()
+    found = ((whole - torch.tensor(form.mean).view(across)) / torch.tensor(form.std).view(across)).contiguous()
+    contrast = float(found.std(correction=0))
+    if contrast < FAINT:
+        log.warning(
+            "%s: the contrast is %.1g of that of the task's data; are its values scaled as 0 to 255 (bytes) or 0 to 1?",
+            where,
+            contrast,
+        )
+    return found
 
 
-def _labels(y: Any, form: Form, where: str) -> Tensor:
-    values = np.asarray(y)
-    if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
+def _scaled(x: NDArray[Any], where: str) -> Tensor:
+    """Values from 0 to 1 as float32.
+
+    Raises:
+        ConfigError: they are of a type or in a range of which it cannot be told what they count from.
+    """
+    kind = x.dtype
+    if kind != np.uint8 and kind.kind not in "bf":
+        advice = "x.astype(np.uint8) where they are bytes of 0 to 255, else floats of 0 to 1"
+        between = f" from {x.min()} to {x.max()}" if kind.kind in "iu" and x.size else ""
+        raise ConfigError(f"{where} holds values of type {kind}{between}; expected bytes or floats: {advice}")
+    if not bool(np.isfinite(x).all()):
+        raise ConfigError(f"{where} holds values that are not finite; clean the data first")
+    top = 255 if kind == np.uint8 else 1
+    least, most = (float(x.min()), float(x.max())) if x.size else (0.0, 1.0)
+    if least < -SPILL or most > top + SPILL:
         raise ConfigError(
-            f"labels of {where} are {values.dtype} of shape {values.shape}; expected whole numbers [samples]"
+            f"{where} holds {kind} values from {least:g} to {most:g}; floats count from 0 to 1, before any normalisation: "
+            "divide by the largest value possible (such as 255) first, the task's mean and deviation are taken here"
         )
-    if values.min() < 0 or values.max() >= len(form.names):
+    if 0 < most <= BLACK * top:
         raise ConfigError(
-            f"labels of {where} run from {values.min()} to {values.max()}, the task has {len(form.names)} classes, "
-            "0 to n - 1"
+            f"{where} holds {kind} values up to {most:g}, where {top} is white: nothing can be seen; bytes count to 255 "
+            "and floats to 1, so multiply first (or for 0 and 1: x.astype(bool))"
         )
-    return torch.as_tensor(values.astype(np.int64))
+    values = x.astype(np.uint8 if kind == np.uint8 else np.float32)  # in this machine's byte order
+    return torch.as_tensor(values).float() / top
+
+
+def _labels(y: NDArray[Any], form: Form, where: str) -> Tensor:
+    if y.ndim == 1 and y.dtype.kind == "U":
+        return torch.tensor(_numbers(y.tolist(), form, f"labels of {where}"))
+    if y.ndim != 1 or y.dtype.kind not in "iu":
+        raise ConfigError(
+            f"labels of {where} are {y.dtype} of shape {y.shape}; expected whole numbers or names [samples]"
+        )
+    if any(name.isdecimal() for name in form.names) and not counted(form.names):
+        raise ConfigError(
+            f"labels of {where} are bare numbers, and the task's classes are called {few(form.names)}: give the names, "
+            "as text"
+        )
+    if y.min() < 0 or y.max() >= len(form.names):
+        raise ConfigError(
+            f"labels of {where} run from {y.min()} to {y.max()}, the task has {len(form.names)} classes, 0 to n - 1"
+        )
+    return torch.as_tensor(y.astype(np.int64))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Callable
 
 from fedbonsai.core import Client, Samples, task_named
-from fedbonsai.errors import BadMessage, ConfigError, Forgotten, Missing, Silent
-from fedbonsai.fleets.envelope import perform, receipt
+from fedbonsai.errors import BadMessage, ConfigError, Failed, Forgotten, Missing, Silent
+from fedbonsai.fleets.envelope import failure, perform, receipt
+from fedbonsai.fleets.faults import unnumbered
 from fedbonsai.fleets.flower.frames import Form, Reply, Request, check, open_head
 from fedbonsai.fleets.flower.hello import VERSION, WIRE, Card, Hello, codecs, tasks
 from fedbonsai.fleets.flower.memory import Lost, Store
@@ -37,6 +37,7 @@ class Worker:
         self.device, self.store = device, store
         self._source, self._torch_device = source, torch_device
         self._held: tuple[Form, Client] | None = None
+        self._told: set[str] = set()  # reasons whose traceback is in the log
 
     def hello(self, raw: bytes) -> bytes:
         """Answer a `Hello` with a `Card`.
@@ -77,14 +78,23 @@ class Worker:
             reply = bytes(encode(answer))
             slot = self.store.save(head, request.start, kept)
             self.store.tidy(head, request.start)
+        except Failed as error:
+            return self._failed(request, error)
         except Silent as error:
             return _silent(request, str(error) or "no answer", isinstance(error, Forgotten), isinstance(error, Lost))
         except (BadMessage, ConfigError, Missing) as error:
             return _silent(request, str(error))
-        except Exception:  # a bug in a task: the server raises it when all devices have it
-            fault = traceback.format_exc()[-TEXT:]
-            return bytes(encode(Reply(receipt(head, "the task failed"), fault=fault))), NOTHING
+        except Exception as error:  # of the data, the answer or a write: one device alone does not end a run by it
+            return self._failed(request, failure(error))
         return bytes(encode(Reply(receipt(head), slot))), reply
+
+    def _failed(self, request: Request, error: Failed) -> tuple[bytes, bytes]:
+        head, why = request.head, str(error)
+        log.error("task %r failed on this device in round %d: %s", head.task, head.round + 1, why)
+        if (kind := unnumbered(why)) not in self._told:
+            log.error("%s", error.trace)
+            self._told.add(kind)
+        return bytes(encode(Reply(receipt(head, why), fault=error.trace[-TEXT:]))), NOTHING
 
     def _client(self, form: Form) -> Client:
         if self._held is None or self._held[0] != form:

@@ -74,6 +74,18 @@ class Packed:
         sparse = self.sparse(like, mask)
         return {name: scatter(sparse[name], value) for name, value in like.items()}
 
+    def change(self, like: Tree, mask: Tree | None = None) -> Weights:
+        """The change of a model, as `tree.subtract` makes it: of floating tensors, since no others move.
+
+        Args:
+            like: the whole model.
+            mask: as in `dense`.
+
+        Raises:
+            BadMessage: and nothing else, whatever the bytes are.
+        """
+        return self.dense({name: value for name, value in like.items() if value.is_floating_point()}, mask)
+
     def sparse(self, like: Tree, mask: Tree | None = None) -> dict[str, Sparse]:
         """Positions and values as they were sent, for sums and norms at the cost of k rather than n.
 

@@ -50,10 +50,30 @@ def faults(stages: tuple[Stage, ...]) -> list[str]:
             found.append(
                 f"{feedback.short} without a lossy stage has no effect: add topk or a quantizer, or leave it out"
             )
-        if isinstance(values, Qsgd):
+        found += [f"{feedback.short} with {fault}" for fault in expansive(stages)]
+    return found
+
+
+def expansive(stages: tuple[Stage, ...]) -> list[str]:
+    """Why an error that is fed back can grow for ever: it may be as large as what was to be sent.
+
+    Levels in equal steps bring the largest magnitude down where the error of a value is below it; of 1 bit and nearest
+    levels it is half of the range, which is the largest magnitude itself where values lie on both sides of zero.
+    """
+    found: list[str] = []
+    for stage in stages:
+        if isinstance(stage, Qsgd):
+            found.append("qsgd: its error may exceed what it sends, so the residual can grow; use signmag")
+        elif isinstance(stage, Affine) and stage.bits == 1:
             found.append(
-                f"{feedback.short} with qsgd: its error may exceed what it sends, so the residual can grow; use signmag"
+                "affine of 1 bit: its error may be as large as what it sends, so the residual grows; use signmag of 1 bit, "
+                "or bits >= 2"
             )
-        if isinstance(sparsifier, RandK) and sparsifier.unbiased:
-            found.append(f"{feedback.short} with unbiased randk: scaled values overshoot; use unbiased = false")
+        elif isinstance(stage, SignMag) and stage.bits == 2 and stage.rounding == "stochastic":
+            found.append(
+                "signmag of 2 bits and stochastic rounding: its error may be as large as what it sends, so the residual "
+                "grows; use rounding = 'nearest', or bits >= 3"
+            )
+        elif isinstance(stage, RandK) and stage.unbiased:
+            found.append("unbiased randk: scaled values overshoot; use unbiased = false")
     return found

@@ -21,6 +21,7 @@ from fedbonsai.stages.pruning.norm_statistics import measured
 from fedbonsai.stages.pruning.places import masks_of, packed_masks
 from fedbonsai.stages.pruning.pool import Counts
 from fedbonsai.stages.pruning.scores import magnitude
+from fedbonsai.telling import each
 from fedbonsai.tree import Tree
 from fedbonsai.wire import message
 
@@ -78,7 +79,7 @@ def measure(request: Measure, me: Client, memory: Memory) -> tuple[Measured, Mem
     samples, rate = development(me), request.momentum if request.statistics == "ema" else None
     found = tuple(
         measured(model, samples, request.batch, rate, request.merge, masks, me.device)
-        for model, masks in candidates(request)
+        for model, masks in each("measuring candidates", candidates(request), len(request.counts))
     )
     return Measured(found, len(samples)), {**memory, HELD: request}
 
@@ -92,7 +93,9 @@ def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
     samples = development(me)
     losses = tuple(
         local.evaluate(model.replace({**model.weights, **statistics}), samples, me.device).loss
-        for (model, _), statistics in zip(candidates(held), request.statistics, strict=True)
+        for (model, _), statistics in zip(
+            each("judging candidates", candidates(held), len(held.counts)), request.statistics, strict=True
+        )
     )
     return Judged(losses, len(samples)), without(memory)
 

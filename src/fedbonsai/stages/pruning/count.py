@@ -1,28 +1,26 @@
 """What a network costs: multiplications, bytes of storage and memory, counted and not measured.
 
-The rules are those by which pruning papers report (FedRTS, arXiv 2501.19122, section F): convolutions and linear layers
-count, normalisation, activation and loss do not; a multiplication and an addition are two operations; a step of training
-is a forward pass and a backward pass of twice its cost; a pruned layer costs the share of its weights that is kept.
+The rules are those by which pruning papers report (FedRTS, arXiv 2501.19122, section F): products count
+(`fedbonsai.devices.networks`), normalisation, activation and loss do not; a multiplication and an addition are two
+operations; a step of training is a forward pass and a backward pass of twice its cost; a pruned layer costs the share of
+its weights that is kept.
 These are figures of accounting: what really travels is in the ledger.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Generator, Mapping
-from contextlib import contextmanager
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, get_args
 
-import torch
-from torch import Tensor, nn
-
+from fedbonsai.devices.networks import counted
 from fedbonsai.model import Model, skeleton
 from fedbonsai.tree import Tree
+from fedbonsai.work import Episode
 
 Size = tuple[int, int, int]  # of one image: channels, height, width
 Format = Literal["dense", "bitmap", "coordinates", "csr"]
-
-_Hook = Callable[[nn.Module, object, Tensor], None]
 
 BITS = 32  # of a value
 
@@ -32,26 +30,24 @@ def parameters(model: Model) -> int:
     return sum(value.numel() for value in skeleton(model).parameters.values())
 
 
-def layer_macs(model: Model, size: Size) -> dict[str, int]:
-    """Multiply-accumulates of one image by the name of the weight, for convolutions and linear layers.
+def layer_macs(model: Model, size: Sequence[int]) -> dict[str, int]:
+    """Multiply-accumulates of one image by the name of the weight; by the module's path where there is no weight alone.
 
     A convolution counts a full kernel at every place of its output, the padded border included.
     """
-    found: dict[str, int] = {}
-    net = skeleton(model).module
-    names = {module: path for path, module in net.named_modules()}
+    found = counted(_episode(model, size))
+    if found.unknown:
+        names = ", ".join(found.unknown)
+        warnings.warn(f"network {model.arch.name!r}: the operations of {names} cannot be counted", stacklevel=2)
+    return {layer.name: layer.macs for layer in found.layers}
 
-    def see(layer: nn.Module, _: object, out: Tensor) -> None:
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            name = f"{names[layer]}.weight" if names[layer] else "weight"
-            found[name] = found.get(name, 0) + out.numel() * layer.weight[0].numel()
 
-    _one_image(net, size, see)
-    return found
+def _episode(model: Model, size: Sequence[int]) -> Episode:
+    return Episode(model.arch, {name: tuple(value.shape) for name, value in model.weights.items()}, tuple(size))
 
 
 def macs(model: Model, size: Size) -> int:
-    """Multiply-accumulates of one image in convolutions and linear layers."""
+    """Multiply-accumulates of one image."""
     return sum(layer_macs(model, size).values())
 
 
@@ -74,11 +70,11 @@ def training_flops(model: Model, size: Size, masks: Tree | None = None, grown: C
 
 
 def _kept_macs(model: Model, size: Size, masks: Tree | None) -> dict[str, int]:
-    """Each weight of a layer takes part equally often, so the product is exact."""
+    """Each weight of a convolution or linear layer takes part equally often, so the product is exact for these."""
     counts = layer_macs(model, size)
     for name, mask in (masks or {}).items():
         if name in counts:
-            counts[name] = counts[name] // mask.numel() * int(mask.sum())
+            counts[name] = counts[name] * int(mask.sum()) // mask.numel()
     return counts
 
 
@@ -144,15 +140,7 @@ def growth_bytes(weights: Tree, counts: Mapping[str, int]) -> int:
 
 def activation_bytes(model: Model, size: Size, batch: int = 1) -> int:
     """Bytes of the images and of what every layer gives, as a backward pass keeps it: an upper estimate."""
-    values = math.prod(size)
-
-    def see(layer: nn.Module, _: object, out: Tensor) -> None:
-        nonlocal values
-        if not any(True for _ in layer.children()) and not isinstance(layer, nn.Flatten | nn.Identity):
-            values += out.numel()
-
-    _one_image(skeleton(model).module, size, see)
-    return 4 * values * batch
+    return 4 * (math.prod(size) + counted(_episode(model, size)).values) * batch
 
 
 def training_bytes(
@@ -176,23 +164,3 @@ def training_bytes(
     held = copies * storage_bytes(model.weights, masks)
     activations = activation_bytes(model, size, batch) if batch else 0
     return held + activations + 8 * sum((counts or {}).values())
-
-
-def _one_image(net: nn.Module, size: Size, see: _Hook) -> None:
-    with _evaluation(net), torch.inference_mode():
-        handles = [layer.register_forward_hook(see) for layer in net.modules()]
-        try:
-            net(torch.zeros(1, *size))
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
-@contextmanager
-def _evaluation(net: nn.Module) -> Generator[None]:
-    was = net.training
-    net.eval()
-    try:
-        yield
-    finally:
-        net.train(was)

@@ -23,6 +23,7 @@ from fedbonsai.stages.pruning.distributions import erk, exactly, uniform
 from fedbonsai.stages.pruning.masks import Masks, keep_each, keep_global, masked
 from fedbonsai.stages.pruning.structures import blocks, n_of_m
 from fedbonsai.stages.settings import COUNT, outside, refuse
+from fedbonsai.telling import each
 from fedbonsai.tree import Tree, Weights
 
 Distribution = Literal["global", "uniform", "erk"]
@@ -212,7 +213,7 @@ def pruned(
     total = sum(int(mask.sum()) for mask in masks.values())
     found = dict(masks)
     steps: int = how.iterations if isinstance(criterion, Saliency | SynFlow) else 1
-    for step in range(1, steps + 1):
+    for step in each("scoring weights", range(1, steps + 1)):
         now = model.replace(masked(model.weights, found))
         value = scores_of(now, list(masks), criterion, gradient, seed, size)
         found = best(value, found, max(count, round(total * (count / total) ** (step / steps))), distribution)

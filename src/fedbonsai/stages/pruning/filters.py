@@ -10,21 +10,28 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
-from fedbonsai.errors import BadMessage, ConfigError, Missing
-from fedbonsai.model import Arch, Model, forms, skeleton, state
+from fedbonsai.devices.networks import all_known
+from fedbonsai.errors import BadMessage, ConfigError, FedbonsaiError, Missing
+from fedbonsai.model import RESIZED, Arch, Model, forms, shared, skeleton, state
 from fedbonsai.stages.choice import Choice, choice
 from fedbonsai.stages.pruning.count import Size, layer_macs
 from fedbonsai.stages.pruning.masks import keep_top
 from fedbonsai.stages.pruning.scores import filters
-from fedbonsai.tree import Tree, Weights, generator
+from fedbonsai.tree import Tree, Weights, cast, dtype_of, generator
+from fedbonsai.work import Episode
 
+STATISTICS = ("running_mean", "running_var")
 Shapes = Mapping[str, tuple[int, ...]]  # by name of weight
 
 
@@ -63,45 +70,88 @@ def units(model: Model, size: Size) -> list[Units]:
     """
     pruning = _torch_pruning()
     module = model.build().eval()
-    example = torch.zeros(1, *size, dtype=next(module.parameters()).dtype)
-    graph = pruning.DependencyGraph().build_dependency(module, example_inputs=example, verbose=False)
     paths = {id(layer): path for path, layer in module.named_modules()}
+    tied = shared(module)
+    fixed = _fixed(module, tied)
     found: list[Units] = []
     done: set[str] = set()
-    for path, layer in module.named_modules():
-        if not isinstance(layer, nn.Conv2d | nn.Linear) or path in done:
-            continue
-        convolution = isinstance(layer, nn.Conv2d)
-        cut = pruning.prune_conv_out_channels if convolution else pruning.prune_linear_out_channels
-        group = graph.get_pruning_group(layer, cut, idxs=[0])
-        if any(list(at)[:1] != [0] for item, at in group if id(item.target.module) in paths):
-            raise ConfigError(
-                f"outputs of {path!r} are joined to others along channels; that is not pruned by units here"
-            )
-        items = [
-            (paths[id(item.target.module)], item.target.module, graph.is_out_channel_pruning_fn(item.handler), len(at))
-            for item, at in group
-            if id(item.target.module) in paths and any(True for _ in item.target.module.parameters(recurse=False))
-        ]
-        made = _units(path, layer.weight.shape[0], items)
-        done |= {maker.removesuffix(".weight") for maker in made.makers}
-        if made.readers:
-            found.append(made)
+    try:
+        example = torch.zeros(1, *size, dtype=dtype_of(model.weights))
+        graph = pruning.DependencyGraph().build_dependency(module, example_inputs=example, verbose=False)
+        for path, layer in module.named_modules():
+            if not isinstance(layer, nn.Conv2d | nn.Linear) or path in done | fixed.keys():
+                continue
+            convolution = isinstance(layer, nn.Conv2d)
+            cut = pruning.prune_conv_out_channels if convolution else pruning.prune_linear_out_channels
+            group = graph.get_pruning_group(layer, cut, idxs=[0])
+            made = _units(path, layer.weight.shape[0], _items(path, group, paths, graph), fixed)
+            done |= {maker.removesuffix(".weight") for maker in made.makers}
+            if made.readers:
+                found.append(made)
+    except FedbonsaiError:
+        raise
+    except Exception as error:  # whatever torch-pruning raises at a layer that it does not know
+        raise _unfit(model, fixed, f"its layers cannot be followed ({type(error).__name__}: {error})") from error
+    if not found:
+        raise _unfit(model, fixed, "no layer has units that another one of a known kind reads")
     _check(model, found, size)
     return found
 
 
-def _units(name: str, width: int, items: Sequence[tuple[str, nn.Module, bool, int]]) -> Units:
+def _unfit(model: Model, fixed: Mapping[str, str], why: str) -> ConfigError:
+    named = "; ".join(f"{path!r} is {kind}" for path, kind in fixed.items())
+    return ConfigError(
+        f"network {model.arch.name!r} cannot be pruned by units: {why}{'; ' * bool(named)}{named}. Convolutions of images, "
+        "linear layers, batch and group normalisation can be; for others use masks"
+    )
+
+
+def _fixed(module: nn.Module, tied: Collection[str]) -> dict[str, str]:
+    """Layers that cannot be resized, by path, and what they are."""
+    found: dict[str, str] = {}
+    for path, layer in module.named_modules():
+        if any(path.startswith(f"{outer}.") for outer in found):
+            continue  # a part of one
+        prefix = f"{path}." if path else ""
+        names = [name for name, _ in layer.named_parameters(recurse=False)]
+        if is_parametrized(layer) or any(
+            isinstance(h, WeightNorm | SpectralNorm) for h in layer._forward_pre_hooks.values()
+        ):
+            found[path] = f"a {type(layer).__name__.removeprefix('Parametrized')} whose weight is computed from others"
+        elif isinstance(layer, nn.MultiheadAttention) or (names and path and not isinstance(layer, RESIZED)):
+            found[path] = f"a {type(layer).__name__}"
+        elif isinstance(layer, RESIZED) and any(prefix + name in tied for name in names):
+            found[path] = f"a {type(layer).__name__} that shares its weights"
+        elif isinstance(layer, nn.Conv2d) and layer.groups > 1:
+            found[path] = f"a {type(layer).__name__} of {layer.groups} groups"
+    return found
+
+
+Item = tuple[str, nn.Module, bool, int]  # path, layer, whether its outputs go, how many entries for a unit
+
+
+def _items(name: str, group: Any, paths: Mapping[int, str], graph: Any) -> list[Item]:
+    if any(list(at)[:1] != [0] for item, at in group if id(item.target.module) in paths):
+        raise ConfigError(f"outputs of {name!r} are joined to others along channels; that is not pruned by units here")
+    return [
+        (paths[id(item.target.module)], item.target.module, graph.is_out_channel_pruning_fn(item.handler), len(at))
+        for item, at in group
+        if id(item.target.module) in paths and any(True for _ in item.target.module.parameters())
+    ]
+
+
+def _units(name: str, width: int, items: Sequence[Item], fixed: Mapping[str, str]) -> Units:
     makers: list[str] = []
     rows: list[str] = []
     readers: list[tuple[str, int]] = []
     groups = 1
     for path, layer, out, count in sorted(dict.fromkeys(items), key=lambda item: item[0] != name):
+        if path in fixed or not isinstance(layer, RESIZED):
+            kind = fixed.get(path, f"a {type(layer).__name__}")
+            raise ConfigError(f"layer {path!r}, {kind}, cannot be pruned by units with {name!r}; use masks")
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm):
             rows += [f"{path}.{entry}" for entry in state(layer)]
             groups = max(groups, layer.num_groups) if isinstance(layer, nn.GroupNorm) else groups
-        elif not isinstance(layer, nn.Conv2d | nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups > 1):
-            raise ConfigError(f"layer {path!r}, {type(layer).__name__}, cannot be pruned by units; use masks")
         elif out:
             makers.append(f"{path}.weight")
             rows += [f"{path}.{entry}" for entry in state(layer)]
@@ -111,22 +161,82 @@ def _units(name: str, width: int, items: Sequence[tuple[str, nn.Module, bool, in
 
 
 def _check(model: Model, groups: Sequence[Units], size: Size) -> None:
-    """Try it: a tensor that is no layer's, a joined channel or an output that is read again is not in the groups."""
-    kept = [torch.arange(group.width).reshape(group.groups, -1)[:, ::2].flatten() for group in groups]
-    x = torch.randn(2, *size, generator=generator(0)).to(next(iter(model.weights.values())).dtype)
-    with torch.inference_mode():
-        try:
-            small = prune(model, groups, kept).build().eval()(x)
-        except (RuntimeError, IndexError) as error:
-            raise ConfigError(f"network {model.arch.name!r} cannot be pruned by units; use masks ({error})") from None
-        rest = silenced(model, groups, kept).build().eval()(x)
-    exact = all(group.groups == 1 for group in groups)  # a normalisation of groups sees fewer values
-    gap = (small - rest).abs().max() if small.shape == rest.shape else torch.tensor(torch.inf)
-    if small.shape != rest.shape or (exact and bool(gap > 1e-3 * rest.abs().max())):
+    """Try it: a tensor that is no layer's, a joined channel or an output that is read again is not in the groups.
+
+    With weights that are drawn, since those of the model may be zero where it matters, and with two choices of units, so
+    that none fits by chance. Group normalisation sees fewer values in the smaller network: it is left out of both.
+    """
+    try:
+        agree = all(_agree(model, groups, kept, size) for kept in (_first(groups), _some(groups)))
+    except (RuntimeError, IndexError) as error:
+        raise ConfigError(f"network {model.arch.name!r} cannot be pruned by units; use masks ({error})") from None
+    if not agree:
         raise ConfigError(
             f"network {model.arch.name!r} cannot be pruned by units: without some of them it does not compute what the "
             "others did; use masks"
         )
+
+
+def _first(groups: Sequence[Units]) -> list[Tensor]:
+    """The first half of the units, of each group of a normalisation."""
+    parts = [torch.arange(group.width).reshape(group.groups, -1) for group in groups]
+    return [part[:, : -(-part.shape[1] // 2)].flatten() for part in parts]
+
+
+def _some(groups: Sequence[Units]) -> list[Tensor]:
+    """Any third of the units, of each group of a normalisation."""
+    random, found = generator(0), list[Tensor]()
+    for group in groups:
+        parts = torch.arange(group.width).reshape(group.groups, -1)
+        places = torch.rand(parts.shape, generator=random).argsort(1)[:, : -(-parts.shape[1] // 3)].sort(1).values
+        found.append(parts.gather(1, places).flatten())
+    return found
+
+
+def _agree(model: Model, groups: Sequence[Units], kept: Sequence[Tensor], size: Size) -> bool:
+    for weights in (_drawn(model), model.weights):  # its own where what is drawn gives no numbers, as by a root
+        try:
+            gap, bound = _gap(model.replace(cast(weights, torch.float64)), groups, kept, size), 1e-6
+        except RuntimeError:  # a network of one's own may name its types
+            own = dtype_of(weights)
+            gap, bound = _gap(model.replace(weights), groups, kept, size), max(1e-3, 8 * torch.finfo(own).eps)
+        if math.isfinite(gap):
+            return gap <= bound
+    return False
+
+
+def _drawn(model: Model) -> Weights:
+    """Weights and statistics of normalisation that are nowhere zero; other buffers as they are."""
+    random, found = generator(1), dict(model.weights)
+    learned = dict(model.build().named_parameters())
+    for name, value in model.weights.items():
+        if name in learned and value.ndim > 1:
+            found[name] = torch.randn(value.shape, generator=random) * (value.shape[0] / value.numel()) ** 0.5
+        elif name in learned or name.endswith(STATISTICS):
+            found[name] = 0.5 + torch.rand(value.shape, generator=random)
+    return found
+
+
+def _gap(model: Model, groups: Sequence[Units], kept: Sequence[Tensor], size: Size) -> float:
+    """Largest difference of an output between the smaller network and the silenced one, by the largest output."""
+    x = torch.randn(2, *size, generator=generator(0)).to(dtype_of(model.weights))
+    outputs: list[Tensor] = []
+    for each in (prune(model, groups, kept), silenced(model, groups, kept)):
+        net = each.build().eval()
+        for layer in net.modules():
+            if isinstance(layer, nn.GroupNorm):
+                layer.register_forward_hook(_unscaled)
+        with torch.inference_mode():
+            outputs.append(net(x).double())
+    small, rest = outputs
+    return float((small - rest).abs().max() / rest.abs().max()) if small.shape == rest.shape else math.inf
+
+
+def _unscaled(layer: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
+    """What a group normalisation gives without normalising: gain and bias alone."""
+    x, held = inputs[0], dict(layer.named_parameters())
+    form = (1, -1, *(1,) * (x.ndim - 2))
+    return x * held["weight"].reshape(form) + held["bias"].reshape(form) if held else x
 
 
 def _torch_pruning() -> Any:
@@ -176,7 +286,7 @@ def silenced(model: Model, groups: Sequence[Units], kept: Sequence[Tensor]) -> M
         gone = torch.ones(group.width, dtype=torch.bool)
         gone[index] = False
         for name in group.rows:
-            if not name.endswith(("running_mean", "running_var")):
+            if not name.endswith(STATISTICS):
                 weights[name][gone] = 0
     return model.replace(weights)
 
@@ -270,12 +380,16 @@ def widths(keep: Keep, model: Model, groups: Sequence[Units], size: Size) -> lis
         return [_rounded(group, how.share) for group in groups]
     if not isinstance(keep, Target) or how.share == 1:
         return [group.width for group in groups]
+    if how.of == "macs":
+        shapes = {name: tuple(value.shape) for name, value in model.weights.items()}
+        all_known(Episode(model.arch, shapes, tuple(size)), "keep.of = 'macs'")
     costs = _costs(model, how.of, size)
-    full = _cost(costs, model.weights, groups, [group.width for group in groups])
+    rest = sum(n for name, n in layer_macs(model, size).items() if name not in costs) if how.of == "macs" else 0
+    full = rest + _cost(costs, model.weights, groups, [group.width for group in groups])
 
     def at(share: float) -> tuple[list[int], bool]:
         found = [_rounded(group, share) for group in groups]
-        return found, _cost(costs, model.weights, groups, found) <= how.share * full
+        return found, rest + _cost(costs, model.weights, groups, found) <= how.share * full
 
     low, high = 0.0, 1.0
     for _ in range(30):
@@ -283,7 +397,11 @@ def widths(keep: Keep, model: Model, groups: Sequence[Units], size: Size) -> lis
         low, high = (middle, high) if at(middle)[1] else (low, middle)
     found, fits = at(low)
     if not fits:
-        raise ConfigError(f"{how.share} of the {how.of} is less than one unit a layer; choose a larger share")
+        least = (rest + _cost(costs, model.weights, groups, found)) / full
+        raise ConfigError(
+            f"keep.share = {how.share} of the {how.of} cannot be met: with the fewest units in {len(groups)} layers "
+            f"{least:.3g} of them stay; choose a larger share"
+        )
     return found
 
 
@@ -297,7 +415,8 @@ def _costs(model: Model, of: str, size: Size) -> dict[str, int]:
         return {name: value.element_size() for name, value in model.weights.items()}
     if of == "parameters":
         return dict.fromkeys(skeleton(model).parameters, 1)
-    return {name: count // model.weights[name].numel() for name, count in layer_macs(model, size).items()}
+    counts = layer_macs(model, size)
+    return {name: count // model.weights[name].numel() for name, count in counts.items() if name in model.weights}
 
 
 def _cost(costs: Mapping[str, int], weights: Tree, groups: Sequence[Units], widths: Sequence[int]) -> int:

@@ -230,4 +230,4 @@ def squared(left: Tree, right: Mapping[str, torch.Tensor]) -> float:
 
 
 def _learned(weights: Tree) -> Weights:
-    return {name: value for name, value in weights.items() if not name.endswith(STATISTICS)}
+    return {n: value for n, value in weights.items() if value.is_floating_point() and not n.endswith(STATISTICS)}

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from fedbonsai.model import Model, skeleton
 from fedbonsai.tree import Tree, Weights
@@ -13,14 +18,41 @@ from fedbonsai.tree import Tree, Weights
 Masks = dict[str, Tensor]  # bool, by parameter name
 
 
-def prunable(model: Model, least: int = 2) -> list[str]:
-    """Names of the weights that masks may touch: matrices and kernels; biases and normalisation stay dense.
+LAYERS = (nn.Linear, _ConvNd, nn.Bilinear, nn.Embedding, nn.RNNBase)  # their tensors of two dimensions are matrices
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, getattr(nn, "RMSNorm", nn.LayerNorm))  # the last from torch 2.4 on
 
-    Args:
-        model: whose parameters.
-        least: dimensions that a weight must have.
+
+def prunable(model: Model) -> list[str]:
+    """Names of the weights that masks may touch: matrices and kernels that are trained.
+
+    Biases and normalisation stay dense, gains of one dimension that a network multiplies by itself, and what a weight is
+    computed from (weight_norm and other parametrizations): a row of zeros has no direction there.
     """
-    return [name for name, value in skeleton(model).parameters.items() if value.ndim >= least]
+    net = skeleton(model)
+    apart = _computed(net.module)
+    return [
+        name for name, value in net.parameters.items() if name not in apart and _multiplied(net.module, name, value)
+    ]
+
+
+def _multiplied(module: nn.Module, name: str, value: Tensor) -> bool:
+    layer = module.get_submodule(name.rpartition(".")[0])
+    if value.ndim < 2 or isinstance(layer, NORMS):
+        return False
+    return isinstance(layer, LAYERS) or sum(length > 1 for length in value.shape) > 1
+
+
+def _computed(module: nn.Module) -> set[str]:
+    """Parameters of parametrizations, and those of torch's older hooks that make a weight before each pass."""
+    found: set[str] = set()
+    for path, layer in module.named_modules():
+        prefix = f"{path}." if path else ""
+        if isinstance(layer, ParametrizationList):
+            found |= {prefix + name for name, _ in layer.named_parameters()}
+        for hook in layer._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm | SpectralNorm):
+                found |= {f"{prefix}{hook.name}_{part}" for part in ("g", "v", "orig")}
+    return found
 
 
 def keep_top(score: Tensor, kept: int) -> Tensor:

@@ -5,6 +5,7 @@ SERVER-INIT of FL-PQSU (Xu et al. 2021, by its authors' code); the choice of uni
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Literal
 
@@ -16,6 +17,7 @@ from fedbonsai.model import Model
 from fedbonsai.stages.pruning import count, scores
 from fedbonsai.stages.pruning.count import Size
 from fedbonsai.stages.pruning.filters import All, Keep, prune, select, units, widths
+from fedbonsai.telling import doing
 from fedbonsai.tree import finite, seed_of
 from fedbonsai.wire import message
 
@@ -39,7 +41,10 @@ def taught(model: Model, server: Client, sgd: SGD, epochs: int, name: str) -> Mo
         return model
     _needed(server, f"{name} = {epochs}")
     sgd = replace(sgd, epochs=epochs, steps=0, proximal=0.0)
-    found = local.train(model, replace(server, seed=seed_of(server.seed, name, -1, 0)), sgd)
+    passed = itertools.count(1)
+    with doing(f"{name} on the server, step", epochs * -(-len(server.train) // sgd.batch)) as at:
+        me = replace(server, seed=seed_of(server.seed, name, -1, 0))
+        found = local.train(model, me, sgd, hook=lambda _: at(next(passed)))
     if not finite(found.weights):
         raise ConfigError(f"{name} on the server gave values that are not finite (loss {found.loss}); lower sgd.lr")
     return model.replace(found.weights)

@@ -13,7 +13,7 @@ from typing import Any
 
 from fedbonsai.devices.clock import compute_seconds
 from fedbonsai.devices.link import Ask, Link, Way, link
-from fedbonsai.devices.networks import layers
+from fedbonsai.devices.networks import all_known, layers
 from fedbonsai.devices.profile import profile
 from fedbonsai.errors import ConfigError
 from fedbonsai.local import SGD
@@ -42,12 +42,13 @@ def time_of(setting: TimeModel, model: Model, names: list[str], size: tuple[int,
     held = profile(own.device)
     shapes = {name: tuple(value.shape) for name, value in model.weights.items()}
     step = Episode(model.arch, shapes, size, backward=sgd.batch, passes=1, steps=1, batch=sgd.batch)
+    all_known(step, f"time.name = {own.choice_name!r}")
     dense, macs = compute_seconds(held, (step,)), {layer.name: layer.macs for layer in layers(step)}
     curve = held.sparse if sgd.sparse != "off" and held.sparse else held.masked
     intercept, slope = curve.line()
-    each = dense / sum(macs.values())  # seconds of a dense step by multiply-accumulates of a sample
-    slopes = {name: each * slope * macs[name] / count for name, count in sizes.items()}
-    base = max(0.0, dense - each * (1 - intercept) * sum(macs[name] for name in sizes))
+    each = dense / max(1, sum(macs.values()))  # seconds of a dense step by multiply-accumulates of a sample
+    slopes = {name: each * slope * macs.get(name, 0) / count for name, count in sizes.items()}
+    base = max(0.0, dense - each * (1 - intercept) * sum(macs.get(name, 0) for name in sizes))
     carrier = link(own.link or held.link)
     down, up = (rate(carrier, way, 4 * sum(sizes.values())) for way in ("down", "up"))
     return Seconds(4 * (down[1] + up[1]), base, down[0] + up[0], slopes, sgd.steps, dense)

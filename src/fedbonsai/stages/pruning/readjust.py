@@ -80,23 +80,28 @@ class MaskedMean:
         self._types: dict[str, torch.dtype] = {}
 
     def add(self, weights: Tree, masks: Tree, weight: float) -> None:
-        """Add a model; a tensor without a mask is whole."""
+        """Add a model; a tensor without a mask is whole, and one that is not floating stays what it was."""
         for name, value in weights.items():
+            self._types[name] = value.dtype
+            if not value.is_floating_point():
+                continue
             share = masks[name].double() * weight if name in masks else torch.tensor(weight, dtype=torch.float64)
             part = value.double() * share
             self._sums[name] = self._sums[name] + part if name in self._sums else part
             self._shares[name] = self._shares[name] + share if name in self._shares else share
-            self._types[name] = value.dtype
         self.weight += weight
 
     def result(self, otherwise: Tree) -> Weights:
         """The mean; where nobody keeps a coordinate, the value of ``otherwise``."""
-        return {
-            name: torch.where(
-                self._shares[name] > 0, value / self._shares[name].clamp(min=1e-300), otherwise[name].double()
-            ).to(self._types[name])
-            for name, value in self._sums.items()
-        }
+        found: Weights = {}
+        for name, dtype in self._types.items():
+            old = otherwise[name]
+            if name not in self._sums:
+                found[name] = old
+                continue
+            mean = self._sums[name] / self._shares[name].clamp(min=1e-300)
+            found[name] = torch.where(self._shares[name] > 0, mean, old.double()).to(dtype)
+        return found
 
 
 def cut_back(weights: Tree, masks: Tree) -> tuple[Weights, Masks]:

@@ -6,12 +6,15 @@ et al., NeurIPS 2020); Taylor: (w g)^2 (Molchanov et al. 2019); L1 of filters an
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model, skeleton
-from fedbonsai.tree import Tree, Weights, generator, seed_of
+from fedbonsai.stages.pruning.masks import NORMS
+from fedbonsai.tree import Tree, Weights, cast, dtype_of, generator, seed_of
 
 
 def magnitude(weights: Tree) -> Weights:
@@ -50,24 +53,45 @@ def filters(weight: Tensor) -> Tensor:
 def synflow(model: Model, names: list[str], size: tuple[int, ...]) -> Weights:
     """Synaptic flow ``|w * dR/dw|`` with R the sum of the outputs of the network of absolute weights for an input of ones.
 
-    Normalisation layers are bypassed, as they would level the flow. In float64, since it spans many orders of magnitude.
+    Normalisation layers are bypassed, as they would level the flow. In float64, since it spans many orders of magnitude;
+    in the network's own types where it insists on them. A weight that the network does not use scores 0.
 
     Args:
         model: network.
         names: weights to score.
         size: of the input, [channels, height, width].
+
+    Raises:
+        ConfigError: no flow reaches a layer that is whole, or it is not finite.
     """
-    net = skeleton(model.replace({name: value.abs().double() for name, value in model.weights.items()}))
-    net.module.eval()
-    norms = [layer for layer in net.module.modules() if isinstance(layer, _BatchNorm | nn.GroupNorm)]
-    handles = [layer.register_forward_hook(_bypass) for layer in norms]
+    positive = {n: value.abs() if value.is_floating_point() else value for n, value in model.weights.items()}
     try:
-        flow = net.module(torch.ones(1, *size, dtype=torch.float64)).sum()
-        gradients = torch.autograd.grad(flow, [net.parameters[name] for name in names])
+        found = _flow(model.replace(cast(positive, torch.float64)), names, size)
+    except RuntimeError:  # a network of one's own may name its types
+        found = _flow(model.replace(positive), names, size)
+    for name, score in found.items():
+        whole = score is not None and bool(positive[name].all())
+        if score is not None and (not bool(score.isfinite().all()) or (whole and not bool(score.any()))):
+            raise ConfigError(
+                f"synflow cannot score {name!r} of network {model.arch.name!r}: its flow is "
+                f"{float(score.sum())}; layers that saturate or level their inputs stop it, choose another criterion"
+            )
+    return {n: torch.zeros_like(positive[n]) if score is None else score for n, score in found.items()}
+
+
+def _flow(model: Model, names: list[str], size: tuple[int, ...]) -> dict[str, Tensor | None]:
+    net = skeleton(model)
+    net.module.eval()
+    handles = [layer.register_forward_hook(_bypass) for layer in net.module.modules() if isinstance(layer, NORMS)]
+    try:
+        flow = net.module(torch.ones(1, *size, dtype=dtype_of(model.weights))).sum()
+        wanted = [net.parameters[name] for name in names]
+        gradients = list[Any](torch.autograd.grad(flow, wanted, allow_unused=True))
     finally:
         for handle in handles:
             handle.remove()
-    return {n: (net.parameters[n].detach() * g).abs() for n, g in zip(names, gradients, strict=True)}
+    used = {name: g for name, g in zip(names, gradients, strict=True) if g is not None}
+    return {n: (net.parameters[n].detach() * used[n]).abs() if n in used else None for n in names}
 
 
 def _bypass(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

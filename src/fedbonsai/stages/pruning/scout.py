@@ -24,7 +24,8 @@ from fedbonsai.stages.personal import PERSONAL, merged, split
 from fedbonsai.stages.pruning.masks import Masks, density, masked
 from fedbonsai.stages.pruning.per_time import reconfigured, settled
 from fedbonsai.stages.pruning.time_model import Seconds
-from fedbonsai.tree import Tree, generator
+from fedbonsai.telling import each
+from fedbonsai.tree import Tree, generator, seeded
 from fedbonsai.wire import message
 
 LOOK = 10  # iterations from one look at the gate to the next
@@ -171,8 +172,8 @@ def flown(request: Pilot, me: Client) -> Scouted:
     places = {name: place for place, name in enumerate(net.parameters)}
     shelf: Tree = {}
     densities, at, start, i, done, cost = list[float](), list[int](), 0, 0, 0, 0.0
-    with local.randomness(net, me):
-        for i in range(1, how.iterations + 1):
+    with seeded(me.seed, me.device, net.foreign):
+        for i in each("initial pruning", range(1, how.iterations + 1)):
             if not start and i % LOOK == 1:
                 start = i if reached(request.model.replace(net.snapshot()), batches, how.gate, me.device) else 0
             net.module.train()
@@ -180,7 +181,7 @@ def flown(request: Pilot, me: Client) -> Scouted:
             for batch in batches:
                 with local.autocast(sgd.precision, me.device):
                     loss = F.cross_entropy(net.module(batch.x), batch.y)
-                grads = list(torch.autograd.grad(loss, params))
+                grads = local.gradients(loss, params)
                 with torch.no_grad():
                     torch._foreach_addcmul_(summed, grads, grads)
                     local.descend(params, grads, sgd, momentum)

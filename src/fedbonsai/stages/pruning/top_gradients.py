@@ -18,7 +18,7 @@ from fedbonsai.errors import NotFinite
 from fedbonsai.local import SGD
 from fedbonsai.model import Model, skeleton
 from fedbonsai.stages.pruning.places import packed_places
-from fedbonsai.tree import Tree
+from fedbonsai.tree import Tree, seeded
 from fedbonsai.wire import message
 
 ENTRY = 8  # bytes of an entry of the buffer: place and value
@@ -125,9 +125,9 @@ def top_gradients(
     net = sparse or skeleton(model, me.device)
     net.module.train()
     batch = batch.to(me.device)
-    with local.randomness(net, me), local.tiles(sparse, search.see, counts):
+    with seeded(me.seed, me.device, net.foreign), local.tiles(sparse, search.see, counts):
         loss = F.cross_entropy(net.module(batch.x), batch.y)
-        gradients = torch.autograd.grad(loss, [net.parameters[name] for name in counts])
+        gradients = local.gradients(loss, [net.parameters[name] for name in counts])
     for name, gradient in zip(counts, gradients, strict=True):
         if sparse is None or name not in sparse.layers:
             search.see(name, 0, gradient)

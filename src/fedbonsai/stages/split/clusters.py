@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedbonsai.core import Client, Memory, Samples, task
 from fedbonsai.errors import Forgotten
-from fedbonsai.local import SGD, Trained
+from fedbonsai.local import SGD, Trained, gradients
 from fedbonsai.model import Arch
 from fedbonsai.stages.broadcast import Sent, received
 from fedbonsai.stages.codec import Chain, Packed
@@ -276,14 +276,14 @@ def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
     everyone = [scores if j == mine else others[str(j)] for j in range(how.members)]
     loss = losses(everyone, seen.y, how.cotraining)
     at_front, at_back = list(front_net.parameters.values()), list(back_net.parameters.values())
-    grads = torch.autograd.grad(loss, [*at_front, *at_back, *others.values()])
+    grads = gradients(loss, [*at_front, *at_back, *others.values()])
     fronts[mine].report(seen.x, backward=len(seen.x))
     back.report(front_out, backward=len(seen.x), inward=True)
     cut, end = len(at_front), len(at_front) + len(at_back)
-    fronts[mine] = fronts[mine].stepped(front_net, list(grads[:cut]), how.sgd)
-    own |= {"fronts": tuple(fronts), "back": back.stepped(back_net, list(grads[cut:end]), how.sgd)}
-    gradients = {j: grad.cpu() for j, grad in zip(others, grads[end:], strict=True)}
-    return Judged(gradients, float(loss.detach()), len(seen.y)), {**memory, HERE: own}
+    fronts[mine] = fronts[mine].stepped(front_net, grads[:cut], how.sgd)
+    own |= {"fronts": tuple(fronts), "back": back.stepped(back_net, grads[cut:end], how.sgd)}
+    for_peers = {j: grad.cpu() for j, grad in zip(others, grads[end:], strict=True)}
+    return Judged(for_peers, float(loss.detach()), len(seen.y)), {**memory, HERE: own}
 
 
 @task("cluster/backward")
@@ -295,9 +295,7 @@ def backward(request: Backward, me: Client, memory: Memory) -> tuple[CutGradient
     cut: Tensor = own.pop("cut").to(me.device).clone().requires_grad_()
     back: Part = own["back"]
     net = back.net(me.device)
-    gradient, *grads = torch.autograd.grad(
-        net.module(cut), [cut, *net.parameters.values()], request.gradient.to(me.device)
-    )
+    gradient, *grads = gradients(net.module(cut), [cut, *net.parameters.values()], request.gradient.to(me.device))
     back.report(cut, backward=len(cut), inward=True)
     own["back"] = back.stepped(net, grads, own["how"].sgd)
     return CutGradient(coded(own["how"].gradients, gradient, me.seed)), {**memory, HERE: own}

@@ -22,7 +22,7 @@ from fedbonsai.stages.codec import Chain
 from fedbonsai.stages.split.part import Part, coded, decoded, renamed, sub
 from fedbonsai.stages.split.sequential import Activations, learn
 from fedbonsai.stages.updates import Update, update
-from fedbonsai.tree import generator, seed_of
+from fedbonsai.tree import dtype_of, generator, seed_of
 from fedbonsai.wire import message
 
 FRONT = "local-loss/front"  # what a client keeps until it is asked for its activations
@@ -111,7 +111,7 @@ def round_(
         came.add(answer.device)
         value = answer.value
         try:
-            whole = decoded(value.packed, value.shape, next(iter(back.weights.values())).dtype)
+            whole = decoded(value.packed, value.shape, dtype_of(back.weights))
             if tuple(value.y.shape) != value.shape[:1]:
                 raise BadMessage(f"activations of {value.shape} with labels of {tuple(value.y.shape)}")
             for order, cuts in epochs(len(value.y), sgd, generator(seed_of(seed, answer.device.id, 0, 0))):

@@ -17,13 +17,13 @@ from torch import Tensor
 from fedbonsai import tree
 from fedbonsai.core import Answer, Answers, Client, Device, Fleet, Memory, Silence, task
 from fedbonsai.errors import BadMessage, Forgotten, NotFinite
-from fedbonsai.local import SGD, Trained
+from fedbonsai.local import SGD, Trained, gradients
 from fedbonsai.model import Arch
 from fedbonsai.stages.broadcast import Sent, Whole, received
 from fedbonsai.stages.codec import Chain, Packed
 from fedbonsai.stages.split.part import Part, batch, coded, decoded
 from fedbonsai.stages.updates import Update, update
-from fedbonsai.tree import Tree, Weights, generator, seed_of
+from fedbonsai.tree import Tree, Weights, dtype_of, generator, seed_of
 from fedbonsai.wire import message
 
 HERE = "split"  # what a client keeps between the batches of a round
@@ -169,20 +169,16 @@ def learn(back: Part, got: Activations, sgd: SGD) -> tuple[Part, Tensor, float]:
     """
     if tuple(got.y.shape) != got.shape[:1] or got.y.dtype != torch.int64:
         raise BadMessage(f"activations of {got.shape} with labels of {tuple(got.y.shape)}")
-    cut = decoded(got.packed, got.shape, _dtype(back.weights)).requires_grad_()
+    cut = decoded(got.packed, got.shape, dtype_of(back.weights)).requires_grad_()
     net = back.net("cpu")
     try:
         loss = F.cross_entropy(net.module(cut), got.y)
     except (RuntimeError, IndexError) as error:
         raise BadMessage(f"activations do not fit the network behind the cut: {error}") from None
-    gradient, *grads = torch.autograd.grad(loss, [cut, *net.parameters.values()])
+    gradient, *grads = gradients(loss, [cut, *net.parameters.values()])
     if not bool(torch.isfinite(loss)):
         raise NotFinite("the loss behind the cut is not finite")
     return back.stepped(net, grads, sgd), gradient, float(loss.detach())
-
-
-def _dtype(weights: Tree) -> torch.dtype:
-    return next(iter(weights.values())).dtype
 
 
 def averaged(backs: Mapping[str, Tree], shares: Mapping[str, float], shared: bool) -> Weights:

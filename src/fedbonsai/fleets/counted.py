@@ -1,0 +1,75 @@
+"""Who answered in a round, who was silent and why, and whose answer the method did not use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from fedbonsai.core import Answer, Answers, Device, Fleet, Scope, Silence, Task
+from fedbonsai.fleets.faults import unnumbered
+from fedbonsai.fleets.wrappers import Wrapper
+
+M = TypeVar("M")
+R = TypeVar("R")
+
+SHOWN = 3  # reasons in a line of the metrics
+LONGEST = 200  # characters of a reason there
+
+
+class Counted(Wrapper):
+    """The outermost fleet of a run: it counts what a method sees, whatever lies below it."""
+
+    def __init__(self, inner: Fleet) -> None:
+        super().__init__(inner)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._answered: set[str] = set()  # in the last attempt
+        self._silent: set[str] = set()
+        self._rejected: set[str] = set()
+        self._asked = False
+        self._reasons: dict[str, dict[str, str]] = {}  # texts by client, by text without numbers
+
+    def open(self, scope: Scope) -> None:
+        """Begin a round, or the next attempt of it."""
+        super().open(scope)
+        self._answered = set()
+
+    def ask(self, task: Task[M, R], send: Mapping[Device, M], at_least: int = 1) -> Answers[R]:
+        """Ask the fleet inside."""
+        answers = self.inner.ask(task, send, 0)
+        self._asked = self._asked or bool(send)
+
+        def counted() -> Iterator[Answer[R] | Silence]:
+            for answer in answers:
+                self._answered.add(answer.device.id)
+                yield answer
+            for silence in answers.silent.values():
+                self._silent.add(silence.device.id)
+                self._reasons.setdefault(unnumbered(silence.reason), {}).setdefault(silence.device.id, silence.reason)
+                yield silence
+
+        return Answers(counted(), at_least)
+
+    def reject(self, device: Device) -> None:
+        """The method does not use what the device sent, or what it kept."""
+        super().reject(device)
+        self._answered.discard(device.id)
+        self._rejected.add(device.id)
+
+    def take(self) -> dict[str, Any]:
+        """Columns of the round's line in the metrics, over all of its attempts; they are forgotten here.
+
+        ``answered`` counts clients whose answer the last attempt used; without it, nobody was asked. ``silent`` counts
+        clients that an ask heard nothing of, ``rejected`` those whose answers came and were not used. ``reasons`` has
+        the first distinct reasons, with the number of clients and the first of them.
+        """
+        found: dict[str, Any] = {"answered": len(self._answered)} if self._asked else {}
+        found |= {"silent": len(self._silent), "rejected": len(self._rejected - self._silent)}
+        if self._reasons:
+            found["reasons"] = [
+                {"reason": next(iter(each.values()))[:LONGEST], "clients": len(each), "client": next(iter(each))}
+                for each in list(self._reasons.values())[:SHOWN]
+            ]
+        self._forget()
+        return found

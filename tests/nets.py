@@ -1,0 +1,129 @@
+"""Small networks of many kinds, drawn from a number: what a user may bring."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from fedbonsai.model import network
+
+WIDTH = 12
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "none": nn.Identity,
+    "batch": lambda: nn.BatchNorm1d(WIDTH),
+    "cumulative": lambda: nn.BatchNorm1d(WIDTH, momentum=None),
+    "plain": lambda: nn.BatchNorm1d(WIDTH, affine=False),
+    "stateless": lambda: nn.BatchNorm1d(WIDTH, track_running_stats=False),
+    "group": lambda: nn.GroupNorm(3, WIDTH),
+    "layer": lambda: nn.LayerNorm(WIDTH),
+}
+DROPS: dict[str, Callable[[], nn.Module]] = {
+    "none": nn.Identity,
+    "module": lambda: nn.Dropout(0.2),
+    "alpha": lambda: nn.AlphaDropout(0.2),
+    "rrelu": nn.RReLU,
+    "function": lambda: Functional(),
+    "noise": lambda: Noise(),
+    "attention": lambda: Mixed(nn.MultiheadAttention(4, 2, dropout=0.3, batch_first=True)),
+    "gru": lambda: Mixed(nn.GRU(4, 4, 2, dropout=0.3, batch_first=True)),
+}
+LAYERS: dict[str, Callable[[nn.Linear], nn.Module]] = {
+    "plain": lambda layer: layer,
+    "weight": parametrizations.weight_norm,
+    "spectral": parametrizations.spectral_norm,
+    "old": nn.utils.weight_norm,
+}
+BUFFERS = {
+    "none": None,
+    "order": torch.arange(WIDTH - 1, -1, -1),
+    "flags": torch.arange(WIDTH) % 5 != 0,
+    "bytes": torch.arange(WIDTH, dtype=torch.uint8),
+    "float": torch.ones(WIDTH),
+    "double": torch.ones(WIDTH, dtype=torch.float64),
+}
+SHORT = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+class Functional(nn.Module):
+    """Dropout as a function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.2, self.training)
+
+
+class Noise(nn.Module):
+    """Noise in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.1 * torch.randn_like(x) if self.training else x
+
+
+class Mixed(nn.Module):
+    """Features as three steps of four values, through a layer of series."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = x.unflatten(1, (3, 4))
+        out = self.layer(steps, steps, steps) if isinstance(self.layer, nn.MultiheadAttention) else self.layer(steps)
+        return out[0].flatten(1)
+
+
+class Features(nn.Module):
+    """Two layers of one width with everything that was drawn between them."""
+
+    def __init__(self, norm: str, drop: str, layer: str, buffer: str, short: str, tied: bool, unused: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        if tied:
+            self.b.weight = self.a.weight
+        else:
+            self.b = LAYERS[layer](self.b)
+        self.narrow = nn.Linear(WIDTH, WIDTH, dtype=SHORT[short])
+        self.norm, self.drop = NORMS[norm](), DROPS[drop]()
+        self.unused = nn.Parameter(torch.ones(2)) if unused else None
+        self.register_buffer("held", BUFFERS[buffer])
+        self.register_buffer("calls", torch.tensor(0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += self.training
+        x = self.drop(F.relu(self.norm(self.a(x))))
+        if self.held is not None:
+            x = x[:, self.held] if self.held.dtype == torch.int64 else x * self.held.to(x.dtype)
+        x = self.narrow(x.to(self.narrow.weight.dtype)).to(x.dtype)
+        return F.relu(self.b(x))
+
+
+@network("drawn")
+def drawn(size: int, channels: int, classes: int, number: int) -> nn.Module:
+    """A stem, features and a classifier; ``number`` decides the rest."""
+    draw = random.Random(number)
+    features = Features(
+        draw.choice(list(NORMS)),
+        draw.choice(list(DROPS)),
+        draw.choice(list(LAYERS)),
+        draw.choice(list(BUFFERS)),
+        draw.choice(list(SHORT)),
+        draw.random() < 0.3,
+        draw.random() < 0.3,
+    )
+    if draw.random() < 0.5:
+        front: list[nn.Module] = [nn.Conv2d(channels, 2, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten()]
+        width = 2 * ((size + 1) // 2) ** 2
+    else:
+        front, width = [nn.Flatten()], channels * size * size
+    net = nn.Sequential()
+    net.add_module("stem", nn.Sequential(*front, nn.Linear(width, WIDTH), nn.ReLU()))
+    net.add_module("features", features)
+    net.add_module("classifier", nn.Linear(WIDTH, classes))
+    if draw.random() < 0.3:
+        for parameter in net.get_submodule("stem").parameters():
+            parameter.requires_grad_(False)
+    return net

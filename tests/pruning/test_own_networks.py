@@ -1,0 +1,95 @@
+"""Which weights of networks of one's own masks may touch, and SynFlow's flow through them."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, weight_norm
+
+from fedbonsai.errors import ConfigError
+from fedbonsai.model import Arch, Model, network
+from fedbonsai.stages.pruning import scores
+from fedbonsai.stages.pruning.masks import prunable
+
+
+class Odd(nn.Module):
+    """Weights of every make, each of which may or may not be pruned."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 1)  # one channel and one pixel, a kernel all the same
+        self.made = parametrizations.weight_norm(nn.Linear(36, 8))
+        with warnings.catch_warnings(action="ignore"):  # torch's older way, which networks still take
+            self.older = weight_norm(nn.Linear(8, 8))
+        self.still = nn.Linear(8, 8).requires_grad_(False)
+        self.again = nn.Linear(8, 8)
+        self.twice = nn.Linear(8, 8)
+        self.twice.weight = self.again.weight
+        self.norm = nn.LayerNorm((2, 8))
+        self.mix = nn.MultiheadAttention(8, 2, batch_first=True, add_bias_kv=True)
+        self.gain = nn.Parameter(torch.ones(1, 1, 8))
+        self.matrix = nn.Parameter(torch.rand(8, 8))
+        self.out = nn.Linear(8, 1)
+
+
+@network("test-own-odd")
+def odd():
+    return Odd()
+
+
+def test_masks_touch_matrices_and_kernels_that_are_trained_and_nothing_else():
+    assert prunable(Model.init(Arch("test-own-odd"), 0)) == [
+        "matrix",
+        "first.weight",
+        "again.weight",
+        "mix.in_proj_weight",
+        "mix.out_proj.weight",
+        "out.weight",
+    ]
+
+
+class Flow(nn.Module):
+    """A recurrent network, attention, a transposed convolution and a tied layer, in any type."""
+
+    def __init__(self, dtype, saturates):
+        super().__init__()
+        self.up = nn.ConvTranspose1d(4, 6, 2)
+        self.rnn = nn.GRU(6, 6, batch_first=True)
+        self.mix = nn.TransformerEncoderLayer(6, 2, 7, batch_first=True)
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.b.weight = self.a.weight
+        self.unused = nn.Linear(3, 3)
+        self.out = nn.Linear(6, 5)
+        self.register_buffer("order", torch.arange(5, -1, -1))
+        self.register_buffer("keep", torch.ones(6, dtype=torch.bool))
+        self.saturates = saturates
+        self.to(dtype)
+
+    def forward(self, x):
+        x = self.up(x.to(self.up.weight.dtype)).transpose(1, 2)
+        x = self.mix(self.rnn(x)[0]).mean(1)[:, self.order].masked_fill(~self.keep, 0)
+        x = torch.tanh(1e6 * x) if self.saturates else x
+        return self.out(self.b(self.a(x)))
+
+
+@network("test-own-flow")
+def flow(kind="float32", saturates=False):
+    return Flow(getattr(torch, kind), saturates)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_synflow_scores_layers_of_every_kind_and_type(kind):
+    model = Model.init(Arch("test-own-flow", {"kind": kind}), 0)
+    names = prunable(model)
+    found = scores.synflow(model, names, (4, 5))
+    assert {name: value.shape for name, value in found.items()} == {n: model.weights[n].shape for n in names}
+    idle = {name for name, value in found.items() if not value.any()}
+    assert idle == {"unused.weight"}
+    assert "b.weight" not in found
+
+
+def test_synflow_says_what_stops_the_flow():
+    model = Model.init(Arch("test-own-flow", {"saturates": True}), 0)
+    with pytest.raises(ConfigError, match=r"cannot score 'up.weight' of network 'test-own-flow': its flow is 0.0"):
+        scores.synflow(model, prunable(model), (4, 5))
