@@ -70,7 +70,7 @@ def test_ef21_agrees_when_other_tensors_are_compressed():
 def test_what_cannot_be_paid_is_refused():
     chain, update = parse(["ef14", {"topk": 0.1}]), {"w": torch.randn(300), "head": torch.randn(300)}
     _, memory = apply(chain, update, {}, 0, 0)
-    with pytest.raises(ValueError, match="'head' has shape .*no such tensor; drop the memory"):
+    with pytest.raises(ValueError, match=r"'head' has shape .*no such tensor; drop the memory"):
         apply(chain, {"w": update["w"]}, memory, 0, 1)
     with pytest.raises(ValueError, match="a residual of ef14 is held"):
         apply(parse(["ef21", {"topk": 0.1}]), update, memory, 0, 1)
