@@ -198,6 +198,13 @@ def test_each_rule_of_the_gate_lets_others_through_by_each_loss(statistic):
     assert len(found) == 3
 
 
+def test_slack_and_the_first_loss_to_beat_decide_who_passes():
+    gates = [Loss(rule="best", statistic="last", every=0, **more) for more in ({}, {"slack": 0.6}, {"initial": 0.8})]
+    plain, slack, initial = (agree(method(gate=gate), 2) for gate in gates)
+    assert set(plain) < set(slack)
+    assert set(initial) < set(plain)
+
+
 @pytest.mark.parametrize("chain", [parse([]), parse([{"affine": 4}]), FEW, FED])
 def test_changes_of_changes(chain):
     gate = Loss(statistic="valid", slack=0.02, every=2)

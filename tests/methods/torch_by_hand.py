@@ -149,16 +149,19 @@ def affine_rows(value, bits=8):
 
 
 class Uplink:
-    """D + e -> what arrives; the residual of every tensor stays with its key (client or cluster), section 2.4."""
+    """D + e -> what arrives; the residual of every tensor stays with its key (client or cluster), section 2.4.
 
-    def __init__(self, share, decay=1.0):
-        self.share, self.decay, self.residual, self.last = share, decay, {}, {}
+    Tensors of fewer than ``least`` values arrive as they are, in every round (section 2.1).
+    """
+
+    def __init__(self, share, least=0, decay=1.0):
+        self.share, self.least, self.decay, self.residual, self.last = share, least, decay, {}, {}
 
     def send(self, key, change, t, share=None):
         held = self.residual.get(key, {})
         factor = self.decay if t - self.last.get(key, t - 1) > 1 else 1.0
         x = {name: value + factor * held[name] if name in held else value for name, value in change.items()}
-        arrived = {name: sparse(value, share or self.share) for name, value in x.items()}
+        arrived = {n: sparse(v, share or self.share) if v.numel() >= self.least else v for n, v in x.items()}
         self.residual[key], self.last[key] = minus(x, arrived), t
         return arrived
 

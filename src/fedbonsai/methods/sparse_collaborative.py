@@ -22,7 +22,7 @@ from fedbonsai.methods.averaging import Train, train
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.broadcast import Broadcast, Downlink
-from fedbonsai.stages.codec import EF21, Chain, parse
+from fedbonsai.stages.codec import EF21, Chain, Sparsifier, TopK, parse
 from fedbonsai.stages.descent import Descent
 from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
@@ -83,7 +83,6 @@ class SparseCollaborative:
                 ),
             )
         )
-        self._up(0)  # the ramp's chain must have a meaning too
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """Initial weights; the networks of an ensemble start differently, the first of them as the given model.
@@ -233,16 +232,15 @@ class SparseCollaborative:
             raise Unanswered(str(error), forgetful(result.silent)) from None
 
     def _up(self, t: int) -> Chain:
-        """The uplink of a round: all values while the ramp lasts."""
-        if t >= self.ramp:
+        """The uplink of a round: all values while the ramp lasts (rho = 1), and small tensors whole as ever."""
+        sparsifier = self.uplink.parts.get("sparsifier")
+        if t >= self.ramp or not isinstance(sparsifier, Sparsifier):
             return self.uplink
-        left = [s for family, s in self.uplink.parts.items() if family not in ("sparsifier", "positions")]
-        for stages in (left, [s for s in left if s.family != "feedback"]):
-            try:
-                return Chain(tuple(stages)) if "values" in self.uplink.parts else Chain()
-            except ValueError:  # nothing is lost any more, so there is nothing to feed back
-                continue
-        return Chain()
+        if "values" not in self.uplink.parts:
+            return Chain()  # nothing is lost any more, so there is nothing to feed back
+        everything = TopK(fraction=1.0, min_numel=sparsifier.min_numel)
+        stages = (everything if stage is sparsifier else stage for stage in self.uplink.stages)
+        return Chain(tuple(stage for stage in stages if stage.family != "positions"))
 
     def _stepped(
         self,
