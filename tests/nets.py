@@ -60,8 +60,8 @@ BUFFERS = {
     "float": torch.ones(WIDTH),
     "double": torch.ones(WIDTH, dtype=torch.float64),
     "half": torch.ones(WIDTH, dtype=torch.float16),
-    "short": torch.arange(WIDTH, dtype=torch.int16),
-    "view": torch.arange(2 * WIDTH, dtype=torch.int32)[::2],
+    "short": torch.arange(WIDTH, dtype=torch.int16) % 3,
+    "view": (torch.arange(2 * WIDTH, dtype=torch.int32) % 5)[::2],
 }
 SHORT = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 

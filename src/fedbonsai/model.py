@@ -108,7 +108,7 @@ class Arch:
             ConfigError: no such builder, options that it does not take, or what it gives is no network.
         """
         self.takes()
-        made: object = _builders[self.name](**self.options)
+        made: Any = _builders[self.name](**self.options)
         if not isinstance(made, nn.Module):
             given = f"the class {made.__name__}" if isinstance(made, type) else f"a {type(made).__name__}"
             raise ConfigError(f"the builder of {self.name!r} gives {given}: expected a network, an object of nn.Module")

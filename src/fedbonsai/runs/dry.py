@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,9 +72,9 @@ def rehearse(model: Model, data: Federation, sgd: SGD, device: str = "cpu") -> l
     with told(f"model {name} cannot be built anew for each client"):
         _built_alike(model)
     with told(f"model {name} cannot take a training step with {len(largest)} samples"):
-        _repeated(*[_step(model, largest, data.classes, sgd, device) for _ in range(2)], device)
+        _repeated(lambda: _step(model, largest, data.classes, sgd, device), device)
     with told(f"model {name} cannot score 2 samples of {_shape(largest)}"):
-        _repeated(*[_score(model, _twice(largest), data.classes, device) for _ in range(2)], device)
+        _repeated(lambda: _score(model, _twice(largest), data.classes, device), device)
     said: list[str] = []
     try:
         with told(f"model {name} cannot score 1 sample of {_shape(largest)} alone"):
@@ -203,12 +203,13 @@ def _built_alike(model: Model) -> None:
         )
 
 
-def _repeated(once: Sequence[Tensor], twice: Sequence[Tensor], device: str) -> None:
-    """Refuse a network that is no function of its weights, samples and seed; accelerators may differ in the last bits.
+def _repeated(pass_: Callable[[], list[Tensor]], device: str) -> None:
+    """Make a pass twice, and refuse a network that is no function of its weights, samples and seed; accelerators may differ in the last bits.
 
     Raises:
         ConfigError: two passes gave different values.
     """
+    once, twice = pass_(), pass_()
     if torch.device(device).type == "cpu" and not all(map(same, once, twice)):
         raise ConfigError(
             "the same pass gives other values the second time, so no run could be repeated: it draws from a generator of its "
