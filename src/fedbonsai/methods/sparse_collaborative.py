@@ -113,7 +113,7 @@ class SparseCollaborative:
             first = renamed(part_of(model.weights, "stem"), "", "fronts.0") | {
                 name: value for name, value in renamed(model.weights, "", "backs.0").items() if ".stem." not in name
             }
-            return State(drawn.replace({**cast(drawn.weights, kind), **first}), server.seed)
+            return State(drawn.replace({**drawn.weights, **first}), server.seed)
         drawn = {"": Broadcast.of(model, self.downlink)} if isinstance(where, Flat) and self.downlink.delta else {}
         return State(model, server.seed, broadcasts=drawn)
 

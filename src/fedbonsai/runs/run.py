@@ -23,7 +23,7 @@ from safetensors import torch as tensors
 
 from fedbonsai.data.federation import Federation
 from fedbonsai.errors import ConfigError, NothingLearned, Unwritable
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Arch, Model, keeping
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Folder, write
 from fedbonsai.runs.loop import Observer, loop
@@ -102,7 +102,7 @@ def execute(
     if resume:
         config = stored(folder)
     files = Folder(folder)
-    with files.alone():
+    with files.alone(), keeping():
         _execute(config, files, resume, observers, build)
     return load(folder)
 

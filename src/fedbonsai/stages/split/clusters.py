@@ -23,7 +23,7 @@ from fedbonsai.stages.broadcast import Sent, received
 from fedbonsai.stages.codec import Chain, Packed
 from fedbonsai.stages.split.part import Part, batch, coded, decoded, renamed
 from fedbonsai.stages.updates import FEEDBACK, Update, update
-from fedbonsai.tree import Weights, part_of, seed_of
+from fedbonsai.tree import Weights, dtype_of, part_of, seed_of
 from fedbonsai.wire import message
 
 HERE = "cluster"  # what a member keeps within a round
@@ -255,7 +255,7 @@ def forward(request: Forward, me: Client, memory: Memory) -> tuple[Logits, Memor
     """A peer: scores of its back; the activations are kept for the way back."""
     own = _here(memory)
     back: Part = own["back"]
-    cut = decoded(request.packed, request.shape, next(iter(back.weights.values())).dtype)
+    cut = decoded(request.packed, request.shape, dtype_of(back.weights))
     own["cut"] = cut
     return Logits(back.output(cut.to(me.device), me.device).cpu()), {**memory, HERE: own}
 
