@@ -1,4 +1,4 @@
-"""C3 and C4, decay, reset, and the two halves of EF21."""
+"""specs/collaborative C3 and C4, decay, reset, and the two halves of EF21."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
 """Whole rounds of sparse collaborative learning by value: three or more unequal clients, every topology, coded both ways.
 
-Against `by_hand`, which is written from the specification (sections 1.2, 2 and 4) and the card.
+Against `by_hand`, which is written from specs/collaborative §1.2, §2 and §4 and the card.
 """
 
 import math
@@ -206,7 +206,7 @@ def test_local_loss():
 
 
 def objective(scores, y, weight):
-    """L of section 1.2: the sum of the cross-entropies and lambda times the Jensen-Shannon divergence."""
+    """L of specs/collaborative §1.2: the sum of the cross-entropies and lambda times the Jensen-Shannon divergence."""
     p = [s.softmax(1) for s in scores]
     entropy = lambda q: -(q * q.log()).sum(1)  # noqa: E731
     middle = sum(p) / len(p)

@@ -1,8 +1,8 @@
 """The command line: one file per verb, imported when it is called.
 
-Exit codes: 0 done; 1 a fault in this library; 2 wrong input, which a task that fails alike on every client is, or a disk
-that refuses (the text says what and how to mend it); 3 too few devices answered, or nothing was learned; 130 interrupted
-(what was finished is kept).
+Exit codes: 0 done; 1 a fault in this library, an exported file that disagrees with its model, or a part of a federation
+that ended; 2 wrong input, which a task that fails alike on every client is, or a disk that refuses (the text says what and
+how to mend it); 3 too few devices answered, or nothing was learned; 130 interrupted (what was finished is kept).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 M. Li, X. He, J. Chen, "Federated Collaborative Learning with Sparse Gradients for Heterogeneous Data on
 Resource-Constrained Devices", Entropy 2024, 26(12), 1099. The body of the article could not be read: see the card for
-what is from its abstract and what is our definition. ``round`` is the algorithm of section 4 of our specification; where
+what is from its abstract and what is our definition. ``round`` is the algorithm of specs/collaborative §4; where
 the network is trained is the ``topology``, and all four share the way up, the weights and the way down.
 """
 
@@ -50,7 +50,7 @@ class State:
 
 @method("sparse-collaborative")
 class SparseCollaborative:
-    """Sparse gradients, distance-based weights, models split over devices (section 4 of the specification)."""
+    """Sparse gradients, distance-based weights, models split over devices (specs/collaborative §4)."""
 
     topology: Topology = field(default_factory=Clusters)
     """Where the network is trained: `flat`, `split`, `local-loss` or `clusters`."""

@@ -1,6 +1,7 @@
-"""The pool of FedTiny's candidates: how many weights each keeps in each layer (Huang et al., ICDCS 2023; section 1.1).
+"""The pool of FedTiny's candidates: how many weights each keeps in each layer (specs/fedtiny §1.1).
 
-Candidates are magnitude-pruned copies of one model at one density; they differ in how that is spread over the layers.
+Huang et al., ICDCS 2023. Candidates are magnitude-pruned copies of one model at one density; they differ in how that is
+spread over the layers.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def whole(density: float, values: int) -> int:
 
 
 def allowed(model: Model, density: float, strict: bool, first: bool) -> tuple[Weights, int]:
-    """The weights that are pruned, and how many of their values a density leaves (section 2.6).
+    """The weights that are pruned, and how many of their values a density leaves (specs/fedtiny §2.6).
 
     Args:
         model: biases, normalisation and the last layer are never pruned.
