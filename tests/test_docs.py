@@ -100,9 +100,12 @@ def command(words: list[str], only_check: bool) -> None:
 
 def ours(words: list[str], only_check: bool) -> None:
     from fedbonsai.cli import main
+    from fedbonsai.runs import recipes
+    from fedbonsai.runs.setup import options_of
 
-    if only_check and words[0] == "run":
-        words = ["validate", *words[1:]]
+    if only_check and words[0] == "run":  # what it needs is not here, so that only the settings can be checked
+        options_of(recipes.load(words[1], "", recipes.overrides_of(words[2:])))
+        return
     with contextlib.suppress(SystemExit):  # of --help
         code = main([*words, "--quiet"] if words[0] == "run" else words)
         assert code == 0, f"fedbonsai {shlex.join(words)} gave {code}"
