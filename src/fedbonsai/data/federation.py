@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from fedbonsai.core import Samples
 from fedbonsai.data.classes import contiguous, few
 from fedbonsai.data.config import DataConfig
 from fedbonsai.data.images import Bytes, Images
-from fedbonsai.data.sources import read
+from fedbonsai.data.sources import read, unread
 from fedbonsai.data.split import Split, draw
 from fedbonsai.errors import ConfigError
 from fedbonsai.telling import doing, each
@@ -44,6 +45,8 @@ class Federation:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: bool = False
+    unread: tuple[str, ...] = ()
+    """Names of files beside those of the data that are none of them."""
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -100,6 +103,8 @@ class Federation:
     def remarks(self) -> tuple[str, ...]:
         """What must be known of these data before their accuracies are believed."""
         said: list[str] = []
+        if self.unread:
+            said.append(f"files beside those of the data, neither train-* nor test-*, are not read: {few(self.unread)}")
         name, share = self.majority
         if share == 1:
             said.append(f"all test samples are of class {name!r}: the accuracy says nothing of the others")
@@ -170,6 +175,7 @@ def load(config: DataConfig, seed: int) -> Federation:
         mean=tuple((mean / images.top).tolist()),
         std=tuple((std / images.top).tolist()),
         augment=config.augment,
+        unread=tuple(unread(Path(config.path))) if config.path else (),
     )
 
 
