@@ -8,6 +8,7 @@ that refuses (the text says what and how to mend it); 3 too few devices answered
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -41,6 +42,7 @@ EPILOG = """examples:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w", encoding="utf-8") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115 - closed by who began this
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # what a terminal that is not UTF-8 cannot show is no reason to end
             stream.reconfigure(errors="backslashreplace" if stream is sys.stderr else "replace")
