@@ -73,7 +73,7 @@ class Arch:
         known = networks()
         if self.name not in known:
             near = get_close_matches(self.name, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else "."
             raise ConfigError(f"model {self.name!r} is not known{hint} Known: {', '.join(sorted(known))}")
         takes = set(inspect.signature(known[self.name]).parameters)
         if wrong := self.options.keys() - takes:

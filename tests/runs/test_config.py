@@ -45,6 +45,9 @@ def test_all_faults_come_at_once_with_the_nearest_name():
         ({"method": 3}, "method"),
         ({"data": "digits"}, "data"),
         ({"data.alpha": -1}, "alpha"),
+        ({"fleet.threads": 100_000}, "fleet: threads = 100000: expected at least 1 and at most 1024"),
+        ({"fleet.workers": 0, "fleet.threads": 0}, "workers = 0: .*threads = 0: "),
+        ({"fleet.kind": "pool", "fleet.wire": False}, "fleet: wire = false: worker processes always use the wire"),
         ({"imports": ["no_such_module_of_mine"]}, "cannot be imported"),
     ],
 )

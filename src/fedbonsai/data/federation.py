@@ -157,7 +157,7 @@ def load(config: DataConfig, seed: int) -> Federation:
         split = Split.load(config.split, images) if config.split else draw(images, config, seed)
     order = split.order()
     held = np.unique(images.y[order])
-    if split.ids and len(held) < 2:  # the split of a run on devices has no clients
+    if split.ids and len(held) == 1:  # the split of a run on devices has no clients
         raise ConfigError(
             f"all {len(order)} training samples are of one class, {', '.join(names[number] for number in held)!r}: nothing "
             "can be learned from them; add samples of others, or check the labels and data.limit"
