@@ -92,7 +92,7 @@ class Arch:
         known = networks()
         if self.name not in known:
             near = get_close_matches(self.name, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else "."
             raise ConfigError(f"model {self.name!r} is not known{hint} Known: {', '.join(sorted(known))}")
         every = inspect.signature(known[self.name]).parameters.values()
         takes = {each.name for each in every if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)}

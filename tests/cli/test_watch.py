@@ -80,7 +80,7 @@ def test_before_the_first_round_and_after_a_failure(capsys):
     assert main(["watch", str(folder), "--once"]) == 0
     assert "0 of 3" in capsys.readouterr().out
     assert main(["report", str(folder)]) == 2
-    assert "has no evaluated round yet" in capsys.readouterr().err
+    assert "(died) has no evaluated round yet; go on with it: fedbonsai run --resume" in capsys.readouterr().err
     failed = begun("failed", status="failed")
     capsys.readouterr()
     assert main(["watch", str(failed), "--every", "0.01"]) == 0  # it has ended: nothing to wait for

@@ -188,6 +188,18 @@ def test_rows_given_twice_or_beyond_the_data_are_refused() -> None:
         replace(split, ids=("a",)).check(DIGITS)
 
 
+def test_clients_of_one_name_or_none_and_rows_beyond_all_numbers_are_refused(tmp_path: Path) -> None:
+    split = draw(DIGITS, DataConfig(clients=3), 0)
+    for change, text in (
+        ({"ids": ("a", "b", "a")}, r"of one name \(\['a'\]\)"),
+        ({"ids": ("", "b", "a")}, "without a name"),
+        ({"train": ((1 << 70,), *split.train[1:])}, "a row twice or one outside"),
+    ):
+        replace(split, **change).save(tmp_path / "split.json")  # pyright: ignore[reportArgumentType]
+        with pytest.raises(ConfigError, match=text):
+            Split.load(tmp_path / "split.json", DIGITS)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("given", EACH, ids=lambda given: given["partition"])
 def test_a_division_comes_back_from_the_cache(

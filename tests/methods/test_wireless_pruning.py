@@ -310,6 +310,7 @@ def test_who_forgot_gets_everything_again():
     assert [g for t, g in first if t == 3] == [True] * 3
     assert same(dict(states[3].model.weights), dict(states[2].model.weights))
     assert states[3].held == ()
+    assert states[3].seconds > states[2].seconds  # the cell was in use all the same
     assert states[4].held == ("a", "b", "c")
     assert not same(dict(states[4].model.weights), dict(states[3].model.weights))
 

@@ -164,7 +164,8 @@ class WirelessPruning:
         except Unanswered as error:
             if not error.forgot:
                 raise
-            return replace(state, held=joined(state.held, (), error.forgot))  # they get all they need next time
+            held = joined(state.held, (), error.forgot)  # they get all they need next time, and this time has passed
+            return replace(state, held=held, seconds=state.seconds + schedule.latency)
         after = replace(
             state,
             model=merged(state.model.arch, found.shared, first),

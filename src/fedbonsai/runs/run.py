@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import platform
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,7 +29,7 @@ from fedbonsai.runs.recipes import own_modules
 from fedbonsai.runs.setup import Scene, scene
 from fedbonsai.runs.structure import structure, unstructure
 from fedbonsai.runs.trouble import fruitless
-from fedbonsai.text import text_of
+from fedbonsai.text import text_of, toml
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ def _execute(
             notes=_notes(stage),
         )
         write(files.config, text)
-    run = str(json.loads(files.info.read_text(encoding="utf-8"))["id"])
+    run = str(files.noted()["id"])
     try:
         if not files.split.exists():
             write(files.split, stage.federation.split.text().encode())
@@ -177,10 +175,7 @@ def _notes(stage: Scene) -> dict[str, str]:
 
 def _never_began(files: Folder) -> bool:
     """Whether a run failed before its first checkpoint: nothing is lost when its name is used again."""
-    return (
-        json.loads(files.info.read_text(encoding="utf-8")).get("status") == "failed"
-        and not (files.path / "checkpoint").exists()
-    )
+    return files.noted().get("status") == "failed" and not (files.path / "checkpoint").exists()
 
 
 def stored(folder: Path) -> RunConfig:
@@ -192,7 +187,7 @@ def stored(folder: Path) -> RunConfig:
     file = Folder(folder).config
     if not file.exists():
         raise ConfigError(f"{folder} holds no run (no config.toml); see `fedbonsai ls runs`")
-    table = tomllib.loads(text_of(file))
+    table = toml(text_of(file), str(file))
     own_modules(table)
     return structure(table, RunConfig)
 
