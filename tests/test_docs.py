@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.moments import HANGS
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
     [
@@ -138,7 +140,7 @@ def test_blocks_run(document, tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANGS,
     )
     assert not done.returncode, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
@@ -173,7 +175,7 @@ def test_the_four_files_of_contributing_pass_the_conformance_suite(tmp_path):
         env={**os.environ, "PYTHONPATH": str(tmp_path / "src")},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANGS,
     )
     assert not done.returncode, done.stdout[-4000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 15

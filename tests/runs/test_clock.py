@@ -208,7 +208,7 @@ def test_the_report_compares_time_and_energy_to_a_target(tmp_path, capsys):
     [["checkpoint-5"], pytest.param(["judging-2", "training-5", "checkpoint-7"], marks=pytest.mark.exhaustive)],
 )
 def test_kill_minus_nine_and_resume_leaves_the_same_simulated_time(tmp_path, moments):
-    words = "run fedavg --rounds 10 --data.limit 200 --data.clients 4 --data.partition iid".split()
+    words = ["run", "fedavg", "--rounds", "10", "--data.limit", "200", "--data.clients", "4", "--data.partition", "iid"]
     words += [
         "--model.name",
         "mlp",

@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 import torch
+from tests.moments import HANGS, killed_and_resumed, rounds_of, started
 
 import fedbonsai
 from fedbonsai.cli import main
@@ -12,7 +13,6 @@ from fedbonsai.local import evaluate
 from fedbonsai.runs import recipes
 from fedbonsai.runs.run import execute, load
 from fedbonsai.runs.setup import scene
-from tests.moments import HANGS, killed_and_resumed, rounds_of, started
 
 QUICK = {
     "rounds": 4,
