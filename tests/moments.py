@@ -83,4 +83,5 @@ if __name__ == "__main__":
     from fedbonsai.cli import main
 
     os.environ["LEADER"] = str(os.getpid())
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started the tests in the background
     sys.exit(main(sys.argv[1:]))
