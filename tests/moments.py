@@ -22,24 +22,35 @@ def started(words, moments, run=Path(), **more):
 
 
 def killed_and_resumed(words, runs, name, moments):
-    """Start a run that kills itself at each of the moments, and resume it each time to its end."""
+    """Start a run that kills itself at each of the moments, and resume it each time, the last time to its end."""
     (folder := runs / "moments").mkdir(parents=True)
     for moment in moments:
         (folder / moment).write_text(f"{signal.SIGKILL:d}")
     process = started([*words, "--name", name, "--runs", str(runs)], folder, runs / name)
     for _ in moments:
-        assert process.wait(HANGS) == -signal.SIGKILL
+        ended(process)
+        assert process.returncode == -signal.SIGKILL
         process = started(["run", "--quiet", "--resume", str(runs / name)], folder, runs / name)
-    assert process.wait(HANGS) == 0
+    ended(process)
+    assert process.returncode == 0
     assert not list(folder.iterdir()), "not all moments came"
+
+
+def ended(process):
+    """What a process said until its end; one that hangs is not left behind."""
+    try:
+        return process.communicate(timeout=HANGS)
+    finally:
+        process.kill()
 
 
 def until(true, process):
     """Wait until something is so, while a process goes on that brings it about."""
     limit = time.monotonic() + HANGS
     while not true():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < limit
+        if process.poll() is not None or time.monotonic() > limit:
+            process.kill()
+            raise AssertionError(process.communicate())
         time.sleep(0.02)
 
 
@@ -83,5 +94,7 @@ if __name__ == "__main__":
     from fedbonsai.cli import main
 
     os.environ["LEADER"] = str(os.getpid())
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started the tests in the background
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored where a shell started the tests in the background
     sys.exit(main(sys.argv[1:]))

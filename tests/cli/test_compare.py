@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.moments import HANGS, rounds_of, started, until
+from tests.moments import HANGS, ended, rounds_of, started, until
 
 import fedbonsai
 from fedbonsai.cli import main
@@ -160,7 +160,7 @@ def test_killed_and_interrupted_comparisons_go_on_and_end_the_same(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     killed = under_way(Path("moments"), 3)
     killed.kill()
-    killed.communicate(timeout=HANGS)
+    ended(killed)
     limit = time.monotonic() + HANGS
     while True:  # who carried out the runs leaves too, else two processes would write one folder
         try:
@@ -174,7 +174,7 @@ def test_killed_and_interrupted_comparisons_go_on_and_end_the_same(monkeypatch):
 
     again = under_way(Path("moments"), 5)
     os.killpg(again.pid, signal.SIGINT)  # as Ctrl-C in a terminal: to all of the group
-    _, err = again.communicate(timeout=HANGS)
+    _, err = ended(again)
     assert again.returncode == 130
     assert "The same command goes on from there" in err
     assert "Traceback" not in err

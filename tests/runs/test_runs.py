@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 import torch
-from tests.moments import HANGS, killed_and_resumed, rounds_of, started
+from tests.moments import ended, killed_and_resumed, rounds_of, started
 
 import fedbonsai
 from fedbonsai.cli import main
@@ -192,7 +192,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     words = ["run", "fedavg", "--rounds", "100000", "--runs", str(tmp_path), "--name", "n"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = started(words, tmp_path / "moments", tmp_path / "n", **pipes)
-    out, err = process.communicate(timeout=HANGS)
+    out, err = ended(process)
     assert process.returncode == 130
     assert b"fedbonsai run --resume" in err
     assert b"round 1/100000" in out
