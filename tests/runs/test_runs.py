@@ -198,3 +198,22 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     assert b"round 1/100000" in out
     assert rounds_of(tmp_path / "n") == 2
     assert json.loads((tmp_path / "n" / "run.json").read_text())["status"] == "interrupted"
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_middle_of_a_step_does_not_spoil_the_next_run_of_the_process(tmp_path):
+    class Interrupted:
+        def begin(self, config, scene, first): ...
+
+        def round(self, row, model):
+            torch.set_grad_enabled(False)  # as where it comes while `torch.no_grad` gives back what was
+            raise KeyboardInterrupt
+
+        def end(self, rows): ...
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(quick(), tmp_path / "a", observers=[Interrupted()])
+    assert torch.is_grad_enabled()
+    with torch.no_grad():  # nor does a caller who has switched them off
+        assert execute(quick(), tmp_path / "a", resume=True).info["status"] == "finished"
+        assert not torch.is_grad_enabled()

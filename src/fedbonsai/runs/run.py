@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+import torch
 from safetensors import torch as tensors
 
 from fedbonsai.data.federation import Federation
@@ -102,7 +103,7 @@ def execute(
     if resume:
         config = stored(folder)
     files = Folder(folder)
-    with files.alone():
+    with files.alone(), torch.enable_grad():  # Ctrl-C may leave gradients off, for the next run in this process too
         _execute(config, files, resume, observers, build)
     return load(folder)
 
