@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+import torch
 from safetensors import torch as tensors
 
 from fedbonsai.data.federation import Federation
@@ -100,7 +101,7 @@ def execute(
     if resume:
         config = stored(folder)
     files = Folder(folder)
-    with files.alone(), keeping():
+    with files.alone(), keeping(), torch.enable_grad():  # Ctrl-C may leave gradients off, for the next run in this process
         _execute(config, files, resume, observers, build)
     return load(folder)
 
