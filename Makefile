@@ -5,9 +5,13 @@ BIN := $(VENV)/bin
 # another index for torch, such as PyTorch's CPU wheels, can be given: make demo PIP_FLAGS="--index-url ..."
 PIP_FLAGS ?=
 READY := $(VENV)/.ready
+# a second environment, with torch as tested: older builds for the CPU alone are not on the usual index
+OLDEST := .venv-oldest
+OLDEST_TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
+OLDEST_TESTS ?= tests/runs tests/fleets tests/codec tests/wire tests/data tests/sparse tests/test_*.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-flower check fuzz bench experiments docs clean
+.PHONY: help setup demo test test-all test-flower test-oldest check lint fuzz bench experiments docs wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,10 +37,22 @@ test-all: $(READY)  ## the tests and every case of what a few cases stand for, w
 test-flower: $(READY)  ## real Flower daemons on this machine, with TLS and authentication (minutes)
 	FEDBONSAI_LIVE=1 $(BIN)/python -m pytest -q -s tests/flower_live
 
-check: $(READY)  ## format, lint, types and fast tests
+test-oldest: $(OLDEST)/.ready  ## tests in .venv-oldest, with the lowest versions that pyproject.toml allows (OLDEST_TORCH=2.13.0)
+	$(OLDEST)/bin/python -m pytest -W default -m "not slow" $(OLDEST_TESTS)
+
+$(OLDEST)/.ready: pyproject.toml constraints.txt tests/oldest.py
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(PYTHON) tests/oldest.py $(OLDEST_TORCH) > $(OLDEST)/oldest.txt
+	sed -n '/^hypothesis==/p; /^pytest==/p' constraints.txt >> $(OLDEST)/oldest.txt
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r $(OLDEST)/oldest.txt -e .
+	@touch $@
+
+lint: $(READY)  ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+check: lint  ## format, lint, types and fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 fuzz: $(READY)  ## ten minutes of damaged messages (SECONDS=600)
@@ -59,8 +75,12 @@ experiments: $(READY)  ## what has no result yet, within HOURS=1; tells its plan
 	$(BIN)/python -m experiments.every --hours $(or $(HOURS),1)
 
 docs: $(READY)  ## the documentation as a static site, into site/
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt torch -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/properdocs build --quiet -f mkdocs.yml -d site
 
+wheel: $(READY)  ## the wheel and the source archive, into dist/; the wheel is tried in a fresh environment
+	rm -rf dist
+	$(BIN)/python -m hatchling build -d dist
+	$(BIN)/python -m tests.wheel dist
+
 clean:  ## remove what was made
-	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build dist site .pytest_cache .ruff_cache .hypothesis

@@ -27,6 +27,7 @@ GUIDES = {
     "Reproduce a paper": "reproduce.md",
     "All results": "results.md",
     "The wire format": "wire.md",
+    "Make a release": "release.md",
 }
 ELSEWHERE = {"README.md": "index.md", "ARCHITECTURE.md": "architecture.md", "CONTRIBUTING.md": "contributing.md"}
 ELSEWHERE["CHANGELOG.md"] = "changelog.md"
@@ -75,7 +76,7 @@ def build() -> None:
     """Write all pages and the navigation."""
     where = places()
     lines = ["- [Start](index.md)", "- Guides"]
-    lines += [f"    - [{name}]({page})" for name, page in GUIDES.items() if (ROOT / "docs" / page).exists()]
+    lines += [f"    - [{name}]({page})" for name, page in GUIDES.items()]
     lines.append("- Methods")
     for source, page in where.items():
         text = (ROOT / source).read_text()

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from fedbonsai.runs.config import RunConfig
     from fedbonsai.wire import decode, encode, message
 
-__version__ = "0.1.0"
 __all__ = [
     "Arch",
     "BadMessage",
@@ -78,6 +77,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":  # pyproject.toml is its one place
+        from importlib.metadata import version
+
+        return version("fedbonsai")
     for module, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f"fedbonsai.{module}"), name)

@@ -5,19 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import platform
+import re
 import time
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 
-PARTS = {
-    "base": ("torch", "numpy", "cattrs", "rich", "safetensors", "zstandard", "tomli-w"),
-    "sim": ("datasets", "flwr-datasets", "matplotlib", "pillow", "plotly", "pyarrow", "scikit-learn", "scipy"),
-    "codecs": ("constriction",),
-    "prune": ("torch-pruning",),
-    "export": ("executorch", "onnx", "onnxruntime", "onnxscript"),
-    "flower": ("flwr",),
-    "sparse": ("numba",),
-    "log": ("tensorboard", "mlflow-skinny"),
-}
+FOR_THE_REPOSITORY = ("all", "dev", "docs")  # extras that no user of the library needs
+NEED = re.compile(r"""([\w.-]+)[^;]*(?:; extra == ["'](\w+)["'])?""")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +23,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
 
     print(f"fedbonsai {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
     missing: list[str] = []
-    for part, packages in PARTS.items():
+    for part, packages in parts().items():
         for package in packages:
             try:
                 print(f"  {part:<7} {package:<15} {version(package)}")
@@ -47,6 +40,16 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     with doing("measuring how fast this machine is"):
         _speed()
     return 2 if "base" in missing else 0
+
+
+def parts() -> dict[str, list[str]]:
+    """The packages of each extra, as they are declared; those that all need are ``base``."""
+    found: dict[str, list[str]] = {}
+    for line in requires("fedbonsai") or ():
+        package, extra = NEED.fullmatch(line).groups("base")  # pyright: ignore[reportOptionalMemberAccess]
+        if extra not in FOR_THE_REPOSITORY:
+            found.setdefault(extra, []).append(package)
+    return found
 
 
 def _speed() -> None:

@@ -58,14 +58,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, rest: list[str]) -> int:
     """Take part until the process is told to end."""
-    from fedbonsai.fleets.flower import compat
     from fedbonsai.fleets.flower.certificates import public_key
     from fedbonsai.fleets.flower.names import check_name
     from fedbonsai.lock import hold, holder
     from fedbonsai.places import settle
 
-    if compat.release() < (1, 40):
-        raise ConfigError(f"flwr {compat.require()} is too old to join; pip install -U 'fedbonsai[flower]'")
     for what, file in (("--ca", args.ca), ("--key", args.key)):
         if not file.is_file():
             raise ConfigError(f"{what} {file} is no file; see docs/flower.md, or: fedbonsai keys --help")

@@ -16,8 +16,8 @@ from flwr.cli.build import build_fab_from_disk
 
 from fedbonsai.cli import main
 from fedbonsai.errors import ConfigError, NothingLearned, TaskFailed, Unanswered, Unwritable
-from fedbonsai.fleets.flower import certificates, compat
-from fedbonsai.fleets.flower.federation import OLDEST, Federation
+from fedbonsai.fleets.flower import certificates
+from fedbonsai.fleets.flower.federation import Federation
 from fedbonsai.fleets.flower.memory import Store
 from fedbonsai.fleets.flower.processes import environment, forget, free_port, remember, stop
 from fedbonsai.fleets.flower.samples import Part
@@ -33,8 +33,6 @@ from fedbonsai.wire import encode
 from tests.cases import SMALL
 from tests.fleets.flower.nodes import grid_of
 from tests.moments import HANGS
-
-daemons = pytest.mark.skipif(compat.release() < OLDEST, reason="serve and join refuse this release of Flower")
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +63,6 @@ def test_keys_are_made_with_the_warnings_that_belong_there(capsys):
     assert "device name" in fails(capsys, "keys", "device", "../a")
 
 
-@daemons
 def test_what_is_missing_is_said_with_what_to_do(capsys):
     assert "fedbonsai keys server" in fails(capsys, "serve", "--folder", "nowhere")
     assert "start it: fedbonsai serve" in fails(capsys, "run", "fedavg", "--fleet", "flower")
@@ -82,7 +79,6 @@ def test_what_is_missing_is_said_with_what_to_do(capsys):
     assert "excludes target" in fails(capsys, "run", "fedavg", "--fleet", "flower", "--target", "0.9")
 
 
-@daemons
 @pytest.mark.slow
 def test_a_server_and_a_device_are_the_only_ones_of_their_folders(capsys):
     main(["keys", "server", "localhost"])
@@ -110,7 +106,6 @@ def test_a_server_and_a_device_are_the_only_ones_of_their_folders(capsys):
     assert Path("device/device.toml").read_text() == "of the first"
 
 
-@daemons
 def test_wrong_inputs_are_said(capsys):
     main(["keys", "server", "localhost"])
     main(["keys", "device", "pi"])
@@ -126,7 +121,6 @@ def test_wrong_inputs_are_said(capsys):
     assert "1 to 65535" in fails(capsys, "join", "localhost:99999", "--key", "pi.key", "--ca", ca, *held)
 
 
-@daemons
 def test_what_is_no_device_is_left_alone_and_a_damaged_list_is_named():
     main(["keys", "server", "localhost"])
     federation = Federation(Path("federation"))
@@ -141,7 +135,6 @@ def test_what_is_no_device_is_left_alone_and_a_damaged_list_is_named():
         federation.nodes()
 
 
-@daemons
 @pytest.mark.parametrize("change", [lambda raw: codecs.BOM_UTF8 + raw, lambda raw: raw.replace(b"\n", b"\r\n")])
 def test_a_public_key_that_went_through_an_editor_is_given_to_flower_as_it_was(change, monkeypatch):
     main(["keys", "server", "localhost"])
@@ -165,7 +158,6 @@ def test_a_public_key_that_went_through_an_editor_is_given_to_flower_as_it_was(c
     assert federation.nodes() == {7: "pi"}
 
 
-@daemons
 @pytest.mark.slow
 def test_two_runs_that_devices_would_take_for_one_are_refused(tmp_path):
     main(["keys", "server", "localhost"])
@@ -191,7 +183,6 @@ def test_two_runs_that_devices_would_take_for_one_are_refused(tmp_path):
             submit(config, tmp_path / "two", False)
 
 
-@daemons
 def test_a_job_that_cannot_go_on_keeps_neither_the_server_nor_the_others_from_it():
     main(["keys", "server", "localhost"])
     federation = Federation(Path("federation"))
@@ -208,7 +199,6 @@ def test_a_job_that_cannot_go_on_keeps_neither_the_server_nor_the_others_from_it
     assert "flwr run" in said[2]
 
 
-@daemons
 def test_who_stops_a_run_while_the_server_is_down_has_stopped_it(tmp_path, monkeypatch):
     main(["keys", "server", "localhost"])
     federation = Federation(Path("federation"))
@@ -234,7 +224,6 @@ def test_who_stops_a_run_while_the_server_is_down_has_stopped_it(tmp_path, monke
     assert resume_all(federation) == []
 
 
-@daemons
 def test_the_end_of_the_certificate_is_told_before_it_comes_and_named_when_it_has(monkeypatch, capsys):
     main(["keys", "server", "localhost"])
     assert Federation(Path("federation")).ends() == ""
@@ -252,7 +241,6 @@ def test_a_simulation_of_real_devices_is_refused(tmp_path):
         execute(recipes.load("fedavg", "", {**SMALL, "fleet.kind": "flower"}), tmp_path / "run")
 
 
-@daemons
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pathspec, in Flower
 def test_the_app_is_one_that_flower_builds():
     main(["keys", "server", "localhost"])

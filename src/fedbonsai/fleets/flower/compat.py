@@ -7,8 +7,12 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from fedbonsai.errors import Missing
+from fedbonsai.errors import ConfigError, Missing
 
+OLDEST = (
+    1,
+    40,
+)  # the first release whose SuperLink speaks HTTP on one port, which `gate` relies on; also in pyproject.toml
 CLIENT_FAILED = 2  # Flower's error code for an exception in a ClientApp
 EXPIRED = 3  # and for a question whose time was over before an answer came
 QUIET = {  # daemons and apps that we start neither call home nor fetch anything
@@ -19,32 +23,28 @@ QUIET = {  # daemons and apps that we start neither call home nor fetch anything
 }
 
 
-def require() -> str:
-    """Version of Flower.
+def require() -> None:
+    """See that Flower is here and new enough, and keep it quiet.
 
     Raises:
         Missing: it is not installed.
+        ConfigError: it is too old.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:
-        return version("flwr")
+        found = version("flwr")
     except PackageNotFoundError:
         raise Missing("real devices need Flower; install it with: pip install 'fedbonsai[flower]'") from None
 
-
-def release() -> tuple[int, int]:
-    """Release of Flower, such as (1, 41)."""
-    major, minor = require().split(".")[:2]
-    return int(major), int(minor)
+    if tuple(map(int, found.split(".")[:2])) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise ConfigError(f"flwr {found} is too old; {oldest} or newer is needed: pip install -U 'fedbonsai[flower]'")
 
 
 def act_as_server(run: int) -> None:
-    """Let this process create instructions outside of a run that Flower started; from 1.38 on it must say who it is."""
-    try:
-        identity = import_module("flwr.supercore.task_identity").TaskIdentity
-    except ImportError:
-        return  # older than 1.38: whoever asks may create messages
+    """Let this process create instructions outside of a run that Flower started: it must say who it is."""
+    identity = import_module("flwr.supercore.task_identity").TaskIdentity
     identity.task_id, identity.run_id, identity.node_id = 1, run, 1
 
 
@@ -55,10 +55,4 @@ def set_id(message: Any, id: str) -> None:
 
 def empty_run(run: int) -> Any:
     """Description of a run that no SuperLink knows."""
-    for home in ("flwr.supercore.run", "flwr.common.typing"):
-        try:
-            kind = import_module(home).Run
-        except (ImportError, AttributeError):
-            continue
-        return kind.create_empty(run)
-    raise Missing(f"flwr {require()} has no Run; install a tested one: pip install 'fedbonsai[flower]'")
+    return import_module("flwr.supercore.run").Run.create_empty(run)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from fedbonsai.errors import ConfigError
-from fedbonsai.fleets.flower import compat
 from fedbonsai.fleets.flower.certificates import CA, SERVER, SERVER_KEY, days_left
 from fedbonsai.fleets.flower.names import NAME
 from fedbonsai.fleets.flower.processes import environment, forget, program
@@ -20,7 +19,6 @@ from fedbonsai.lock import Lock, hold, holder
 from fedbonsai.text import decoded
 
 LINK = "fedbonsai"  # name of the connection in Flower's configuration
-OLDEST = (1, 40)  # the first release whose SuperLink speaks HTTP on one port, which `gate` relies on
 SOON = 60.0  # days before the end of a certificate in which it is warned of
 RENEW = "renew: fedbonsai keys server ADDRESS ..., with ca.key back in its place, and start serve again"
 
@@ -72,16 +70,9 @@ class Federation:
 
     Args:
         folder: made by ``fedbonsai keys server``.
-
-    Raises:
-        ConfigError: Flower is too old for it.
     """
 
     def __init__(self, folder: Path) -> None:
-        if compat.release() < OLDEST:
-            raise ConfigError(
-                f"flwr {compat.require()} is too old to serve; on this machine: pip install -U 'fedbonsai[flower]'"
-            )
         self.folder = folder.resolve()
         self.ca, self.certificate, self.key = (self.folder / name for name in (CA, SERVER, SERVER_KEY))
         self.devices, self.jobs = self.folder / "devices", self.folder / "jobs"
