@@ -36,7 +36,10 @@ def plain(name: str) -> str:
 
 
 def declared(*extras: str) -> set[str]:
-    return {plain(Requirement(need).name) for need in [*PROJECT["dependencies"], *sum((EXTRAS[e] for e in extras), [])]}
+    return {
+        plain(Requirement(need).name)
+        for need in [*PROJECT["dependencies"], *(need for extra in extras for need in EXTRAS[extra])]
+    }
 
 
 def imported(text: str) -> set[str]:

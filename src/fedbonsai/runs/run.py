@@ -101,7 +101,11 @@ def execute(
     if resume:
         config = stored(folder)
     files = Folder(folder)
-    with files.alone(), keeping(), torch.enable_grad():  # Ctrl-C may leave gradients off, for the next run in this process
+    with (
+        files.alone(),
+        keeping(),
+        torch.enable_grad(),
+    ):  # Ctrl-C may leave gradients off, for the next run in this process
         _execute(config, files, resume, observers, build)
     return load(folder)
 
