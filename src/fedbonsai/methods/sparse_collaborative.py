@@ -113,7 +113,9 @@ class SparseCollaborative:
             first = renamed(part_of(model.weights, "stem"), "", "fronts.0") | {
                 name: value for name, value in renamed(model.weights, "", "backs.0").items() if ".stem." not in name
             }
-            return State(drawn.replace({**drawn.weights, **first}), server.seed)
+            types = {name: value.dtype for name, value in model.weights.items()}  # fronts.J.NAME and backs.J.NAME
+            rest = {name: value.to(types[name.split(".", 2)[2]]) for name, value in drawn.weights.items()}
+            return State(drawn.replace({**rest, **first}), server.seed)
         drawn = {"": Broadcast.of(model, self.downlink)} if isinstance(where, Flat) and self.downlink.delta else {}
         return State(model, server.seed, broadcasts=drawn)
 

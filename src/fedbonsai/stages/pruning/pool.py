@@ -55,7 +55,7 @@ def allowed(model: Model, density: float, strict: bool, first: bool) -> tuple[We
         least = math.ceil(1000 * (dense + len(forms)) / counted) / 1000
         raise ConfigError(
             f"density = {density:g} leaves {whole(density, counted)} of {counted} values of {model.arch.name!r}{also}: not one "
-            f"for each of the {len(forms)} layers that are; choose a density of at least {least:g}, or a larger network"
+            f"for each of the {len(forms)} layers that are; choose another density, at least {least:g}, or a larger network"
         )
     return forms, budget
 
