@@ -204,7 +204,9 @@ def _built_alike(model: Model) -> None:
 
 
 def _repeated(pass_: Callable[[], list[Tensor]], device: str) -> None:
-    """Make a pass twice, and refuse a network that is no function of its weights, samples and seed; accelerators may differ in the last bits.
+    """Make a pass twice, and refuse a network that is no function of its weights, samples and seed.
+
+    Not on accelerators, which may differ in the last bits.
 
     Raises:
         ConfigError: two passes gave different values.
