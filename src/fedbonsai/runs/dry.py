@@ -206,7 +206,7 @@ def _built_alike(model: Model) -> None:
 def _repeated(pass_: Callable[[], list[Tensor]], device: str) -> None:
     """Make a pass twice, and refuse a network that is no function of its weights, samples and seed.
 
-    Accelerators may differ in the last bits.
+    Not on accelerators, which may differ in the last bits.
 
     Raises:
         ConfigError: two passes gave different values.
