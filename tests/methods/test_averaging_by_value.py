@@ -253,10 +253,13 @@ def test_selective_updating(gate, way):
 
 
 def test_a_round_that_changed_nothing_leaves_the_direction_of_the_one_before():
-    """CMFL: nobody uploaded, so the model came again; a change is still held against the last direction there was."""
+    """CMFL: nobody uploaded, so the model came again; a change is still held against the last direction there was.
+
+    What does not move agrees with what did not.
+    """
     rule, memory = Rule(parse([]), True, False, Agreement(0.9), 0.0, 0), {}
     first, second, there, back = (
-        {"w": torch.tensor(v)} for v in ([0.0, 0, 0], [1.0, -1, 2], [2.0, -2, 3], [0.0, 0, 1])
+        {"w": torch.tensor(v)} for v in ([0.0, 0, 0, 0], [1.0, -1, 2, 0], [2.0, -2, 3, 0], [0.0, 0, 1, 0])
     )
     found = []
     for start, end in ((first, back), (second, back), (second, there), (second, back)):
