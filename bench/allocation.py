@@ -1,6 +1,6 @@
 """Seconds of the wireless allocation beside general solvers, and how close they come: ``python -m bench.allocation``.
 
-Cells of the specification's section 5 with more devices in more band (1 MHz each), deadline at half the round without
+Cells of specs/wireless §5 with more devices in more band (1 MHz each), deadline at half the round without
 pruning among those that half serves. cvxpy (Clarabel) solves the convex form, scipy's SLSQP the original problem; both
 only where they end in seconds.
 """

@@ -66,6 +66,12 @@ def moved(text: str, source: str, where: dict[str, str]) -> str:
     return LINK.sub(link, text)
 
 
+def listed(where: dict[str, str], folder: str) -> list[str]:
+    """Lines of the navigation for all documents of a folder."""
+    found = sorted((source, page) for source, page in where.items() if source.startswith(folder))
+    return [f"    - [{title((ROOT / source).read_text())}]({page})" for source, page in found]
+
+
 def build() -> None:
     """Write all pages and the navigation.
 
@@ -84,12 +90,9 @@ def build() -> None:
             file.write(moved(text, source, where))
         if page.startswith("methods/"):
             lines.append(f"    - [{title(text)}]({page})")
+    lines += ["- Specifications", *listed(where, "docs/specs/")]
     lines += ["- How it is built", "    - [Architecture](architecture.md)"]
-    lines += [
-        f"    - [{title((ROOT / source).read_text())}]({page})"
-        for source, page in sorted(where.items())
-        if "/adr/" in source
-    ]
+    lines += listed(where, "docs/adr/")
     lines += ["- [Contributing](contributing.md)", "- [Changelog](changelog.md)", "- Reference"]
     for module in sorted((ROOT / "src" / "fedbonsai").rglob("*.py")):
         parts = module.relative_to(ROOT / "src").with_suffix("").parts

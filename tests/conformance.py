@@ -96,6 +96,8 @@ def test_every_method_has_a_row_and_every_recipe_is_valid():
 
 @each
 def test_the_bytes_are_those_of_before(case, reference):
+    if str(case) not in recorded():
+        pytest.skip("a new case; record it: python -m tests.digests")
     known, found = recorded()[str(case)], digests(reference(case))
     assert found["forms"] == known["forms"]
     if recorded()["machine"] == machine():

@@ -21,6 +21,9 @@ NORMS: dict[str, Callable[[], nn.Module]] = {
     "stateless": lambda: nn.BatchNorm1d(WIDTH, track_running_stats=False),
     "group": lambda: nn.GroupNorm(3, WIDTH),
     "layer": lambda: nn.LayerNorm(WIDTH),
+    "instance": lambda: Mixed(nn.InstanceNorm1d(3, affine=True)),
+    "tracked": lambda: Mixed(nn.InstanceNorm1d(3, track_running_stats=True)),
+    "fixed": lambda: Fixed(WIDTH),
 }
 DROPS: dict[str, Callable[[], nn.Module]] = {
     "none": nn.Identity,
@@ -31,12 +34,23 @@ DROPS: dict[str, Callable[[], nn.Module]] = {
     "noise": lambda: Noise(),
     "attention": lambda: Mixed(nn.MultiheadAttention(4, 2, dropout=0.3, batch_first=True)),
     "gru": lambda: Mixed(nn.GRU(4, 4, 2, dropout=0.3, batch_first=True)),
+    "lstm": lambda: Mixed(nn.LSTM(4, 2, batch_first=True, bidirectional=True)),
+    "conv": lambda: Mixed(nn.Conv1d(3, 3, 3, padding=1)),
+    "transposed": lambda: Mixed(nn.ConvTranspose1d(3, 3, 3, padding=1)),
+    "embedding": lambda: Looked(nn.Embedding(8, WIDTH)),
+    "frozen": lambda: Looked(nn.Embedding.from_pretrained(torch.eye(8, WIDTH))),
+    "bag": lambda: Looked(nn.EmbeddingBag(8, WIDTH)),
+    "twice": lambda: nn.Sequential(*[nn.Linear(WIDTH, WIDTH)] * 2),
+    "list": lambda: Listed(),
+    "remembers": lambda: Remembers(),
 }
 LAYERS: dict[str, Callable[[nn.Linear], nn.Module]] = {
     "plain": lambda layer: layer,
     "weight": parametrizations.weight_norm,
     "spectral": parametrizations.spectral_norm,
     "old": nn.utils.weight_norm,
+    "old spectral": nn.utils.spectral_norm,
+    "orthogonal": parametrizations.orthogonal,
 }
 BUFFERS = {
     "none": None,
@@ -45,6 +59,9 @@ BUFFERS = {
     "bytes": torch.arange(WIDTH, dtype=torch.uint8),
     "float": torch.ones(WIDTH),
     "double": torch.ones(WIDTH, dtype=torch.float64),
+    "half": torch.ones(WIDTH, dtype=torch.float16),
+    "short": torch.arange(WIDTH, dtype=torch.int16) % 3,
+    "view": (torch.arange(2 * WIDTH, dtype=torch.int32) % 5)[::2],
 }
 SHORT = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -73,7 +90,58 @@ class Mixed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         steps = x.unflatten(1, (3, 4))
         out = self.layer(steps, steps, steps) if isinstance(self.layer, nn.MultiheadAttention) else self.layer(steps)
-        return out[0].flatten(1)
+        return (out if isinstance(out, Tensor) else out[0]).flatten(1)
+
+
+class Fixed(nn.BatchNorm1d):
+    """Normalisation by statistics that stay as they are, also in training."""
+
+    def train(self, mode: bool = True) -> Fixed:
+        return super().train(False)
+
+
+class Looked(nn.Module):
+    """Adds what stands in a table at numbers made of the features."""
+
+    def __init__(self, table: nn.Module) -> None:
+        super().__init__()
+        self.table = table
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.table((x.detach()[:, :3] * 4).long().clamp(0, 7))
+        return x + (found if found.ndim == 2 else found.mean(1))
+
+
+class Listed(nn.Module):
+    """Parameters in a list, one without dimensions, one without values, one that is not contiguous, one registered twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        forms = [torch.tensor(1.0), torch.zeros(0, 2), torch.randn(WIDTH, 2).t() / 8]
+        self.all = nn.ParameterList([nn.Parameter(value) for value in forms])
+        self.again = self.all[0]
+        self.register_buffer("table", torch.ones(2, WIDTH))
+        self.register_buffer("row", self.table[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.again * self.row + (x @ self.all[2].t()) @ self.all[2]
+
+
+class Remembers(nn.Module):
+    """A network with state in attributes: a number, a list, a tensor, and a generator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps, self.means, self.average = 0, [0.0], torch.zeros(WIDTH)
+        self.random = torch.Generator().manual_seed(7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.steps += 1
+            self.means.append(float(x.detach().mean()))
+            self.average = 0.9 * self.average + 0.1 * x.detach().mean(0)
+            x = x + 0.1 * torch.randn(x.shape, generator=self.random)
+        return (x - self.average) / (1 + 0.1 * self.steps) + self.means[-1]
 
 
 class Features(nn.Module):

@@ -232,6 +232,63 @@ def test_what_a_builder_refers_to_may_change_between_runs():
         assert local.evaluate(start, people().train).loss != before
 
 
+def test_training_by_hand_sees_a_class_that_changed():
+    def build() -> nn.Module:
+        return Cell()
+
+    class Cell(Net):
+        pass
+
+    network("model-by-hand")(build)
+    start = Model.init(Arch("model-by-hand"), 0)
+    before, losses = trained("model-by-hand"), [local.evaluate(start, people().train).loss]
+
+    class Cell(Net):  # noqa: F811  as a notebook's cell that is run again
+        def forward(self, x: Tensor) -> Tensor:
+            return 3 * super().forward(x)
+
+    losses.append(local.evaluate(start, people().train).loss)
+    after = trained("model-by-hand")
+    assert losses[0] != losses[1]
+    assert not equal(before, after)
+    slopes = local.gradient(start, people().train)
+    Cell.forward = lambda self, x: 0.0 * Net.forward(self, x)
+    assert not equal(slopes, local.gradient(start, people().train))
+    assert local.evaluate(start, people().train).loss == pytest.approx(np.log(3))
+
+
+SHARED = torch.ones(8)
+
+
+class Sharing(nn.Module):
+    """Registers a constant of its module as a buffer, twice, with a view of it, and changes it in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alias = SHARED
+        self.register_buffer("seen", SHARED)
+        self.register_buffer("again", SHARED)
+        self.register_buffer("part", SHARED[2:4])
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.seen.mul_(1.5)
+        return x * self.again * self.alias * self.part.sum()
+
+
+def test_a_constant_that_is_registered_as_a_buffer_is_not_changed():
+    network("model-sharing")(lambda: Net(Sharing()))
+    one, two = trained("model-sharing"), trained("model-sharing")
+    assert equal(one, two)
+    assert bool((SHARED == 1).all())
+    assert bool((one["between.seen"] > 1).all())
+    left, right = (Arch("model-sharing").build().between for _ in range(2))
+    assert left.seen is left.again is left.alias
+    left.seen.zero_()
+    assert bool((left.part == 0).all())
+    assert bool((right.seen == 1).all())
+
+
 class Tied(nn.Module):
     """One weight in two layers, one layer under two names, one buffer in two places."""
 

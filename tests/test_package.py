@@ -20,14 +20,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 TESTED = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines())
 USERS = [extra for extra in EXTRAS if extra not in FOR_THE_REPOSITORY]
-BY_NAME = {
-    "import_module",
-    "__import__",
-    "find_spec",
-    "extra",
-    "need",
-    "_package",
-}  # these take a module's name as text
+# these take a module's name as text
+BY_NAME = {"import_module", "__import__", "find_spec", "extra", "need", "_package"}
 
 
 def plain(name: str) -> str:

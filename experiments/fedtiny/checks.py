@@ -1,7 +1,7 @@
-"""Checks 8, 9 and 15 of FedTiny's specification against the committed results: ``python -m experiments.fedtiny.checks``.
+"""specs/fedtiny check 8, check 9 and check 15 against the committed results: ``python -m experiments.fedtiny.checks``.
 
 Prints what was measured by density, and the checks with their intervals; ``--write`` puts both into ``checks.md``. The
-specification gives an order as its hypothesis and no size of a difference. A line that is not met says so.
+check gives an order as its hypothesis and no size of a difference. A line that is not met says so.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 97.5 %, 1 to 9 degrees of freedom
 HEAD = 400  # bytes of framing that a message may add: envelope, names, one byte or two a tensor
-SEEDS = 5  # that check 15 asks for
+SEEDS = 5  # that specs/fedtiny check 15 asks for
 
 Line = tuple[str, str, str, bool]
 
@@ -46,7 +46,7 @@ def said(values: Sequence[float], unit: str = "") -> str:
 
 
 def usefulness(file: Path) -> list[Line]:
-    """Check 8."""
+    """specs/fedtiny check 8."""
     if not file.exists():
         return [("8", "adaptive minus vanilla selection, later loss <= 0", "not measured", False)]
     result = json.loads(file.read_text(encoding="utf-8"))
@@ -56,7 +56,7 @@ def usefulness(file: Path) -> list[Line]:
 
 
 def account(runs: dict[str, dict[int, dict]]) -> list[Line]:
-    """Check 9: what rounds really sent up by the account, which has positions in it and so may be more."""
+    """specs/fedtiny check 9: what rounds really sent up by the account, which has positions in it and so may be more."""
     found: list[Line] = []
     for name, results in runs.items():
         result = next(iter(results.values()))
@@ -71,7 +71,7 @@ def account(runs: dict[str, dict[int, dict]]) -> list[Line]:
 
 
 def order(runs: dict[str, dict[int, dict]]) -> list[Line]:
-    """Check 15: mean accuracy of static <= progressive <= fedtiny, seed by seed."""
+    """specs/fedtiny check 15: mean accuracy of static <= progressive <= fedtiny, seed by seed."""
     found: list[Line] = []
     fewest = SEEDS
     for prefix, densities in (("", ("0.05", "0.01")), ("cifar10-", ("0.05",))):

@@ -1,4 +1,4 @@
-"""Check 8 of FedTiny's specification: whether adaptive selection picks the better candidate where devices differ.
+"""specs/fedtiny check 8: whether adaptive selection picks the better candidate where devices differ.
 
 python -m experiments.fedtiny.usefulness            # ten seeds, a few minutes; prints and writes usefulness.json
 

@@ -1,7 +1,7 @@
-"""Checks 14 to 19 of the specification against the committed results: ``python -m experiments.fl_pqsu.checks``.
+"""specs/fl-pqsu check 14 to check 19 against the committed results: ``python -m experiments.fl_pqsu.checks``.
 
 Prints a table for digits, one for a part of MNIST where it was run, and one of the modern preset's stages; ``--write``
-puts all into ``checks.md``. A line that is not met says so; what the specification only wants reported has no verdict.
+puts all into ``checks.md``. A line that is not met says so; what is only to be reported has no verdict.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def between(one: Sequence[float], other: Sequence[float]) -> list[float]:
 
 
 def checks(runs: Runs) -> list[Line]:
-    """Checks 14, 16, 17 and 19, those whose runs are there."""
+    """specs/fl-pqsu check 14, check 16, check 17 and check 19, those whose runs are there."""
     found: list[Line] = []
 
     def asked(check: str, text: str, values: list[float], least: float, strict: bool = False) -> None:
@@ -110,14 +110,14 @@ def checks(runs: Runs) -> list[Line]:
 
 
 def against(runs: Runs, gate: str, random: str) -> list[Line]:
-    """Check 19: a gate against chance at its rate."""
+    """specs/fl-pqsu check 19: a gate against chance at its rate."""
     gap = between(points(runs[gate]), points(runs[random]))
     rates = f"{statistics.mean(uploads(runs[gate])):.1f} and {statistics.mean(uploads(runs[random])):.1f}"
     return [Line("19", f"accuracy, `{gate}` minus random skip; uploads {rates}", interval(gap), None)]
 
 
 def direct() -> list[Line]:
-    """Checks 15 and 18, from ``direct.json``."""
+    """specs/fl-pqsu check 15 and check 18, from ``direct.json``."""
     file = HERE / "direct.json"
     if not file.exists():
         return []

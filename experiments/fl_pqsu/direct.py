@@ -1,8 +1,8 @@
-"""Checks 15 and 18 of the specification, which need no rounds: ``python -m experiments.fl_pqsu.direct``.
+"""specs/fl-pqsu check 15 and check 18, which need no rounds: ``python -m experiments.fl_pqsu.direct``.
 
-Check 15: a network that was trained on the server's samples loses 30 % of its parameters, rebuilt rightly and as the
-authors' code does it, and is tested at once. Check 18: time of a local step of AlexNet at full width and at the authors'
-"30". Both go into ``direct.json``.
+specs/fl-pqsu check 15: a network that was trained on the server's samples loses 30 % of its parameters, rebuilt rightly
+and as the authors' code does it, and is tested at once. specs/fl-pqsu check 18: time of a local step of AlexNet at full
+width and at the authors' "30". Both go into ``direct.json``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def as_coded(model: Model, groups: Sequence[Units], kept: Sequence[Tensor], seed
     """The authors' rebuild of a chain of convolutions and linear layers without normalisation.
 
     Kernels of convolutions are sliced rightly. Rows of linear layers, the classes too, lie in descending order of their
-    norms, their columns are the first ones, and no bias is copied: each is drawn anew (B1 to B3 of the specification).
+    norms, their columns are the first ones, and no bias is copied: each is drawn anew (specs/fl-pqsu B1 to B3).
 
     Args:
         model: the full network.

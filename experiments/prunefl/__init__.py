@@ -1,1 +1,1 @@
-"""PruneFL on digits: settings, results, the specification's statistical checks and the main table."""
+"""PruneFL on digits: settings, results, specs/prunefl §8.15 and §8.17 and the main table."""

@@ -1,6 +1,6 @@
-"""PruneFL's statistical checks 8.15 to 8.17 and the main table, from the committed results.
+"""specs/prunefl §8.15 to §8.17 and the main table, from the committed results.
 
-``python -m experiments.prunefl.checks`` prints them, ``--write`` puts them into ``checks.md``. The specification asks for
+``python -m experiments.prunefl.checks`` prints them, ``--write`` puts them into ``checks.md``. The page asks for
 shapes, not values, and for the authors' rules (preset ``published``): a line that is not met says so.
 """
 

@@ -1,1 +1,1 @@
-"""Digits, all topologies: settings, results, and the specification's checks on them."""
+"""Digits, all topologies: settings, results, and specs/collaborative C13 to C16 on them."""

@@ -1,6 +1,6 @@
-"""C13 to C16 of the specification against the committed results: ``python -m experiments.sparse_collaborative.checks``.
+"""specs/collaborative C13 to C16 against the committed results: ``python -m experiments.sparse_collaborative.checks``.
 
-Prints a table for digits, for which the specification gives bounds, and one for MNIST, where the same differences are
+Prints a table for digits, for which they give bounds, and one for MNIST, where the same differences are
 held against the same bounds; ``--write`` puts both into ``checks.md``. A line that is not met says so.
 """
 

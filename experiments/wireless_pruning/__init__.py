@@ -1,1 +1,1 @@
-"""Wireless pruning on MNIST: settings, results, and the specification's checks 13 and 16 on them."""
+"""Wireless pruning on MNIST: settings, results, and specs/wireless check 13 and check 16 on them."""

@@ -1,4 +1,4 @@
-"""Check 14 with noise: the theorem of the specification's section 3 on quadratics, and how its floor grows.
+"""specs/wireless check 14 with noise: the theorem of specs/wireless §3.1 on quadratics, and how its floor grows.
 
     python -m experiments.wireless_pruning.bound
 
@@ -141,7 +141,7 @@ class Round:
 
 
 def trained(problem: Problem, noise: float, rounds: int, repeats: int, rng: np.random.Generator) -> list[Round]:
-    """The protocol of section 1.3."""
+    """The protocol of specs/wireless §1.3."""
     one, w = problem, problem.w
     u, vs = np.tile(problem.u, (repeats, 1)), np.tile(problem.vs, (repeats, 1, 1))
 

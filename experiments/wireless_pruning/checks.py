@@ -1,7 +1,7 @@
-"""Wireless pruning's statistical checks 13 to 16 from the committed results: is half the latency had, at what cost?
+"""specs/wireless check 13 to check 16 from the committed results: is half the latency had, at what cost?
 
 ``python -m experiments.wireless_pruning.checks`` prints them, ``--write`` puts them into ``checks.md``. Seconds are those of
-the latency model (section 2 of the specification), not of any radio, but for "15 measured", which is of a processor. A line
+the latency model (specs/wireless §2), not of any radio, but for "15 measured", which is of a processor. A line
 that is not met says so.
 """
 

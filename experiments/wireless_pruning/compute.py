@@ -1,11 +1,11 @@
-"""Check 15, measured half: seconds of a local step at held-out kept fractions against models fitted to others.
+"""specs/wireless check 15, measured half: seconds of a local step at held-out kept fractions against models fitted to others.
 
     python -m experiments.wireless_pruning.compute --measure [NETWORK ...]
     python -m experiments.wireless_pruning.compute
 
 The first measures seconds, one thread, processor time, physically smaller networks in turn, and writes them into
 ``compute.json``; both fit the models to what is there: a line over the share of operations where one fits, else through
-the points (section 7.2), from five fractions, and from the nine that `fedbonsai profile` takes.
+the points (specs/wireless §7.2), from five fractions, and from the nine that `fedbonsai profile` takes.
 No held-out fraction is in any fit.
 """
 

@@ -60,6 +60,16 @@ class Missing(FedbonsaiError):
     """An optional part is not installed; the text names the extra that brings it."""
 
 
+def said(error: BaseException, most: int = 400) -> str:
+    """Type and text of any exception on one line of printable characters; a text that cannot be had is left out."""
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except Exception:  # whatever a user's own exception does instead of giving its text
+        text = f"{type(error).__name__} (its text cannot be shown)"
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return line[:most].rstrip(": ")
+
+
 def exit_code(error: BaseException) -> int:
     """Exit code of a command that ends with an error: 3 too few answers, 2 wrong input, 1 a fault in this library."""
     return 3 if isinstance(error, Unanswered) else 2 if isinstance(error, FedbonsaiError) else 1

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fedbonsai import work
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import ConfigError, NotFinite
-from fedbonsai.model import Model, skeleton
+from fedbonsai.model import Model, renew_by_hand, skeleton
 from fedbonsai.tree import Tree, Weights, dtype_of, finite, generator, seeded
 from fedbonsai.wire import message
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Hook = Callable[[Mapping[str, Tensor]], None]  # sees each step's gradients, by parameter name
 Rows = Callable[[str, int, Tensor], None]  # sees gradients in parts: parameter name, first row, the rows from there on
+TOGETHER = 512  # samples that are scored at a time
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # network, images, labels -> mean loss of the batch
 
 
@@ -141,6 +142,7 @@ def train(
     """
     if not len(me.train):
         raise ConfigError(f"client {me.id} has no training samples; ask for a larger minimum per client (data.minimum)")
+    renew_by_hand()
     sparse = sparse_form(model, me, sgd, mask) if hook is None and loss is None else None
     net = sparse or skeleton(model, me.device, sgd.channels_last)
     net.module.train()
@@ -285,6 +287,8 @@ def descend(
         start: weights that the proximal term pulls to.
         shifts: added to the gradients after the clip.
     """
+    if not params:  # of a part that is frozen
+        return
     if sgd.proximal:
         torch._foreach_add_(grads, torch._foreach_sub(params, start), alpha=sgd.proximal)
     if sgd.weight_decay:
@@ -369,7 +373,7 @@ class Score:
     examples: int
 
 
-def evaluate(model: Model, samples: Samples, device: str = "cpu", batch: int = 512) -> Score:
+def evaluate(model: Model, samples: Samples, device: str = "cpu", batch: int = TOGETHER) -> Score:
     """Evaluate in eval mode and fp32.
 
     Raises:
@@ -379,7 +383,7 @@ def evaluate(model: Model, samples: Samples, device: str = "cpu", batch: int = 5
     return Score(loss, int(correct.sum()) / len(samples), len(samples))
 
 
-def judged(model: Model, samples: Samples, device: str = "cpu", batch: int = 512) -> tuple[float, Tensor]:
+def judged(model: Model, samples: Samples, device: str = "cpu", batch: int = TOGETHER) -> tuple[float, Tensor]:
     """Mean cross-entropy, and for each sample whether its class was chosen (on the CPU).
 
     Raises:
@@ -387,6 +391,7 @@ def judged(model: Model, samples: Samples, device: str = "cpu", batch: int = 512
     """
     if not len(samples):
         raise ConfigError("nothing to evaluate on: the set of samples is empty")
+    renew_by_hand()
     net = skeleton(model, device)
     net.module.eval()
     loss, correct = 0.0, list[Tensor]()
@@ -411,6 +416,7 @@ def gradient(model: Model, samples: Samples, device: str = "cpu", batch: int = 2
         batch: samples at a time.
         training: batch statistics instead of running ones in normalisation layers.
     """
+    renew_by_hand()
     net = skeleton(model, device)
     net.module.train(training)
     params = list(net.parameters.values())

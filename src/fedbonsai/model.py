@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import field
 from difflib import get_close_matches
 from importlib import import_module
@@ -26,6 +28,7 @@ Builder = Callable[..., nn.Module]
 
 _builders: dict[str, Builder] = {}
 _generation = 0
+_keeping = ContextVar("keeping", default=False)
 
 
 def network(name: str) -> Callable[[Builder], Builder]:
@@ -57,6 +60,22 @@ def renew() -> None:
     _generation += 1
 
 
+@contextmanager
+def keeping() -> Generator[None]:
+    """A run or a task, in which builders stay what they are and network objects serve again."""
+    token = _keeping.set(True)
+    try:
+        yield
+    finally:
+        _keeping.reset(token)
+
+
+def renew_by_hand() -> None:
+    """`renew`, where no run goes on: whoever trains by hand may have changed a class that a builder refers to."""
+    if not _keeping.get():
+        renew()
+
+
 @message("arch@1")
 class Arch:
     """Builder name and its keyword arguments."""
@@ -73,10 +92,12 @@ class Arch:
         known = networks()
         if self.name not in known:
             near = get_close_matches(self.name, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else "."
             raise ConfigError(f"model {self.name!r} is not known{hint} Known: {', '.join(sorted(known))}")
-        takes = set(inspect.signature(known[self.name]).parameters)
-        if wrong := self.options.keys() - takes:
+        every = inspect.signature(known[self.name]).parameters.values()
+        takes = {each.name for each in every if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)}
+        wrong = self.options.keys() - takes
+        if wrong and not any(each.kind == each.VAR_KEYWORD for each in every):
             raise ConfigError(f"model {self.name!r} does not take {sorted(wrong)}; it takes {sorted(takes)}")
         return takes
 
@@ -84,15 +105,44 @@ class Arch:
         """A fresh network, drawn from torch's global generator.
 
         Raises:
-            ConfigError: no such builder, or options that it does not take.
+            ConfigError: no such builder, options that it does not take, or what it gives is no network.
         """
         self.takes()
-        return _builders[self.name](**self.options)
+        made: Any = _builders[self.name](**self.options)
+        if not isinstance(made, nn.Module):
+            given = f"the class {made.__name__}" if isinstance(made, type) else f"a {type(made).__name__}"
+            raise ConfigError(f"the builder of {self.name!r} gives {given}: expected a network, an object of nn.Module")
+        _own_buffers(made)
+        return made
 
     @property
     def key(self) -> tuple[object, ...]:
         """What caches of network objects go by; another one after a builder was defined anew, and after `renew`."""
         return _generation, self.name, repr(sorted(self.options.items()))
+
+
+def _own_buffers(module: nn.Module) -> None:
+    """Put copies in place of a network's buffers: its builder may have registered a constant that other networks share.
+
+    What shares memory goes on to share it; buffers that are views of parameters stay as they are.
+    """
+    learned = {_memory(value) for value in module.parameters()}
+    parts = [part for part in module.modules() if not isinstance(part, torch.jit.ScriptModule)]
+    copies: dict[int, Any] = {}
+    for part in parts:
+        for name, value in part._buffers.items():
+            if value is not None and value.is_leaf and _memory(value) not in {None, *learned}:
+                part._buffers[name] = copy.deepcopy(value, copies)
+    for part in parts:
+        shown = vars(part)
+        shown.update({name: copies[id(value)] for name, value in shown.items() if id(value) in copies})
+
+
+def _memory(value: Tensor) -> int | None:
+    """What tensors that share memory have in common; None for those that have no plain memory."""
+    if nn.parameter.is_lazy(value) or value.layout != torch.strided:
+        return None
+    return value.untyped_storage()._cdata
 
 
 @message("model@1")

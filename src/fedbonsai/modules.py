@@ -18,6 +18,8 @@ def own(name: str) -> ModuleType:
         ConfigError: it is not there, or it raises; the text has its file and line.
     """
     here = str(Path.cwd())
+    if not name or name.startswith(".") or "/" in name or "\\" in name:
+        raise ConfigError(f"imports: expected names of modules, as Python imports them, such as my_nets; got {name!r}")
     if "" not in sys.path and here not in sys.path:
         sys.path.insert(0, here)
     try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import tomllib
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any
 
 from fedbonsai.errors import ConfigError
 
@@ -48,6 +50,20 @@ def decoded(raw: bytes, what: str) -> str:
             return text.replace("\r\n", "\n")
         why = f"is {_seems(raw) or 'no text: it has bytes of zero'}"
     raise ConfigError(f"{what} cannot be read: it {why}; save it as UTF-8")
+
+
+def toml(text: str, what: str) -> dict[str, Any]:
+    """The table in the text of a TOML file.
+
+    Raises:
+        ConfigError: it is no TOML; the text has the line.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{what}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{what}: not valid TOML: brackets within brackets, too many to read") from None
 
 
 def _seems(raw: bytes) -> str:

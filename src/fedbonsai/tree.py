@@ -40,7 +40,7 @@ def generator(seed: int, device: str = "cpu") -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int, device: str = "cpu", every: bool = True) -> Generator[None]:
-    """Lend the global generators, seeded; afterwards they are where they were.
+    """Lend the global generators, seeded; afterwards they are where they were, and so are default type and gradients.
 
     For code that is not ours: a network's builder, and its forward pass, which may draw (dropout in all its forms).
 
@@ -50,7 +50,7 @@ def seeded(seed: int, device: str = "cpu", every: bool = True) -> Generator[None
         every: of NumPy and Python too, which takes ten times as long as torch's alone.
     """
     ours = torch.default_generator
-    before = ours.get_state()
+    before, dtype, grad = ours.get_state(), torch.get_default_dtype(), torch.is_grad_enabled()
     kind = torch.device(device)
     others = (mtrand.get_bit_generator(), random.getstate()) if every else None
     with nullcontext() if kind.type == "cpu" else torch.random.fork_rng(devices=[kind], device_type=kind.type):
@@ -62,6 +62,8 @@ def seeded(seed: int, device: str = "cpu", every: bool = True) -> Generator[None
             yield
         finally:
             ours.set_state(before)
+            torch.set_default_dtype(dtype)
+            torch.set_grad_enabled(grad)
             if others is not None:
                 mtrand.set_bit_generator(others[0])
                 random.setstate(others[1])
@@ -97,6 +99,13 @@ def norm(tree: Tree) -> float:
 def finite(tree: Tree) -> bool:
     """Whether no value is NaN or infinite."""
     return all(bool(torch.isfinite(value).all()) for value in tree.values() if value.is_floating_point())
+
+
+def same(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors are of one type and shape and hold the same values, those that are no numbers too."""
+    if left.dtype != right.dtype or left.shape != right.shape:
+        return False
+    return bool(((left == right) | ((left != left) & (right != right))).all())
 
 
 def dtype_of(tree: Tree) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Wire format v1: the one way in which values become bytes (specification: ``docs/wire.md``).
+"""Wire format v1: the one way in which values become bytes (told in ``docs/wire.md``).
 
 `encode` turns a tree of plain values, tensors and registered message classes into one buffer; `decode` turns a buffer
 back into exactly such a tree or raises `BadMessage`. Nothing is imported by name, nothing is executed, and no memory is

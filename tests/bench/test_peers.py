@@ -2,13 +2,15 @@
 
 import json
 import sys
-import textwrap
+import time
+import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from bench.peers import of_flower, table
+from bench.peers import of_flower, table, watched
 from bench.peers.__main__ import absolute, apart, judged, keep, main
 from bench.peers.of_fedbonsai import method_of, settings_of
 from bench.peers.peers import Places, peers, unimportable
@@ -22,6 +24,7 @@ from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.local import batches
 from fedbonsai.model import Model
 from fedbonsai.tree import seed_of
+from tests.moments import HANGS
 
 SMALL = Settings(clients=3, rounds=2, steps=3)
 
@@ -160,42 +163,71 @@ def test_other_work_gets_no_row_in_a_file(tmp_path):
 
 linux = pytest.mark.skipif(not PROC.exists(), reason="reads /proc")
 CHILD = """
-import os, time
+import os, signal, time
+held, ready = os.pipe()
 if os.fork() == 0:
     os.setsid()
-    if os.fork() == 0:  # nobody waits for this one
-        held, begin = bytearray(80_000_000), time.process_time()
-        for i in range(0, len(held), 4096):
-            held[i] = 1
+    if os.fork() == 0:  # nobody waits for this one: {mark}
+        memory, begin = bytearray(80_000_000), time.process_time()
+        for i in range(0, len(memory), 4096):
+            memory[i] = 1
         while time.process_time() - begin < 0.4:
             pass
-        time.sleep({sleep})
+        os.write(ready, b"x")
+        signal.pause()
     os._exit(0)
 os.wait()
-time.sleep({wait})
+os.read(held, 1)
+{then}
 """
 
 
-def child(sleep, wait):
-    return [sys.executable, "-c", textwrap.dedent(CHILD).format(sleep=sleep, wait=wait)]
+def child(then):
+    """A command that leaves one process behind which has worked and now stays; and what the processes are known by."""
+    mark = uuid.uuid4().hex
+    return [sys.executable, "-c", CHILD.format(mark=mark, then=then)], mark
+
+
+@pytest.fixture
+def looks(monkeypatch, tmp_path):
+    """A file that grows by a byte with every look at the processes of a command."""
+    look, file = watched.Family.look, tmp_path / "looks"
+    file.touch()
+
+    def noted(family):
+        left = look(family)
+        with file.open("a") as end:
+            end.write(".")
+        return left
+
+    monkeypatch.setattr(watched.Family, "look", noted)
+    return file
 
 
 @linux
-def test_all_processes_of_a_command_are_counted_even_those_that_left_it(tmp_path):
-    took = watch(child(3, 2), {}, tmp_path, 60)
+def test_all_processes_of_a_command_are_counted_even_those_that_left_it(tmp_path, looks):
+    looked = f"os.path.getsize({str(looks)!r})"
+    command, _ = child(f"seen = {looked}\nwhile {looked} < seen + 2:\n    time.sleep(0.1)")  # one look began after it
+    took = watch(command, {}, tmp_path, HANGS)
     assert took.status == 0
     assert took.processor > 0.3
     assert took.memory > 80_000_000
     assert took.processes >= 2
-    assert took.seconds > 2
+    assert took.seconds > 0.4  # what one of them computed, and the command waited for
 
 
 @linux
-def test_a_command_that_takes_too_long_is_ended_with_what_it_left(tmp_path):
-    took = watch(child(600, 600), {"X": "1"}, tmp_path, 2)
+def test_a_command_that_takes_too_long_is_ended_with_what_it_left(tmp_path, monkeypatch):
+    command, mark = child(f"open({str(tmp_path / 'ready')!r}, 'w').close()\nsignal.pause()")
+    real = watched.time.perf_counter
+    late = SimpleNamespace(sleep=time.sleep, perf_counter=lambda: real() + HANGS * (tmp_path / "ready").exists())
+    monkeypatch.setattr(watched, "time", late)  # the limit is over as soon as all of its processes are there
+    took = watch(command, {"X": "1"}, tmp_path, HANGS)
     assert took.status is None
-    left = [p for p in PROC.glob("[0-9]*/cmdline") if b"nobody waits for this one" in _bytes(p)]
-    assert not left
+    until = time.monotonic() + HANGS
+    while [p for p in PROC.glob("[0-9]*/cmdline") if mark.encode() in _bytes(p)]:  # killed ones need a moment to go
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def _bytes(path: Path) -> bytes:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.moments import HANGS, ended, rounds_of, started, until
 
 import fedbonsai
 from fedbonsai.cli import main
@@ -92,12 +93,13 @@ def test_what_is_finished_is_left_alone_and_other_settings_are_refused(capsys):
 @pytest.mark.slow
 def test_a_run_that_fails_is_told_and_does_not_stop_the_others(capsys):
     Path("broken.py").write_text(
-        "import torch\nfrom fedbonsai.model import network\n\n\n"
+        "from pathlib import Path\n\nimport torch\nfrom fedbonsai.model import network\n\n\n"
         "@network('broken')\ndef broken(channels=1, size=8, classes=10, norm=''):\n"
         "    class Broken(torch.nn.Module):\n"
         "        def __init__(self):\n            super().__init__()\n            self.fc = torch.nn.Linear(64, classes)\n"
         "        def forward(self, x):\n"
-        "            if self.training:\n                raise ValueError('no training here')\n"
+        "            if self.training and Path('runs/comparison/broken-0/config.toml').exists():  # once the run has begun\n"
+        "                raise ValueError('no training here')\n"
         "            return self.fc(x.flatten(1))\n"
         "    return Broken()\n"
     )
@@ -113,7 +115,7 @@ def test_a_run_that_fails_is_told_and_does_not_stop_the_others(capsys):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGS,
     )
     assert done.returncode == 2, done.stderr
     assert "broken-0: failed: task 'averaging/train' fails alike on all 4 clients" in done.stdout
@@ -124,42 +126,17 @@ def test_a_run_that_fails_is_told_and_does_not_stop_the_others(capsys):
     assert fedbonsai.load("runs/comparison/fedavg-0").info["status"] == "finished"
 
 
-def start(words):
-    """A comparison in a process group of its own, as a terminal starts it."""
-    script = Path("compare_main.py")
-    script.write_text(
-        "import sys\nfrom fedbonsai.cli import main\nif __name__ == '__main__':\n    sys.exit(main(sys.argv[1:]))\n"
-    )
-    return subprocess.Popen(
-        [sys.executable, str(script), "compare", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
 def lines_of(home):
-    return {file: file.read_text().count("\n") for file in Path(home).glob("*/metrics.jsonl")}
-
-
-def under_way(process, home, runs):
-    """Wait until as many runs have a few rounds behind them."""
-    limit = time.monotonic() + 120
-    while sum(count >= 3 for count in lines_of(home).values()) < runs:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < limit
-        time.sleep(0.02)
+    return {file.parent: rounds_of(file.parent) for file in Path(home).glob("*/metrics.jsonl")}
 
 
 LONG = [
     "fedavg",
     "fedprox",
     "--rounds",
-    "60",
+    "8",
     "--evaluate_every",
-    "50",
+    "5",
     *SMALL,
     "--devices",
     "phone-mid",
@@ -168,12 +145,24 @@ LONG = [
 ]
 
 
+def under_way(moments, rounds):
+    """A comparison in a process group of its own, as a terminal starts it, whose two runs stand after so many rounds."""
+    moments.mkdir(exist_ok=True)
+    (moments / f"checkpoint-{rounds}").write_text("hold")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    words = ["compare", *LONG, "--name", "cut"]
+    process = started(words, moments, start_new_session=True, **pipes)
+    until(lambda: list(lines_of("runs/cut").values()) == [rounds] * 2, process)
+    return process
+
+
 @pytest.mark.slow
-def test_killed_and_interrupted_comparisons_go_on_and_end_the_same():
-    under_way(killed := start([*LONG, "--name", "cut"]), "runs/cut", 2)
+def test_killed_and_interrupted_comparisons_go_on_and_end_the_same(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    killed = under_way(Path("moments"), 3)
     killed.kill()
-    killed.communicate(timeout=60)
-    limit = time.monotonic() + 20
+    ended(killed)
+    limit = time.monotonic() + HANGS
     while True:  # who carried out the runs leaves too, else two processes would write one folder
         try:
             os.killpg(killed.pid, 0)
@@ -181,29 +170,20 @@ def test_killed_and_interrupted_comparisons_go_on_and_end_the_same():
             break
         assert time.monotonic() < limit
         time.sleep(0.05)
-    kept = lines_of("runs/cut")
-    assert all(3 <= count < 60 for count in kept.values()), "too fast to be killed in the middle: give it more rounds"
+    assert set(lines_of("runs/cut").values()) == {3}
+    Path("moments/checkpoint-3").unlink()
 
-    again = start([*LONG, "--name", "cut"])
-    time.sleep(0.3)
-    limit = time.monotonic() + 120
-    while not any(lines_of("runs/cut")[file] > kept[file] for file in kept):
-        assert again.poll() is None, again.communicate()
-        assert time.monotonic() < limit
-        time.sleep(0.02)
+    again = under_way(Path("moments"), 5)
     os.killpg(again.pid, signal.SIGINT)  # as Ctrl-C in a terminal: to all of the group
-    _, err = again.communicate(timeout=60)
+    _, err = ended(again)
     assert again.returncode == 130
     assert "The same command goes on from there" in err
     assert "Traceback" not in err
     states = [json.loads(file.read_text())["status"] for file in Path("runs/cut").glob("*/run.json")]
-    assert "interrupted" in states
-    assert "running" not in states
+    assert states == ["interrupted"] * 2
 
     for name in ("cut", "whole"):
-        last = start([*LONG, "--name", name])
-        _, err = last.communicate(timeout=240)
-        assert last.returncode == 0, err
+        assert main(["compare", *LONG, "--workers", "1", "--name", name]) == 0
     for name in ("fedavg-0", "fedprox-0"):
         cut, whole = (fedbonsai.load(Path("runs") / folder / name) for folder in ("cut", "whole"))
         assert [{**row, "seconds": 0} for row in cut.metrics] == [{**row, "seconds": 0} for row in whole.metrics]

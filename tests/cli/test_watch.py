@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from tests.moments import HANGS
 
 import fedbonsai
-from fedbonsai.cli import main
+from fedbonsai.cli import main, watch
 from fedbonsai.cli.watch import sparkline
 from fedbonsai.runs.folder import Folder
 
@@ -80,7 +81,7 @@ def test_before_the_first_round_and_after_a_failure(capsys):
     assert main(["watch", str(folder), "--once"]) == 0
     assert "0 of 3" in capsys.readouterr().out
     assert main(["report", str(folder)]) == 2
-    assert "has no evaluated round yet" in capsys.readouterr().err
+    assert "(died) has no evaluated round yet; go on with it: fedbonsai run --resume" in capsys.readouterr().err
     failed = begun("failed", status="failed")
     capsys.readouterr()
     assert main(["watch", str(failed), "--every", "0.01"]) == 0  # it has ended: nothing to wait for
@@ -100,28 +101,50 @@ def test_names_are_not_markup(capsys):
     assert "<h1>try [bold] &lt;b&gt;&amp;amp;|</h1>" in page
 
 
+FOLLOWED = """
+import fedbonsai
+
+class Wait:
+    def begin(self, config, scene, first): pass
+    def round(self, row, model):
+        print(row["round"], flush=True)
+        input()
+    def end(self, rows): pass
+
+settings = {"data__clients": 4, "data__limit": 200, "data__partition": "iid", "model__name": "mlp"}
+fedbonsai.run("fedavg", name="live", rounds=3, observers=[Wait()], **settings)
+"""
+
+
 @pytest.mark.slow
-def test_it_follows_a_run_to_its_end():
-    words = ["run", "fedavg", "--rounds", "40", *QUICK[2:], *MODEL, "--name", "live"]
-    code = "import sys; from fedbonsai.cli import main; sys.exit(main(sys.argv[1:]))"
+def test_it_follows_a_run_to_its_end(monkeypatch, capsys):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.Popen([sys.executable, "-c", code, *words], env=environment, stdout=subprocess.DEVNULL)
-    limit = time.monotonic() + 60
-    while not Path("runs/live/metrics.jsonl").exists():
-        assert run.poll() is None
-        assert time.monotonic() < limit
-        time.sleep(0.01)
-    seen = subprocess.run(
-        [sys.executable, "-c", code, "watch", "runs/live", "--every", "0.05"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert seen.returncode == 0, seen.stderr
-    assert run.wait(60) == 0
-    assert "finished" in seen.stdout
-    assert "40 of 40" in seen.stdout
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    run = subprocess.Popen([sys.executable, "-c", FOLLOWED], env=environment, **pipes)
+    seen, looks = [], []
+
+    def one_round_more(seconds):
+        """Between two looks the run does a round, or ends."""
+        looks.append(seconds)
+        run.stdin.write("\n")
+        run.stdin.flush()
+        assert run.stdout.readline() == (f"{len(looks)}\n" if len(looks) < 3 else "")
+
+    try:
+        assert run.stdout.readline() == "0\n"  # a round is written, and the process waits
+        monkeypatch.setattr(watch, "time", SimpleNamespace(sleep=one_round_more))
+        shows = watch.view
+        monkeypatch.setattr(watch, "view", lambda run: seen.append(len(run.metrics)) or shows(run))
+        assert main(["watch", "runs/live", "--every", "0.05"]) == 0
+        assert run.wait(HANGS) == 0
+    finally:
+        run.kill()
+        run.communicate()
+    assert looks == [0.05] * 3
+    assert seen == [1, 2, 3, 3, 3]  # as it begins, after each wait, and when the run has ended
+    out = capsys.readouterr().out
+    assert "finished" in out
+    assert "3 of 3" in out
 
 
 def test_sparkline():

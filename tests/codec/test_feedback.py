@@ -1,4 +1,4 @@
-"""C3 and C4, decay, reset, and the two halves of EF21."""
+"""specs/collaborative C3 and C4, decay, reset, and the two halves of EF21."""
 
 import pytest
 import torch
@@ -23,6 +23,57 @@ def test_c3_what_was_sent_and_what_is_held_is_what_was_given():
         assert torch.equal(memory["residual"]["w"], corrected - decoded)
         assert (corrected - decoded).square().sum() / corrected.square().sum() <= 0.95 + 1e-3
     assert (given - sent - memory["residual"]["w"]).abs().max() < 1e-10
+
+
+SMALL, LARGE = ({"topk": {"fraction": 0.2, "min_numel": least}} for least in (10, 100))
+WHERE = {"a": torch.arange(40) % 3 == 0}
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [([{"signmag": 3}], None), ([LARGE, {"signmag": 3}], None)],  # quantized first, later too small for it
+        [([SMALL], None), ([LARGE, {"affine": 2}], None), ([SMALL, {"drive": True}], None)],
+        [(["known", {"affine": 3}], {**WHERE, "b": torch.ones(300, dtype=torch.bool)}), (["known"], WHERE)],
+        [([{"threshold": {"tau": 1.0, "min_numel": 1}}], None), (["known"], {})],
+    ],
+)
+def test_what_is_owed_is_paid_when_a_tensor_is_no_longer_compressed(turns):
+    """Whichever tensors are compressed in a round, nothing is lost: sum(D) = sum(sent) + residual."""
+    draws, memory, like = generator(9), {}, {"a": torch.zeros(40).double(), "b": torch.zeros(300).double()}
+    given, sent, left = dict(like), dict(like), False
+    for t in range(12):
+        spec, mask = turns[t // 2 % len(turns)]
+        update = {name: torch.randn(value.shape, generator=draws, dtype=torch.float64) for name, value in like.items()}
+        before = memory.get("residual", {})
+        packed, memory = apply(parse(["ef14", *spec]), update, memory, t, t, mask)
+        got = packed.dense(like, mask)
+        for name in like:
+            given[name], sent[name] = given[name] + update[name], sent[name] + got[name]
+            owed = memory["residual"].get(name, torch.zeros(()))
+            torch.testing.assert_close(given[name], sent[name] + owed, rtol=0, atol=1e-6)
+        left |= any(before[name].any() for name in before.keys() - memory["residual"].keys())
+    assert left  # a tensor with a residual did leave
+
+
+def test_ef21_agrees_when_other_tensors_are_compressed():
+    client, server = {}, {}
+    for t in range(6):
+        chain = parse(["ef21", SMALL if t % 2 else LARGE, {"affine": 4}])
+        update = {"a": torch.randn(40, generator=generator(t)), "b": torch.randn(300, generator=generator(9))}
+        packed, client = apply(chain, update, client, t, t)
+        got, server = receive(chain, packed, update, server, t)
+        assert identical(client["estimate"], server["estimate"])
+        assert torch.equal(got["a"], client["estimate"]["a"] if t % 2 else update["a"])
+
+
+def test_what_cannot_be_paid_is_refused():
+    chain, update = parse(["ef14", {"topk": 0.1}]), {"w": torch.randn(300), "head": torch.randn(300)}
+    _, memory = apply(chain, update, {}, 0, 0)
+    with pytest.raises(ValueError, match=r"'head' has shape .*no such tensor; drop the memory"):
+        apply(chain, {"w": update["w"]}, memory, 0, 1)
+    with pytest.raises(ValueError, match="a residual of ef14 is held"):
+        apply(parse(["ef21", {"topk": 0.1}]), update, memory, 0, 1)
 
 
 @pytest.mark.parametrize(("feedback", "converges"), [([], False), (["ef14"], True), (["ef21"], True)])

@@ -1,4 +1,4 @@
-"""C2: every codec on every awkward tensor, against an independent reading of the specification."""
+"""specs/collaborative C2: every codec on every awkward tensor, against an independent reading."""
 
 import numpy as np
 import pytest
@@ -31,12 +31,12 @@ def test_positions(codec, n):
 
 
 def top(x, k):
-    """Stable sort on -|x|, as the specification words it."""
+    """Stable sort on -|x|, as specs/collaborative §2.2 words it."""
     return torch.from_numpy(np.sort(np.argsort(-x.abs().numpy(), kind="stable")[:k]))
 
 
 def reference(v, stage, bits):
-    """Section 2.3, in float64, header floats as fp32."""
+    """specs/collaborative §2.3, in float64, header floats as fp32."""
     v = v.double().numpy()
     if stage == "affine":
         lo, hi, top_ = np.float32(v.min()), np.float32(v.max()), 2**bits - 1
@@ -99,7 +99,7 @@ def test_every_chain_through_the_wire(spec):
     dense = received[1].dense(x, mask)
     assert identical(dense, packed.dense(x, mask))
     assert identical(x, before)
-    assert chain.pack(x, 5, mask) == packed  # C17: the same message each time
+    assert chain.pack(x, 5, mask) == packed  # specs/collaborative C17: the same message each time
     for name in ("bn.running_mean", "bn.running_var", "bn.num_batches_tracked", "flags", "empty"):
         assert identical({name: dense[name]}, {name: x[name]})
     sent = packed.sparse(x, mask)

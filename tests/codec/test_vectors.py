@@ -1,4 +1,4 @@
-"""The specification's worked numbers (checks C1, C5 and C6), byte for byte where it gives bytes."""
+"""Worked numbers (specs/collaborative C1, C5 and C6), byte for byte where it gives bytes."""
 
 from math import lgamma, log
 

@@ -145,6 +145,18 @@ def test_a_gap_is_fine_where_all_names_are_declared_and_is_told(tmp_path: Path) 
     )
 
 
+def test_files_beside_those_of_the_data_are_told_of(tmp_path: Path) -> None:
+    for name in ("train-0", "test-0", "validation-0", "training-1", "more", "._train-0"):
+        write(tmp_path / f"{name}.parquet", [0, 1] * 8)
+    (tmp_path / "notes.txt").touch()
+    for _ in range(2):  # from the files, and from what was kept of them
+        (said,) = opened(tmp_path).remarks()
+        assert said.endswith(": more.parquet, training-1.parquet, validation-0.parquet")
+    for name in ("training-1", "more", "validation-0"):
+        (tmp_path / f"{name}.parquet").unlink()
+    assert not opened(tmp_path).remarks()
+
+
 @pytest.mark.parametrize(
     ("test", "majority", "remark"),
     [

@@ -179,3 +179,24 @@ def test_weights_that_cannot_be_counted_are_refused_by_name():
     with pytest.warns(UserWarning, match="operations of centres cannot be counted"):
         assert count.macs(Model.init(arch, 0), (6,)) == 24
     all_known(Episode(Arch("mlp", {"channels": 1, "size": 8, "classes": 10}), {}, (1, 8, 8)), "--devices")
+
+
+def test_a_network_that_takes_no_sample_alone_is_counted_all_the_same():
+    def forward(self, x):
+        return self.b(self.norm(self.a(x.flatten(1))))
+
+    for still in (True, False):
+        norm = nn.BatchNorm1d(8, track_running_stats=still)
+        arch = made(f"alone-{still}", forward, a=nn.Linear(16, 8), norm=norm, b=weight_norm(nn.Linear(8, 3)))
+        found = counted(Episode(arch, {}, (1, 4, 4), forward=1))
+        assert (found.layers[0].name, found.layers[0].macs) == ("a.weight", 128)
+        assert found.values == 8 + 8 + 3
+
+
+def test_a_network_that_is_defined_anew_is_counted_anew():
+    one = made("anew", only("a"), a=nn.Sequential(nn.Flatten(), nn.Linear(16, 3)))
+    assert list(rows(one, 1, 4, 4).values()) == [48]
+    two = made(
+        "anew", lambda self, x: self.a(self.a[0](x).tanh()) + self.a(x), a=nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    )
+    assert list(rows(two, 1, 4, 4).values()) == [96]

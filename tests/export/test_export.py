@@ -105,6 +105,42 @@ def test_runtimes_get_float32_or_a_reason():
             torch.testing.assert_close(single(x), trained.network()(x), rtol=0.05, atol=0.05)
 
 
+@network("test-export-odd")
+def odd(how: str) -> nn.Module:
+    """A network that runtimes cannot have: it looks at values, or takes no sample alone; or one that is compiled."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out, self.norm = nn.Linear(64, 10), nn.BatchNorm1d(10, track_running_stats=how != "batch")
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.norm(self.out(x.flatten(1)))
+            return x * 2 if how == "looks" and float(x.sum()) > 0 else x
+
+    return torch.compile(Net(), backend="eager") if how == "compiled" else Net()
+
+
+@pytest.mark.slow
+def test_a_network_that_cannot_be_followed_is_refused_and_a_compiled_one_is_not(tmp_path):
+    x = torch.randn(4, 1, 8, 8)
+    samples = Samples(x, torch.zeros(4, dtype=torch.int64))
+    for how, text in (
+        ("looks", "cannot be written in this format: "),
+        ("batch", "one sample at a time"),
+        ("compiled", ""),
+    ):
+        model = Model.init(Arch("test-export-odd", {"how": how}), 0)
+        trained = Trained(model, {"mean": [0.0], "std": [1.0], "classes": []}, samples, samples, model)
+        if text:
+            with pytest.raises(ConfigError, match=f"'test-export-odd'.*{text}.*safetensors or compact"):
+                FORMATS["onnx"].write(trained, tmp_path / "m.onnx", False)
+        else:
+            FORMATS["onnx"].write(trained, tmp_path / "m.onnx", False)
+            scores = FORMATS["onnx"].runner(trained, tmp_path / "m.onnx")(x)
+            torch.testing.assert_close(torch.as_tensor(scores), trained.single()(x), rtol=1e-4, atol=1e-4)
+
+
 def test_a_damaged_compact_file_is_refused(tmp_path):
     file = tmp_path / "m.bonsai"
     save(sparse(), file)

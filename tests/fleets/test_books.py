@@ -190,6 +190,7 @@ def test_asks_of_a_round_add_up_for_every_device():
         assert row["joules"] == pytest.approx(watts(sum(down), sum(compute), sum(up), idle))
     per = 2 * 8 + 3 * 8 * 4  # multiply-accumulates of a training sample: the first layer needs no gradient by its input
     assert {id: row["macs"] for id, row in rows.items()} == {"00": 250 * per, "01": 250 * per, "02": 0, "": 0}
+    assert all(row["kept_macs"] == row["macs"] for row in rows.values())  # nothing is pruned
     assert rows[""]["elapsed"] == pytest.approx(first + second)
     assert fleet.costs.total.joules == pytest.approx(sum(row["joules"] for row in rows.values()))
     assert fleet.costs.total.device_joules["00"] == rows["00"]["joules"]

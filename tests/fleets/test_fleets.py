@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -292,6 +294,25 @@ def test_a_recorded_run_can_be_replayed_without_its_clients(tmp_path):
         talk(fleet, 4)
     with scope(fleet, Scope("r", 1, 0, 0)), pytest.raises(ConfigError, match="asked now"):
         fleet.ask(tasks.forget, dict.fromkeys(fleet.devices, Question(torch.zeros(1))))
+
+
+def test_a_recording_keeps_all_that_is_known_of_silent_devices(tmp_path):
+    def silences(fleet):
+        with scope(fleet, Scope("r", 1, 0, 0)):
+            ways = zip(fleet.devices, ["", "wrong"] * len(fleet.devices), strict=False)
+            answers = fleet.ask(tasks.stumble, {device: Question(torch.zeros(1), way) for device, way in ways}, 0)
+            assert list(answers)
+            return answers.silent
+
+    kept = silences(Recorded(Flaky(LocalFleet(clients()), 0.5), tmp_path))
+    assert {silence.lost for silence in kept.values()} == {True, False}
+    assert any("Traceback" in silence.fault for silence in kept.values())
+    assert silences(Replayed(LocalFleet(clients()).devices, tmp_path)) == kept
+    (file,) = tmp_path.iterdir()
+    name, lines = decode(file.read_bytes(), OWN)
+    file.write_bytes(encode((name, tuple(line[:7] for line in lines))))  # as recordings were before
+    old = silences(Replayed(LocalFleet(clients()).devices, tmp_path))
+    assert old == {device: replace(silence, lost=False, fault="") for device, silence in kept.items()}
 
 
 @pytest.mark.slow

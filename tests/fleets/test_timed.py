@@ -295,7 +295,7 @@ def test_a_device_without_the_memory_gives_no_answer():
 
 @pytest.mark.parametrize("t", range(6))
 def test_simulated_time_of_a_round_stays_within_its_deadline(t):
-    """Check 15 of the wireless specification as far as the clock goes: T per round <= T_th, bands granted by request."""
+    """specs/wireless check 15 as far as the clock goes: T per round <= T_th, bands granted by request."""
     cell = Cell()
     fleet = timed(clock=clock_of({f"{i:02d}": Shared("cell", "", cell, figure(0.0)) for i in range(5)}))
     send = {

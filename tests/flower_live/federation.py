@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fedbonsai.runs import recipes
 from tests.cases import SMALL
+from tests.moments import HANGS
 
 BIN = Path(sys.executable).parent / "fedbonsai"
 CLIENTS = 2
@@ -47,7 +48,7 @@ class Place:
             )
 
     def call(self, *words: str) -> str:
-        done = subprocess.run([BIN, *words], capture_output=True, text=True, cwd=self.folder, timeout=300)
+        done = subprocess.run([BIN, *words], capture_output=True, text=True, cwd=self.folder, timeout=HANGS)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -57,7 +58,7 @@ class Place:
                 [*inside, BIN, *words], cwd=self.folder, stdout=log, stderr=log, env=ENVIRONMENT
             )
 
-    def serve(self, timeout: float = 120) -> None:
+    def serve(self, timeout: float = HANGS) -> None:
         said = len(self.said("serve"))
         self.start("serve", "serve", "--folder", str(self.federation), "--host", "127.0.0.1", "--port", str(self.port))
         self.wait("serve", "serving on", timeout, said)
@@ -82,13 +83,13 @@ class Place:
         file = self.folder / f"{name}.log"
         return file.read_text(errors="replace") if file.exists() else ""
 
-    def wait(self, name: str, text: str, timeout: float = 120, after: int = 0) -> None:
+    def wait(self, name: str, text: str, timeout: float = HANGS, after: int = 0) -> None:
         until = time.monotonic() + timeout
         while text not in self.said(name)[after:]:
             assert time.monotonic() < until, f"{name} did not say {text!r}:\n{self.said(name)[-3000:]}"
             time.sleep(0.2)
 
-    def ended(self, name: str, timeout: float = 120) -> int:
+    def ended(self, name: str, timeout: float = HANGS) -> int:
         return self.running[name].wait(timeout)
 
     def kill(self, name: str) -> None:

@@ -24,6 +24,7 @@ from fedbonsai.runs.submit import submit
 from fedbonsai.wire import encode
 from tests.cases import CASES
 from tests.flower_live.federation import CLIENTS, LARGE, Place
+from tests.moments import HANGS
 
 pytestmark = pytest.mark.slow
 ALL = bool(os.environ.get("FEDBONSAI_LIVE"))
@@ -110,7 +111,7 @@ def test_the_gate_lets_devices_through_and_nobody_else(place):
     def post(path, data=b"", method="POST"):
         request = urllib.request.Request(f"https://localhost:{place.port}{path}", data, method=method)
         try:
-            with urllib.request.urlopen(request, context=trusted, timeout=30) as answer:
+            with urllib.request.urlopen(request, context=trusted, timeout=HANGS) as answer:
                 return answer.status
         except urllib.error.HTTPError as error:
             return error.code
@@ -181,7 +182,7 @@ def test_a_node_and_the_server_are_killed_and_the_run_ends_as_if_nothing_had_bee
 
     thread = threading.Thread(target=run)
     thread.start()
-    until = time.monotonic() + 180
+    until = time.monotonic() + HANGS
     while len(Folder(folder).rows()) < 2:
         assert time.monotonic() < until
         assert not fault, fault
@@ -201,5 +202,5 @@ def test_a_node_and_the_server_are_killed_and_the_run_ends_as_if_nothing_had_bee
 def test_a_device_whose_key_is_taken_away_is_out(place):
     (place.federation / "devices" / "001.pub").unlink()
     place.wait("serve", "001 is out")
-    place.wait("join-001", "is its .pub file in the server's folder", 180)
-    assert place.ended("join-001", 180) == 1
+    place.wait("join-001", "is its .pub file in the server's folder")
+    assert place.ended("join-001") == 1

@@ -1,8 +1,8 @@
 """FedAvg with codecs both ways, weights by distance, and selective updating, in numpy.
 
 From the papers that the cards cite: error feedback (Seide et al. 2014), EF21 and EF21-P (Richtarik et al. 2021,
-Gruntkowska et al. 2023), the weighting of section 3.2 of the specification of sparse collaborative learning, and FL-PQSU
-(Xu et al. 2021) with LAQ's and CMFL's gates.
+Gruntkowska et al. 2023), the weighting of specs/collaborative §3.2, and FL-PQSU (Xu et al. 2021) with LAQ's and CMFL's
+gates.
 """
 
 import math

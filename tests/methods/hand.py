@@ -1,6 +1,6 @@
 """A network of two layers with its gradient by hand, three unequal clients, and rounds that are looked at one by one.
 
-What the simulations of methods share: they are numpy alone, from the papers' or the project's specifications, and take
+What the simulations of methods share: they are numpy alone, from the papers or `docs/specs`, and take
 nothing from the library but initial weights, samples and what was drawn.
 """
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from fedbonsai.core import Answers, Client, Samples, Silence
 from fedbonsai.fleets.local import LocalFleet
@@ -17,6 +18,7 @@ from fedbonsai.stages.broadcast import Downlink
 from fedbonsai.stages.codec import parse
 from fedbonsai.stages.pruning.filters import All
 from fedbonsai.stages.pruning.gates import Agreement, Lazy, Loss
+from fedbonsai.stages.selective import OWN, Rule, selected
 from fedbonsai.stages.selective_round import Train as Asked
 from fedbonsai.stages.split.topology import Flat
 from fedbonsai.stages.updates import FEEDBACK
@@ -248,3 +250,30 @@ def test_selective_updating(gate, way):
             assert state.tally.loss == pytest.approx(loss, rel=1e-5)
         skips += len(skipped)
     assert skips
+
+
+def test_a_round_that_changed_nothing_leaves_the_direction_of_the_one_before():
+    """CMFL: nobody uploaded, so the model came again; a change is still held against the last direction there was.
+
+    What does not move agrees with what did not.
+    """
+    rule, memory = Rule(parse([]), True, False, Agreement(0.9), 0.0, 0), {}
+    first, second, there, back = (
+        {"w": torch.tensor(v)} for v in ([0.0, 0, 0, 0], [1.0, -1, 2, 0], [2.0, -2, 3, 0], [0.0, 0, 1, 0])
+    )
+    found = []
+    for start, end in ((first, back), (second, back), (second, there), (second, back)):
+        packed, memory = selected(rule, start, end, 1.0, memory, PEOPLE[0])
+        found.append(packed is not None)
+    assert found == [True, False, True, False]
+
+
+def test_a_model_of_ones_own_is_kept_from_a_skip_to_the_next_upload():
+    rule, memory = Rule(parse([]), False, True, Loss("best", initial=2.0, every=0), 0.0, 0), {}
+    start, end = ({"w": torch.tensor([value])} for value in (0.0, 1.0))
+    kept = []
+    for loss in (3.0, 1.0, 1.5):
+        packed, memory = selected(rule, start, end, loss, memory, PEOPLE[0])
+        assert (packed is None) == (loss != 1.0)
+        kept.append(OWN in memory)
+    assert kept == [True, False, True]

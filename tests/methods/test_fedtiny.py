@@ -1,4 +1,4 @@
-"""FedTiny: exact checks of its specification (section 8) on a network of three convolutions."""
+"""FedTiny: the exact checks of specs/fedtiny §8 on a network of three convolutions."""
 
 import math
 from dataclasses import replace
@@ -214,7 +214,7 @@ def test_the_gradients_leave_the_upload_as_it_is():
 
 
 def test_bytes_of_uploads_are_those_of_the_account():
-    """Check 9: within 2 % and a head, by round type; the account is `count`'s."""
+    """specs/fedtiny check 9: within 2 % and a head, by round type; the account is `count`'s."""
     method = FedTiny(density=0.05, growth=Growth(interval=1), sgd=SGD(steps=1, batch=4))
     model = Model.init(Arch("resnet-tiny"), 0)
     forms, kept = method.pruned(model)
@@ -243,7 +243,7 @@ def test_bytes_of_uploads_are_those_of_the_account():
 
 
 def by_hand(weights, masks):
-    """Bytes of a model, each tensor in the cheapest of four formats, with the formulas of the specification's section 3."""
+    """Bytes of a model, each tensor in the cheapest of four formats, with the formulas of specs/fedtiny §3."""
     bits = 0
     for name, value in weights.items():
         n = value.numel()
@@ -257,7 +257,7 @@ def by_hand(weights, masks):
 
 @pytest.mark.parametrize("by", ["adaptive", "vanilla", "none"])
 def test_the_account_of_the_paper(by):
-    """Check 9, in the column of the account: rounds O_s each way, O_xi more up where it adjusts; the selection's bytes."""
+    """specs/fedtiny check 9, as accounted: rounds O_s each way, O_xi more up where it adjusts; the selection's bytes."""
     growth = Growth(interval=2, stop=100, units="entire")
     method = FedTiny(density=0.2, growth=growth, sgd=STEPS, selection=Selection(by=by, pool=3), cohort=2)
     states, fleet = run(method, rounds=2)
@@ -316,7 +316,7 @@ def test_when_all_lost_their_masks_they_get_them_again():
 
 @pytest.mark.slow
 def test_blocks_of_a_deep_network_take_their_turns():
-    """Check 4 on a network of many layers: B = 5, every second round, from the output to the input and round again."""
+    """specs/fedtiny check 4 on many layers: B = 5, every second round, from the output to the input and round again."""
     random = torch.Generator().manual_seed(0)
     x, y = torch.randn(4, 3, 32, 32, generator=random), torch.arange(4)
     people = [Client("a", 7, Samples(x, y), Samples(x[:0], y[:0]))]

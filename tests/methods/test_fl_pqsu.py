@@ -1,4 +1,4 @@
-"""Checks 1 to 13 of the specification of FL-PQSU, in its numbers."""
+"""specs/fl-pqsu check 1 to check 13, in its numbers."""
 
 import math
 from dataclasses import replace
@@ -107,7 +107,7 @@ def test_4_units_that_are_silent_can_be_removed(full, name, counts):
     x = torch.randn(4, *SIZES[name], generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         gap = small.build().eval()(x) - silenced(model, groups, kept).build().eval()(x)
-    assert float(gap.abs().max()) < 1e-7  # outputs are about 1e-2 at first; the specification measured 3.7e-9
+    assert float(gap.abs().max()) < 1e-7  # outputs are about 1e-2 at first; specs/fl-pqsu check 4 has 3.7e-9
 
 
 @pytest.mark.slow
@@ -693,7 +693,7 @@ def test_a_model_that_is_not_sent_is_not_counted():
     method = FlPqsu(GRADUAL, **BARE | GATES["own"])
     state = run(method, 6)
     uploads_before = state.tally.uploaded - state.tally.uploads
-    assert state.tally.sent == 3 + uploads_before  # Down(T) of the specification: B_msg * sum of g of the round before
+    assert state.tally.sent == 3 + uploads_before  # Down(T) of specs/fl-pqsu §2: B_msg * sum of g of the round before
 
 
 @pytest.mark.parametrize("preset", ["no-prune", "no-quantize", "no-gate", "cmfl", "random-skip", "lazy"])

@@ -1,4 +1,4 @@
-"""FL-PQSU by value: the server's beginning and whole rounds against a simulation, written from the specification (section 1)."""
+"""FL-PQSU by value: the server's beginning and whole rounds against a simulation of specs/fl-pqsu §1."""
 
 from math import ceil
 
@@ -27,13 +27,13 @@ FED = parse(["ef14", {"affine": {"bits": 4, "scope": "channel"}}])
 
 
 def taught(how, w, epochs, name):
-    """Section 1.1: epochs on the server's samples."""
+    """specs/fl-pqsu §1.1: epochs on the server's samples."""
     seen = hand.batches(SERVER.train, how.sgd.batch, hand.seed(name, -1), epochs)
     return hand.trained(w, LAYERS, seen, how.sgd.lr, how.sgd.momentum)[0]
 
 
 def pruned(how, w):
-    """Section 1.1: units of least L1 norm go, with their biases and what reads them; scored before any is removed."""
+    """specs/fl-pqsu §1.1: units of least L1 norm go, with biases and what reads them; scored before any is removed."""
     if isinstance(how.keep, All):
         return w
     scores, w = {layer: np.abs(w[f"{layer}.weight"]) for layer in LINEAR}, dict(w)
@@ -49,7 +49,7 @@ def pruned(how, w):
 
 
 def coded(tree, chain):
-    """Section 1.2: codes of each tensor, or of its rows."""
+    """specs/fl-pqsu §1.2: codes of each tensor, or of its rows."""
     if not chain.stages:
         return tree
     how = chain.parts["values"]
@@ -66,7 +66,7 @@ def squared(tree):
 
 
 class Person:
-    """What a client remembers, and its part of section 1.3."""
+    """What a client remembers, and its part of specs/fl-pqsu §1.3."""
 
     def __init__(self, me):
         self.me, self.passes, self.skipped, self.owed, self.own = me, hand.Gate(), 0, None, None
@@ -162,7 +162,7 @@ def simulated(how, rounds):
 
 
 def message(w, chain):
-    """Section 2: codes, a scale and a zero-point for each tensor, or 4 bytes a value."""
+    """specs/fl-pqsu §2: codes, a scale and a zero-point for each tensor, or 4 bytes a value."""
     bits = chain.parts["values"].bits if chain.stages else 0
     return sum(ceil(bits * value.size / 8) + 5 if bits else 4 * value.size for value in w.values())
 
@@ -196,6 +196,13 @@ def test_each_rule_of_the_gate_lets_others_through_by_each_loss(statistic):
         how = method(gate=gate, changes=False, uplink=CODED["tensor"], downlink=Downlink(CODED["tensor"]))
         found.add(tuple(agree(how, 4)))
     assert len(found) == 3
+
+
+def test_slack_and_the_first_loss_to_beat_decide_who_passes():
+    gates = [Loss(rule="best", statistic="last", every=0, **more) for more in ({}, {"slack": 0.6}, {"initial": 0.8})]
+    plain, slack, initial = (agree(method(gate=gate), 2) for gate in gates)
+    assert set(plain) < set(slack)
+    assert set(initial) < set(plain)
 
 
 @pytest.mark.parametrize("chain", [parse([]), parse([{"affine": 4}]), FEW, FED])

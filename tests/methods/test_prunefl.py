@@ -1,4 +1,4 @@
-"""Checks 8.6, 8.7, 8.8 and 8.9 of PruneFL's specification, held masks, and who is asked for what."""
+"""specs/prunefl §8.6, §8.7, §8.8 and §8.9, held masks, and who is asked for what."""
 
 import math
 from dataclasses import replace
@@ -99,7 +99,7 @@ def ask(masks, sgd=None, since=0, asked=True, accumulate=False, derived=False, m
 # --- importances ---------------------------------------------------------------------------------------------------
 
 
-def test_importances_equal_the_squared_change_by_the_rate():  # 8.6, under plain SGD
+def test_importances_equal_the_squared_change_by_the_rate():  # specs/prunefl §8.6, under plain SGD
     masks = masks_of()
     result, _ = ask(masks)
     found = result.update.result.dense(START.weights, masks)
@@ -115,7 +115,7 @@ def test_importances_equal_the_squared_change_by_the_rate():  # 8.6, under plain
     assert result.rest == pytest.approx(n * rest, rel=1e-3)
 
 
-def test_pruned_coordinates_are_zero_in_the_upload_and_have_gradients():  # 8.7
+def test_pruned_coordinates_are_zero_in_the_upload_and_have_gradients():  # specs/prunefl §8.7
     masks = masks_of()
     result, _ = ask(masks)
     found = result.update.result.dense(START.weights, masks)
@@ -210,7 +210,7 @@ def shrunk(stale=True):
 
 
 @pytest.mark.parametrize("stale", [True, False])
-def test_regrown_weights_have_their_old_value_or_zero(stale):  # 8.7, 8.8
+def test_regrown_weights_have_their_old_value_or_zero(stale):  # specs/prunefl §8.7 and §8.8
     how, state = shrunk(stale)
     before, masks, fleet = state.shelf, state.held.masks, LocalFleet(PEOPLE)
     for t in range(3):
@@ -228,7 +228,7 @@ def test_regrown_weights_have_their_old_value_or_zero(stale):  # 8.7, 8.8
 
 
 @pytest.mark.slow
-def test_reconfigurations_come_every_interval():  # 8.9
+def test_reconfigurations_come_every_interval():  # specs/prunefl §8.9
     fleet = Watching(LocalFleet(PEOPLE))
     states = run(method(interval=3), fleet, 8)
     assert [t for t, sent in fleet.sent if t >= 0 and sent["a"].wanted.asked] == [3, 6]
@@ -238,7 +238,7 @@ def test_reconfigurations_come_every_interval():  # 8.9
 
 
 @pytest.mark.slow
-def test_the_learning_rate_halves():  # 8.9
+def test_the_learning_rate_halves():  # specs/prunefl §8.9
     fleet = Watching(LocalFleet(PEOPLE))
     run(method(lr_half_life=2, lr_every=1), fleet, 5)
     assert [sent["a"].sgd.lr for t, sent in fleet.sent if t >= 0] == pytest.approx(
@@ -247,7 +247,7 @@ def test_the_learning_rate_halves():  # 8.9
 
 
 @pytest.mark.slow
-def test_the_share_that_may_go_halves(monkeypatch):  # 8.9
+def test_the_share_that_may_go_halves(monkeypatch):  # specs/prunefl §8.9
     seen, whole = [], adaptive.reconfigured
 
     def watched(weights, shelf, masks, z, times, fraction, *more):

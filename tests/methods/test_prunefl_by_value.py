@@ -1,4 +1,4 @@
-"""PruneFL by value: initial pruning and whole rounds against a simulation, written from the specification (1.2 to 1.7)."""
+"""PruneFL by value: initial pruning and whole rounds against a simulation, written from specs/prunefl §1.2 to §1.7."""
 
 from itertools import pairwise
 
@@ -34,7 +34,7 @@ def seconds(how, masks):
 
 
 def rebuilt(how, w, masks, z, rest, share):
-    """Section 1.4: protect the large ones, then take candidates by importance per second while the ratio rises."""
+    """specs/prunefl §1.4: protect the large ones, then take candidates by importance a second while the ratio rises."""
     t, new = each(how), {}
     for name, mask in masks.items():
         sizes = np.sort(np.abs(w[name][mask]))
@@ -63,7 +63,7 @@ def whole(w, shelf, masks):
 
 
 def scouted(how, me):
-    """Section 1.6: what the first device makes of the dense model."""
+    """specs/prunefl §1.6: what the first device makes of the dense model."""
     w, masks, shelf = hand.arrays(START.weights), {n: np.ones(START.weights[n].shape, bool) for n in PRUNED}, {}
     part = list(hand.batches(me.train, how.sgd.batch, hand.seed(me.id, -1)))[: how.scouting.batches]
     x, y = np.concatenate([x for x, _ in part]), np.concatenate([y for _, y in part])

@@ -1,4 +1,4 @@
-"""Exact checks C9 to C12b and C17 to C19 of the specification."""
+"""specs/collaborative C9 to C12b and C17 to C19."""
 
 import hashlib
 from collections import OrderedDict

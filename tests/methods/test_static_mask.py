@@ -81,7 +81,7 @@ def test_snip_takes_the_change_of_the_first_round_at_the_initial_weights():
             mean.add(dense(upload, MODEL.weights, ones), upload.examples)
     after = mean.result()
     score = torch.cat([(MODEL.weights[n] * (MODEL.weights[n] - after[n]) / 0.1).abs().flatten() for n in NAMES])
-    threshold = score.sort(descending=True).values[int(0.05 * N)]  # 0-based: check 8.14 of PruneFL's specification
+    threshold = score.sort(descending=True).values[int(0.05 * N)]  # 0-based: specs/prunefl §8.14
     chosen = torch.cat([states[1].held.masks[n].flatten() for n in NAMES])
     assert int(chosen.sum()) == int(0.05 * N) + 1
     assert torch.equal(chosen, score >= threshold)

@@ -19,6 +19,7 @@ from fedbonsai.model import Model
 from fedbonsai.stages import broadcast, held_masks, own_part
 from fedbonsai.stages.broadcast import BASE, Broadcast, Changes, Downlink, Whole, grouped
 from fedbonsai.stages.codec import parse
+from fedbonsai.stages.descent import Descent
 from fedbonsai.stages.held_masks import HELD, HeldMasks
 from fedbonsai.stages.personal import PERSONAL, merged, owned, split
 from fedbonsai.stages.pruning.criteria import Magnitude, Schedule
@@ -103,6 +104,15 @@ def test_who_lost_everything_is_not_taken_for_who_never_took_part():
             assert memory[BASE]["version"] == 1
     with pytest.raises(Forgotten, match="drawn here"):
         broadcast.received(replace(sent[A], check=sent[A].check + 1), ARCH, {})
+
+
+def test_parts_of_a_model_draw_apart():
+    """Two parts of equal values, rounded at random: the same draw would round both alike."""
+    down = Downlink(parse([{"affine": {"bits": 2, "rounding": "stochastic"}}]))
+    parts = {name: {f"{name}.weight": torch.arange(64.0)} for name in ("left", "right")}
+    start = Descent.of({}, parts, down, 0, 0).start
+    assert all((value - torch.arange(64.0)).abs().max() < 21 for value in start.values())  # a step of 63 / 3
+    assert not torch.equal(*start.values())
 
 
 def plus_one(weights):

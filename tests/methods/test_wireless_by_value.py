@@ -1,4 +1,4 @@
-"""Whole rounds of wireless pruning by value: three unequal devices against a simulation in numpy."""
+"""Whole rounds of wireless pruning by value: three unequal devices against a simulation in numpy (specs/wireless §1.3)."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Wireless pruning: checks 9 to 13 and 17 of its specification, on a small federation."""
+"""specs/wireless check 9 to check 13 and check 17, on a small federation."""
 
 import tomllib
 from dataclasses import replace
@@ -52,7 +52,7 @@ def masks_of(request, cut=True):
     return uploaded(request.arch, request.shared, request.how.rule, found, request.grant) if cut else found
 
 
-# --- check 9: degenerate cases -------------------------------------------------------------------------------------
+# --- specs/wireless check 9: degenerate cases ----------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -130,7 +130,7 @@ def test_with_everything_personal_it_is_local_training():
         assert same(memories(fleet)[person.id][PERSONAL], dict(alone.weights))
 
 
-# --- check 10: masks -----------------------------------------------------------------------------------------------
+# --- specs/wireless check 10: masks --------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -209,7 +209,7 @@ def test_masks_by_own_gradients_go_up_and_are_checked():
         )
 
 
-# --- check 11: aggregation -----------------------------------------------------------------------------------------
+# --- specs/wireless check 11: aggregation --------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -246,7 +246,7 @@ def test_if_nobody_learns_the_server_stays_where_it_is():
     assert all(torch.equal(states[-1].model.weights[name], value) for name, value in shared.items())
 
 
-# --- check 12: personal parts --------------------------------------------------------------------------------------
+# --- specs/wireless check 12: personal parts -----------------------------------------------------------------
 
 
 def test_personal_weights_never_go_up():
@@ -310,11 +310,12 @@ def test_who_forgot_gets_everything_again():
     assert [g for t, g in first if t == 3] == [True] * 3
     assert same(dict(states[3].model.weights), dict(states[2].model.weights))
     assert states[3].held == ()
+    assert states[3].seconds > states[2].seconds  # the cell was in use all the same
     assert states[4].held == ("a", "b", "c")
     assert not same(dict(states[4].model.weights), dict(states[3].model.weights))
 
 
-# --- check 13: coverage --------------------------------------------------------------------------------------------
+# --- specs/wireless check 13: coverage -----------------------------------------------------------------------
 
 
 def test_the_uncovered_share_is_the_least_ratio():
@@ -437,7 +438,7 @@ def test_where_nobody_can_be_served_the_round_gets_longer():
 
 @pytest.mark.slow
 def test_all_baselines_have_the_same_channel_and_deadline():
-    """Section 6: what shares split and passes differs in its plan alone."""
+    """specs/wireless §6: what shares split and passes differs in its plan alone."""
     pruned = ("optimum", "common-ratio", "equal-bandwidth", "decoupled", "alternating", "random-prune", "fixed-ratio")
     found: dict[str, list[float]] = {}
     for name in (*pruned, "drop-stragglers", "modern"):
@@ -538,7 +539,7 @@ def test_an_upload_must_be_what_was_granted():
     assert opened(value.packed, None, CNN, request.shared, rule, less) is None
 
 
-# --- recipes and labels (check 17) ---------------------------------------------------------------------------------
+# --- specs/wireless check 17: recipes and labels -------------------------------------------------------------
 
 
 def presets(name):
@@ -660,7 +661,7 @@ def test_personal_models_learn():
 
 @pytest.mark.slow
 def test_every_report_prints_the_cell_the_label_and_the_choices(tmp_path, capsys):
-    """Check 17."""
+    """specs/wireless check 17."""
     from fedbonsai.reports.files import write
     from fedbonsai.reports.series import together
     from fedbonsai.reports.terminal import show

@@ -1,4 +1,4 @@
-"""What the specifications say, written again without the library: networks, local steps, codecs and weights in plain torch.
+"""What papers and docs/specs say, without the library: networks, local steps, codecs and weights in plain torch.
 
 Tests of whole rounds by value compare with this. Only inputs come from the library: initial weights, samples, and who was
 asked in which order.
@@ -102,7 +102,7 @@ def length(tree):
     return math.sqrt(sum(float((v.double() ** 2).sum()) for v in tree.values()))
 
 
-# --- codecs: sections 2.2 and 2.3 of the specification of sparse collaborative learning -----------------------------
+# --- codecs: specs/collaborative §2.2 and §2.3 ---------------------------------------------------------------
 
 
 def kept(x, share):
@@ -149,22 +149,25 @@ def affine_rows(value, bits=8):
 
 
 class Uplink:
-    """D + e -> what arrives; the residual of every tensor stays with its key (client or cluster), section 2.4."""
+    """D + e -> what arrives; a tensor's residual stays with its key (client or cluster): specs/collaborative §2.4.
 
-    def __init__(self, share, decay=1.0):
-        self.share, self.decay, self.residual, self.last = share, decay, {}, {}
+    Tensors of fewer than ``least`` values arrive as they are, in every round (specs/collaborative §2.1).
+    """
+
+    def __init__(self, share, least=0, decay=1.0):
+        self.share, self.least, self.decay, self.residual, self.last = share, least, decay, {}, {}
 
     def send(self, key, change, t, share=None):
         held = self.residual.get(key, {})
         factor = self.decay if t - self.last.get(key, t - 1) > 1 else 1.0
         x = {name: value + factor * held[name] if name in held else value for name, value in change.items()}
-        arrived = {name: sparse(value, share or self.share) for name, value in x.items()}
+        arrived = {n: sparse(v, share or self.share) if v.numel() >= self.least else v for n, v in x.items()}
         self.residual[key], self.last[key] = minus(x, arrived), t
         return arrived
 
 
 def shares_of(changes, counts, beta):
-    """alpha_k of section 3.2 with reference ``mean`` and the rule ``exp``; and the distances."""
+    """alpha_k of specs/collaborative §3.2 with reference ``mean`` and the rule ``exp``; and the distances."""
     p = [n / sum(counts) for n in counts]
     middle = mean_of(changes, p)
     d = [length(minus(change, middle)) for change in changes]

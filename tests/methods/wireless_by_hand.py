@@ -1,4 +1,4 @@
-"""Wireless pruning in numpy, from its specification: sections in brackets. The optimum is found from the conditions of 4.4
+"""Wireless pruning in numpy, from docs/specs. The optimum is found from the conditions of specs/wireless §4.4
 by roots of the latency itself (no Lambert W), and a grid of bands judges it.
 """
 
@@ -11,12 +11,12 @@ from scipy.optimize import brentq
 from fedbonsai.tree import seed_of
 from tests.methods.hand import BODY, BODY_BIAS, DATA, HEAD, JUDGES, NAMES, START, descended, judged, minus, plus
 
-FORWARD, BACKWARD = 20 / 3, 40 / 3  # cycles for a sample and weight (2.3)
+FORWARD, BACKWARD = 20 / 3, 40 / 3  # cycles for a sample and weight (specs/wireless §2.3)
 SHARED_HEAD = (BODY, BODY_BIAS)
 
 
 class Load:
-    """T = a + b x + (s0 + s1 x) / R of one device (2.1)."""
+    """T = a + b x + (s0 + s1 x) / R of one device (specs/wireless §2.1)."""
 
     def __init__(self, a, b, s0, s1, snr):
         self.a, self.b, self.s0, self.s1, self.snr = a, b, s0, s1, snr
@@ -35,18 +35,18 @@ class Load:
         return np.exp(brentq(lambda z: self.seconds(x, np.exp(z)) - limit, log(1e-9), log(1e30), xtol=1e-14))
 
     def kept(self, band, limit):
-        """g: the kept fraction that takes exactly so long (4.2)."""
+        """g: the kept fraction that takes exactly so long (specs/wireless §4.2)."""
         return ((limit - self.a) * self.rate(band) - self.s0) / (self.b * self.rate(band) + self.s1)
 
     def gain(self, band, limit):
-        """g' (4.4)."""
+        """g' (specs/wireless §4.4)."""
         z = self.snr / band
         slope = (np.log1p(z) - z / (1 + z)) / log(2)
         return ((limit - self.a) * self.s1 + self.b * self.s0) / (self.b * self.rate(band) + self.s1) ** 2 * slope
 
 
 def shortest(loads, kept, total):
-    """The shortest round at given kept fractions, and its bands (4.7)."""
+    """The shortest round at given kept fractions, and its bands (specs/wireless §4.7)."""
 
     def over(z):
         return min(sum(load.band(x, np.exp(z)) for load, x in zip(loads, kept, strict=True)), 1e30) - total
@@ -57,7 +57,7 @@ def shortest(loads, kept, total):
 
 
 def optimum(loads, alpha, limit, total, least):
-    """Kept fractions and bands of the least weighted pruning; the conditions of 4.4 with one multiplier."""
+    """Kept fractions and bands of the least weighted pruning, by specs/wireless §4.4 with one multiplier."""
     low, whole = ([load.band(x, limit) for load in loads] for x in (least, 1.0))
     assert sum(low) <= total * (1 + 1e-12)
     if sum(whole) <= total:
@@ -126,14 +126,14 @@ class Simulation:
         return 10 ** ((23 - loss + 174) / 10) * fading
 
     def predicted(self, id, t):
-        """What the server believes (7.2)."""
+        """What the server believes (specs/wireless §7.2)."""
         by = self.how.channel
         if by == "last":
             return 0.5 * self.snr(id, t - 1)
         return {"true": self.snr(id, t), "mean": self.snr(id), "quantile": -log(0.9) * self.snr(id)}[by]
 
     def loads(self, ids, snrs):
-        """Section 2.2, with the broadcast of all shared weights at the worst device's rate."""
+        """specs/wireless §2.2, with the broadcast of all shared weights at the worst device's rate."""
         how, found = self.how, []
         joint, sgd = how.order == "sim", how.sgd
         pruned = sum(START[n].size for n in self.prunable)
@@ -191,7 +191,7 @@ class Simulation:
         return by, latency, limit, full
 
     def corrected(self, loads, kept, alpha, limit):
-        """Uploads by the true channel: all in the shortest time, or the least withheld by the deadline (7.2)."""
+        """Uploads by the true channel: in the shortest time, or the least withheld (specs/wireless §7.2)."""
         uploads = [Load(o.a + o.b * x, 0.0, o.s0, o.s1 * x, o.snr) for o, x in zip(loads, kept, strict=True)]
         total = self.how.cell.bandwidth
         latency, bands = shortest(uploads, np.ones(len(loads)), total)
@@ -214,7 +214,7 @@ class Simulation:
         return {n: part.reshape(START[n].shape) for n, part in zip(self.prunable, np.split(flat, ends), strict=True)}
 
     def mask(self, u, id, t, ratio, explore):
-        """The largest magnitudes, and a share of others at random (1.4, 1.5); None keeps everything."""
+        """The largest magnitudes, a share of others at random (specs/wireless §1.4 and §1.5); None keeps everything."""
         size = np.abs(self.flat(u))
         gone = int(ratio * len(size))
         lucky = min(int(explore * len(size)), len(size) - gone)
@@ -228,7 +228,7 @@ class Simulation:
         return self.shaped(keep)
 
     def cut(self, u, masks, sent):
-        """Of a mask, the largest weights that an upload has room for (7.2)."""
+        """Of a mask, the largest weights that an upload has room for (specs/wireless §7.2)."""
         size = np.abs(self.flat(u))
         score = np.where(self.flat(masks) if masks else True, size, -1.0)
         keep = np.zeros(len(size), bool)
@@ -327,7 +327,7 @@ class Simulation:
             self.u[name] = np.where(shares > 0, total / np.where(shares > 0, shares, 1), before[name])
 
     def verdict(self, t, plan, explore):
-        """Section 5: each device's own model on its judges, with all shared weights and under this round's mask."""
+        """specs/wireless §5: each device's model on its judges, with all shared weights and under this round's mask."""
         if not self.how.judge or (t + 1) % self.how.judge:
             return {}
         rows = []

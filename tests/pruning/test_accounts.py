@@ -1,4 +1,4 @@
-"""Check 8.13 of PruneFL's specification: the authors' bytes by formula; and ours in seconds beside theirs."""
+"""specs/prunefl §8.13: the authors' bytes by formula; and ours in seconds beside theirs."""
 
 import math
 
@@ -15,7 +15,7 @@ def exactly(kept, rows=2048, columns=3136):
     return mask.reshape(rows, columns)
 
 
-def test_sizes_of_the_papers_messages():  # 8.13
+def test_sizes_of_the_papers_messages():  # specs/prunefl §8.13
     whole, s, kept = 2048 * 3136, 2206, 900_000
     weights, masks = {"w": torch.zeros(2048, 3136), "b": torch.zeros(s)}, {"w": exactly(kept)}
     assert prototype(weights, masks, 1, 0, 1, False) == (4 * kept + 4 * s,) * 2
@@ -32,7 +32,7 @@ def test_sizes_of_the_papers_messages():  # 8.13
 @pytest.mark.parametrize(
     ("density", "measured"), [(0.010, 514_068), (0.0314, 1_610_512), (0.134, 4_247_984), (0.50, 13_642_692)]
 )
-def test_sizes_measured_with_the_authors_code(density, measured):  # 8.13
+def test_sizes_measured_with_the_authors_code(density, measured):  # specs/prunefl §8.13
     # their masks were drawn, so the count is known to a few standard deviations; 1 kB is for their framing
     whole = 2048 * 3136
     kept = round(density * whole)

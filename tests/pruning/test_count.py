@@ -1,4 +1,4 @@
-"""Costs against counts by hand and against the numbers of the specifications."""
+"""Costs against counts by hand and against the numbers of specs/fedtiny §3 and specs/fl-pqsu §1.1."""
 
 import math
 

@@ -81,7 +81,7 @@ def test_what_magnitude_drops_is_bounded_by_the_ratio(ratio, seed):
 
 
 def test_masks_by_one_ranking_are_nested_and_exploration_is_not():
-    """The trap of section 1.5: ratios .2, .5 and .7 leave 20 % to nobody; a random share of each device reaches them."""
+    """The trap of specs/wireless §1.5: ratios .2, .5 and .7 leave 20 % to nobody; random shares reach them."""
     nested = [derived(CNN, MODEL.weights, PLAIN, Derived(ratio)) for ratio in (0.2, 0.5, 0.7)]
     cover = sum(int((nested[0][n] | nested[1][n] | nested[2][n]).sum()) for n in NAMES)
     assert TOTAL - cover == int(0.2 * TOTAL)

@@ -394,6 +394,21 @@ def test_weights_that_are_shared_or_computed_are_named():
         units(of_ones_own("computed", forward, **made_of), (1, 3, 3))
 
 
+def test_a_computed_weight_is_named_beside_a_parameter_of_the_whole_too():
+    class Inner(Own):
+        def __init__(self, forward, **parts):
+            super().__init__(forward, **parts)
+            self.gain = nn.Parameter(torch.ones(2))
+
+    def inside(self, x):
+        return self.b(self.a(x.flatten(1)).relu()).relu()
+
+    inner = Inner(inside, a=nn.Linear(9, 7), b=weight_norm(nn.Linear(7, 6)))
+    model = of_ones_own("beside", lambda self, x: self.out(self.inner(x)), inner=inner, out=nn.Linear(6, 5))
+    with pytest.raises(ConfigError, match=r"'inner.b'.* is a Linear whose weight|'inner.b', a Linear whose weight"):
+        units(model, (1, 3, 3))
+
+
 def test_what_does_not_touch_the_units_stays_as_it_is():
     def forward(self, x):
         return self.out(self.middle(self.rnn(x[:, 0])[0][:, -1]).relu())

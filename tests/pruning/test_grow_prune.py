@@ -1,4 +1,4 @@
-"""Progressive pruning against the worked step of the specification, the mistakes that it tells apart, and RigL."""
+"""Progressive pruning against the worked step of specs/fedtiny §8, the mistakes that it tells apart, and RigL."""
 
 import numpy as np
 import pytest

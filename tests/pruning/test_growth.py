@@ -1,4 +1,4 @@
-"""When, where and how much is traded, against the numbers of the specification."""
+"""When, where and how much is traded, against the numbers of specs/fedtiny §2.3 and check 1."""
 
 import pytest
 import torch

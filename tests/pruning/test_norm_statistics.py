@@ -1,4 +1,4 @@
-"""Statistics of batch normalisation: the specification's numbers of the merge, and what PyTorch itself measures."""
+"""Statistics of batch normalisation: the merge's numbers (specs/fedtiny §8), and what PyTorch itself measures."""
 
 import pytest
 import torch

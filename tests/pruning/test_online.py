@@ -24,7 +24,7 @@ def test_a_round_costs_what_the_size_says_and_not_what_the_mask_left():
     times = seconds(Table("conv2"), sizes, 5)
     n = sum(sizes.values())
     assert seconds_of(times, sizes, n) == pytest.approx(51.081, abs=2e-3)
-    # section 7, item 8: k = n / 2; evaluated on the network that is cut to 0.45 n it would be 16.3 s
+    # specs/prunefl §7 item 8: k = n / 2; evaluated on the network that is cut to 0.45 n it would be 16.3 s
     assert seconds_of(times, sizes, n // 2) == pytest.approx(28.7, abs=0.05)
     faulty = times.constant + 0.45 * (seconds_of(times, sizes, n // 2) - times.constant)
     assert faulty == pytest.approx(16.3, abs=0.05)

@@ -1,5 +1,6 @@
 """Which weights of networks of one's own masks may touch, and SynFlow's flow through them."""
 
+import copy
 import warnings
 
 import pytest
@@ -8,9 +9,10 @@ from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
 
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Arch, Model, network
+from fedbonsai.model import Arch, Model, network, skeleton
 from fedbonsai.stages.pruning import scores
 from fedbonsai.stages.pruning.masks import prunable
+from fedbonsai.stages.pruning.pool import allowed
 
 
 class Odd(nn.Module):
@@ -93,3 +95,28 @@ def test_synflow_says_what_stops_the_flow():
     model = Model.init(Arch("test-own-flow", {"saturates": True}), 0)
     with pytest.raises(ConfigError, match=r"cannot score 'up.weight' of network 'test-own-flow': its flow is 0.0"):
         scores.synflow(model, prunable(model), (4, 5))
+
+
+def test_synflow_passes_by_a_normalisation_that_takes_no_sample_alone():
+    found = []
+    for still in (True, False):
+        norm = nn.BatchNorm1d(6, track_running_stats=still)
+        network(f"synflow-alone-{still}")(
+            lambda norm=norm: nn.Sequential(nn.Flatten(), nn.Linear(16, 6), copy.deepcopy(norm), nn.Linear(6, 3))
+        )
+        model = Model.init(Arch(f"synflow-alone-{still}"), 0)
+        found.append(scores.synflow(model, ["1.weight", "3.weight"], (1, 4, 4)))
+        assert not any("forward" in vars(layer) for layer in skeleton(model).module.modules())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_density_that_leaves_a_layer_nothing_says_the_least_one(strict):
+    network("own-little")(lambda: nn.Sequential(nn.Flatten(), *[nn.Linear(16, 16) for _ in range(4)]))
+    model = Model.init(Arch("own-little"), 0)
+    with pytest.raises(ConfigError, match=r"own-little.*not one for each of the 2 layers.*at least") as caught:
+        allowed(model, 0.003, strict, first=False)
+    least = float(str(caught.value).split("at least ")[1].split(",")[0])
+    assert allowed(model, least, strict, first=False)[1] in (2, 3)
+    with pytest.raises(ConfigError):
+        allowed(model, least - 0.002, strict, first=False)

@@ -1,4 +1,4 @@
-"""Checks 8.1 to 8.6, 8.8 to 8.10, 8.12 and 8.14 of PruneFL's specification, and the optimum against brute force."""
+"""specs/prunefl §8.1 to §8.6, §8.8 to §8.10, §8.12 and §8.14, and the optimum against brute force."""
 
 import math
 import random
@@ -71,7 +71,7 @@ def brute(weights, masks, importance, times, constant, fraction):
     return best
 
 
-def test_the_worked_reconfiguration():  # 8.1
+def test_the_worked_reconfiguration():  # specs/prunefl §8.1
     held = protected(WORKED["weights"], WORKED["masks"], 0.3)
     assert {n: text(m) for n, m in held.items()} == {"A": "1111100000", "B": "111100"}
     assert ratio(held, WORKED["importance"], TIMES, 4) == pytest.approx(1.608182, abs=1e-6)  # 17.69 / 11
@@ -83,19 +83,19 @@ def test_the_worked_reconfiguration():  # 8.1
     )
 
 
-def test_all_candidates_may_be_kept():  # 8.2 a: 300 of these crash the authors' heap
+def test_all_candidates_may_be_kept():  # specs/prunefl §8.2: 300 of these crash the authors' heap
     layer = {"A": row(4, 3, 2, 1)}
     ones = {"A": row(1, 1, 1, 1)}
     assert text(optimum(layer, {"A": bits("1111")}, ones, {"A": 1.0}, 100, 0.3)["A"]) == "1111"
 
 
-def test_without_importance_only_the_protected_remain():  # 8.2 b
+def test_without_importance_only_the_protected_remain():  # specs/prunefl §8.2
     zero = {n: torch.zeros_like(z) for n, z in WORKED["importance"].items()}
     found = optimum(WORKED["weights"], WORKED["masks"], zero, TIMES, 4, 0.3)
     assert {n: text(m) for n, m in found.items()} == {"A": "1111100000", "B": "111100"}
 
 
-def test_a_ratio_of_exactly_gamma_is_rejected():  # 8.2 c
+def test_a_ratio_of_exactly_gamma_is_rejected():  # specs/prunefl §8.2
     # protected: 2 weights of z = 4 in 2 + 2 seconds: Gamma = 2; the third has ratio 2
     found = optimum({"A": row(3, 2, 1)}, {"A": bits("111")}, {"A": row(4, 4, 2)}, {"A": 1.0}, 2, 0.4)
     assert text(found["A"]) == "110"
@@ -103,7 +103,7 @@ def test_a_ratio_of_exactly_gamma_is_rejected():  # 8.2 c
     assert text(found["A"]) == "111"
 
 
-def test_a_layer_is_never_emptied():  # 8.2 d
+def test_a_layer_is_never_emptied():  # specs/prunefl §8.2
     weights, mask, counts = {"A": torch.arange(1.0, 11)}, {"A": torch.ones(10, dtype=torch.bool)}, []
     for _ in range(5):
         mask = optimum(weights, mask, {"A": torch.zeros(10)}, {"A": 1.0}, 1, 0.3)
@@ -126,7 +126,7 @@ def instance(seed):
 
 
 @pytest.mark.slow
-def test_three_hundred_random_instances_equal_brute_force_and_greedy():  # 8.3, 8.4
+def test_three_hundred_random_instances_equal_brute_force_and_greedy():  # specs/prunefl §8.3 and §8.4
     for seed in range(300):
         given_, times, constant = instance(seed)
         fraction = random.Random(seed).choice([0.3, 0.5, 0.9])
@@ -168,7 +168,7 @@ def test_no_mask_gains_more_per_second(a, b, t, constant, fraction):
     assert all(bool((found[n] | ~held[n]).all()) for n in masks)
 
 
-def test_a_large_mask_equals_the_greedy_one():  # 8.4
+def test_a_large_mask_equals_the_greedy_one():  # specs/prunefl §8.4
     draw = torch.Generator().manual_seed(0)
     weights = {n: torch.randn(k, generator=draw) for n, k in (("A", 2000), ("B", 500))}
     masks = {n: torch.rand(w.shape, generator=draw) < 0.5 for n, w in weights.items()}
@@ -177,7 +177,7 @@ def test_a_large_mask_equals_the_greedy_one():  # 8.4
     assert all(torch.equal(m, greedy(*args)[n]) for n, m in optimum(*args).items())
 
 
-def test_invariances():  # 8.5
+def test_invariances():  # specs/prunefl §8.5
     draw = torch.Generator().manual_seed(1)
     weights = {n: torch.randn(300, generator=draw) for n in "AB"}
     masks = {n: torch.rand(300, generator=draw) < 0.6 for n in "AB"}
@@ -197,7 +197,7 @@ def test_invariances():  # 8.5
     assert all(torch.equal(last[n], held[n] | (z[n] > 0)) for n in "AB")
 
 
-def test_a_bound_on_what_is_kept_is_exact():  # 7.6: 0.8 of 10 weights are 8, where the authors' check lets 9 through
+def test_a_bound_on_what_is_kept_is_exact():  # specs/prunefl §7 item 6: 8 of 10, not 9
     weights, ones = {"A": torch.arange(10.0, 0, -1)}, {"A": torch.ones(10, dtype=torch.bool)}
     z = {"A": torch.arange(10.0, 0, -1).double()}
     args = (weights, ones, z, {"A": 1.0}, 1e9, 0.9)
@@ -259,7 +259,7 @@ def test_refusals():
         optimum({"A": row(1)}, {"A": bits("1")}, {"A": row(1)}, {"A": 0.0}, 1, 0.3)
 
 
-def test_importance_sums_before_it_squares():  # 8.6
+def test_importance_sums_before_it_squares():  # specs/prunefl §8.6
     summed = {"w": row(1, -2) + row(3, 2), "b": row(2)}
     z, rest = importances(summed, {"w": bits("11")}, 1)
     assert z["w"].tolist() == [16, 0]
@@ -267,7 +267,7 @@ def test_importance_sums_before_it_squares():  # 8.6
 
 
 @pytest.mark.parametrize(("stale", "value"), [(True, 3.5), (False, 0.0)])
-def test_a_weight_comes_back_with_its_value_or_with_zero(stale, value):  # 8.8
+def test_a_weight_comes_back_with_its_value_or_with_zero(stale, value):  # specs/prunefl §8.8
     weights, ones, one = {"w": row(3.5, 1)}, {"w": bits("11")}, {"w": bits("01")}
     weights, shelf = turned(weights, {}, ones, one, stale)
     assert weights["w"].tolist() == [0, 1]
@@ -278,7 +278,7 @@ def test_a_weight_comes_back_with_its_value_or_with_zero(stale, value):  # 8.8
     assert all(not bool(kept.any()) for kept in shelf.values())
 
 
-def test_schedules():  # 8.9
+def test_schedules():  # specs/prunefl §8.9
     assert [0.3 * halved(t, 10_000) for t in (0, 5_000, 10_000, 20_000)] == pytest.approx(
         [0.3, 0.21213, 0.15, 0.075], abs=1e-5
     )
@@ -287,13 +287,13 @@ def test_schedules():  # 8.9
     assert halved(7, 0) == 1
 
 
-def test_the_scout_stops_after_five_small_changes():  # 8.10
+def test_the_scout_stops_after_five_small_changes():  # specs/prunefl §8.10
     densities = [1, 0.7, 0.5, 0.4, 0.37, 0.35, 0.34, 0.335, 0.333]
     assert [settled(densities[:k]) for k in range(1, 10)] == [False] * 8 + [True]
     assert [settled([0.5] * k) for k in range(1, 8)] == [False] * 5 + [True] * 2
 
 
-def test_snip_and_iterative_pruning_are_these_stages():  # 8.14
+def test_snip_and_iterative_pruning_are_these_stages():  # specs/prunefl §8.14
     draw = torch.Generator().manual_seed(2)
     weights = {"A": torch.randn(40, 50, generator=draw), "B": torch.randn(700, generator=draw)}
     gradients = {n: torch.randn(w.shape, generator=draw) for n, w in weights.items()}
@@ -318,7 +318,7 @@ def test_snip_and_iterative_pruning_are_these_stages():  # 8.14
         ("resnet18", 11_046_080, 201.266, 188.112, 72.8002, 67.032, 10.5, 27.966),
     ],
 )
-def test_the_round_time_of_the_full_model(  # 8.12, and the table of section 1.5
+def test_the_round_time_of_the_full_model(  # specs/prunefl §8.12 and §1.5
     network, weights, total, conventional, constant, compute, spread, step
 ):
     sizes = {str(k): n for k, n in enumerate(TABLES[network].weights)}
@@ -343,7 +343,7 @@ def test_the_round_time_of_the_full_model(  # 8.12, and the table of section 1.5
         ("resnet18-7x7", "resnet18", 11_227_812, 201.266),
     ],
 )
-def test_coefficients_meet_the_networks_that_are_built(name, table, parameters, total):  # 8.12
+def test_coefficients_meet_the_networks_that_are_built(name, table, parameters, total):  # specs/prunefl §8.12
     net = dict(networks()[name]().named_parameters())
     masks = {n: torch.ones(p.shape, dtype=torch.bool) for n, p in net.items() if p.ndim > 1 and "shortcut" not in n}
     sizes = {n: m.numel() for n, m in masks.items()}

@@ -1,4 +1,4 @@
-"""Sizes and densities of the pool of candidates against the specification's numbers."""
+"""Sizes and densities of the pool of candidates against the numbers of specs/fedtiny §1.1 and check 11."""
 
 import pytest
 import torch

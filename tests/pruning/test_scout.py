@@ -1,4 +1,4 @@
-"""Checks 8.7, 8.10 and 8.11 of PruneFL's specification: initial pruning at one device, and who does it."""
+"""specs/prunefl §8.7, §8.10 and §8.11: initial pruning at one device, and who does it."""
 
 from dataclasses import replace
 
@@ -41,7 +41,7 @@ def explore(how, me=PEOPLE[0], stale=True):
     return scout.scout.run(Pilot(START, SGD(lr=0.1, batch=20, steps=5), how, times, stale, 10**9), me, {})[0]
 
 
-def test_the_gate_decides_when_the_first_reconfiguration_comes(monkeypatch):  # 8.11
+def test_the_gate_decides_when_the_first_reconfiguration_comes(monkeypatch):  # specs/prunefl §8.11
     looks = iter([False, True])
     monkeypatch.setattr(scout, "reached", lambda *_: next(looks))
     found = explore(Scouting(batches=1, iterations=120, every=50))
@@ -49,7 +49,7 @@ def test_the_gate_decides_when_the_first_reconfiguration_comes(monkeypatch):  # 
 
 
 @pytest.mark.parametrize(("accuracy", "open_"), [(1.49 / 62, False), (1.51 / 62, True), (0.0242, True)])
-def test_the_gate_for_62_classes(monkeypatch, accuracy, open_):  # 8.11
+def test_the_gate_for_62_classes(monkeypatch, accuracy, open_):  # specs/prunefl §8.11
     monkeypatch.setattr(scout.local, "evaluate", lambda *_: Score(0.0, accuracy, 1))
     model = Model.init(Arch("mlp", {"widths": (5,), "size": 2, "classes": 62}), 0)
     assert scout.reached(model, [PEOPLE[0].train], 1.5, "cpu") is open_
@@ -108,7 +108,7 @@ def test_scouting_that_cannot_be_meant_is_refused(fault, match):
         Scouting(**fault)
 
 
-def test_momentum_of_weights_that_come_back_is_zero(monkeypatch):  # section 1.7
+def test_momentum_of_weights_that_come_back_is_zero(monkeypatch):  # specs/prunefl §1.7
     few, calls, seen, descend = masks_of(), [], [], scout.local.descend
 
     def forced(weights, shelf, old, *_):

@@ -1,4 +1,4 @@
-"""The choice of a candidate against the specification's numbers, and who has a part in it."""
+"""The choice of a candidate against the numbers of specs/fedtiny §8, and who has a part in it."""
 
 import math
 from dataclasses import replace

@@ -1,13 +1,11 @@
 import json
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 from tests.cases import CASES
+from tests.moments import killed_and_resumed
 
 import fedbonsai
+from fedbonsai.cli import main
 from fedbonsai.devices.figures import shipped
 from fedbonsai.errors import ConfigError, NothingLearned
 from fedbonsai.reports.costs import clocked as reports_clocked
@@ -204,18 +202,13 @@ def test_the_report_compares_time_and_energy_to_a_target(tmp_path, capsys):
     assert (tmp_path / "four.png").stat().st_size > (tmp_path / "two.png").stat().st_size > 10_000
 
 
-SCRIPT = """
-import sys
-from fedbonsai.cli import main
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.exhaustive)])
-def test_kill_minus_nine_and_resume_leaves_the_same_simulated_time(tmp_path, times):
-    words = f"run fedavg --rounds {10 * times + 10} --data.limit 200 --data.clients 4 --data.partition iid".split()
+@pytest.mark.parametrize(
+    "moments",
+    [["checkpoint-5"], pytest.param(["judging-2", "training-5", "checkpoint-7"], marks=pytest.mark.exhaustive)],
+)
+def test_kill_minus_nine_and_resume_leaves_the_same_simulated_time(tmp_path, moments):
+    words = ["run", "fedavg", "--rounds", "10", "--data.limit", "200", "--data.clients", "4", "--data.partition", "iid"]
     words += [
         "--model.name",
         "mlp",
@@ -235,27 +228,8 @@ def test_kill_minus_nine_and_resume_leaves_the_same_simulated_time(tmp_path, tim
         "--clock.first",
         "3",
     ]
-    script = tmp_path / "main.py"
-    script.write_text(SCRIPT)
-
-    def start(name):
-        return subprocess.Popen([sys.executable, str(script), *words, "--name", "n", "--runs", str(tmp_path / name)])
-
-    assert start("whole").wait(120) == 0
-    killed, kills, limit = start("killed"), 0, time.monotonic() + 120
-    metrics = tmp_path / "killed" / "n" / "metrics.jsonl"
-    while kills < times:
-        if (metrics.read_text().count("\n") if metrics.exists() else 0) >= 9 * (kills + 1):
-            killed.send_signal(signal.SIGKILL)
-            killed.wait()
-            kills += 1
-            killed = subprocess.Popen(
-                [sys.executable, str(script), "run", "--quiet", "--resume", str(tmp_path / "killed" / "n")]
-            )
-        assert time.monotonic() < limit
-        assert killed.poll() in (None, 0)
-        time.sleep(0.002)
-    assert killed.wait(120) == 0
+    assert main([*words, "--name", "n", "--runs", str(tmp_path / "whole")]) == 0
+    killed_and_resumed(words, tmp_path / "killed", "n", moments)
     a, b = (fedbonsai.load(tmp_path / name / "n") for name in ("whole", "killed"))
     assert a.costs() == b.costs()
     assert [{**row, "seconds": 0} for row in a.metrics] == [{**row, "seconds": 0} for row in b.metrics]

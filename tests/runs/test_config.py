@@ -1,5 +1,9 @@
+import re
+from pathlib import Path
+
 import pytest
 
+from fedbonsai.cli import main
 from fedbonsai.errors import ConfigError
 from fedbonsai.methods.averaging import Averaging
 from fedbonsai.runs import recipes
@@ -41,6 +45,9 @@ def test_all_faults_come_at_once_with_the_nearest_name():
         ({"method": 3}, "method"),
         ({"data": "digits"}, "data"),
         ({"data.alpha": -1}, "alpha"),
+        ({"fleet.threads": 100_000}, "fleet: threads = 100000: expected at least 1 and at most 1024"),
+        ({"fleet.workers": 0, "fleet.threads": 0}, "workers = 0: .*threads = 0: "),
+        ({"fleet.kind": "pool", "fleet.wire": False}, "fleet: wire = false: worker processes always use the wire"),
         ({"imports": ["no_such_module_of_mine"]}, "cannot be imported"),
     ],
 )
@@ -68,6 +75,61 @@ def test_a_file_of_ones_own_with_presets(tmp_path):
         recipes.load(str(file))
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('method = "averaging"', "method: expected a table with the method's name"),
+        ('method.name = ["averaging"]', "method: expected a table with the method's name"),
+        (
+            'data = "mnist"\nmethod.name = "averaging"',
+            r"data: expected a table of settings \(name, path, .*got 'mnist'",
+        ),
+        ('fleet = 3\nmethod.name = "averaging"', r"fleet: expected a table of settings \(kind, .*got 3"),
+        ('[[data]]\n[method]\nname = "averaging"', r"data: expected a table .*got \[\{\}\]"),
+        ('presets = "fast"', r"presets: expected tables such as \[presets.small\], got 'fast'"),
+        ("[presets]\nfast = 3", r"presets: expected tables .*got \{'fast': 3\}"),
+        (f"a = {'[' * 4000}{']' * 4000}", "not valid TOML: brackets within brackets"),
+        ("rounds = 2\nrounds = 3\n", "not valid TOML: .*line 2"),
+        ("", "'method' is missing"),
+    ],
+)
+def test_a_file_of_another_shape_is_refused_however_it_is_read(tmp_path, text, why, capsys):
+    file = tmp_path / "mine.TOML"
+    file.write_text(text)
+    for overrides in ({}, {"name": "a", "rounds": "3"}):
+        with pytest.raises(ConfigError, match=why):
+            recipes.load(str(file), overrides=overrides)
+    for words in (["show", str(file)], ["run", str(file), "--help"]):
+        assert main(words) == 2
+        assert re.search(why, capsys.readouterr().err)
+
+
+def test_what_is_no_file_of_settings_is_called_what_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("d.toml").mkdir()
+    Path("notes.txt").touch()
+    for name, why in (
+        ("d.toml", "d.toml cannot be read: Is a directory"),
+        ("notes.txt", r"'notes.txt' is not known, and of files only those are read that are called .toml\."),
+        ("fedprox:wide", r"; a preset is chosen by --preset wide\."),
+        ("zzz", r"'zzz' is not known; give one of those, or a .toml file\. Known: dgc, "),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            recipes.load(name)
+    with pytest.raises(ConfigError, match="'fedprox' is a recipe, not a method: begin with it: fedbonsai cp fedprox"):
+        recipes.load("fedavg", overrides={"method.name": "fedprox"})
+
+
+def test_a_table_and_its_parts_are_not_given_both():
+    for words in (["--data", "digits", "--data.limit", "90"], ["--data.limit", "90", "--data", "digits"]):
+        with pytest.raises(ConfigError, match=r"data = 'digits' and data.limit exclude each other"):
+            recipes.load("fedavg", overrides=recipes.overrides_of(words))
+    whole = recipes.load(
+        "fedavg", overrides={"model.options": "{ widths = [8] }", "model.name": "mlp", "data.limit": 90}
+    )
+    assert (whole.model.options, whole.data.limit, whole.data.clients) == ({"widths": [8]}, 90, 10)
+
+
 def test_another_network_or_method_drops_the_old_ones_options():
     config = recipes.load("fedavg", overrides={"model.options.widths": "[8]", "model.name": "mlp"})
     assert config.model.options == {"widths": [8]}
@@ -82,6 +144,7 @@ def test_words_of_the_command_line():
     }
     with pytest.raises(ConfigError, match="belongs to no setting"):
         recipes.overrides_of(["value"])
+    assert recipes.overrides_of(["--rounds", "2", "--rounds=3"]) == {"rounds": "3"}
 
 
 def test_every_setting_has_a_help_text():

@@ -131,3 +131,19 @@ print(ends)
     assert done.stdout.splitlines()[-1:] == [b"[0, 0, 0, 2, 0]"], done.stderr
     assert b"LC_ALL=C.UTF-8" in done.stderr
     assert json.loads(Path("runs/a/run.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", ["gone", "closed"])
+def test_a_run_does_not_end_with_who_reads_its_lines(reader):
+    words = [sys.executable, "-c", "import sys; from fedbonsai.cli import main; sys.exit(main())"]
+    command = [*words, "run", "fedavg", *WORDS, "--name", reader]
+    if reader == "closed":
+        command = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *command]
+    read, write = os.pipe()
+    os.close(read)  # what is written into the other end is a broken pipe
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+    run = fedbonsai.load(f"runs/{reader}")
+    assert (run.info["status"], len(run.metrics)) == ("finished", 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -181,3 +182,14 @@ def test_a_network_of_a_notebook_works_here_and_is_refused_by_worker_processes(t
     )
     assert done.stdout.split() == ["finished"]
     assert "ConfigError: model 'of-a-cell' was defined in this session" in done.stderr
+
+
+@pytest.mark.parametrize("ids", [(), ("a", "b", "c")])
+def test_a_split_in_which_nobody_has_samples_is_refused_by_both(ids, tmp_path):
+    config = recipes.load("fedavg", overrides={**RUN, "model.name": "mlp"})
+    nothing = ((),) * len(ids)
+    replace(federation(config).split, ids=ids, train=nothing, valid=nothing).save(tmp_path / "none.json")
+    config = recipes.load("fedavg", overrides={**RUN, "model.name": "mlp", "data.split": str(tmp_path / "none.json")})
+    for build in (check, scene):
+        with pytest.raises(ConfigError, match=r"no client has training samples in the split .*none\.json"):
+            build(config)

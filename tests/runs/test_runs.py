@@ -1,14 +1,13 @@
 import json
-import os
 import signal
 import subprocess
-import sys
-import time
 
 import pytest
 import torch
+from tests.moments import ended, killed_and_resumed, rounds_of, started
 
 import fedbonsai
+from fedbonsai.cli import main
 from fedbonsai.errors import ConfigError, NothingLearned
 from fedbonsai.local import evaluate
 from fedbonsai.runs import recipes
@@ -172,64 +171,49 @@ def test_from_python(tmp_path):
     assert again.metrics == run.metrics
 
 
-SCRIPT = """
-import sys
-from fedbonsai.cli import main
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["local", pytest.param("pool", marks=pytest.mark.exhaustive)])
 def test_kill_minus_nine_loses_at_most_the_round_in_progress(tmp_path, kind):
-    words = ["run", "fedavg", "--rounds", "60", "--data.limit", "200", "--data.clients", "4", "--data.partition", "iid"]
+    words = ["run", "fedavg", "--rounds", "8", "--data.limit", "200", "--data.clients", "4", "--data.partition", "iid"]
     words += ["--fleet.kind", kind, "--model.name", "mlp", "--quiet"]
-    script = tmp_path / "main.py"
-    script.write_text(SCRIPT)
-
-    def start(name):
-        return subprocess.Popen([sys.executable, str(script), *words, "--name", "n", "--runs", str(tmp_path / name)])
-
-    whole = start("whole")
-    assert whole.wait(120) == 0
-    killed = start("killed")
-    metrics = tmp_path / "killed" / "n" / "metrics.jsonl"
-    kills, deadline = 0, time.monotonic() + 120
-    while kills < 3:
-        lines = metrics.read_text().count("\n") if metrics.exists() else 0
-        if lines >= 12 * (kills + 1):
-            killed.send_signal(signal.SIGKILL)
-            killed.wait()
-            kills += 1
-            resume = [sys.executable, str(script), "run", "--quiet", "--resume", str(tmp_path / "killed" / "n")]
-            killed = subprocess.Popen(resume)
-        assert time.monotonic() < deadline
-        assert killed.poll() in (None, 0)
-        time.sleep(0.002)
-    assert killed.wait(120) == 0
+    assert main([*words, "--name", "n", "--runs", str(tmp_path / "whole")]) == 0
+    killed_and_resumed(words, tmp_path / "killed", "n", ["training-2", "judging-4", "checkpoint-6"])
     a, b = (fedbonsai.load(tmp_path / name / "n") for name in ("whole", "killed"))
     assert (a.path / "model.safetensors").read_bytes() == (b.path / "model.safetensors").read_bytes()
-    assert (a.path / "checkpoint" / "state-59.msg").read_bytes() == (
-        b.path / "checkpoint" / "state-59.msg"
-    ).read_bytes()
+    assert (a.path / "checkpoint/state-7.msg").read_bytes() == (b.path / "checkpoint/state-7.msg").read_bytes()
     assert a.ledger() == b.ledger()
     assert [{**row, "seconds": 0} for row in a.metrics] == [{**row, "seconds": 0} for row in b.metrics]
 
 
 @pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(tmp_path):
-    script = tmp_path / "main.py"
-    script.write_text(SCRIPT)
+    (tmp_path / "moments").mkdir()
+    (tmp_path / "moments/training-2").write_text(f"{signal.SIGINT:d}")
     words = ["run", "fedavg", "--rounds", "100000", "--runs", str(tmp_path), "--name", "n"]
-    process = subprocess.Popen([sys.executable, str(script), *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    metrics = tmp_path / "n" / "metrics.jsonl"
-    while not metrics.exists() or metrics.read_text().count("\n") < 2:
-        time.sleep(0.05)
-        assert process.poll() is None
-    os.kill(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = started(words, tmp_path / "moments", tmp_path / "n", **pipes)
+    out, err = ended(process)
     assert process.returncode == 130
     assert b"fedbonsai run --resume" in err
     assert b"round 1/100000" in out
+    assert rounds_of(tmp_path / "n") == 2
     assert json.loads((tmp_path / "n" / "run.json").read_text())["status"] == "interrupted"
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_middle_of_a_step_does_not_spoil_the_next_run_of_the_process(tmp_path):
+    class Interrupted:
+        def begin(self, config, scene, first): ...
+
+        def round(self, row, model):
+            torch.set_grad_enabled(False)  # as where it comes while `torch.no_grad` gives back what was
+            raise KeyboardInterrupt
+
+        def end(self, rows): ...
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(quick(), tmp_path / "a", observers=[Interrupted()])
+    assert torch.is_grad_enabled()
+    with torch.no_grad():  # nor does a caller who has switched them off
+        assert execute(quick(), tmp_path / "a", resume=True).info["status"] == "finished"
+        assert not torch.is_grad_enabled()

@@ -157,6 +157,40 @@ def test_rounds_without_an_update_end_a_run_which_goes_on_after_them(tmp_path):
     assert of_run(run.metrics)[0] == "4 of 7 rounds brought no update"
 
 
+def test_a_run_that_ends_early_has_an_evaluated_round_and_a_report(tmp_path, capsys):
+    config = quick(rounds=9, fruitless=2, evaluate_every=5)
+    with pytest.raises(NothingLearned):
+        execute(config, tmp_path / "a", build=away({1, 2, 3}))
+    assert ["accuracy" in row for row in load(tmp_path / "a").metrics] == [False, False, True]
+    assert main(["report", str(tmp_path / "a"), "--out", str(tmp_path / "r.csv")]) == 0
+    with pytest.raises(NothingLearned):  # resumed, rounds are counted anew: there is no end after the first
+        execute(config, tmp_path / "a", True, build=away(set(range(9))))
+    assert ["accuracy" in row for row in load(tmp_path / "a").metrics] == [False, False, True, False, True]
+
+
+class Forgetful(Away):
+    """In some rounds all devices say that they lost what they held."""
+
+    def ask(self, task, send, at_least=1):
+        here, _ = self.where()
+        if here.round in self.rounds:
+            return Answers((Silence(device, "memory is gone", forgot=True) for device in send), at_least)
+        return Wrapper.ask(self, task, send, at_least)
+
+
+@pytest.mark.parametrize("name", ["averaging", "sparse-collaborative", "wireless-pruning", "fl-pqsu", "prunefl"])
+def test_a_round_without_an_update_shows_no_figures_of_the_round_before(name):
+    case = next(case for case in CASES if case.recipe == {"averaging": "fedavg"}.get(name, name))
+    scene = stage(case)
+    scene.fleet = Forgetful(scene.fleet, {1})
+    outcome = loop(replace(case.config(), rounds=3), scene, "run")
+    rows, own = outcome.rows, set(scene.method.metrics(outcome.state))
+    assert [row["answered"] == 0 for row in rows] == [False, True, False]
+    assert "train_loss" in rows[0]
+    assert not rows[1].keys() & own
+    assert rows[1].keys() <= rows[2].keys() | {"reasons"}
+
+
 def test_an_update_between_them_is_no_end_and_0_has_no_limit(tmp_path):
     run = execute(quick(rounds=5, fruitless=3), tmp_path / "a", build=away({0, 1, 3, 4}))
     assert run.info["status"] == "finished"

@@ -196,7 +196,7 @@ def test_prunefl_reconfigures_alike(importance):
 
 
 @pytest.mark.parametrize(("importance", "rounds"), [("round", {3, 6}), ("interval", {0, 1, 2, 3, 4, 5, 6})])
-def test_which_rounds_need_dense_gradients(importance, rounds, shown):  # 8.16: in the published preset every step does
+def test_which_rounds_need_dense_gradients(importance, rounds, shown):  # specs/prunefl §8.16
     per_round = []
 
     def count(answer, t):
@@ -213,7 +213,7 @@ def test_which_rounds_need_dense_gradients(importance, rounds, shown):  # 8.16: 
     assert grown == rounds
 
 
-def test_off_the_mask_the_gradient_is_not_zero():  # 8.16
+def test_off_the_mask_the_gradient_is_not_zero():  # specs/prunefl §8.16
     model, masks, shape = masked("cnn-bn", 0.3)
     for accumulate in (False, True):
         wanted = Wanted(asked=not accumulate, accumulate=accumulate, derived=False, since=0)

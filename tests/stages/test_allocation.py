@@ -1,4 +1,4 @@
-"""Acceptance checks 2 and 4 to 6 of the specification, and the optimum's own conditions."""
+"""specs/wireless check 2 and check 4 to check 6, and the optimum's own conditions."""
 
 import numpy as np
 import pytest

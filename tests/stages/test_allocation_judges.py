@@ -1,4 +1,4 @@
-"""Acceptance check 1: independent solvers. cvxpy judges the convex form, SLSQP the original problem, from many starts."""
+"""specs/wireless check 1: cvxpy judges the convex form, SLSQP the original problem, from many starts."""
 
 import warnings
 
@@ -57,7 +57,7 @@ def convex(each, energy=None, pieces=None):
 
 
 def judged(seeds, solve):
-    """How many were judged; both bounds of check 1 hold in each."""
+    """How many were judged; both bounds of specs/wireless check 1 hold in each."""
     count = 0
     for seed in seeds:
         ours, theirs = solve(seed)

@@ -1,4 +1,4 @@
-"""Acceptance check 7, and the reference cell of the specification's section 5."""
+"""specs/wireless check 7, and the reference cell of specs/wireless §5."""
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def test_a_fraction_out_of_range_is_refused():
 
 
 def reference(cells, devices=10, prunable=1_658_240):
-    """Section 5's heterogeneous cells: q = 32, 320 samples a round, 20 cycles each, clocks of U[1, 3] GHz."""
+    """The heterogeneous cells of specs/wireless §5: q = 32, 320 samples a round, 20 cycles each, U[1, 3] GHz."""
     cell, ids = Cell(), [str(i) for i in range(devices)]
     for seed in range(cells):
         clock = np.random.default_rng(seed).uniform(1e9, 3e9, devices)

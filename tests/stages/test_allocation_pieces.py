@@ -1,4 +1,4 @@
-"""Compute by measured points: section 7.2."""
+"""Compute by measured points: specs/wireless §7.2."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Infeasible rounds, baselines that leave devices out, and uploads by the true channel: sections 6, 7.2 and 7.3."""
+"""Infeasible rounds, baselines that leave devices out, late uploads: specs/wireless §6, §7.2 and §7.3."""
 
 from itertools import combinations
 
@@ -173,7 +173,7 @@ def test_a_worse_channel_sends_less_in_time(by):
         assert after.latency <= each.deadline * (1 + 1e-9)
         assert after.bandwidth.sum() <= each.bandwidth * (1 + 1e-9)
         cut = on & (after.ratio > plan.ratio + 1e-9) & (after.ratio < 0.98)
-        room = (each.deadline - elapsed) * speed - each.load.s0  # 7.2: x' = ((T - elapsed) R - s0) / s1
+        room = (each.deadline - elapsed) * speed - each.load.s0  # specs/wireless §7.2: x' = ((T - elapsed) R - s0) / s1
         assert 1 - after.ratio[cut] == pytest.approx(room[cut] / each.load.s1[cut])
 
 

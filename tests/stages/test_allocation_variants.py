@@ -1,4 +1,4 @@
-"""Common ratio, linear rate, whole blocks, energy, the error of pruning, a cap: sections 4.5, 4.6, 7.2, 7.4 to 7.6."""
+"""Variants of the allocation: specs/wireless §4.5, §4.6, §7.2 and §7.4 to §7.6."""
 
 import cvxpy as cp
 import numpy as np

@@ -1,8 +1,8 @@
-"""Acceptance check 14: the theorem of the specification's section 3 on random quadratic systems, with noise in a few.
+"""specs/wireless check 14: the theorem of specs/wireless §3.1 on random quadratic systems, with noise in a few.
 
 F_k(u, v) = (1/2) (z - c)^T H (z - c) with z = (u, v), so every constant of the theorem is known. The protocol is that of
-section 1.3: the personal part descends beneath the masked global part, then the kept coordinates of the global part do,
-and each coordinate becomes the mean over those that kept it.
+specs/wireless §1.3: the personal part descends beneath the masked global part, then the kept coordinates of the global
+part do, and each coordinate becomes the mean over those that kept it.
 """
 
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ def masks_of(rng, u, ratios, rotating):
 
 
 def both_sides(seed):
-    """Left and right side of the theorem for one run; rho_k is the true |u - u m|^2 / |u|^2, the least of A4."""
+    """Left and right side of the theorem for one run; rho_k is the true |u - u m|^2 / |u|^2, the theorem's least."""
     rng = np.random.default_rng(seed)
     k, w, p = int(rng.integers(2, 7)), int(rng.integers(4, 12)), int(rng.integers(2, 5))
     tau_u, tau_v, rounds = int(rng.integers(1, 6)), int(rng.integers(1, 6)), 30

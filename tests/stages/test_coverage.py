@@ -28,7 +28,7 @@ def test_by_hand():
 
 
 def test_dividing_by_all_devices_would_shrink_what_some_left_out():
-    """Section 1.5: the second coordinate stays, where a division by K halves it in every round."""
+    """specs/wireless §1.5: the second coordinate stays, where a division by K halves it in every round."""
     value = tensor(1.0, 1.0)
     for _ in range(10):
         mean = CoverageMean(whole=False)

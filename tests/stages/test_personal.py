@@ -43,7 +43,7 @@ def test_the_head_is_the_last_linear_layer_of_every_network(name):
     assert personal_names(model, []) == ()
 
 
-def test_cnn_mnist_has_the_specifications_counts():
+def test_cnn_mnist_has_the_specifications_counts():  # specs/wireless §5
     model = Model.init(Arch("cnn-mnist"), 0)
     shared, own = split(model.weights, personal_names(model, ["head"]))
     counts = {

@@ -1,4 +1,4 @@
-"""C7 and C8 of the specification of sparse collaborative learning."""
+"""specs/collaborative C7 and C8."""
 
 import itertools
 import math

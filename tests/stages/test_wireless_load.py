@@ -34,7 +34,7 @@ def test_the_parts_of_cnn_mnist():
 
 
 def test_cycles_by_hand():
-    """Section 2.2: c_F in the personal phase, c_F + c_B in that of the shared part; the head needs no weight gradient then."""
+    """specs/wireless §2.2: c_F in the personal phase, c_F + c_B in the shared one, where the head needs no gradient."""
     cycles = Cycles(forward=2.0, backward=4.0, slowest=10.0, fastest=10.0)
     a, b = cycles.seconds(PARTS, Passes(one(3), one(5)), 1, ["x"], 0)
     pruned, fixed = PARTS.count(PARTS.prunable), BIASES
@@ -63,7 +63,7 @@ def test_bits_and_broadcast():
 
 
 def cells(count, prunes=True):
-    """The reference cells of section 5: 10 devices, 320 samples a round, 20 cycles, no downlink."""
+    """The reference cells of specs/wireless §5: 10 devices, 320 samples a round, 20 cycles, no downlink."""
     work = Passes(np.zeros(10), np.full(10, 320.0), joint=True)
     for seed in range(count):
         seconds = Cycles(prunes=prunes).seconds(PARTS, work, 32, IDS, seed)
@@ -74,7 +74,7 @@ def cells(count, prunes=True):
 
 @pytest.mark.slow
 def test_the_reference_cell_takes_what_the_specification_says():
-    """Section 5: median T_full 16.4 s of which compute about 5.9 s; mean optimal ratio 0.28 at half of it."""
+    """specs/wireless §5: median T_full 16.4 s of which compute about 5.9 s; mean optimal ratio 0.28 at half of it."""
     full, compute, ratios = [], [], []
     for load, snr, seconds in cells(200):
         full.append(seconds)
@@ -87,7 +87,7 @@ def test_the_reference_cell_takes_what_the_specification_says():
 
 @pytest.mark.slow
 def test_without_compute_savings_half_the_time_is_out_of_reach_in_most_cells():
-    """Section 5: infeasible in 124 of 200 cells."""
+    """specs/wireless §5: infeasible in 124 of 200 cells."""
     found = [allocate(load, snr, 0.5 * seconds, 10e6).feasible for load, snr, seconds in cells(200, prunes=False)]
     assert found.count(False) == pytest.approx(124, abs=10)
 

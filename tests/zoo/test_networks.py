@@ -1,4 +1,4 @@
-"""Every network against the counts of the specifications, and its behaviour on real tensors."""
+"""Every network on real tensors and against the counts of specs/fl-pqsu §1.1, specs/prunefl §4 and specs/fedtiny §3."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
 """The command line: one file per verb, imported when it is called.
 
-Exit codes: 0 done; 1 a fault in this library; 2 wrong input, which a task that fails alike on every client is, or a disk
-that refuses (the text says what and how to mend it); 3 too few devices answered, or nothing was learned; 130 interrupted
-(what was finished is kept).
+Exit codes: 0 done; 1 a fault in this library, an exported file that disagrees with its model, or a part of a federation
+that ended; 2 wrong input, which a task that fails alike on every client is, or a disk that refuses (the text says what and
+how to mend it); 3 too few devices answered, or nothing was learned; 130 interrupted (what was finished is kept).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -41,11 +42,13 @@ EPILOG = """examples:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w", encoding="utf-8") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115 - closed by who began this
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # what a terminal that is not UTF-8 cannot show is no reason to end
             stream.reconfigure(errors="backslashreplace" if stream is sys.stderr else "replace")
     parser = argparse.ArgumentParser(
         "fedbonsai",
+        allow_abbrev=False,
         description="Federated training of small models: prune, quantize, send only what matters, count what it cost.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -55,7 +58,8 @@ def main(words: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if words is None else words)
     wanted = next((word for word in given if not word.startswith("-")), None)
     for verb, text in VERBS.items():
-        sub = verbs.add_parser(verb, help=text, add_help=verb != "run", description=text)
+        # no abbreviations: what is no option of a verb is a setting, and --run none for --runs
+        sub = verbs.add_parser(verb, help=text, add_help=verb != "run", description=text, allow_abbrev=False)
         if verb == wanted:
             import_module(f"fedbonsai.cli.{verb}").arguments(sub)
     args, rest = parser.parse_known_args(given)
@@ -65,6 +69,8 @@ def main(words: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     if args.verb is None:
+        if rest:
+            parser.error(f"unknown option {rest[0]}; a verb comes first: {', '.join(VERBS)}")
         parser.print_help()
         return 0
     return _guarded(args.verb, args, rest)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb; all others are settings of every run."""
-    parser.allow_abbrev = False  # the setting --seed is no short --seeds
     parser.add_argument(
         "recipes", nargs="+", help="recipes, such as fedavg or fl-pqsu:published; the first is the baseline"
     )
@@ -34,6 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, rest: list[str]) -> int:
     """Compare."""
+    from fedbonsai.disk import writing
     from fedbonsai.runs import recipes
     from fedbonsai.runs.compare import carry_out, plan
     from fedbonsai.runs.config import check_name
@@ -44,6 +44,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     if args.workers < 1:
         raise ConfigError(f"--workers {args.workers}: expected at least 1")
     check_name("--name", args.name)
+    if not args.name:
+        raise ConfigError("--name is empty: expected the name of the comparison's folder below --runs")
     home: Path = args.runs / args.name
     overrides = dict(recipes.overrides_of(rest)) | ({"data.name": args.data} if args.data else {})
     jobs = plan(args.recipes, args.seeds, home, overrides, args.first_seed)
@@ -51,6 +53,9 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     for job in jobs:
         print(f"{job.name:40} {job.config.rounds:5} rounds   {job.status}")
     print(f"{len(left)} of {len(jobs)} runs to do, {args.workers} at a time, in {home}", flush=True)
+    if left and not args.plan:
+        with writing(home):
+            home.mkdir(parents=True, exist_ok=True)
     if left:
         print(_time(left, args.workers), flush=True)
     if args.plan:

@@ -16,17 +16,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, rest: list[str]) -> None:
     """Copy."""
+    from fedbonsai.disk import writing
     from fedbonsai.runs.recipes import text
 
     if rest:
         raise ConfigError(f"cp takes a recipe and a file, got also {' '.join(rest)}")
     file: Path = args.file.with_suffix(".toml") if not args.file.suffix else args.file
     content = text(args.recipe)
-    try:
-        with file.open("x", encoding="utf-8") as out:
-            out.write(content)
-    except FileExistsError:
-        raise ConfigError(f"{file} exists; choose another name or delete it") from None
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be written: {error}") from None
+    if file.exists():
+        raise ConfigError(f"{file} exists; choose another name or delete it")
+    with writing(file), file.open("x", encoding="utf-8") as out:
+        out.write(content)
     print(f"wrote {file}; run it with: fedbonsai run {file}")

@@ -88,6 +88,8 @@ def _runs(args: argparse.Namespace) -> list[tuple[str, str]]:
 
     found: list[tuple[str, str]] = []
     home = Path(args.runs)
+    if home.exists() and not home.is_dir():
+        raise ConfigError(f"--runs {home} is a file; expected the folder of the runs")
     for info in sorted([*home.glob("*/run.json"), *home.glob("*/*/run.json")]):  # those of comparisons lie deeper
         folder = Folder(info.parent)
         try:

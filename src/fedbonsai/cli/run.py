@@ -88,9 +88,10 @@ def _help(recipe: str, preset: str) -> None:
         print("recipes: fedbonsai ls recipes\nsettings of a recipe: fedbonsai run RECIPE --help")
         return
     from fedbonsai.runs.config import RunConfig
-    from fedbonsai.runs.recipes import table
+    from fedbonsai.runs.recipes import load, table
     from fedbonsai.runs.structure import settings, type_name
 
+    load(recipe, preset)  # refuses what is no recipe
     merged = table(recipe, preset)
     print(f"settings of {recipe} (value in this recipe):")
     for setting in settings(RunConfig, merged["method"]["name"]):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from fedbonsai.core import Samples
 from fedbonsai.data.classes import contiguous, few
 from fedbonsai.data.config import DataConfig
 from fedbonsai.data.images import Bytes, Images
-from fedbonsai.data.sources import read
+from fedbonsai.data.sources import read, unread
 from fedbonsai.data.split import Split, draw
 from fedbonsai.errors import ConfigError
 from fedbonsai.telling import doing, each
@@ -44,6 +45,8 @@ class Federation:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: bool = False
+    unread: tuple[str, ...] = ()
+    """Names of files beside those of the data that are none of them."""
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -100,6 +103,8 @@ class Federation:
     def remarks(self) -> tuple[str, ...]:
         """What must be known of these data before their accuracies are believed."""
         said: list[str] = []
+        if self.unread:
+            said.append(f"files beside those of the data, neither train-* nor test-*, are not read: {few(self.unread)}")
         name, share = self.majority
         if share == 1:
             said.append(f"all test samples are of class {name!r}: the accuracy says nothing of the others")
@@ -152,7 +157,7 @@ def load(config: DataConfig, seed: int) -> Federation:
         split = Split.load(config.split, images) if config.split else draw(images, config, seed)
     order = split.order()
     held = np.unique(images.y[order])
-    if split.ids and len(held) < 2:  # the split of a run on devices has no clients
+    if split.ids and len(held) == 1:  # the split of a run on devices has no clients
         raise ConfigError(
             f"all {len(order)} training samples are of one class, {', '.join(names[number] for number in held)!r}: nothing "
             "can be learned from them; add samples of others, or check the labels and data.limit"
@@ -170,6 +175,7 @@ def load(config: DataConfig, seed: int) -> Federation:
         mean=tuple((mean / images.top).tolist()),
         std=tuple((std / images.top).tolist()),
         augment=config.augment,
+        unread=tuple(unread(Path(config.path))) if config.path else (),
     )
 
 

@@ -97,6 +97,14 @@ def parquet(folder: Path) -> dict[str, list[Path]]:
     )
 
 
+def unread(folder: Path) -> list[str]:
+    """Names of Parquet files that lie beside those of a data set and are none of it."""
+    found = parquet(folder)
+    wanted = {*found["train"], *next((found[name] for name in TESTS if name in found), ())}
+    beside = found["train"][0].parent.iterdir()
+    return sorted(file.name for file in beside if file.suffix == ".parquet" and file not in wanted and not stray(file))
+
+
 def _complete(files: list[Path]) -> list[Path]:
     """The files of a split, unless their names (``-00001-of-00003``) tell that parts are missing or of another writing."""
     parts = [match for file in files if (match := re.search(r"-(\d+)-of-(\d+)\.parquet$", file.name))]

@@ -105,9 +105,15 @@ class Split:
                 f"the split divides {self.samples} samples of data {self.fingerprint[:12]}…, "
                 f"these are {len(images.y)} of {images.fingerprint[:12]}…; use the data it was drawn from, or draw anew"
             )
-        rows = self.order()
+        if "" in self.ids or len(set(self.ids)) < len(self.ids):
+            twice = sorted({id for id in self.ids if not id or self.ids.count(id) > 1})
+            raise ConfigError(f"the split has clients without a name, or of one name ({twice[:5]}); draw a new one")
         if len(self.ids) != len(self.train) or len(self.ids) != len(self.valid):
             raise ConfigError("the split has other numbers of ids, training parts and validation parts; draw a new one")
+        try:
+            rows = self.order()
+        except OverflowError:  # a row beyond 64 bits
+            rows = np.array([-1])
         if rows.size and (rows.min() < 0 or rows.max() >= self.samples or len(np.unique(rows)) != len(rows)):
             raise ConfigError(f"the split gives a row twice or one outside 0 to {self.samples - 1}; draw a new one")
 

@@ -1,6 +1,6 @@
 """The wireless cell: where devices stand, how well each is heard, and what rate a band gives.
 
-Defaults are common macro-cell numbers, those of the specification's table 2.3; they are not a paper's. A channel is
+Defaults are common macro-cell numbers, those of specs/wireless §2.3; they are not a paper's. A channel is
 known by its *SNR-bandwidth product* P = p h / (N0 F G), in Hz: the bandwidth at which the signal is as strong as the
 noise (p power, h gain, N0 noise density, F noise figure, G the gap of real modulation to Shannon). The rate over B Hz is
 B log2(1 + P/B) bit/s: it grows with B, but never beyond P/ln 2.
@@ -110,7 +110,7 @@ class Cell:
         margin: float = 0.5,
         quantile: float = 0.1,
     ) -> Floats:
-        """What the server believes of round ``t`` before it starts, Hz (specification, 7.2).
+        """What the server believes of round ``t`` before it starts, Hz (specs/wireless §7.2).
 
         Args:
             seed: of the run.
@@ -138,7 +138,7 @@ class Cell:
         return rate(bandwidth, snr, self.cap)
 
     def broadcast_rate(self, snr: Floats) -> float:
-        """Downlink bit/s to all at once: over the whole band, at the speed of the worst user (specification, 2.2)."""
+        """Downlink bit/s to all at once: over the whole band, at the worst user's speed (specs/wireless §2.2)."""
         return float(rate(self.bandwidth, float(snr.min()) * self._louder, self.cap))
 
     def unicast_rates(self, snr: Floats) -> Floats:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard, TypeVar, cast, get_args
 
 from fedbonsai.errors import ConfigError
-from fedbonsai.text import text_of
+from fedbonsai.text import text_of, toml
 
 Mark = Literal["measured", "published", "assumed"]
 Table = Mapping[str, Any]
@@ -157,19 +156,17 @@ def load(name: str, folder: str, what: str, read: Callable[[Table], T]) -> T:
         ConfigError: there is no such file, or it says what cannot be.
     """
     if name.endswith(".toml"):
-        if not Path(name).is_file():
+        if not Path(name).exists():
             raise ConfigError(f"{what} file {name} does not exist")
         content = text_of(Path(name))
     else:
         known = shipped(folder)
         if name not in known:
             near = get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else "."
             raise ConfigError(f"{what} {name!r} is not known{hint} Known: {', '.join(known)}; or give a .toml file")
         content = known[name]
     try:
-        return read(tomllib.loads(content))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{name}: not valid TOML: {error}") from None
+        return read(toml(content, name))
     except ConfigError as error:
         raise ConfigError(f"{what} {name}:\n{error}") from None

@@ -55,8 +55,7 @@ _held: OrderedDict[object, Network] = OrderedDict()
 
 def key(episode: Episode) -> tuple[object, ...]:
     """What tells the network of an episode from others: architecture, shapes, input."""
-    options = repr(sorted(episode.arch.options.items()))
-    return episode.arch.name, options, tuple(sorted(episode.shapes.items())), episode.sample, episode.part
+    return *episode.arch.key, tuple(sorted(episode.shapes.items())), episode.sample, episode.part
 
 
 def layers(episode: Episode) -> tuple[Layer, ...]:
@@ -112,22 +111,27 @@ def _count(episode: Episode) -> Network:
     with torch.inference_mode(False), torch.enable_grad():  # whoever reads answers may have gradients off
         try:
             return _passed(episode, "meta")
-        except (NotImplementedError, RuntimeError):  # a network of one's own may look at values
+        except Exception:  # a network of one's own may look at values, and say so in its own way
             return _passed(episode, "cpu")
 
 
 def _passed(episode: Episode, device: str) -> Network:
     net = network(episode, device).eval()
-    one = _forward(net, episode, device, 1)
+    count = 1
     try:
-        two = _forward(net, episode, device, 2).found
+        small = _forward(net, episode, device, count)
+    except Exception:  # one that normalises by its batch takes no sample alone
+        count = 2
+        small = _forward(net, episode, device, count)
+    try:
+        large = _forward(net, episode, device, 2 * count).found
     except RuntimeError:  # a network of one's own may take one sample only
-        two = {name: Product(row.kind, 2 * row.macs) for name, row in one.found.items()}
+        large = {name: Product(row.kind, 2 * row.macs) for name, row in small.found.items()}
     rows: list[Layer] = []
-    for name, row in one.found.items():
-        once = max(0, 2 * row.macs - two[name].macs) if name in two else 0
-        rows.append(Layer(name, row.kind, row.macs - once, row.first, row.frozen, once))
-    return Network(tuple(rows), sum(one.sizes), len(one.sizes), one.unknown)
+    for name, row in small.found.items():
+        once = max(0, 2 * row.macs - large[name].macs) if name in large else 0
+        rows.append(Layer(name, row.kind, (row.macs - once) // count, row.first, row.frozen, once))
+    return Network(tuple(rows), sum(small.sizes) // count, len(small.sizes), small.unknown)
 
 
 def _forward(net: nn.Module, episode: Episode, device: str, batch: int) -> Products:

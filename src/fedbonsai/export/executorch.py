@@ -29,11 +29,12 @@ def to_executorch(trained: Trained, target: Path, int8: bool = False) -> None:
     example = (trained.calibration.x[:1],)
     with quiet():
         network: nn.Module = trained.single()
-        if int8:
-            network = _quantized(network, trained.calibration)
-        lowered = exir.to_edge_transform_and_lower(
-            torch.export.export(network, example), partitioner=[kernels.XnnpackPartitioner()]
-        )
+        with trained.followed():
+            if int8:
+                network = _quantized(network, trained.calibration)
+            lowered = exir.to_edge_transform_and_lower(
+                torch.export.export(network, example), partitioner=[kernels.XnnpackPartitioner()]
+            )
         target.write_bytes(lowered.to_executorch().buffer)
 
 

@@ -33,15 +33,16 @@ def to_onnx(trained: Trained, target: Path, int8: bool = False) -> None:
     example = trained.calibration.x[:2]
     with tempfile.TemporaryDirectory() as folder, quiet():
         plain = Path(folder) / "plain.onnx"
-        program = torch.onnx.export(
-            trained.single(),
-            (example,),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            verbose=False,
-        )
+        with trained.followed():
+            program = torch.onnx.export(
+                trained.single(),
+                (example,),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                verbose=False,
+            )
         assert program is not None
         program.save(str(plain))
         made = plain

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from fedbonsai.core import Kept
-from fedbonsai.errors import BadMessage, ConfigError, Forgotten
+from fedbonsai.errors import ConfigError, Forgotten
 from fedbonsai.model import Model
+from fedbonsai.runs.folder import reading
 from fedbonsai.runs.run import Run
 from fedbonsai.stages.personal import PERSONAL, merged
 from fedbonsai.tree import Weights
@@ -50,15 +51,11 @@ def personal_model(run: Run, client: str) -> Model:
 def _files(folder: Path) -> Mapping[str, Path]:
     """Where lies what clients kept after the last round."""
     home = folder / "checkpoint"
-    try:
+    with reading(home, "bring back a copy of it, or leave --client out"):
         manifest: dict[str, Any] = json.loads((home / "manifest.json").read_text(encoding="utf-8"))
         return {id: home / name for id, name in manifest["memories"].items()}
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"checkpoint in {home} cannot be read: {error}") from error
 
 
 def _kept(file: Path) -> Kept:
-    try:
+    with reading(file, "bring back a copy of it, or leave --client out"):
         return cast("Kept", decode(file.read_bytes(), OWN))
-    except (OSError, BadMessage) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from fedbonsai.core import Samples
-from fedbonsai.errors import ConfigError
+from fedbonsai.errors import ConfigError, FedbonsaiError, said
 from fedbonsai.export.personal import personal_model
 from fedbonsai.model import Model
 from fedbonsai.runs.run import Run
@@ -65,15 +66,34 @@ class Trained:
             ConfigError: the network insists on its own types.
         """
         net = self.model.replace(cast(self.model.weights, torch.float32)).build().eval()
+        net = getattr(net, "_orig_mod", net)  # what torch.compile wraps
         try:
             with torch.inference_mode(), seeded(0):
                 net(self.calibration.x[:1])
-        except RuntimeError as error:
+        except Exception as error:  # whatever its own code raises
             raise ConfigError(
-                f"network {self.model.arch.name!r} does not compute in float32, which this format needs ({error}); "
-                "take types from its weights, as in x.to(self.layer.weight.dtype), or export to safetensors or compact"
+                f"network {self.model.arch.name!r} does not compute in float32, one sample at a time, which this format needs "
+                f"({said(error)}); take types from its weights, as in x.to(self.layer.weight.dtype), or export to safetensors "
+                "or compact"
             ) from None
         return net
+
+    @contextmanager
+    def followed(self) -> Generator[None]:
+        """Inside, torch follows the network to write it down for a runtime.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        try:
+            yield
+        except (FedbonsaiError, OSError):
+            raise
+        except Exception as error:  # torch's exporters raise whatever stopped them, some as the cause of another
+            raise ConfigError(
+                f"network {self.model.arch.name!r} cannot be written in this format: {said(error.__cause__ or error)}; export "
+                "to safetensors or compact"
+            ) from error
 
     def notes(self) -> dict[str, str]:
         """What whoever runs the file must know, as text: files carry it where their format has a place for it."""

@@ -14,7 +14,8 @@ from typing import Any
 
 from fedbonsai import tree
 from fedbonsai.core import Client, Memory, Scope, Task
-from fedbonsai.errors import Failed, Silent
+from fedbonsai.errors import Failed, Silent, said
+from fedbonsai.model import keeping
 from fedbonsai.wire import message
 from fedbonsai.work import Work, collecting, note, spent
 
@@ -72,16 +73,15 @@ def blamed() -> Generator[None]:
     """
     try:
         yield
-    except (Silent, Written):
+    except (Silent, Written, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # a network's code that leaves by sys.exit would end the run as if done
+    except BaseException as error:  # a network's code that leaves by sys.exit would end the run as if done
         raise failure(error) from error
 
 
 def failure(error: BaseException) -> Failed:
     """The silence of a client whose task raised: what was raised on one line, its traceback, and what was computed."""
-    text = "".join(char if char.isprintable() else " " for char in f"{type(error).__name__}: {error}")
-    failed = Failed(" ".join(text.split())[:REASON].rstrip(": "), "".join(traceback.format_exception(error)))
+    failed = Failed(said(error, REASON), "".join(traceback.format_exception(error)))
     note(failed, list(spent(error)))
     return failed
 
@@ -97,14 +97,16 @@ def perform(
     """
     sent = list(tree.tensors(request))
     before = [value._version for value in sent]
-    with blamed(), collecting() as done:
+    with blamed(), keeping(), collecting() as done:
         answer: Any = None
         kept = dict(memory)
         failed: BaseException | None = None
         try:
             with tree.seeded(seed, client.device, every=False):  # whatever else a network draws, as in evaluation
                 answer, kept = task.run(request, replace(client, seed=seed), kept)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             note(failed := error, done)
         if before != [value._version for value in sent]:
             raise Written(f"task {task.name!r} wrote into a tensor of its request; copy before you write") from failed

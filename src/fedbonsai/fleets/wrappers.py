@@ -158,14 +158,23 @@ class Recorded(Wrapper):
         answers = self.inner.ask(task, send, 0)
 
         def kept() -> Iterator[Answer[R] | Silence]:
-            lines: list[tuple[str, object, str | None, int, int, bool, Work]] = []
+            lines: list[tuple[str, object, str | None, int, int, bool, Work, bool, str]] = []
             for answer in answers:
-                lines.append((answer.device.id, answer.value, None, answer.down, answer.up, False, answer.work))
+                lines.append(
+                    (answer.device.id, answer.value, None, answer.down, answer.up, False, answer.work, False, "")
+                )
                 yield answer
             for silence in answers.silent.values():
-                lines.append(
-                    (silence.device.id, None, silence.reason, silence.down, silence.up, silence.forgot, silence.work)
+                known = (
+                    silence.reason,
+                    silence.down,
+                    silence.up,
+                    silence.forgot,
+                    silence.work,
+                    silence.lost,
+                    silence.fault,
                 )
+                lines.append((silence.device.id, None, *known))
                 yield silence
             file = recording(self.path, scope, ask)
             with writing(file):
@@ -202,10 +211,10 @@ class Replayed(Wrapper):
         if name != task.name or {line[0] for line in lines} != {device.id for device in send}:
             raise ConfigError(f"{file} holds answers to {name!r} of other devices, asked now: {task.name!r}")
         items = (
-            Silence(Device(id), reason, down, up, forgot, work)
+            Silence(Device(id), reason, down, up, forgot, work, *more)
             if reason is not None
             else Answer(Device(id), cast("R", value), down, up, work)
-            for id, value, reason, down, up, forgot, work in lines
+            for id, value, reason, down, up, forgot, work, *more in lines  # of before: neither lost nor fault
         )
         return Answers(items, at_least)
 

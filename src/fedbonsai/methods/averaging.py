@@ -105,7 +105,7 @@ def count(request: Count, me: Client, memory: Memory) -> tuple[Counted, Memory]:
 
 
 def warmed(chain: Chain, rounds: int, t: int) -> Chain:
-    """The chain of round ``t``: top-k's share falls from a quarter to its own over the first rounds (DGC, section 3.3)."""
+    """The chain of round ``t``: top-k's share falls from a quarter to its own at first (DGC, section 3.3 of arXiv 1712.01887)."""
     sparse = chain.parts.get("sparsifier")
     if t >= rounds or not isinstance(sparse, TopK) or sparse.fraction is None:
         return chain

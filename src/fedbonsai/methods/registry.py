@@ -58,6 +58,6 @@ def method_class(name: str) -> type[Any]:
     if name not in known:
         near = get_close_matches(name, known, 1)
         raise ConfigError(
-            f"method {name!r} is not known{f'; did you mean {near[0]!r}?' if near else ''} Known: {sorted(known)}"
+            f"method {name!r} is not known{f'; did you mean {near[0]!r}?' if near else '.'} Known: {sorted(known)}"
         )
     return known[name]

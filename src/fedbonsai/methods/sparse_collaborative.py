@@ -2,7 +2,7 @@
 
 M. Li, X. He, J. Chen, "Federated Collaborative Learning with Sparse Gradients for Heterogeneous Data on
 Resource-Constrained Devices", Entropy 2024, 26(12), 1099. The body of the article could not be read: see the card for
-what is from its abstract and what is our definition. ``round`` is the algorithm of section 4 of our specification; where
+what is from its abstract and what is our definition. ``round`` is the algorithm of specs/collaborative §4; where
 the network is trained is the ``topology``, and all four share the way up, the weights and the way down.
 """
 
@@ -22,7 +22,7 @@ from fedbonsai.methods.averaging import Train, train
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.broadcast import Broadcast, Downlink
-from fedbonsai.stages.codec import EF21, Chain, parse
+from fedbonsai.stages.codec import EF21, Chain, Sparsifier, TopK, parse
 from fedbonsai.stages.descent import Descent
 from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
@@ -50,7 +50,7 @@ class State:
 
 @method("sparse-collaborative")
 class SparseCollaborative:
-    """Sparse gradients, distance-based weights, models split over devices (section 4 of the specification)."""
+    """Sparse gradients, distance-based weights, models split over devices (specs/collaborative §4)."""
 
     topology: Topology = field(default_factory=Clusters)
     """Where the network is trained: `flat`, `split`, `local-loss` or `clusters`."""
@@ -83,7 +83,6 @@ class SparseCollaborative:
                 ),
             )
         )
-        self._up(0)  # the ramp's chain must have a meaning too
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """Initial weights; the networks of an ensemble start differently, the first of them as the given model.
@@ -114,7 +113,9 @@ class SparseCollaborative:
             first = renamed(part_of(model.weights, "stem"), "", "fronts.0") | {
                 name: value for name, value in renamed(model.weights, "", "backs.0").items() if ".stem." not in name
             }
-            return State(drawn.replace({**cast(drawn.weights, kind), **first}), server.seed)
+            types = {name: value.dtype for name, value in model.weights.items()}  # fronts.J.NAME and backs.J.NAME
+            rest = {name: value.to(types[name.split(".", 2)[2]]) for name, value in drawn.weights.items()}
+            return State(drawn.replace({**rest, **first}), server.seed)
         drawn = {"": Broadcast.of(model, self.downlink)} if isinstance(where, Flat) and self.downlink.delta else {}
         return State(model, server.seed, broadcasts=drawn)
 
@@ -233,16 +234,15 @@ class SparseCollaborative:
             raise Unanswered(str(error), forgetful(result.silent)) from None
 
     def _up(self, t: int) -> Chain:
-        """The uplink of a round: all values while the ramp lasts."""
-        if t >= self.ramp:
+        """The uplink of a round: all values while the ramp lasts (rho = 1), and small tensors whole as ever."""
+        sparsifier = self.uplink.parts.get("sparsifier")
+        if t >= self.ramp or not isinstance(sparsifier, Sparsifier):
             return self.uplink
-        left = [s for family, s in self.uplink.parts.items() if family not in ("sparsifier", "positions")]
-        for stages in (left, [s for s in left if s.family != "feedback"]):
-            try:
-                return Chain(tuple(stages)) if "values" in self.uplink.parts else Chain()
-            except ValueError:  # nothing is lost any more, so there is nothing to feed back
-                continue
-        return Chain()
+        if "values" not in self.uplink.parts:
+            return Chain()  # nothing is lost any more, so there is nothing to feed back
+        everything = TopK(fraction=1.0, min_numel=sparsifier.min_numel)
+        stages = (everything if stage is sparsifier else stage for stage in self.uplink.stages)
+        return Chain(tuple(stage for stage in stages if stage.family != "positions"))
 
     def _stepped(
         self,

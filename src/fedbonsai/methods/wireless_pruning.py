@@ -1,7 +1,7 @@
 """Wireless pruning with personal parts (PMP-style, re-derived): prune so far that a round over a shared band is in time.
 
 After Liu, Ratnarajah, Sellathurai, Eldar, IEEE TSP 2024, doi 10.1109/TSP.2024.3459808, arXiv 2309.01816, of which only the
-abstract could be read: see the card. ``round`` is the protocol of section 1.3 of the specification; what a device does in
+abstract could be read: see the card. ``round`` is the protocol of specs/wireless §1.3; what a device does in
 it is the task of `stages.wireless_exchange`. Ratios and bands are decided in `stages.wireless_plan`, by what a round costs
 as `stages.wireless_load` has it.
 """
@@ -164,7 +164,8 @@ class WirelessPruning:
         except Unanswered as error:
             if not error.forgot:
                 raise
-            return replace(state, held=joined(state.held, (), error.forgot))  # they get all they need next time
+            held = joined(state.held, (), error.forgot)  # they get all they need next time, and this time has passed
+            return replace(state, held=held, seconds=state.seconds + schedule.latency)
         after = replace(
             state,
             model=merged(state.model.arch, found.shared, first),

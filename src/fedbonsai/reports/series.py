@@ -150,7 +150,9 @@ def together(runs: Sequence[Run]) -> list[Series]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         if not any("accuracy" in row for row in run.metrics):
-            raise ConfigError(f"{run.path} has no evaluated round yet; wait for the first, or leave it out")
+            status = run.info.get("status", "running")
+            then = "wait for one" if status == "running" else f"go on with it: fedbonsai run --resume {run.path}"
+            raise ConfigError(f"{run.path} ({status}) has no evaluated round yet; {then}, or leave it out")
         settings = {key: value for key, value in unstructure(run.config).items() if key not in ("seed", "name")}
         groups.setdefault(json.dumps(settings, sort_keys=True, default=str), []).append(run)
     # one way for all; where a run was not judged by its devices' own data, the test set is all there is

@@ -5,7 +5,6 @@ A run that is finished is left alone, one that was interrupted goes on, so the s
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
@@ -102,7 +101,7 @@ def status(folder: Path, config: RunConfig) -> Status:
         return "new"
     if unstructure(stored(folder)) != unstructure(config):
         raise ConfigError(f"{folder} holds a run with other settings; choose another --name, or delete the folder")
-    return "finished" if json.loads(files.info.read_text(encoding="utf-8")).get("status") == "finished" else "begun"
+    return "finished" if files.noted().get("status") == "finished" else "begun"
 
 
 def carry_out(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, str | Exception]]:

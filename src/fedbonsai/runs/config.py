@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from fedbonsai.data.config import DataConfig
 from fedbonsai.errors import ConfigError
-from fedbonsai.stages.settings import COUNT, PROBABILITY, outside, refuse
+from fedbonsai.stages.settings import PROBABILITY, Range, outside, refuse
 
+BEARABLE = Range("at least 1 and at most 1024", lambda value: 1 <= value <= 1024)  # torch dies of very many threads
 LONGEST = 200  # bytes of a run's name: folders' names may have 255
 
 
@@ -112,7 +113,10 @@ class FleetConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        refuse(outside(self, workers=COUNT, threads=COUNT, flaky=PROBABILITY))
+        faults = outside(self, workers=BEARABLE, threads=BEARABLE, flaky=PROBABILITY)
+        if self.kind == "pool" and not self.wire:
+            faults.append("wire = false: worker processes always use the wire; use kind = 'local'")
+        refuse(faults)
 
 
 @dataclass(frozen=True)

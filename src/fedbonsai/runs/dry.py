@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import traceback
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedbonsai import errors
 from fedbonsai.core import Samples
 from fedbonsai.data.federation import Federation
 from fedbonsai.errors import ConfigError, FedbonsaiError
-from fedbonsai.local import SGD, autocast, epochs, gradients
-from fedbonsai.model import Model, skeleton
-from fedbonsai.tree import generator, seeded
+from fedbonsai.local import SGD, TOGETHER, autocast, epochs, gradients
+from fedbonsai.model import Model, fresh, skeleton, state
+from fedbonsai.tree import generator, same, seeded
+
+HERE = Path(errors.__file__).parent
 
 
 @contextmanager
@@ -28,9 +34,19 @@ def told(beginning: str) -> Generator[None]:
         yield
     except FedbonsaiError as error:
         raise ConfigError(f"{beginning}: {error}") from None
-    except (Exception, SystemExit) as error:
-        text = " ".join(str(error).split())
-        raise ConfigError(f"{beginning}: {type(error).__name__}: {text[:400]}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a network's code may leave by sys.exit, or by whatever it calls an exception
+        raise ConfigError(f"{beginning}: {errors.said(error)}{_where(error)}") from error
+
+
+def _where(error: BaseException) -> str:
+    """The line of the user's own code that raised."""
+    for place in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(place.filename)
+        if HERE not in path.parents and "site-packages" not in path.parts:
+            return f" ({path.name}, line {place.lineno})"
+    return ""
 
 
 def rehearse(model: Model, data: Federation, sgd: SGD, device: str = "cpu") -> list[str]:
@@ -53,17 +69,19 @@ def rehearse(model: Model, data: Federation, sgd: SGD, device: str = "cpu") -> l
     parts = parts or [("", data.test[: sgd.batch])]
     batches = sorted(((id, _smallest(part, sgd)) for id, part in parts), key=lambda pair: len(pair[1]))
     id, largest = batches[-1]
+    with told(f"model {name} cannot be built anew for each client"):
+        _built_alike(model)
     with told(f"model {name} cannot take a training step with {len(largest)} samples"):
-        _step(model, largest, data.classes, sgd, device)
+        _repeated(lambda: _step(model, largest, data.classes, sgd, device), device)
     with told(f"model {name} cannot score 2 samples of {_shape(largest)}"):
-        _score(model, _twice(largest), data.classes, device)
+        _repeated(lambda: _score(model, _twice(largest), data.classes, device), device)
     said: list[str] = []
     try:
         with told(f"model {name} cannot score 1 sample of {_shape(largest)} alone"):
             _score(model, largest[:1], data.classes, device)
     except ConfigError as error:
-        if error.__cause__ is None:  # a wrong shape is a fault; what fails for one sample may do for more
-            raise
+        if error.__cause__ is None or len(data.test) % TOGETHER == 1:
+            raise  # a wrong shape is a fault; what fails for one sample may do for more, where it never comes to one
         said.append(str(error))
     id, least = batches[0]
     try:
@@ -89,25 +107,116 @@ def _shape(batch: Samples) -> tuple[int, ...]:
     return tuple(batch.x.shape[1:])
 
 
-def _step(model: Model, batch: Samples, classes: int, sgd: SGD, device: str) -> None:
+def _step(model: Model, batch: Samples, classes: int, sgd: SGD, device: str) -> list[Tensor]:
+    """Loss, gradients and what is held after a step's forward and backward pass."""
     net, batch = skeleton(model, device, sgd.channels_last), batch.to(device)
+    held = dict(net.module.named_parameters(remove_duplicate=False))
     with seeded(0, device):
         with autocast(sgd.precision, device):
-            scores = _scores(net.module.train(), batch.x.clone(), classes)
+            scores = _scores(_in_mode(net.module, True), batch.x.clone(), classes)
             loss = F.cross_entropy(scores, batch.y)
+        _registered(net.module, held, loss)
         if net.parameters and not loss.requires_grad:
             raise ConfigError("no parameter that is trained has an effect on what it gives")
         if not bool(torch.isfinite(loss)):
             raise ConfigError(f"its loss is {float(loss.detach())} with initial weights: expected a finite number")
-        gradients(loss, list(net.parameters.values()))
+        grads = gradients(loss, list(net.parameters.values()))
+    after = net.snapshot()
+    if not net.parameters and all(same(value, model.weights[name]) for name, value in after.items()):
+        raise ConfigError(
+            "nothing in it can learn: no parameter needs a gradient, and a step changes none of its buffers"
+        )
+    return [loss.detach(), *grads, *after.values()]
 
 
-def _score(model: Model, batch: Samples, classes: int, device: str) -> None:
-    net = skeleton(model, device).module.eval()
+def _score(model: Model, batch: Samples, classes: int, device: str) -> list[Tensor]:
+    net = skeleton(model, device).module
+    held = dict(net.named_parameters(remove_duplicate=False))
     with torch.inference_mode(), seeded(0, device):
-        scores = _scores(net, batch.to(device).x.clone(), classes)
+        scores = _scores(_in_mode(net, False), batch.to(device).x.clone(), classes)
+        _registered(net, held)
         if not bool(torch.isfinite(scores).all()):
             raise ConfigError("its scores are not finite with initial weights")
+    return [scores]
+
+
+def _in_mode(net: nn.Module, training: bool) -> nn.Module:
+    if (net.train() if training else net.eval()) is not net:
+        verb = "train" if training else "eval"
+        raise ConfigError(f"its own {verb}() does not give the network back: end it with `return self`")
+    return net
+
+
+def _registered(net: nn.Module, held: Mapping[str, Tensor], loss: Tensor | None = None) -> None:
+    """Refuse what would neither be trained nor travel: parameters made in a forward pass, or kept where torch does not look.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    now = dict(net.named_parameters(remove_duplicate=False))
+    if made := [name for name, value in now.items() if held.get(name) is not value]:
+        raise ConfigError(
+            f"its forward pass makes parameters ({', '.join(made[:5])}), which are neither trained nor sent: make all of "
+            "them when it is built"
+        )
+    known = {id(value) for value in held.values()}
+    hidden = [value for value in _leaves(loss) if isinstance(value, nn.Parameter) and id(value) not in known]
+    if hidden:
+        raise ConfigError(
+            f"it computes with {len(hidden)} parameters that are not registered in it, such as one of shape "
+            f"{_words(hidden[0].shape)}, and that are neither trained nor sent: keep layers in nn.ModuleList or "
+            "nn.ModuleDict instead of lists and dictionaries, parameters in nn.ParameterList"
+        )
+
+
+def _leaves(value: Tensor | None) -> Iterator[Tensor]:
+    """What gradients of a value end at."""
+    seen: set[Any] = set()
+    ahead: list[Any] = [None if value is None else value.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        ahead += [each for each, _ in node.next_functions]
+
+
+def _built_alike(model: Model) -> None:
+    """Refuse a builder that is no function of its arguments and of the seed.
+
+    Raises:
+        ConfigError: it gives one network twice, or other weights for the same seed.
+    """
+    held, again = skeleton(model).module, fresh(model.arch, model.drawn)
+    one, two = ({id(each) for each in (*net.modules(), *net.parameters())} for net in (held, again))
+    if one & two:
+        raise ConfigError(
+            "its builder gives the same network or layers in every call: make new ones in it, or give copy.deepcopy of them"
+        )
+    drawn = state(again)
+    if other := [name for name, value in model.weights.items() if name not in drawn or not same(value, drawn[name])]:
+        raise ConfigError(
+            f"its builder gives other weights in every call ({', '.join(other[:5])}), with the same seed: draw them from the "
+            "global generators of torch, NumPy or Python, and from nothing else that changes"
+        )
+
+
+def _repeated(pass_: Callable[[], list[Tensor]], device: str) -> None:
+    """Make a pass twice, and refuse a network that is no function of its weights, samples and seed.
+
+    Not on accelerators, which may differ in the last bits.
+
+    Raises:
+        ConfigError: two passes gave different values.
+    """
+    once, twice = pass_(), pass_()
+    if torch.device(device).type == "cpu" and not all(map(same, once, twice)):
+        raise ConfigError(
+            "the same pass gives other values the second time, so no run could be repeated: it draws from a generator of its "
+            "own, or keeps something outside of itself (a global, an attribute of its class); keep it in buffers or attributes"
+        )
 
 
 def _scores(net: nn.Module, x: Tensor, classes: int) -> Tensor:

@@ -22,6 +22,21 @@ from fedbonsai.lock import Lock, hold, holder
 from fedbonsai.wire import OWN, decode, encode
 
 
+@contextmanager
+def reading(path: Path, then: str) -> Generator[None]:
+    """Say in one line that a file is not what a run wrote there, and what to do ``then``.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, BadMessage) as error:  # of JSON, Parquet and our own format
+        raise ConfigError(
+            f"{path} is damaged: {' '.join(str(error).split()) or type(error).__name__}; {then}"
+        ) from None
+
+
 def write(path: Path, data: bytes | bytearray) -> None:
     """Write a file so that after a crash either the old or the new content is there, never a part.
 
@@ -103,18 +118,37 @@ class Folder:
             ConfigError: there is no such file, or it is damaged.
         """
         goes_on = holder(self.lock)
-        try:
-            known: dict[str, Any] = json.loads(self.info.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{self.info} cannot be read: {error}; was the run's folder deleted?") from None
+        known = self.noted()
         if known.get("status", "running") == "running":
             known["status"] = "running" if goes_on or holder(self.lock) else "died"
         return known
 
+    def noted(self) -> dict[str, Any]:
+        """What ``run.json`` says, word for word.
+
+        Raises:
+            ConfigError: there is no such file, or it is damaged.
+        """
+        if not self.info.exists():
+            raise ConfigError(f"{self.path} holds no whole run (no {self.info.name}); was it deleted? Run it anew")
+        with reading(self.info, "bring back a copy of it, or run it anew under another --name"):
+            known: object = json.loads(self.info.read_text(encoding="utf-8"))
+            if not isinstance(known, dict):
+                raise ValueError(f"expected a table, it holds {known!r:.40}")
+            return cast("dict[str, Any]", known)
+
     def rows(self) -> list[dict[str, Any]]:
         """Whole lines of the metrics file; one without its end is being written, or its writer was killed."""
-        text = self.metrics.read_text(encoding="utf-8") if self.metrics.exists() else ""
-        return [json.loads(line) for line in text.split("\n")[:-1]]
+        if not self.metrics.exists():
+            return []
+        found: list[dict[str, Any]] = []
+        with reading(self.metrics, "bring back a copy of it, or run it anew under another --name"):
+            for number, line in enumerate(self.metrics.read_text(encoding="utf-8").split("\n")[:-1]):
+                row = json.loads(line)
+                if row["round"] != number:
+                    raise ValueError(f"line {number + 1} is of round {row['round'] + 1}")
+                found.append(row)
+        return found
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a line to the metrics file and flush it to the disk."""
@@ -152,13 +186,14 @@ class Folder:
     def _parts(self, table: str) -> Iterator[dict[str, Any]]:
         pq = extra("pyarrow.parquet")  # which would look for a file's name in UTF-8, whatever the system calls it
         for part in sorted((self.path / table).glob("*.parquet")):
-            yield from cast("list[dict[str, Any]]", pq.read_table(BytesIO(part.read_bytes())).to_pylist())
+            with reading(part, "bring back a copy of it, or run it anew under another --name"):
+                rows = cast("list[dict[str, Any]]", pq.read_table(BytesIO(part.read_bytes())).to_pylist())
+            yield from rows
 
     def set_info(self, **facts: Any) -> dict[str, Any]:
         """Merge facts into ``run.json``; a status of None is taken away."""
         self.check()
-        known: dict[str, Any] = json.loads(self.info.read_text(encoding="utf-8")) if self.info.exists() else {}
-        known |= facts
+        known = (self.noted() if self.info.exists() else {}) | facts
         if known.get("status", "") is None:
             del known["status"]
         write(self.info, json.dumps(known, indent=2).encode())
@@ -228,21 +263,25 @@ class Checkpoint:
         manifest = self.path / "manifest.json"
         if not manifest.exists():
             return None
-        try:
+        with reading(self.path, "its rounds cannot go on; run it anew under another --name"):
             self._manifest = json.loads(manifest.read_text(encoding="utf-8"))
+            last = int(self._manifest["round"])
             state = decode((self.path / self._manifest["state"]).read_bytes(), OWN)
             memories = {
                 id: cast(Kept, decode((self.path / name).read_bytes(), OWN))
                 for id, name in self._manifest["memories"].items()
             }
-        except (OSError, ValueError, KeyError, BadMessage) as error:
-            raise ConfigError(f"checkpoint in {self.path} is damaged: {error}; start a new run") from error
-        self._trim(int(self._manifest["round"]))
-        return int(self._manifest["round"]), state, memories
+        self._trim(last)
+        return last, state, memories
 
     def _trim(self, last: int) -> None:
         folder = self._folder
         lines = [json.dumps(row) for row in folder.rows() if row["round"] <= last]
+        if len(lines) <= last:
+            raise ConfigError(
+                f"{folder.metrics} has the lines of {len(lines)} rounds, the checkpoint is that of round {last + 1}: "
+                "bring back a copy of it, or run it anew under another --name"
+            )
         write(folder.metrics, "".join(line + "\n" for line in lines).encode())
         for part in [*folder.path.glob("ledger/round-*.parquet"), *folder.path.glob("costs/round-*.parquet")]:
             if int(part.stem.split("-")[1]) - 1 > last:

@@ -15,6 +15,6 @@ def layers(model: Model, start: Model) -> dict[str, float]:
     found = {
         name: int(value.count_nonzero()) / start.weights[name].numel()
         for name, value in model.weights.items()
-        if value.dim() > 1 and name in start.weights
+        if value.dim() > 1 and value.numel() and name in start.weights
     }
     return found if any(share < 1 for share in found.values()) else {}

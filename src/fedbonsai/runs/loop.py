@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Checkpoint, Folder
 from fedbonsai.runs.layers import layers
 from fedbonsai.runs.setup import Scene
-from fedbonsai.runs.trouble import futile, of_round
+from fedbonsai.runs.trouble import fruitless, futile, of_round
 from fedbonsai.telling import doing, each
 
 log = logging.getLogger("fedbonsai")
@@ -91,7 +91,11 @@ def loop(
         for t in each("rounds", range(config.rounds), first=last + 1):
             if ended or (failed := futile(config, rows, t - last - 1, False, where)):
                 break
-            state, row = _round(config, scene, fleet, run, t, state, checkpoint, folder)
+
+            def over(row: Mapping[str, Any], fresh: int = t - last) -> bool:
+                return bool(futile(config, [*rows, row], fresh, False, None))
+
+            state, row = _round(config, scene, fleet, run, t, state, over, checkpoint, folder)
             rows.append(row)
             for observer in watching:
                 observer.round(row, method.model(state))
@@ -133,6 +137,7 @@ def _round(
     run: str,
     t: int,
     state: Any,
+    over: Callable[[Mapping[str, Any]], bool],
     checkpoint: Checkpoint | None,
     folder: Folder | None,
 ) -> tuple[Any, dict[str, Any]]:
@@ -150,9 +155,11 @@ def _round(
             else:
                 skipped = False
             spent = scene.costs.take() if scene.costs is not None else []
-            last = t == config.rounds - 1 or bool(_used_up(config, scene))
-            row = _row(config, scene, t, attempt, state, skipped, before, time.perf_counter() - start, last)
-            row = joined(row, _simulated(scene, spent) | counted.take())
+            heard = counted.take()
+            came = {"skipped": skipped, **heard}
+            last = t == config.rounds - 1 or bool(_used_up(config, scene)) or over(came)
+            row = _row(config, scene, t, attempt, state, came, before, time.perf_counter() - start, last)
+            row = joined(row, _simulated(scene, spent) | heard)
             if notes:
                 row["unanswered"] = notes
             if checkpoint and folder:
@@ -173,17 +180,18 @@ def _row(
     t: int,
     attempt: int,
     state: Any,
-    skipped: bool,
+    came: Mapping[str, Any],
     before: Mapping[str, int],
     took: float,
     last: bool,
 ) -> dict[str, Any]:
     total = scene.ledger.total
-    row: dict[str, Any] = {"round": t, "attempt": attempt, "skipped": skipped, "seconds": round(took, 4)}
+    row: dict[str, Any] = {"round": t, "attempt": attempt, "skipped": came["skipped"], "seconds": round(took, 4)}
     for way in ("down", "up"):
         row[f"bytes_{way}"] = total[way] - before[way]
         row[f"total_bytes_{way}"] = total[way]
-    own = {} if skipped else {name: float(value) for name, value in scene.method.metrics(state).items()}
+    # without an update, the method's figures are those of a round before
+    own = {} if fruitless(came) else {name: float(value) for name, value in scene.method.metrics(state).items()}
     row = joined(row, own)
     if (t + 1) % config.evaluate_every == 0 or last:
         model, device = scene.method.model(state), config.fleet.device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -128,6 +129,14 @@ class _Clock:
         return (time.perf_counter() - self.start) / done * (self.config.rounds - row["round"] - 1)
 
 
+def _say(text: str) -> None:
+    """Print a line, for as long as somebody reads: a run does not end with its reader, as behind ``| head``."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Plain:
     """One line a round."""
 
@@ -136,12 +145,12 @@ class Plain:
 
     def begin(self, config: RunConfig, scene: Scene, first: int) -> None:
         """Print the estimate."""
-        print(opening(config, scene, first), flush=True)
+        _say(opening(config, scene, first))
         self._clock.begin(config, first)
 
     def round(self, row: Mapping[str, Any], model: Model) -> None:
         """Print the round."""
-        print(line(self._clock.config, row, self._clock.left(row)), flush=True)
+        _say(line(self._clock.config, row, self._clock.left(row)))
         if self._screen is not None:
             self._screen.said()
 

@@ -9,13 +9,13 @@ from contextlib import suppress
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, cast, get_args, get_origin
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.modules import own
 from fedbonsai.runs.config import RunConfig, check_name
 from fedbonsai.runs.structure import Table, names, settings, structure
-from fedbonsai.text import text_of
+from fedbonsai.text import text_of, toml
 
 RECIPES = "fedbonsai.recipes"
 SHORT = {"devices": "clock.devices", "link": "clock.link", "fleet": "fleet.kind"}  # settings by a word of their own
@@ -36,16 +36,25 @@ def text(name: str) -> str:
     Raises:
         ConfigError: there is neither.
     """
-    if name.endswith(".toml"):
-        if not Path(name).is_file():
+    if name.lower().endswith(".toml"):
+        if not Path(name).exists():
             raise ConfigError(f"file {name} does not exist")
         return text_of(Path(name))
     known = shipped()
     if name not in known:
-        near = get_close_matches(name, known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"recipe {name!r} is not known{hint} Known: {', '.join(known)}; or give a .toml file")
+        raise ConfigError(f"recipe {name!r} is not known{_meant(name, known)} Known: {', '.join(known)}")
     return known[name]
+
+
+def _meant(name: str, known: Mapping[str, str]) -> str:
+    """What to do about a recipe that is not known."""
+    recipe, colon, preset = name.partition(":")
+    if colon and recipe in known:
+        return f"; a preset is chosen by --preset {preset}."
+    if Path(name).is_file():
+        return ", and of files only those are read that are called .toml."
+    near = get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]!r}?" if near else "; give one of those, or a .toml file."
 
 
 def summary(recipe: str) -> str:
@@ -59,30 +68,33 @@ def table(name: str, preset: str = "", overrides: Mapping[str, object] | None = 
     Raises:
         ConfigError: no such recipe or preset, or TOML that cannot be read.
     """
-    try:
-        merged = tomllib.loads(text(name))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{name}: not valid TOML: {error}") from None
+    merged = toml(text(name), name)
     presets = merged.pop("presets", {})
+    if not isinstance(presets, dict) or not all(isinstance(each, dict) for each in cast(Table, presets).values()):
+        raise ConfigError(f"{name}: presets: expected tables such as [presets.small], got {presets!r}")
     if preset and preset != "modern":
         if preset not in presets:
             raise ConfigError(f"preset {preset!r}: {name!r} has {['modern', *presets]}")
         merged = merge(merged, presets[preset])
-    given = (overrides or {}).get("imports")
+    overrides = overrides or {}
+    given = overrides.get("imports")
     if given is not None:
         merged["imports"] = _read(given, "imports", merged) if isinstance(given, str) else given
     own_modules(merged)
     # names first: another method or network drops the settings of the one before, not those given beside it
-    for path, value in sorted((overrides or {}).items(), key=lambda item: not item[0].endswith(".name")):
+    for path, value in sorted(overrides.items(), key=lambda item: not item[0].endswith(".name")):
         branch: Table = {}
         leaf = branch
         *parents, last = path.split(".")
         for part in parents:
             leaf[part] = leaf = {}
         leaf[last] = value if not isinstance(value, str) else _read(value, path, merged)
+        inner = [other for other in overrides if other.startswith(f"{path}.")]
+        if inner and not isinstance(leaf[last], dict):
+            raise ConfigError(f"{path} = {value!r} and {inner[0]} exclude each other: {path} is a table; leave one out")
         merged = merge(merged, branch)
-    if "data.path" in (overrides or {}) and "data.name" not in (overrides or {}):
-        merged.get("data", {}).pop("name", None)  # the recipe names its own data, these are others
+    if "data.path" in overrides and "data.name" not in overrides:
+        merged["data"].pop("name", None)  # the recipe names its own data, these are others
     return merged
 
 
@@ -136,12 +148,13 @@ def own_modules(table: Table) -> None:
 def _method_name(merged: Table) -> str:
     from fedbonsai.methods.registry import methods
 
-    name = merged.get("method", {}).get("name", "")
-    return name if name in methods() else ""
+    method: object = merged.get("method")
+    name = cast(Table, method).get("name") if isinstance(method, dict) else None
+    return name if isinstance(name, str) and name in methods() else ""
 
 
 def overrides_of(words: Sequence[str]) -> dict[str, object]:
-    """``--a.b value`` and ``--a.b=value`` as a mapping; a flag without a value means true.
+    """``--a.b value`` and ``--a.b=value`` as a mapping; a flag without a value means true, the last of one name counts.
 
     Raises:
         ConfigError: a word that belongs to no flag.
@@ -153,9 +166,9 @@ def overrides_of(words: Sequence[str]) -> dict[str, object]:
         if not word.startswith("--") or len(word) < 3:
             raise ConfigError(f"{word!r} belongs to no setting; write --a.b value")
         name, equals, value = word[2:].partition("=")
-        name = SHORT.get(name, name)
+        name = SHORT.get(name, name).replace("-", "_")
         if not equals:
             bare = not rest or (rest[0].startswith("--") and len(rest[0]) > 2)
             value = "true" if bare else rest.pop(0)
-        found[name.replace("-", "_")] = value
+        found[name] = value
     return found

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import platform
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+import torch
 from safetensors import torch as tensors
 
 from fedbonsai.data.federation import Federation
 from fedbonsai.errors import ConfigError, NothingLearned, Unwritable
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Arch, Model, keeping
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Folder, write
 from fedbonsai.runs.loop import Observer, loop
@@ -31,7 +30,7 @@ from fedbonsai.runs.recipes import own_modules
 from fedbonsai.runs.setup import Scene, scene
 from fedbonsai.runs.structure import structure, unstructure
 from fedbonsai.runs.trouble import fruitless
-from fedbonsai.text import text_of
+from fedbonsai.text import text_of, toml
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,11 @@ def execute(
     if resume:
         config = stored(folder)
     files = Folder(folder)
-    with files.alone():
+    with (
+        files.alone(),
+        keeping(),
+        torch.enable_grad(),
+    ):  # Ctrl-C may leave gradients off, for the next run in this process
         _execute(config, files, resume, observers, build)
     return load(folder)
 
@@ -132,7 +135,7 @@ def _execute(
             notes=_notes(stage),
         )
         write(files.config, text)
-    run = str(json.loads(files.info.read_text(encoding="utf-8"))["id"])
+    run = str(files.noted()["id"])
     try:
         if not files.split.exists():
             write(files.split, stage.federation.split.text().encode())
@@ -177,10 +180,7 @@ def _notes(stage: Scene) -> dict[str, str]:
 
 def _never_began(files: Folder) -> bool:
     """Whether a run failed before its first checkpoint: nothing is lost when its name is used again."""
-    return (
-        json.loads(files.info.read_text(encoding="utf-8")).get("status") == "failed"
-        and not (files.path / "checkpoint").exists()
-    )
+    return files.noted().get("status") == "failed" and not (files.path / "checkpoint").exists()
 
 
 def stored(folder: Path) -> RunConfig:
@@ -192,7 +192,7 @@ def stored(folder: Path) -> RunConfig:
     file = Folder(folder).config
     if not file.exists():
         raise ConfigError(f"{folder} holds no run (no config.toml); see `fedbonsai ls runs`")
-    table = tomllib.loads(text_of(file))
+    table = toml(text_of(file), str(file))
     own_modules(table)
     return structure(table, RunConfig)
 

@@ -174,8 +174,6 @@ def fleet_of(
     """
     if config.kind == "flower":
         raise ConfigError("fleet.kind = 'flower': real devices are driven by `fedbonsai run`, see docs/flower.md")
-    if config.kind == "pool" and not config.wire:
-        raise ConfigError("fleet.wire = false: worker processes always use the wire; use fleet.kind = 'local'")
     fleet: Fleet = LocalFleet(people, config.wire) if config.kind == "local" else PoolFleet(people, config.workers)
     fleet = Metered(fleet, ledger)
     if config.flaky:
@@ -194,6 +192,10 @@ def scene(config: RunConfig, split: Path | None = None, answers: Path | None = N
     held = federation(config, split)
     if faults := too_many(config.method, len(held.ids)):
         raise ConfigError(faults[0])
+    if not any(len(part) for part in held.train):
+        raise ConfigError(
+            f"no client has training samples in the split {config.data.split or 'of these data'}; draw another"
+        )
     if config.target and not any(len(part) for part in held.valid):
         raise ConfigError(
             f"target = {config.target:g} is an accuracy on the clients' validation parts, and no client has one: "

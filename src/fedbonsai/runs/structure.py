@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
+from importlib.resources import files
 from itertools import pairwise
 from math import inf, isfinite
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -17,7 +18,7 @@ from cattrs.errors import BaseValidationError, IterableValidationNote
 from cattrs.gen import make_dict_structure_fn, override
 
 from fedbonsai.errors import ConfigError
-from fedbonsai.methods.registry import method_class
+from fedbonsai.methods.registry import method_class, methods
 from fedbonsai.stages.choice import Choice
 from fedbonsai.stages.codec import Chain, parse
 
@@ -72,7 +73,10 @@ def _method(value: object, _: object) -> object:
     if not isinstance(value, dict) or not isinstance(cast(Table, value).get("name"), str):
         raise ValueError(f"expected a table with the method's name, got {value!r}")
     table = dict(cast(Table, value))
-    made = converter().structure(table, method_class(table.pop("name")))
+    name = str(table.pop("name"))
+    if name not in methods() and (files("fedbonsai.recipes") / f"{name}.toml").is_file():
+        raise ValueError(f"{name!r} is a recipe, not a method: begin with it: fedbonsai cp {name} my.toml")
+    made = converter().structure(table, method_class(name))
     if isinstance(cohort := getattr(made, "cohort", 0), int) and cohort < 0:
         raise ValueError(f"cohort = {cohort}: expected a number >= 0, where 0 asks all devices")
     return made
@@ -101,7 +105,15 @@ def _is_table(kind: Any) -> bool:
 
 def _strict_table(cls: Any) -> Any:
     lax = {field.name: override(struct_hook=_may_be_infinite) for field in fields(cls) if field.default == inf}
-    return make_dict_structure_fn(cls, cast(Converter, _converter), _cattrs_forbid_extra_keys=True, **lax)  # type: ignore[arg-type]
+    made: Any = make_dict_structure_fn(cls, cast(Converter, _converter), _cattrs_forbid_extra_keys=True, **lax)  # type: ignore[arg-type]
+
+    def hook(value: object, kind: Any) -> object:
+        if not isinstance(value, dict):
+            known = ", ".join(field.name for field in fields(cls))
+            raise ValueError(f"expected a table of settings ({known}), got {value!r}")
+        return made(cast(Table, value), kind)
+
+    return hook
 
 
 def _may_be_infinite(value: object, _: object) -> float:

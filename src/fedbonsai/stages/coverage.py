@@ -1,7 +1,7 @@
 """The mean of models that keep different weights: each coordinate over the devices that kept it.
 
-Section 1.3, step 7 and section 1.5 of the specification of wireless pruning. Dividing by the number of all devices would
-shrink a coordinate by the share that kept it, every round; here uncovered coordinates keep the server's value.
+specs/wireless §1.3 step 7 and §1.5. Dividing by the number of all devices would shrink a coordinate by the share that
+kept it, every round; here uncovered coordinates keep the server's value.
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ class Tally:
 
 
 def _message(counts: list[int], chain: Chain) -> int:
-    """B_msg of the specification: affine codes, a scale and a zero-point for each tensor; else 4 bytes a value.
+    """B_msg of specs/fl-pqsu §2: affine codes, a scale and a zero-point for each tensor; else 4 bytes a value.
 
     Its rule knows no channels, sparsity or entropy coding; what these save is in the ledger only.
     """

@@ -1,7 +1,7 @@
 """How much each update counts: by examples, and by its distance to the others.
 
-Section 3.2 of the specification of sparse collaborative learning (our definition; the article states only that the
-weights follow from Euclidean distances). ``beta = 0`` is FedAvg.
+specs/collaborative §3.2 (our definition; the article states only that the weights follow from Euclidean
+distances). ``beta = 0`` is FedAvg.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A round of wireless pruning between server and devices: mask, personal phase, global phase, upload, coverage mean.
 
-Steps 2 to 7 of section 1.3 of the specification. Masks are derived at both ends (`stages.pruning.derived_masks`), personal
+specs/wireless §1.3 step 2 to §1.3 step 7. Masks are derived at both ends (`stages.pruning.derived_masks`), personal
 weights stay in the client's memory (`stages.personal`), and only kept weights go up.
 """
 

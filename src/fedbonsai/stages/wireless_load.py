@@ -1,6 +1,6 @@
 """What a round costs a device: the four numbers a, b, s0, s1 of the allocation, from a model, its split and a cost model.
 
-Sections 2.1 to 2.3 of the specification of wireless pruning: T = a + b x + (s0 + s1 x) / R, with x the kept fraction of
+specs/wireless §2.1 to §2.3: T = a + b x + (s0 + s1 x) / R, with x the kept fraction of
 the prunable weights. Cycles for each sample and weight are its default; `profile` takes a device's data sheet
 (`fedbonsai.devices`), `measured` one's own times, and refuses them where no line fits.
 """
@@ -28,7 +28,7 @@ from fedbonsai.stages.wireless_exchange import EXACT
 from fedbonsai.tree import seed_of, size
 from fedbonsai.work import Episode
 
-LEAST_R2 = 0.98  # of an affine fit to measured times (section 7.2)
+LEAST_R2 = 0.98  # of an affine fit to measured times (specs/wireless §7.2)
 LEVEL = 0.02  # measured times that differ by no more than this do not depend on the kept fraction
 
 
@@ -131,7 +131,7 @@ class Cycles(Compute):
         return self.slowest + draws * (self.fastest - self.slowest)
 
     def seconds(self, parts: Parts, work: Passes, batch: int, ids: Sequence[str], seed: int) -> tuple[Floats, Floats]:
-        """The sums over layers of section 2.2."""
+        """The sums over layers of specs/wireless §2.2."""
         once = self.forward + self.backward
         if work.joint:
             shared = own = work.shared * once

@@ -1,7 +1,7 @@
 """Who prunes how far, on what band and what is sent in a round: the plan before training, and its correction after it.
 
-The rules are the optimum of `fedbonsai.stages.allocation` and the baselines to compare it with (sections 4 and 6 of the
-specification of wireless pruning). A deadline is a share of T_full, the shortest round without pruning.
+The rules are the optimum of `fedbonsai.stages.allocation` and the baselines to compare it with
+(specs/wireless §4 and §6). A deadline is a share of T_full, the shortest round without pruning.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from flwr.serverapp.strategy import FedAvg
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.flower.codec import CompressedStrategy, codec_mod
 from fedbonsai.fleets.flower.grid import InProcessGrid, run_in_process
+from tests.moments import HANGS
 
 SIZE, STEP = 4000, np.float32(0.05)
 
@@ -59,7 +60,7 @@ def run(monkeypatch, mods, wrap=lambda strategy: strategy, rounds=8, break_node=
         strategy = wrap(FedAvg(min_available_nodes=2))
         strategy.summary = lambda: None
         start = ArrayRecord({"w": Array(np.zeros(SIZE, np.float32)), "seen": Array(np.zeros(1, np.int64))})
-        found.append(strategy.start(grid=grid, initial_arrays=start, num_rounds=rounds, timeout=10))
+        found.append(strategy.start(grid=grid, initial_arrays=start, num_rounds=rounds, timeout=HANGS))
 
     monkeypatch.setattr("fedbonsai.fleets.flower.grid.InProcessGrid", Counting)
     Counting.up = 0

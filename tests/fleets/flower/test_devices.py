@@ -34,6 +34,7 @@ from fedbonsai.runs.recipes import load
 from fedbonsai.wire import decode, encode
 from tests.fleets.flower.nodes import FORM, workers
 from tests.fleets.tasks import Question, clients
+from tests.moments import HANGS
 
 GREY = Form((1, 4, 4), ("cat", "dog"), (0.5,), (0.25,))
 COLOUR = Form((3, 4, 4), ("cat", "dog"), (0.5, 0.5, 0.0), (0.25, 0.5, 1.0))
@@ -357,7 +358,7 @@ def test_no_bytes_stop_a_resident_worker(resident, raw):
     with connect(folder) as peer:
         peer.sendall(raw)
         peer.shutdown(socket.SHUT_WR)
-        peer.settimeout(5)
+        peer.settimeout(HANGS)
         with suppress(ConnectionResetError):  # it hung up before it had read all
             answer = peer.recv(1 << 16)
             assert not answer or answer[0] == REFUSED

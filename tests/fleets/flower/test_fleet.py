@@ -4,8 +4,6 @@ import ast
 import random
 import resource
 import shutil
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +35,31 @@ from tests.fleets.test_fleets import silences, talk
 
 ROUND = Scope("r", 1, 0, 0)
 ZERO = Question(torch.tensor(0.0))
+
+
+class Clock:
+    """The fleet's time: it passes only while the fleet sleeps, so no wait hangs on how fast this machine is."""
+
+    def __init__(self):
+        self.now, self.then = 0.0, []
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+        for due in [each for each in self.then if each[0] <= self.now]:
+            self.then.remove(due)
+            due[1]()
+
+    def after(self, seconds, happens):
+        self.then.append((self.now + seconds, happens))
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    monkeypatch.setattr(fleet_module, "time", made := Clock())
+    return made
 
 
 def calls(fleet, t=0, attempt=0, commit=True, at_least=1):
@@ -318,23 +341,20 @@ def deaf(grid, *nodes):
     grid.change = lambda node, replies: [] if node in nodes else replies
 
 
-def test_a_node_that_never_says_who_it_is_does_not_keep_the_others_waiting(tmp_path):
+def test_a_node_that_never_says_who_it_is_does_not_keep_the_others_waiting(tmp_path, clock):
     hands = workers(clients(3), tmp_path)
     grid = Wire(hands)
     first, second, third = hands
     deaf(grid, first)
-    began = time.monotonic()
     assert len(FlowerFleet(grid, FORM, expect=2, poll=0.01, patience=60).devices) == 2
+    assert clock.now == 0
     grid.there = [first, second]  # and who comes later is met while it is waited for
-    timer = threading.Timer(0.2, lambda: grid.there.append(third))
-    timer.start()
+    clock.after(0.2, lambda: grid.there.append(third))
     assert len(FlowerFleet(grid, FORM, expect=2, poll=0.01, patience=60).devices) == 2
-    timer.join()
-    assert time.monotonic() - began < 20
+    assert clock.now == pytest.approx(0.2)
 
 
-def test_a_round_waits_once_for_a_strange_node_and_hears_it_later(tmp_path, monkeypatch):
-    monkeypatch.setattr(fleet_module, "GREETING", 0.4)
+def test_a_round_waits_once_for_a_strange_node_and_hears_it_later(tmp_path, monkeypatch, clock):
     hands = workers(clients(2), tmp_path)
     grid = Wire(hands)
     gone, strange = list(hands)
@@ -351,11 +371,12 @@ def test_a_round_waits_once_for_a_strange_node_and_hears_it_later(tmp_path, monk
     fleet._patience = 0.0
     asked, push = [], grid.push_messages
     monkeypatch.setattr(grid, "push_messages", lambda messages: push([asked.append(m) or m for m in messages]))
-    began = time.monotonic()
     calls(fleet, 0, at_least=0)
-    assert time.monotonic() - began >= 0.4
+    waited = clock.now
+    assert fleet_module.GREETING <= waited < fleet_module.GREETING + 1
     for t in (1, 2):
         calls(fleet, t, at_least=0)
+    assert clock.now < waited + 1
     assert len(asked) == 1  # later rounds ask nobody, and so wait for nobody
     (hello_of_it,) = held
     assert len(fleet._hailed) == 1
@@ -366,7 +387,6 @@ def test_a_round_waits_once_for_a_strange_node_and_hears_it_later(tmp_path, monk
 
 
 def test_a_question_that_expired_makes_no_round_wait_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(fleet_module, "GREETING", 0.1)
     monkeypatch.setattr(fleet_module, "AGAIN", 0.0)
     gone, strange = hands = workers(clients(2), tmp_path)
     grid = Wire(hands)
@@ -386,19 +406,17 @@ def test_a_question_that_expired_makes_no_round_wait_again(tmp_path, monkeypatch
     assert asked == [question]  # nobody asks, or waits, again so soon
 
 
-def test_a_round_waits_while_nobody_is_there(tmp_path):
+def test_a_round_waits_while_nobody_is_there(tmp_path, clock):
     hands = workers(clients(2), tmp_path)
     grid = Wire(hands)
     fleet = FlowerFleet(grid, FORM, expect=2, poll=0.01, patience=0.5)
     there, grid.there = grid.there, []
-    timer = threading.Timer(0.2, lambda: setattr(grid, "there", there))
-    timer.start()
+    clock.after(0.2, lambda: setattr(grid, "there", there))
     assert calls(fleet, 0)[0] == {"00": 1, "01": 1}
-    timer.join()
+    assert clock.now == pytest.approx(0.2)
     grid.there = []
-    began = time.monotonic()
     heard, silent = calls(fleet, 1, at_least=0)
-    assert 0.4 < time.monotonic() - began < 2
+    assert clock.now == pytest.approx(0.2 + 0.5, abs=0.02)
     assert (heard, {silence.reason for silence in silent.values()}) == ({}, {"not connected"})
 
 
@@ -434,40 +452,41 @@ def test_a_device_whose_disk_is_full_is_silent(tmp_path):
 class Slow(InProcessGrid):
     """Replies of a node come a time after the request was sent."""
 
-    def __init__(self, hands, delays):
+    def __init__(self, hands, delays, clock):
         super().__init__(client_app(lambda context: hands[context.node_id]), {node: {} for node in hands})
-        self.delays, self.sent = delays, {}
+        self.delays, self.clock, self.sent = delays, clock, {}
 
     def push_messages(self, messages):
         messages = list(messages)
         ids = super().push_messages(messages)
         for id, letter in zip(ids, messages, strict=True):
             wait = self.delays.get(letter.metadata.dst_node_id, 0) if letter.metadata.message_type == "train" else 0
-            self.sent[id] = time.monotonic() + wait
+            self.sent[id] = self.clock.now + wait
         return ids
 
     def pull_messages(self, message_ids):
-        return super().pull_messages([id for id in message_ids if self.sent[id] <= time.monotonic()])
+        return super().pull_messages([id for id in message_ids if self.sent[id] <= self.clock.now])
 
 
-def slow(folder, delays, **more):
+def slow(folder, clock, delays, **more):
     hands = workers(clients(3), folder)
     nodes = {hand.device: node for node, hand in hands.items()}
-    return FlowerFleet(Slow(hands, {nodes[id]: s for id, s in delays.items()}), FORM, expect=3, poll=0.01, **more)
+    grid = Slow(hands, {nodes[id]: seconds for id, seconds in delays.items()}, clock)
+    return FlowerFleet(grid, FORM, expect=3, poll=0.01, **more)
 
 
-def test_an_ask_ends_at_its_deadline(tmp_path):
-    fleet = slow(tmp_path, {"00": 5.0, "02": 0.1}, deadline=0.4)
-    began = time.monotonic()
+def test_an_ask_ends_at_its_deadline(tmp_path, clock):
+    fleet = slow(tmp_path, clock, {"00": 5.0, "02": 0.1}, deadline=0.4)
     heard, silent = calls(fleet, 0)
-    assert time.monotonic() - began < 2
+    assert clock.now == pytest.approx(0.4, abs=0.02)
     assert heard == {"01": 1, "02": 1}
     assert list(silent) == ["00"]
 
 
-def test_an_ask_ends_when_enough_have_answered_and_answers_keep_their_order(tmp_path):
-    fleet = slow(tmp_path, {"00": 0.2, "01": 5.0}, deadline=4.0, first=2)
+def test_an_ask_ends_when_enough_have_answered_and_answers_keep_their_order(tmp_path, clock):
+    fleet = slow(tmp_path, clock, {"00": 0.2, "01": 5.0}, deadline=4.0, first=2)
     heard, silent = calls(fleet, 0)
+    assert clock.now == pytest.approx(0.2, abs=0.02)
     assert list(heard) == ["00", "02"]
     assert silent["01"].reason == "enough others answered"
 

@@ -14,10 +14,12 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.flower import certificates, gate
 from fedbonsai.fleets.flower.gate import Gate
 from fedbonsai.fleets.flower.processes import free_port
+from tests.moments import HANGS
 
 SEEN = []
 HEADERS = []
 INNER_PORT = []
+GATE = []
 
 
 class Link(BaseHTTPRequestHandler):
@@ -54,6 +56,7 @@ def door(tmp_path_factory):
     port = free_port()
     made = Gate("127.0.0.1", port, link.server_port, *files)
     made.start()
+    GATE[:] = [made]
     yield port, files
     made.close()
     link.shutdown()
@@ -147,19 +150,30 @@ def test_a_proxy_for_elsewhere_and_old_tls_are_not_used(door, monkeypatch):
 def link(door):
     port, files = door
     context = ssl.create_default_context(cafile=files[0])
-    return context.wrap_socket(socket.create_connection(("localhost", port), 10), server_hostname="localhost")
+    return context.wrap_socket(socket.create_connection(("localhost", port), HANGS), server_hostname="localhost")
 
 
 def said(peer):
-    """All that comes until the other end hangs up or has nothing to say for a while."""
-    peer.settimeout(1)
+    """All that comes until the other end hangs up."""
     data = b""
-    try:
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
         while part := peer.recv(1 << 16):
             data += part
-    except (TimeoutError, ConnectionError, ssl.SSLError):
-        pass
     return data
+
+
+def status(peer):
+    """The number of the answer that comes."""
+    answer = http.client.HTTPResponse(peer, method="POST")
+    answer.begin()
+    return answer.status
+
+
+def until(true):
+    limit = time.monotonic() + HANGS
+    while not true():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
 
 
 INNER = b"POST /v1/control/start-run HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
@@ -183,12 +197,15 @@ HEAD = b"POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\n"
         HEAD + b"X: y\r\n" * 20_000,
     ],
 )
-def test_nothing_is_smuggled_past_the_gate(door, raw):
+def test_nothing_is_smuggled_past_the_gate(door, monkeypatch, raw):
     SEEN.clear()
-    with link(door) as peer:
-        with contextlib.suppress(ConnectionError, ssl.SSLError):  # it may hang up before the end
-            peer.sendall(raw)
-        answer = said(peer)
+    with monkeypatch.context() as soon:
+        for name in ("SILENCE", "IDLE"):  # it hangs up when all is answered, or nothing more comes
+            soon.setattr(gate, name, 0.3)
+        with link(door) as peer:
+            with contextlib.suppress(ConnectionError, ssl.SSLError):  # or before the end
+                peer.sendall(raw)
+            answer = said(peer)
     assert {path for path, _, _ in SEEN} <= {"/v1/fleet/push-object"}
     assert all(body == b"" for _, _, body in SEEN)
     assert answer.count(b"HTTP/1.1 200") == len(SEEN)
@@ -200,45 +217,57 @@ def test_headers_that_only_a_neighbour_may_say_stop_here(door):
     with link(door) as peer:
         peer.sendall(HEAD + b"X-Forwarded-For: 127.0.0.1\r\nForwarded: for=127.0.0.1\r\nExpect: x\r\n")
         peer.sendall(b"flwr-signature: s\r\nContent-Length: 1\r\n\r\na")
-        assert b"200 OK" in said(peer)
+        assert status(peer) == 200
     assert "flwr-signature" in HEADERS[0]
     assert not {"x-forwarded-for", "forwarded", "expect"} & HEADERS[0]
 
 
-@pytest.mark.slow
 def test_who_asks_for_nothing_is_cut_off_and_who_asks_is_not(door, monkeypatch):
-    monkeypatch.setattr(gate, "SILENCE", 0.2)
-    for begun in (b"", HEAD):
-        with link(door) as peer:
-            peer.sendall(begun)
-            began = time.monotonic()
-            peer.settimeout(10)
-            with contextlib.suppress(ConnectionError, ssl.SSLError):
-                assert peer.recv(1) == b""
-            assert time.monotonic() - began < 5
+    looks, look = [], gate.Impatient._look
+    monkeypatch.setattr(gate.Impatient, "_look", lambda made: looks.append(made) or look(made))
+    with monkeypatch.context() as soon:
+        soon.setattr(gate, "SILENCE", 0.05)
+        for begun in (b"", HEAD):
+            with link(door) as peer:
+                with contextlib.suppress(ConnectionError, ssl.SSLError):  # it may be cut off before it has begun
+                    peer.sendall(begun)
+                assert said(peer) == b""
+    met, connect = [], gate.Impatient.connection_made
+    monkeypatch.setattr(gate.Impatient, "connection_made", lambda made, way: met.append(made) or connect(made, way))
     with link(door) as peer:
         peer.sendall(HEAD + b"Content-Length: 2\r\n\r\na")
-        time.sleep(1)
+        until(lambda: met and met[0].cycle is not None)  # it asks; only now looks come one after the other
+        monkeypatch.setattr(gate, "SILENCE", 0.05)
+        met[0].loop.call_soon_threadsafe(met[0]._look)
+        until(lambda: looks.count(met[0]) >= 5)
+        monkeypatch.undo()
         peer.sendall(b"b")
-        assert b"200 OK" in said(peer)
+        assert status(peer) == 200
 
 
 def test_a_body_that_does_not_come_is_given_up(door, monkeypatch):
-    monkeypatch.setattr(gate, "IDLE", 0.2)
-    with link(door) as peer:
-        peer.sendall(HEAD + b"Content-Length: 2\r\n\r\na")
-        assert b" 408 " in said(peer)
+    with monkeypatch.context() as soon:
+        soon.setattr(gate, "IDLE", 0.2)
+        with link(door) as peer:
+            peer.sendall(HEAD + b"Content-Length: 2\r\n\r\na")
+            assert status(peer) == 408
     assert ask(door, "/v1/fleet/push-object", b"ab")[0] == 200
 
 
-@pytest.mark.slow
 def test_requests_wait_while_there_is_no_room_for_them(door, monkeypatch):
     monkeypatch.setattr(gate, "HELD", 1000)
+    asked, room = [], Gate._room
+    monkeypatch.setattr(Gate, "_room", lambda made, size: asked.append(size) or room(made, size))
+    SEEN.clear()
     with link(door) as first, link(door) as second:
         first.sendall(HEAD + b"Content-Length: 900\r\n\r\n" + bytes(899))
-        time.sleep(0.3)
+        until(lambda: GATE[0]._held == 900)
         second.sendall(HEAD + b"Content-Length: 500\r\n\r\n" + bytes(500))
-        assert said(second) == b""
+        until(lambda: asked == [900, 500])
+        second.settimeout(0.3)
+        with pytest.raises(TimeoutError):  # it waits: nothing is said to it
+            second.recv(1)
+        second.settimeout(HANGS)
+        assert (GATE[0]._held, SEEN) == (900, [])
         first.sendall(b"a")
-        assert b"200 OK" in said(first)
-        assert b"200 OK" in said(second)
+        assert status(first) == status(second) == 200

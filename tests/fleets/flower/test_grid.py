@@ -8,6 +8,7 @@ from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from fedbonsai.fleets.flower.grid import InProcessGrid, run_in_process
+from tests.moments import HANGS
 
 
 def app():
@@ -40,7 +41,7 @@ def test_an_unmodified_fedavg_app_runs_and_averages():
             grid=grid,
             initial_arrays=ArrayRecord([np.zeros(3, np.float32)]),
             num_rounds=context.run_config["rounds"],
-            timeout=10,
+            timeout=HANGS,
         )
         seen.append((result.arrays.to_numpy_ndarrays()[0], result.train_metrics_clientapp))
 

@@ -1,8 +1,8 @@
 """What keeps a device from its server is said before Flower tries: address, authority, names, clock."""
 
+import datetime
 import socket
 import threading
-import time
 
 import pytest
 
@@ -63,8 +63,10 @@ def test_a_strange_authority_and_a_certificate_for_other_names_are_told_apart(se
 @pytest.mark.parametrize(("ahead", "way"), [(7, "ahead of"), (-310, "behind"), (4, ""), (-300, "")])
 def test_a_clock_that_flower_would_refuse_is_told(server, monkeypatch, ahead, way):
     port, ca = server
-    now = time.time
-    monkeypatch.setattr(reach.time, "time", lambda: now() + ahead)
+    told = datetime.datetime.now(datetime.UTC).replace(microsecond=0)  # how old an answer is depends on the machine
+    real = reach.parsedate_to_datetime
+    monkeypatch.setattr(reach, "parsedate_to_datetime", lambda text: told if real(text) else None)
+    monkeypatch.setattr(reach.time, "time", lambda: told.timestamp() + 0.5 + ahead)
     if not way:
         assert reach.reach(f"localhost:{port}", ca) == ""
         return

@@ -32,6 +32,7 @@ from fedbonsai.runs.submit import _error, resume_all, submit
 from fedbonsai.wire import encode
 from tests.cases import SMALL
 from tests.fleets.flower.nodes import grid_of
+from tests.moments import HANGS
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +86,7 @@ def test_a_server_and_a_device_are_the_only_ones_of_their_folders(capsys):
     federation = Federation(Path("federation"))
     federation.prepare(1)
     assert federation.folder.stat().st_mode & 0o077 == 0
-    link = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "flower-superlink"])
+    link = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()", "flower-superlink"])
     remember(federation.link, link.pid)
     federation.state.write_text(json.dumps({"pid": 1, "port": 1, "inner": 1}))
     assert "start it: fedbonsai serve" in fails(capsys, "run", "fedavg", "--fleet", "flower")  # left by a dead one
@@ -352,14 +353,14 @@ def test_a_job_that_fails_says_why(job):
 
 def test_a_process_that_was_left_behind_is_ended_and_no_other(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")  # a narrow terminal hides nothing
-    left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "flower-superlink"])
+    left = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()", "flower-superlink"])
     try:
         remember(tmp_path / "pid", left.pid)
         forget(tmp_path / "pid", "flwr-serverapp")  # the number was given to another program
         assert left.poll() is None
         remember(tmp_path / "pid", left.pid)
         forget(tmp_path / "pid", "flower-superlink")
-        assert left.wait(10) == -9
+        assert left.wait(HANGS) == -9
     finally:
         left.kill()
         left.wait()
@@ -370,14 +371,14 @@ def test_a_process_that_was_left_behind_is_ended_and_no_other(tmp_path, monkeypa
 
 def test_a_group_is_ended_though_its_leader_is_gone_and_a_member_does_not_listen(tmp_path, monkeypatch):
     monkeypatch.setattr("fedbonsai.fleets.flower.processes.GRACE", 0.5)
-    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x', flush=True); time.sleep(60)"
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x', flush=True); signal.pause()"
     code = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {deaf!r}]); print(p.pid, flush=True)"
     leader = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
     said = {leader.stdout.readline().strip(), leader.stdout.readline().strip()}
     (member,) = said - {b"x"}
-    leader.wait(10)
+    leader.wait(HANGS)
     stop(leader)
-    until = time.monotonic() + 10
+    until = time.monotonic() + HANGS
     while Path(f"/proc/{int(member)}").exists() and _runs(int(member)):
         assert time.monotonic() < until
         time.sleep(0.05)

@@ -1,7 +1,7 @@
 """Who gets how much of the uplink and how far each prunes, so that a round meets its deadline.
 
 The problem is that of PMP (Liu, Ratnarajah, Sellathurai, Eldar 2024) in words; the cost model, the closed forms and the
-solvers are re-derived in the specification, sections 2 and 4, and checked by independent solvers.
+solvers are re-derived in specs/wireless §2 and §4, and checked by independent solvers.
 """
 
 from fedbonsai.stages.allocation.baselines import alternating, decoupled, drop_stragglers, equal_bandwidth

@@ -1,4 +1,4 @@
-"""Plans to compare the optimum with (specification, 4.4 and 6); whom a plan cannot serve in time is left out."""
+"""Plans to compare the optimum with (specs/wireless §4.4 and §6); whom a plan cannot serve in time is left out."""
 
 from __future__ import annotations
 

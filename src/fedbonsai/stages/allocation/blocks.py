@@ -1,4 +1,4 @@
-"""Whole resource blocks instead of any bandwidth (specification, 7.6).
+"""Whole resource blocks instead of any bandwidth (specs/wireless §7.6).
 
 Every device starts with the fewest blocks that let it take part; each further block goes where it saves the most weighted
 pruning, which is exact, since the gains of a device's successive blocks fall. As with any bandwidth, a price is bisected:

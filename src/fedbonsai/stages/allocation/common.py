@@ -1,4 +1,4 @@
-"""One pruning ratio for all devices; also the fairest plan, that of the least greatest ratio (specification, 4.6)."""
+"""One pruning ratio for all devices; also the fairest plan, that of the least greatest ratio (specs/wireless §4.6)."""
 
 from __future__ import annotations
 

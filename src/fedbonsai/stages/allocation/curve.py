@@ -1,8 +1,8 @@
 """How much of its model a device can keep on a given band: a concave, rising function.
 
 From one row, seconds(x, B) <= limit, follows x <= g(B) = ((T - a) R - s0) / (b R + s1), concave in B since it is concave
-and rising in R (specification, 4.2 and 4.4). A second row, such as energy, has the same form with other numbers; the
-least of concave functions is concave, so every solver here works on any number of rows (7.4).
+and rising in R (specs/wireless §4.2 and §4.4). A second row, such as energy, has the same form with other numbers; the
+least of concave functions is concave, so every solver here works on any number of rows (specs/wireless §7.4).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A budget of energy as one more row of the same form as the latency (specification, 7.4).
+"""A budget of energy as one more row of the same form as the latency (specs/wireless §7.4).
 
 A device spends fixed + pruned x joules on compute and power (s0 + s1 x)/R on the uplink. Divided by the power, the
 budget reads like a deadline: fixed/power + (pruned/power) x + (s0 + s1 x)/R <= limit/power, in seconds.

@@ -1,4 +1,4 @@
-"""What to do where no plan serves all devices: drop some, or wait longer (specification, 7.3)."""
+"""What to do where no plan serves all devices: drop some, or wait longer (specs/wireless §7.3)."""
 
 from __future__ import annotations
 

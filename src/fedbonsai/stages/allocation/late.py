@@ -1,4 +1,4 @@
-"""The upload by the channel as it turned out: bands anew, and less sent where that is late (specification, 7.2).
+"""The upload by the channel as it turned out: bands anew, and less sent where that is late (specs/wireless §7.2).
 
 A ratio is chosen before training, by a predicted channel; the uplink is seen after it. What was trained stays; each
 device may send only the largest of its kept entries, and its mask shrinks for the mean.

@@ -1,9 +1,9 @@
 """Where the SNR does not depend on the band: the rate is linear in it, and the optimum has a closed form.
 
 With R = eta B, the band of a device between its bounds is linear in nu = 1/sqrt(mu), mu the price of bandwidth; the sum
-over devices is piecewise linear in nu, so after a sort of the 2K ends one linear equation is left (specification, 4.5).
-A device with b = 0 has one nu at which it takes anything between its bounds: with b = 0 for all, bands are filled in
-order of gain per Hz, as in a linear programme.
+over devices is piecewise linear in nu, so after a sort of the 2K ends one linear equation is left (specs/wireless
+§4.5). A device with b = 0 has one nu at which it takes anything between its bounds: with b = 0 for all, bands are
+filled in order of gain per Hz, as in a linear programme.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The least latency at given kept fractions: all devices end at once (specification, 4.7)."""
+"""The least latency at given kept fractions: all devices end at once (specs/wireless §4.7)."""
 
 from __future__ import annotations
 

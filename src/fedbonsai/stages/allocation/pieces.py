@@ -1,4 +1,4 @@
-"""Compute that is not affine in the kept fraction: the chords of measured points (specification, 7.2).
+"""Compute that is not affine in the kept fraction: the chords of measured points (specs/wireless §7.2).
 
 As long as the points are convex, the greatest chord is the interpolant between them, and each chord is a row of the
 problem like the one an affine model has; the optimum stays exact. Beyond the outer points the outer chords go on.

@@ -1,7 +1,7 @@
 """What is to be allocated, and the answer: loads of devices and plans.
 
 A device's round takes a + b x + (s0 + s1 x) / R seconds, where x is the kept fraction of its prunable weights and R its
-uplink rate (specification, 2.1). Whatever a cost model says, it must come to these four numbers.
+uplink rate (specs/wireless §2.1). Whatever a cost model says, it must come to these four numbers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The uplink rate, its slope in the bandwidth, and its inverse by the lower branch of Lambert's W.
 
 B log2(1 + P/B) is concave in B with the ceiling P/ln 2. A cap on bit/s/Hz makes it linear in narrow bands, and it stays
-concave. See the specification, 4.3 and 4.9, for the derivation and for where a plain evaluation loses its digits.
+concave. See specs/wireless §4.3 and §4.9 for the derivation and for where a plain evaluation loses its digits.
 """
 
 from __future__ import annotations

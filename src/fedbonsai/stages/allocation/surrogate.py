@@ -1,4 +1,4 @@
-"""The true error of pruning by magnitude, in place of the ratio (specification, 7.5).
+"""The true error of pruning by magnitude, in place of the ratio (specs/wireless §7.5).
 
 Pruning the smallest fraction rho of u leaves the error e(rho) = |u - u m|^2 / |u|^2: convex, rising, never above rho. The
 server knows u, so it can minimise the sum of e(rho_k) rather than of rho_k; the solver is the same.

@@ -2,8 +2,8 @@
 
 With every device pruning as little as its band allows, what is left is min sum alpha_k [1 - g_k(B_k)]+ over sum B_k <=
 B_tot: convex and separable, though the problem in (ratio, bandwidth) is not. At the optimum every device that is at no
-bound gains the same, mu, from one Hz more (specification, 4.4 and 4.9). Bands span decades, so both searches run on
-logarithms.
+bound gains the same, mu, from one Hz more (specs/wireless §4.4 and §4.9). Bands span decades, so both searches
+run on logarithms.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def bits_only(curves: Curve) -> bool:
 
 
 def _closed(curves: Curve, alpha: Floats) -> Callable[[float], Floats]:
-    """B = P (-w)/(1 + w), w = W0(-exp(-1 - c)), c = mu ln2 s1/(alpha (T - a)), for b = 0 (specification, 4.4)."""
+    """B = P (-w)/(1 + w), w = W0(-exp(-1 - c)), c = mu ln2 s1/(alpha (T - a)), for b = 0 (specs/wireless §4.4)."""
     scale = LN2 * curves.s1 / (alpha * curves.left[0])
 
     def at(mu: float) -> Floats:

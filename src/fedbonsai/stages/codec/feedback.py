@@ -28,7 +28,8 @@ def apply(
     """Compress an update, with the feedback that the chain asks for.
 
     EF14: x = D + e; send C(x); e = x - xhat, with xhat as the receiver decodes it, so that also the error of the
-    quantizer returns. EF21: send C(D - g); g += xhat. Without feedback the memory comes back as it is.
+    quantizer returns; what is owed to a tensor that is now sent as it is, is sent with it. EF21: send C(D - g);
+    g += xhat. Without feedback the memory comes back as it is.
 
     Args:
         chain: stages.
@@ -49,15 +50,15 @@ def apply(
         return chain.pack(tree, seed, mask), dict(memory)
     key = "residual" if isinstance(stage, EF14) else "estimate"
     held, missed = _held(memory, key, stage.reset, round, tree)
-    target: Weights = dict(tree)
-    for name in fed_back(chain, tree, mask):
-        if name in held and isinstance(stage, EF14):
-            target[name] = torch.add(tree[name], held[name], alpha=stage.decay if missed > 0 else 1.0)
-        elif name in held:
-            target[name] = tree[name] - held[name]
+    names = fed_back(chain, tree, mask)
+    if isinstance(stage, EF14):
+        alpha = stage.decay if missed > 0 else 1.0
+        owed = {name: torch.add(tree[name], value, alpha=alpha) for name, value in held.items()}
+    else:
+        owed = {name: tree[name] - held[name] for name in names if name in held}
+    target: Weights = {**tree, **owed}
     packed = chain.pack(target, seed, mask)
     sent = packed.sparse(tree, mask)
-    names = fed_back(chain, tree, mask)
     if isinstance(stage, EF14):
         kept = {name: _moved(target[name], sent[name], -1) for name in names}
     else:
@@ -116,11 +117,14 @@ def _held(memory: Mapping[str, Any], key: str, reset: int, round: int | None, tr
     """What the memory holds, unless too many rounds were missed, and how many were."""
     last = cast("int | None", memory.get("round"))
     missed = 0 if last is None or round is None else max(0, round - last - 1)
+    if key == "estimate" and memory.get("residual"):
+        raise ValueError("a residual of ef14 is held, the chain feeds back by ef21; drop the memory when it changes")
     held = cast("Tree", memory.get(key, {})) if not (reset and missed >= reset) else {}
     for name, value in held.items():
-        if name in tree and value.shape != tree[name].shape:
+        if name not in tree or value.shape != tree[name].shape:
+            now = list(tree[name].shape) if name in tree else "no such tensor"
             raise ValueError(
-                f"{key} of {name!r} has shape {list(value.shape)}, the update {list(tree[name].shape)}; "
+                f"{key} of {name!r} has shape {list(value.shape)}, the update {now}; "
                 "drop the memory when the architecture changes"
             )
     return held, missed

@@ -1,7 +1,7 @@
 """What passes between server and devices when FedTiny chooses among candidates, and the devices' two passes.
 
-Huang et al., ICDCS 2023 (arXiv 2212.01977), section 1.2. Pass A measures the normalisation statistics of every candidate,
-pass B its loss with the merged ones. Candidates of one model are nested, layer by layer, since all keep its largest
+Huang et al., ICDCS 2023 (arXiv 2212.01977; specs/fedtiny §1.2). Pass A measures the normalisation statistics of every
+candidate, pass B its loss with the merged ones. Candidates of one model are nested, layer by layer, since all keep its largest
 weights: their union and a number for each layer tell all of them. The server's side is `selection`.
 """
 

@@ -1,6 +1,6 @@
 """Masks that both ends derive from what both hold, so that no bit of them travels; the exception sends a bit a weight.
 
-Section 1.4 of the specification of wireless pruning: each round a device keeps the best weights of the model that it just
+specs/wireless §1.4: each round a device keeps the best weights of the model that it just
 received. By magnitude, or at random from a seed, the mask follows from that model, the pruning ratio and the seed, and the
 server finds the same. By a device's own gradients (`taylor`, `prunefl`) it cannot be, and the mask goes up with the values.
 """

@@ -109,16 +109,21 @@ def _unfit(model: Model, fixed: Mapping[str, str], why: str) -> ConfigError:
 def _fixed(module: nn.Module, tied: Collection[str]) -> dict[str, str]:
     """Layers that cannot be resized, by path, and what they are."""
     found: dict[str, str] = {}
+    whole: list[str] = []  # whose parts are parts of its own weights
     for path, layer in module.named_modules():
-        if any(path.startswith(f"{outer}.") for outer in found):
-            continue  # a part of one
+        if any(path.startswith(f"{outer}.") for outer in whole):
+            continue
         prefix = f"{path}." if path else ""
         names = [name for name, _ in layer.named_parameters(recurse=False)]
         if is_parametrized(layer) or any(
             isinstance(h, WeightNorm | SpectralNorm) for h in layer._forward_pre_hooks.values()
         ):
             found[path] = f"a {type(layer).__name__.removeprefix('Parametrized')} whose weight is computed from others"
-        elif isinstance(layer, nn.MultiheadAttention) or (names and path and not isinstance(layer, RESIZED)):
+            whole.append(path)
+        elif isinstance(layer, nn.MultiheadAttention):
+            found[path] = f"a {type(layer).__name__}"
+            whole.append(path)
+        elif names and path and not isinstance(layer, RESIZED):
             found[path] = f"a {type(layer).__name__}"
         elif isinstance(layer, RESIZED) and any(prefix + name in tied for name in names):
             found[path] = f"a {type(layer).__name__} that shares its weights"

@@ -1,8 +1,8 @@
 """The server's part of progressive pruning: a layer trades its least weights for its most wanted pruned ones.
 
-FedTiny, section 2.5 (Huang et al., ICDCS 2023, arXiv 2212.01977), after RigL (Evci et al., ICML 2020). Devices sent the
-largest gradients at pruned places (`top_gradients`); the places with the largest mean grow, and as many active weights of
-the least magnitude are pruned. A layer's count never changes.
+FedTiny (Huang et al., ICDCS 2023, arXiv 2212.01977; specs/fedtiny §2.5), after RigL (Evci et al., ICML 2020).
+Devices sent the largest gradients at pruned places (`top_gradients`); the places with the largest mean grow, and as many
+active weights of the least magnitude are pruned. A layer's count never changes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def checked(pairs: Mapping[str, Pairs], masks: Tree, counts: Mapping[str, int]) 
 
 
 def mean_gradients(answers: Sequence[tuple[float, Gradients]]) -> Gradients:
-    """Equation (8): the mean over devices by their shares, where a place that a device did not send counts as 0.
+    """specs/fedtiny (8): the mean over devices by their shares, where a place that a device did not send counts as 0.
 
     Args:
         answers: a device's share, |D_k| / sum |D_j|, and what it sent.

@@ -1,6 +1,6 @@
 """When layers of a pruned network are adjusted, which ones, and how many of their weights are traded.
 
-FedTiny, sections 2.1 to 2.3 (Huang et al., ICDCS 2023, arXiv 2212.01977), after RigL (Evci et al., ICML 2020).
+FedTiny (Huang et al., ICDCS 2023, arXiv 2212.01977; specs/fedtiny §2.1 to §2.3), after RigL (Evci et al., ICML 2020).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Growth:
         return r % self.interval == 0 and 0 < r <= self.stop
 
     def fraction(self, r: int) -> float:
-        """Equation (6) without the count: alpha / 2 (1 + cos(pi r / R_stop)).
+        """specs/fedtiny (6) without the count: alpha / 2 (1 + cos(pi r / R_stop)).
 
         >>> [round(Growth().fraction(r), 4) for r in (10, 50, 100)]
         [0.2927, 0.15, 0.0]

@@ -1,6 +1,6 @@
 """Running means and variances of batch normalisation: measured on new samples, and merged over sets of samples.
 
-FedTiny, section 1 (Huang et al., ICDCS 2023): equations (2) and (3), and (3'), which is the exact variance of all samples.
+FedTiny (Huang et al., ICDCS 2023): specs/fedtiny (2) and (3), and (3'), which is the exact variance of all samples.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def usable(found: Tree, own: Tree) -> bool:
 
 
 def merged(parts: Sequence[tuple[float, Tree]], how: str = "pooled") -> Weights:
-    """Statistics of several sets of samples as those of one, equations (2) and (3'), or (3) if ``averaged``.
+    """Statistics of several sets of samples as those of one: specs/fedtiny (2) and (3'), or (3) if ``averaged``.
 
     Args:
         parts: samples and statistics of each.

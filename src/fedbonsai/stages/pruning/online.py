@@ -2,7 +2,7 @@
 
 Han, Wang, Leung, "Adaptive Gradient Sparsification for Efficient Federated Learning: An Online Learning Approach", ICDCS
 2020, as PruneFL compares with it: what is chosen is k, the weights of the model, and what is cheap is time per loss. The
-adaptation is that of section 6 of the project's specification of PruneFL, which read it in the authors' public code.
+adaptation is that of specs/prunefl §6 item 4, which is from the authors' public code.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The pool of FedTiny's candidates: how many weights each keeps in each layer (Huang et al., ICDCS 2023; section 1.1).
+"""The pool of FedTiny's candidates: how many weights each keeps in each layer (specs/fedtiny §1.1).
 
-Candidates are magnitude-pruned copies of one model at one density; they differ in how that is spread over the layers.
+Huang et al., ICDCS 2023. Candidates are magnitude-pruned copies of one model at one density; they differ in how that is
+spread over the layers.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def whole(density: float, values: int) -> int:
 
 
 def allowed(model: Model, density: float, strict: bool, first: bool) -> tuple[Weights, int]:
-    """The weights that are pruned, and how many of their values a density leaves (section 2.6).
+    """The weights that are pruned, and how many of their values a density leaves (specs/fedtiny §2.6).
 
     Args:
         model: biases, normalisation and the last layer are never pruned.
@@ -40,16 +41,23 @@ def allowed(model: Model, density: float, strict: bool, first: bool) -> tuple[We
         first: whether the first layer is pruned.
 
     Raises:
-        ConfigError: no layer is left.
+        ConfigError: no layer is left, or less than one weight for each of them.
     """
     names = prunable(model)[0 if first else 1 : -1]
     if not names:
         raise ConfigError(f"{model.arch.name!r} has no layer between those that stay dense; choose a deeper network")
     forms = {name: model.weights[name] for name in names}
-    if not strict:
-        return forms, whole(density, size(forms))
-    everything = parameters(model)
-    return forms, whole(density, everything) - (everything - size(forms))
+    counted = parameters(model) if strict else size(forms)
+    dense = counted - size(forms)
+    budget = whole(density, counted) - dense
+    if budget < len(forms):
+        also = f", and {dense} of them (biases, normalisation, first and last layer) are never pruned" * bool(dense)
+        least = math.ceil(1000 * (dense + len(forms)) / counted) / 1000
+        raise ConfigError(
+            f"density = {density:g} leaves {whole(density, counted)} of {counted} values of {model.arch.name!r}{also}: not one "
+            f"for each of the {len(forms)} layers that are; choose another density, at least {least:g}, or a larger network"
+        )
+    return forms, budget
 
 
 def pool_size(density: float) -> int:

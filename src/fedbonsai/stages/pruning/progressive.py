@@ -1,8 +1,8 @@
 """A round of training under masks in which devices may also send gradients: what is asked, what a device does, what is read.
 
-FedTiny, section 2 (Huang et al., ICDCS 2023, arXiv 2212.01977). A device answers with what it trained and, in adjusting
-rounds, the largest gradients at pruned places; the server averages the ones and keeps the others until it adjusts. With a
-rule devices send coded changes, and only if a gate lets them (`stages.masked_upload`).
+FedTiny (Huang et al., ICDCS 2023, arXiv 2212.01977; specs/fedtiny §2). A device answers with what it trained and, in
+adjusting rounds, the largest gradients at pruned places; the server averages the ones and keeps the others until it
+adjusts. With a rule devices send coded changes, and only if a gate lets them (`stages.masked_upload`).
 """
 
 from __future__ import annotations

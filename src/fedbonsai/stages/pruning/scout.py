@@ -246,7 +246,7 @@ def reached(model: Model, batches: list[Samples], gate: float, device: str) -> b
     data = Samples(torch.cat([part.x for part in batches]), torch.cat([part.y for part in batches]))
     accuracy = local.evaluate(model, data, device).accuracy
     with torch.inference_mode():
-        classes = skeleton(model, device).module.eval()(data.x[:1]).shape[1]
+        classes = skeleton(model, device).module.eval()(data.x[:2]).shape[1]
     return accuracy >= gate / classes
 
 

@@ -1,8 +1,8 @@
 """Choosing among coarsely pruned models: the server of FedTiny's adaptive batch-norm selection, two exchanges.
 
-Huang et al., ICDCS 2023 (arXiv 2212.01977), section 1.3. Devices measure the normalisation statistics of every candidate,
-the server merges them, devices judge the candidates with the merged ones, and the least mean loss wins. Whoever is silent
-in an exchange has no part in its mean.
+Huang et al., ICDCS 2023 (arXiv 2212.01977; specs/fedtiny §1.3). Devices measure the normalisation statistics of every
+candidate, the server merges them, devices judge the candidates with the merged ones, and the least mean loss wins.
+Whoever is silent in an exchange has no part in its mean.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def select(model: Model, counts: Sequence[Counts], how: Selection, fleet: Fleet)
 
 
 def best(judged: Sequence[Judged], weighted: bool = True) -> tuple[int, tuple[float, ...]]:
-    """Equations (4) and (5): the candidate of least mean loss, ties to the first; and the means, infinite where not a number."""
+    """specs/fedtiny (4) and (5): the candidate of least mean loss, the first of equals; and the means, infinite for NaN."""
     shares = [answer.examples if weighted else 1 for answer in judged]
     means = tuple(
         sum(n * answer.losses[c] for n, answer in zip(shares, judged, strict=True)) / sum(shares)

@@ -1,7 +1,7 @@
 """Size and cost of a model under masks, and the bytes that FedTiny's and FedRTS's papers count for it.
 
 By the rules of `count`: each tensor in the cheapest format, 4 bytes a value, statistics of normalisation among them; what
-really travels is in the ledger. Sections 1.4 and 3 of FedTiny's accounting, after FedRTS (arXiv 2501.19122), section F.
+really travels is in the ledger. specs/fedtiny §1.4 and §3, after FedRTS (arXiv 2501.19122, section F).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A device's part of progressive pruning: the largest gradients at pruned places, in the memory of as many entries.
 
-FedTiny, section 2.4 (Huang et al., ICDCS 2023, arXiv 2212.01977).
+FedTiny (Huang et al., ICDCS 2023, arXiv 2212.01977; specs/fedtiny §2.4).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Clusters of devices that train an ensemble together: each hosts one back, the owner of the data runs all fronts.
 
-Topology T3 of section 1.2 and the algorithm of section 4 of the specification; the rules follow the public code of FedDCT
-(Nguyen et al., IEEE TNSM 2024) without its two faults: fronts do get gradients, and the co-training weight does warm up.
-The labels stay with their owner, who computes the loss. All traffic between devices is relayed by the server and counted
-on every hop; so the relay sees activations and logits.
+Topology T3 (specs/collaborative §1.2) and its algorithm (specs/collaborative §4); the rules follow the public code of
+FedDCT (Nguyen et al., IEEE TNSM 2024) without its two faults: fronts do get gradients, and the co-training weight does
+warm up. The labels stay with their owner, who computes the loss. All traffic between devices is relayed by the server
+and counted on every hop; so the relay sees activations and logits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fedbonsai.stages.broadcast import Sent, received
 from fedbonsai.stages.codec import Chain, Packed
 from fedbonsai.stages.split.part import Part, batch, coded, decoded, renamed
 from fedbonsai.stages.updates import FEEDBACK, Update, update
-from fedbonsai.tree import Weights, part_of, seed_of
+from fedbonsai.tree import Weights, dtype_of, part_of, seed_of
 from fedbonsai.wire import message
 
 HERE = "cluster"  # what a member keeps within a round
@@ -144,7 +144,7 @@ class Updates:
 
 
 def cotraining_gradient(logits: Sequence[Tensor]) -> list[Tensor]:
-    """Gradient of the summed Jensen-Shannon divergence by each member's scores (section 1.2).
+    """Gradient of the summed Jensen-Shannon divergence by each member's scores (specs/collaborative §1.2).
 
     Args:
         logits: scores [samples, classes] of each member.
@@ -255,7 +255,7 @@ def forward(request: Forward, me: Client, memory: Memory) -> tuple[Logits, Memor
     """A peer: scores of its back; the activations are kept for the way back."""
     own = _here(memory)
     back: Part = own["back"]
-    cut = decoded(request.packed, request.shape, next(iter(back.weights.values())).dtype)
+    cut = decoded(request.packed, request.shape, dtype_of(back.weights))
     own["cut"] = cut
     return Logits(back.output(cut.to(me.device), me.device).cpu()), {**memory, HERE: own}
 

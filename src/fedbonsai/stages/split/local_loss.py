@@ -1,6 +1,6 @@
 """A front with a small head of its own on the device; the server's back learns from activations that only go up.
 
-Topology T2 of section 1.2 of the specification (Han et al. 2021: local-loss split learning). Nothing of the back ever
+Topology T2 (specs/collaborative §1.2; Han et al. 2021: local-loss split learning). Nothing of the back ever
 reaches a device: within a round the server sends the fronts, and later an empty question for the activations.
 """
 

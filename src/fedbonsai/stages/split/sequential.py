@@ -1,6 +1,6 @@
 """A front on the device, a back on the server, batch by batch (SplitFed: Thapa et al., AAAI 2022, arXiv 2004.12088).
 
-Topologies T1 and T1' of section 1.2 of the specification: version 1 has a back for each client, version 2 a single one
+Topologies T1 and T1' (specs/collaborative §1.2): version 1 has a back for each client, version 2 a single one
 that serves the clients in random order. Labels go to the server in the clear.
 """
 

@@ -1,4 +1,4 @@
-"""Where a network is trained in sparse collaborative learning: on every device, cut in two, or over clusters (section 1.2)."""
+"""Where a network is trained: on every device, cut in two, or over clusters (specs/collaborative §1.2)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IDLE = (("proximal", 0.0), ("clip", 0.0), ("precision", "fp32"), ("channels_last
 
 
 class Topology(Choice):
-    """Where the network is trained (section 1.2)."""
+    """Where the network is trained (specs/collaborative §1.2)."""
 
 
 @choice("flat")
