@@ -16,8 +16,8 @@ from scipy.optimize import minimize
 
 from bench.record import interleaved, save
 from fedbonsai.devices.channel import Cell, rate
-from fedbonsai.stages.allocation import Load, allocate, allocate_blocks, common_ratio, min_latency
-from fedbonsai.stages.allocation.rate import LN2
+from fedbonsai.methods.wireless_pruning.allocation import Load, allocate, allocate_blocks, common_ratio, min_latency
+from fedbonsai.methods.wireless_pruning.allocation.rate import LN2
 
 SIZES = (10, 100, 1000)
 PRUNABLE = 1_658_240  # weights of the two-convolution network but for its head

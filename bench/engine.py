@@ -20,7 +20,7 @@ from fedbonsai.core import Client, Samples, Scope, scope
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.pool import PoolFleet
 from fedbonsai.local import SGD
-from fedbonsai.methods.averaging import Averaging
+from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.tree import generator

@@ -23,10 +23,10 @@ from bench.sparse_step import BATCH, HELD, JOBS, masked
 from fedbonsai.core import Client, Samples
 from fedbonsai.devices.footprint import ONE_THREAD, TIDY
 from fedbonsai.local import SGD, train
+from fedbonsai.methods.fedtiny.growth import Growth
+from fedbonsai.methods.fedtiny.top_gradients import top_gradients
+from fedbonsai.methods.prunefl.importance import Wanted, trained
 from fedbonsai.model import Arch, Model
-from fedbonsai.stages.pruning.growth import Growth
-from fedbonsai.stages.pruning.importance import Wanted, trained
-from fedbonsai.stages.pruning.top_gradients import top_gradients
 
 Sparse = Literal["off", "on"]
 NETWORK = "vgg11"

@@ -40,9 +40,9 @@ def title(text: str) -> str:
 
 def places() -> dict[str, str]:
     """Where each document of the repository stands on the site, by its path from the root."""
-    cards = sorted((ROOT / "src" / "fedbonsai" / "methods").glob("*.md"))
+    cards = sorted((ROOT / "src" / "fedbonsai" / "methods").glob("*/README.md"))
     found = dict(ELSEWHERE)
-    found |= {card.relative_to(ROOT).as_posix(): f"methods/{card.name}" for card in cards}
+    found |= {card.relative_to(ROOT).as_posix(): f"methods/{card.parent.name}.md" for card in cards}
     found |= {
         page.relative_to(ROOT).as_posix(): page.relative_to(ROOT / "docs").as_posix()
         for page in (ROOT / "docs").rglob("*.md")

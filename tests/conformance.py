@@ -303,7 +303,7 @@ HEADINGS = (
 @pytest.mark.parametrize("name", sorted(methods()))
 def test_the_card_has_its_headings_and_names_every_setting(name):
     module = methods()[name].__module__
-    card = Path(__import__(module, fromlist=["x"]).__file__).with_suffix(".md").read_text()
+    card = Path(__import__(module, fromlist=["x"]).__file__).with_name("README.md").read_text()
     places = [card.find(heading) for heading in HEADINGS]
     assert -1 not in places, f"missing: {[h for h, p in zip(HEADINGS, places, strict=True) if p < 0]}"
     assert places == sorted(places)

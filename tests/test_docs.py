@@ -162,6 +162,7 @@ def test_the_four_files_of_contributing_pass_the_conformance_suite(tmp_path):
             assert not (tmp_path / block.file).exists(), (
                 f"{block.file} is part of the library now: choose another example"
             )
+            (tmp_path / block.file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / block.file).write_text(block.text)
     done = subprocess.run(
         [

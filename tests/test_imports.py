@@ -31,8 +31,7 @@ MAY = {  # package or module directly under fedbonsai -> what it may import of i
     "stages": CORE | {"devices"},
     "methods": CORE | {"zoo", "stages", "devices"},
     "fleets": CORE | {"stages", "devices", "data"},
-    "recipes": set(),
-    "runs": CORE | {"zoo", "devices", "data", "stages", "methods", "fleets", "recipes"},
+    "runs": CORE | {"zoo", "devices", "data", "stages", "methods", "fleets"},
     "reports": CORE | {"runs"},
     "export": CORE | {"stages", "runs"},
 }

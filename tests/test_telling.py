@@ -220,10 +220,10 @@ def everything(monkeypatch):
 def test_initial_pruning_candidates_and_pretraining_say_how_far_they_are(everything):
     from fedbonsai.core import Client, Samples
     from fedbonsai.local import SGD
+    from fedbonsai.methods.prunefl.initial_prune import Pilot, Scouting, scout
     from fedbonsai.model import Arch, Model
     from fedbonsai.stages.pruning.criteria import SynFlow, pruned
     from fedbonsai.stages.pruning.one_shot import taught
-    from fedbonsai.stages.pruning.scout import Pilot, Scouting, scout
     from fedbonsai.stages.pruning.time_model import Seconds
 
     data = Samples(torch.zeros(30, 1, 8, 8), torch.arange(30) % 10)

@@ -4,7 +4,7 @@ from fedbonsai import local, work
 from fedbonsai.core import Client, Samples
 from fedbonsai.local import SGD
 from fedbonsai.model import Arch, Model
-from fedbonsai.stages.split.part import Part, sub
+from fedbonsai.stages.part import Part, sub
 from fedbonsai.wire import decode, encode
 
 MLP = Arch("mlp", {"channels": 1, "size": 8, "widths": (16,), "classes": 10})

@@ -13,13 +13,13 @@ from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.pool import PoolFleet
 from fedbonsai.fleets.wrappers import Metered
-from fedbonsai.methods.averaging import Averaging
-from fedbonsai.methods.fedtiny import FedTiny
-from fedbonsai.methods.prunefl import PruneFL
+from fedbonsai.methods.averaging.method import Averaging
+from fedbonsai.methods.fedtiny.growth import Growth
+from fedbonsai.methods.fedtiny.method import FedTiny
+from fedbonsai.methods.fedtiny.selection import Selection
+from fedbonsai.methods.prunefl.initial_prune import Scouting
+from fedbonsai.methods.prunefl.method import PruneFL
 from fedbonsai.model import Model
-from fedbonsai.stages.pruning.growth import Growth
-from fedbonsai.stages.pruning.scout import Scouting
-from fedbonsai.stages.pruning.selection import Selection
 
 
 def settings_of(facts: dict[str, Any]) -> Settings:

@@ -20,13 +20,13 @@ from fedbonsai import local
 from fedbonsai.core import Client, Samples, Scope, scope
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.local import SGD
-from fedbonsai.methods.fedtiny import FedTiny
+from fedbonsai.methods.fedtiny.growth import Growth
+from fedbonsai.methods.fedtiny.method import FedTiny
+from fedbonsai.methods.fedtiny.selection import Selection
 from fedbonsai.model import Model
 from fedbonsai.runs import recipes
 from fedbonsai.runs.run import commit
 from fedbonsai.runs.setup import scene
-from fedbonsai.stages.pruning.growth import Growth
-from fedbonsai.stages.pruning.selection import Selection
 
 SEEDS = range(10)
 SCALES = (0.5, 2.0)  # of the devices' images, which are normalised

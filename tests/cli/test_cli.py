@@ -144,7 +144,7 @@ def test_version(capsys):
 @pytest.mark.slow
 def test_nobody_answers_is_exit_code_3(capsys, monkeypatch):
     from fedbonsai.errors import Unanswered
-    from fedbonsai.methods.averaging import Averaging
+    from fedbonsai.methods.averaging.method import Averaging
 
     def begin(self, model, fleet, server):
         raise Unanswered("0 answers, at least 1 needed")

@@ -11,9 +11,9 @@ from fedbonsai.devices.memory import step_bytes
 from fedbonsai.devices.networks import layers
 from fedbonsai.devices.profile import Curve, profile
 from fedbonsai.local import SGD
+from fedbonsai.methods.fedtiny.top_gradients import top_gradients
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.pruning.count import layer_macs
-from fedbonsai.stages.pruning.top_gradients import top_gradients
 from fedbonsai.work import Episode, collecting
 
 MLP = Arch("mlp", {"channels": 1, "size": 8, "widths": [16], "classes": 10})

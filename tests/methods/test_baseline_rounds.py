@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from fedbonsai.local import SGD
-from fedbonsai.methods.feddst import FedDST
-from fedbonsai.methods.fedgkt import FedGKT
-from fedbonsai.methods.lotteryfl import LotteryFL, Rule
-from fedbonsai.methods.moon import Moon
-from fedbonsai.methods.online import Online
-from fedbonsai.methods.scaffold import Scaffold
-from fedbonsai.methods.small_dense import SmallDense
-from fedbonsai.methods.static_mask import StaticMask
+from fedbonsai.methods.feddst.method import FedDST
+from fedbonsai.methods.fedgkt.method import FedGKT
+from fedbonsai.methods.lotteryfl.method import LotteryFL, Rule
+from fedbonsai.methods.moon.method import Moon
+from fedbonsai.methods.online.method import Online
+from fedbonsai.methods.scaffold.method import Scaffold
+from fedbonsai.methods.small_dense.method import SmallDense
+from fedbonsai.methods.static_mask.method import StaticMask
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.pruning.criteria import Magnitude, Schedule
 from fedbonsai.stages.pruning.readjust import Readjustment

@@ -11,29 +11,29 @@ from fedbonsai.core import Scope, scope
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.local import SGD, evaluate
-from fedbonsai.methods.fedtiny import FedTiny
-from fedbonsai.methods.prunefl import PruneFL
-from fedbonsai.methods.wireless_pruning import WirelessPruning
+from fedbonsai.methods.fedtiny.growth import Growth
+from fedbonsai.methods.fedtiny.method import FedTiny
+from fedbonsai.methods.fedtiny.selection import Selection
+from fedbonsai.methods.prunefl.importance_round import OwnTrain
+from fedbonsai.methods.prunefl.initial_prune import OwnPilot, Scouted, Scouting
+from fedbonsai.methods.prunefl.local_layers import Judge
+from fedbonsai.methods.prunefl.method import PruneFL
+from fedbonsai.methods.wireless_pruning.coverage import CoverageMean
+from fedbonsai.methods.wireless_pruning.exchange import Owing, Trained, uploaded
+from fedbonsai.methods.wireless_pruning.method import WirelessPruning
+from fedbonsai.methods.wireless_pruning.plan import Fixed
 from fedbonsai.model import Arch, Model
 from fedbonsai.runs import recipes
 from fedbonsai.stages.codec import parse
-from fedbonsai.stages.coverage import CoverageMean
 from fedbonsai.stages.masked_upload import Skip, changed, everywhere, faults, sent, under_masks
-from fedbonsai.stages.own_part import Judge
 from fedbonsai.stages.personal import PERSONAL, split
 from fedbonsai.stages.pruning import gates
 from fedbonsai.stages.pruning.derived_masks import Rule as Mask
 from fedbonsai.stages.pruning.derived_masks import derived
-from fedbonsai.stages.pruning.growth import Growth
-from fedbonsai.stages.pruning.importance_round import OwnTrain
 from fedbonsai.stages.pruning.masks import masked
-from fedbonsai.stages.pruning.scout import OwnPilot, Scouted, Scouting
-from fedbonsai.stages.pruning.selection import Selection
 from fedbonsai.stages.pruning.time_model import Measured
 from fedbonsai.stages.selective import Rule
 from fedbonsai.stages.updates import FEEDBACK
-from fedbonsai.stages.wireless_exchange import Owing, Trained, uploaded
-from fedbonsai.stages.wireless_plan import Fixed
 from fedbonsai.tree import generator
 from fedbonsai.wire import encode
 from tests.methods.rounds import MODEL, PEOPLE, Watch, person, run, same

@@ -10,24 +10,25 @@ from fedbonsai.errors import Forgotten
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Flaky
 from fedbonsai.local import SGD
-from fedbonsai.methods.averaging import Averaging
-from fedbonsai.methods.feddst import FedDST
-from fedbonsai.methods.fl_pqsu import FlPqsu
-from fedbonsai.methods.sparse_collaborative import SparseCollaborative
-from fedbonsai.methods.static_mask import StaticMask
+from fedbonsai.methods.averaging.method import Averaging
+from fedbonsai.methods.feddst.method import FedDST
+from fedbonsai.methods.fl_pqsu.method import FlPqsu
+from fedbonsai.methods.prunefl import local_layers as own_part
+from fedbonsai.methods.sparse_collaborative.descent import Descent
+from fedbonsai.methods.sparse_collaborative.method import SparseCollaborative
+from fedbonsai.methods.sparse_collaborative.topology import Flat
+from fedbonsai.methods.static_mask.method import StaticMask
 from fedbonsai.model import Model
-from fedbonsai.stages import broadcast, held_masks, own_part
+from fedbonsai.stages import broadcast, held_masks
 from fedbonsai.stages.broadcast import BASE, Broadcast, Changes, Downlink, Whole, grouped
 from fedbonsai.stages.codec import parse
-from fedbonsai.stages.descent import Descent
 from fedbonsai.stages.held_masks import HELD, HeldMasks
 from fedbonsai.stages.personal import PERSONAL, merged, owned, split
 from fedbonsai.stages.pruning.criteria import Magnitude, Schedule
 from fedbonsai.stages.pruning.filters import All
 from fedbonsai.stages.pruning.gates import Open
 from fedbonsai.stages.pruning.readjust import Readjustment
-from fedbonsai.stages.split.topology import Flat
-from tests.methods import averaging_by_hand as hand
+from tests.methods.averaging import by_hand as hand
 from tests.methods.hand import ARCH, BODY, DATA, HEAD, PEOPLE, SINGLE, SINGLES, WHOLE, Played, close
 
 A, B, C = (Device(id) for id in DATA)

@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
 
 from fedbonsai.errors import ConfigError
+from fedbonsai.methods.fedtiny.pool import allowed
 from fedbonsai.model import Arch, Model, network, skeleton
 from fedbonsai.stages.pruning import scores
 from fedbonsai.stages.pruning.masks import prunable
-from fedbonsai.stages.pruning.pool import allowed
 
 
 class Odd(nn.Module):

@@ -5,7 +5,7 @@ import pytest
 
 from fedbonsai.cli import main
 from fedbonsai.errors import ConfigError
-from fedbonsai.methods.averaging import Averaging
+from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.runs import recipes
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.structure import settings, structure, unstructure

@@ -102,7 +102,7 @@ def test_rounds_that_nobody_answers_are_retried_then_skipped(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["skipped", "loss", "client_median"])
 def test_a_figure_of_the_method_never_stands_under_the_name_of_another(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("fedbonsai.methods.averaging.Averaging.metrics", lambda self, state: {name: 3.0})
+    monkeypatch.setattr("fedbonsai.methods.averaging.method.Averaging.metrics", lambda self, state: {name: 3.0})
     with pytest.raises(ConfigError, match=rf"both named {name}; rename"):
         execute(quick(rounds=1), tmp_path / "a")
 

@@ -9,18 +9,18 @@ pytest.importorskip("numba")
 
 from fedbonsai.errors import NotFinite
 from fedbonsai.local import SGD, train
-from fedbonsai.methods.fedtiny import FedTiny
-from fedbonsai.methods.prunefl import PruneFL
+from fedbonsai.methods.fedtiny.growth import Growth
+from fedbonsai.methods.fedtiny.method import FedTiny
+from fedbonsai.methods.fedtiny.places import places_of
+from fedbonsai.methods.fedtiny.selection import Selection
+from fedbonsai.methods.fedtiny.top_gradients import top_gradients
+from fedbonsai.methods.prunefl.importance import Wanted, processed, trained
+from fedbonsai.methods.prunefl.importance import importances as importances_of
+from fedbonsai.methods.prunefl.initial_prune import Scouting
+from fedbonsai.methods.prunefl.method import PruneFL
 from fedbonsai.model import Arch, Model
 from fedbonsai.sparse import growth
-from fedbonsai.stages.pruning.growth import Growth
-from fedbonsai.stages.pruning.importance import Wanted, processed, trained
-from fedbonsai.stages.pruning.importance import importances as importances_of
-from fedbonsai.stages.pruning.places import places_of
-from fedbonsai.stages.pruning.scout import Scouting
-from fedbonsai.stages.pruning.selection import Selection
 from fedbonsai.stages.pruning.time_model import Measured
-from fedbonsai.stages.pruning.top_gradients import top_gradients
 from fedbonsai.wire import encode
 from tests.methods.rounds import run
 from tests.sparse.nets import masked

@@ -7,14 +7,15 @@ import torch
 from fedbonsai.core import Client
 from fedbonsai.errors import NotFinite
 from fedbonsai.local import Trained
-from fedbonsai.stages import masked_upload, own_part
+from fedbonsai.methods.prunefl import local_layers as own_part
+from fedbonsai.methods.prunefl.local_layers import NOTHING, Own
+from fedbonsai.stages import masked_upload
 from fedbonsai.stages.codec import parse
 from fedbonsai.stages.masked_upload import changed, rule_of
-from fedbonsai.stages.own_part import NOTHING, Own
 from fedbonsai.stages.personal import PERSONAL
 from fedbonsai.stages.pruning.gates import Loss, Open
 from fedbonsai.stages.updates import FEEDBACK
-from tests.methods.averaging_by_hand import affine
+from tests.methods.averaging.by_hand import affine
 from tests.methods.hand import BODY, HEAD, NAMES, PEOPLE, START, tensors
 
 ME: Client = PEOPLE[0]

@@ -11,7 +11,7 @@ from fedbonsai.core import Scope, scope
 from fedbonsai.errors import ConfigError, Forgotten
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.local import SGD
-from fedbonsai.methods.averaging import Averaging
+from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.personal import (
     Judge,

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from pkgutil import iter_modules
+from importlib.resources import files
 from typing import Any, TypeVar, dataclass_transform
 
 from fedbonsai.errors import ConfigError
@@ -42,8 +42,9 @@ def methods() -> dict[str, type[Any]]:
 @cache
 def _import_installed() -> None:
     """Once in a process: to list the entry points of all packages takes longer than to read a recipe."""
-    for module in iter_modules(import_module("fedbonsai.methods").__path__):
-        import_module(f"fedbonsai.methods.{module.name}")
+    for room in sorted(files("fedbonsai.methods").iterdir(), key=lambda room: room.name):
+        if (room / "method.py").is_file():
+            import_module(f"fedbonsai.methods.{room.name}.method")
     for entry in entry_points(group="fedbonsai.methods"):
         entry.load()
 

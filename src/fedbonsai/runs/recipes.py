@@ -17,17 +17,15 @@ from fedbonsai.runs.config import RunConfig, check_name
 from fedbonsai.runs.structure import Table, names, settings, structure
 from fedbonsai.text import text_of, toml
 
-RECIPES = "fedbonsai.recipes"
+METHODS = "fedbonsai.methods"  # each has its recipes in its own folder
 SHORT = {"devices": "clock.devices", "link": "clock.link", "fleet": "fleet.kind"}  # settings by a word of their own
 
 
 def shipped() -> dict[str, str]:
     """Names and texts of the shipped recipes."""
-    return {
-        file.name.removesuffix(".toml"): file.read_text(encoding="utf-8")
-        for file in sorted(files(RECIPES).iterdir(), key=lambda file: file.name)
-        if file.name.endswith(".toml")
-    }
+    folders = [room / "recipes" for room in files(METHODS).iterdir() if room.is_dir()]
+    found = [file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.name.endswith(".toml")]
+    return {file.name.removesuffix(".toml"): text_of(file) for file in sorted(found, key=lambda file: file.name)}
 
 
 def text(name: str) -> str:

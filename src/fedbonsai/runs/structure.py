@@ -74,7 +74,9 @@ def _method(value: object, _: object) -> object:
         raise ValueError(f"expected a table with the method's name, got {value!r}")
     table = dict(cast(Table, value))
     name = str(table.pop("name"))
-    if name not in methods() and (files("fedbonsai.recipes") / f"{name}.toml").is_file():
+    if name not in methods() and any(
+        (room / "recipes" / f"{name}.toml").is_file() for room in files("fedbonsai.methods").iterdir()
+    ):
         raise ValueError(f"{name!r} is a recipe, not a method: begin with it: fedbonsai cp {name} my.toml")
     made = converter().structure(table, method_class(name))
     if isinstance(cohort := getattr(made, "cohort", 0), int) and cohort < 0:

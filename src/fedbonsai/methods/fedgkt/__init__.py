@@ -1,0 +1,1 @@
+"""FedGKT: small networks on the devices, a larger one on the server, and knowledge passed between them."""

@@ -1,0 +1,1 @@
+"""FedTiny: choose a coarsely pruned model by re-measured batch-norm statistics, then adjust its masks ."""

@@ -1,0 +1,91 @@
+"""The server's part of progressive pruning: a layer trades its least weights for its most wanted pruned ones.
+
+FedTiny (Huang et al., ICDCS 2023, arXiv 2212.01977; specs/fedtiny §2.5), after RigL (Evci et al., ICML 2020).
+Devices sent the largest gradients at pruned places (`top_gradients`); the places with the largest mean grow, and as many
+active weights of the least magnitude are pruned. A layer's count never changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedbonsai.errors import BadMessage
+from fedbonsai.methods.fedtiny.places import places_of
+from fedbonsai.methods.fedtiny.top_gradients import Pairs
+from fedbonsai.stages.codec.bits import Ints
+from fedbonsai.stages.pruning.masks import Masks, keep_top
+from fedbonsai.tree import Tree, Weights
+
+Gradients = Mapping[str, tuple[Ints, Tensor]]  # ascending places and values, by name
+
+
+def checked(pairs: Mapping[str, Pairs], masks: Tree, counts: Mapping[str, int]) -> Gradients:
+    """Places and values of an answer.
+
+    Raises:
+        BadMessage: not as many pairs as were asked for, or some that are not at pruned places or not finite.
+    """
+    if pairs.keys() != counts.keys():
+        raise BadMessage(f"gradients of {sorted(pairs)}, expected {sorted(counts)}")
+    found: dict[str, tuple[Ints, Tensor]] = {}
+    for name, sent in pairs.items():
+        mask = masks[name].reshape(-1)
+        places = places_of(sent.places, len(mask))
+        fits = sent.values.dtype == torch.float32 and tuple(sent.values.shape) == (counts[name],) == places.shape
+        if not fits or bool(mask[torch.from_numpy(places)].any()) or not bool(torch.isfinite(sent.values).all()):
+            raise BadMessage(f"gradients of {name}: expected {counts[name]} finite ones at pruned places")
+        found[name] = places, sent.values
+    return found
+
+
+def mean_gradients(answers: Sequence[tuple[float, Gradients]]) -> Gradients:
+    """specs/fedtiny (8): the mean over devices by their shares, where a place that a device did not send counts as 0.
+
+    Args:
+        answers: a device's share, |D_k| / sum |D_j|, and what it sent.
+    """
+    found: dict[str, tuple[Ints, Tensor]] = {}
+    for name in answers[0][1] if answers else ():
+        places = np.concatenate([sent[name][0] for _, sent in answers])
+        values = np.concatenate([share * sent[name][1].double().numpy() for share, sent in answers])
+        distinct, which = np.unique(places, return_inverse=True)
+        found[name] = distinct, torch.from_numpy(np.bincount(which, values, len(distinct)))
+    return found
+
+
+@dataclass(frozen=True)
+class Adjusted:
+    """Weights and masks after growing and pruning, and where the masks changed."""
+
+    weights: Weights
+    masks: Masks
+    changed: Masks
+
+    @property
+    def traded(self) -> int:
+        """Weights that grew, and as many that were pruned."""
+        return sum(int(changed.sum()) for changed in self.changed.values()) // 2
+
+
+def adjust(weights: Tree, masks: Tree, gradients: Gradients, counts: Mapping[str, int]) -> Adjusted:
+    """Grow the places of largest |mean gradient|, prune as many of the smallest |weight| among those active before.
+
+    Grown and pruned places come from disjoint sets, and both are left at exactly 0. Fewer distinct places than
+    ``counts`` grow and prune that smaller number. Ties go to the lower place.
+    """
+    new_weights, new_masks, changed = dict(weights), dict(masks), Masks()
+    for name, (places, values) in gradients.items():
+        count = min(counts[name], len(places))
+        flat, active = weights[name].reshape(-1), masks[name].reshape(-1)
+        grown = torch.from_numpy(places)[keep_top(values.abs(), count)]
+        flipped = keep_top(torch.where(active, -flat.abs(), -torch.inf), count)
+        flipped[grown] = True
+        new_masks[name] = (active ^ flipped).reshape(masks[name].shape)
+        new_weights[name] = torch.where(flipped, torch.zeros_like(flat), flat).reshape(weights[name].shape)
+        changed[name] = flipped.reshape(masks[name].shape)
+    return Adjusted(new_weights, new_masks, changed)

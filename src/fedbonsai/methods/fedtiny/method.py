@@ -1,0 +1,161 @@
+"""FedTiny: choose a coarsely pruned model by re-measured batch-norm statistics, then adjust its masks block by block.
+
+Huang, Zhang, Sun, Fang, Yuan and Wu, "Distributed Pruning Towards Tiny Neural Networks in Federated Learning", ICDCS 2023.
+``begin`` is adaptive batch-norm selection (`stages.pruning.selection`); ``round`` is FedAvg under masks that both ends
+hold (a device's part is the task ``train`` of `stages.pruning.progressive`), and in adjusting rounds progressive pruning
+(`stages.pruning.grow_prune`) of one group of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import field, replace
+from math import nan
+from typing import Literal
+
+from fedbonsai.core import Client, Device, Fleet, forgetful
+from fedbonsai.local import SGD
+from fedbonsai.methods.fedtiny.candidates import development
+from fedbonsai.methods.fedtiny.grow_prune import adjust
+from fedbonsai.methods.fedtiny.growth import Growth
+from fedbonsai.methods.fedtiny.norm_statistics import needed
+from fedbonsai.methods.fedtiny.pool import allowed, pool_size
+from fedbonsai.methods.fedtiny.progressive import Gathered, Training, train
+from fedbonsai.methods.fedtiny.selection import Selection, select
+from fedbonsai.methods.fedtiny.sparse_accounts import round_bytes, selection_bytes
+from fedbonsai.methods.registry import method
+from fedbonsai.model import Model
+from fedbonsai.stages import masked_upload
+from fedbonsai.stages.codec import Chain
+from fedbonsai.stages.held_masks import HeldMasks
+from fedbonsai.stages.pruning.figures import figures
+from fedbonsai.stages.pruning.gates import Gate, Open
+from fedbonsai.stages.requests import each
+from fedbonsai.stages.sampling import cohort
+from fedbonsai.stages.settings import SHARE, outside, refuse
+from fedbonsai.stages.updates import combine_if_any
+from fedbonsai.tree import Weights, seed_of
+from fedbonsai.wire import message
+
+
+@message("fedtiny/state@1")
+class State:
+    """Model, masks and who holds them, the run's seed, an image's size, the candidate chosen, and figures.
+
+    ``counts`` are those of the last round's growth, ``paper`` its bytes down and up, ``selected`` those of the selection.
+    """
+
+    model: Model
+    held: HeldMasks
+    seed: int
+    size: tuple[int, int, int]
+    candidate: int
+    selected: tuple[int, int]
+    paper: tuple[int, int] = (0, 0)
+    counts: Mapping[str, int] = field(default_factory=dict[str, int])
+    loss: float = nan
+    dropped: int = 0
+    traded: int = 0
+    skips: int = 0
+
+
+@method("fedtiny")
+class FedTiny:
+    """Sparse FedAvg from a selected candidate, whose masks are adjusted by the devices' largest gradients."""
+
+    sgd: SGD = field(default_factory=SGD)
+    """Local training."""
+    density: float = 0.1
+    """Share of the weights that is kept (d_target)."""
+    strict: bool = True
+    """The share is of all parameters, those that are never pruned inside it; else of the prunable weights alone."""
+    input_layer: Literal["auto", "dense", "pruned"] = "auto"
+    """Whether the first layer is pruned; `auto`: unless density <= 0.05. Biases, normalisation and the output never are."""
+    selection: Selection = field(default_factory=Selection)
+    """The pool of candidates and how one is chosen."""
+    growth: Growth = field(default_factory=Growth)
+    """When masks are adjusted, and by how much."""
+    cohort: int = 0
+    """Devices asked in a round; 0 means all."""
+    uplink: Chain = field(default_factory=Chain)
+    """Codecs of the way up, of changes of kept weights; empty sends weights as they are, or exact changes with a gate."""
+    gate: Gate = field(default_factory=Open)
+    """When a device uploads: `open`, `loss`, `agreement` or `chance`; one that skips does not count in the round."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        refuse(masked_upload.faults(self.uplink, self.gate) + outside(self, density=SHARE))
+
+    def samples_before(self, people: Sequence[Client], server: Client, workers: int) -> float:
+        """Samples of the selection: two passes forward for each candidate, of which three take as long as a step."""
+        if self.selection.by == "none":
+            return 0.0
+        count = self.selection.pool or pool_size(self.density)
+        return 2 / 3 * count * sum(len(development(person)) for person in people) / workers
+
+    def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
+        """Prune candidates by magnitude and let all devices choose, in two exchanges.
+
+        Raises:
+            ConfigError: the network has no batch normalisation, or too few weights that may be pruned.
+        """
+        needed(model)
+        forms, budget = self.pruned(model)
+        counts = self.selection.candidates(forms, budget, self.density, seed_of(server.seed, "pool", -1, 0))
+        chosen = select(model, counts, self.selection, fleet)
+        spent = selection_bytes(model.weights, counts, len(fleet.devices), self.selection.by)
+        return State(chosen.model, HeldMasks(chosen.masks), server.seed, server.train.size, chosen.index, spent)
+
+    def pruned(self, model: Model) -> tuple[Weights, int]:
+        """The weights that are pruned, and how many of their values are kept in all."""
+        first = self.input_layer == "pruned" or (self.input_layer == "auto" and self.density > 0.05)
+        return allowed(model, self.density, self.strict, first)
+
+    def round(self, state: State, t: int, fleet: Fleet) -> State:
+        """Train under the masks and average; in adjusting rounds grow and prune."""
+        weights, masks = state.model.weights, state.held.masks
+        counts = self.growth.counts(t + 1, masks)  # the paper counts rounds from 1
+        devices = cohort(fleet.devices, self.cohort, state.seed, t)
+        sent = state.held.send(weights, devices, seed_of(state.seed, "down", t, 0))
+        rule = masked_upload.rule_of(self.uplink, self.gate, t)
+        how = Training(state.model.arch, self.sgd, counts, self.growth.batch, rule)
+        answers = fleet.ask(train, each(sent, how.under))
+        gathered = Gathered(masks, counts, rule is not None)
+        combined = combine_if_any(answers, gathered.updates(answers, weights), weights, fleet, gathered.skipped)
+        used, skips = combined.devices if combined else (), len(gathered.skipped)
+        held = state.held.heard([*used, *gathered.skipped]).silent(map(Device, forgetful(answers.silent)))
+        paper = round_bytes(weights, masks, counts, len(devices), len(used))
+        if combined is None:  # all skipped, or had lost the masks that they get next time
+            state = replace(state, held=held)
+            return replace(state, paper=paper, dropped=0, traded=0, skips=skips) if skips else state
+        adjusted = adjust(combined.mean, masks, gathered.mean(combined.shares), counts)
+        return replace(
+            state,
+            model=state.model.replace(adjusted.weights),
+            held=held.renewed(adjusted.masks),
+            paper=paper,
+            counts=counts,
+            loss=combined.loss,
+            dropped=combined.dropped,
+            traded=adjusted.traded,
+            skips=skips,
+        )
+
+    def model(self, state: State) -> Model:
+        """The global model: pruned weights are exactly 0."""
+        return state.model
+
+    def metrics(self, state: State) -> Mapping[str, float]:
+        """Loss, dropped updates, size and cost of the model (`figures`), weights traded, candidate, the paper's bytes, skips."""
+        return {
+            "train_loss": state.loss,
+            "dropped": state.dropped,
+            **figures(state.model, state.held.masks, state.size, self.sgd, buffers=state.counts),
+            "traded": state.traded,
+            "candidate": state.candidate,
+            "selection_down": state.selected[0],
+            "selection_up": state.selected[1],
+            "paper_down": state.paper[0],
+            "paper_up": state.paper[1],
+            **({} if isinstance(self.gate, Open) else {"skips": state.skips}),
+        }

@@ -1,0 +1,1 @@
+"""LotteryFL: every client finds a ticket of its own, and shares only what its ticket keeps."""

@@ -1,0 +1,1 @@
+"""Sparse collaborative learning: position masks, quantized sparse gradients and updates, distance-base."""

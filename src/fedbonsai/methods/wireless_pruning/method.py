@@ -1,0 +1,307 @@
+"""Wireless pruning with personal parts (PMP-style, re-derived): prune so far that a round over a shared band is in time.
+
+After Liu, Ratnarajah, Sellathurai, Eldar, IEEE TSP 2024, doi 10.1109/TSP.2024.3459808, arXiv 2309.01816, of which only the
+abstract could be read: see the card. ``round`` is the protocol of specs/wireless §1.3; what a device does in
+it is the task of `stages.wireless_exchange`. Ratios and bands are decided in `stages.wireless_plan`, by what a round costs
+as `stages.wireless_load` has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import field, fields, replace
+from math import inf, isfinite
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from fedbonsai.core import Client, Device, Fleet, forgetful
+from fedbonsai.devices.channel import Cell
+from fedbonsai.errors import ConfigError, Unanswered
+from fedbonsai.local import SGD
+from fedbonsai.methods.registry import method
+from fedbonsai.methods.wireless_pruning.allocation import Floats, Load, PruningError, aged
+from fedbonsai.methods.wireless_pruning.count import counted
+from fedbonsai.methods.wireless_pruning.coverage import nowhere, uncovered, union
+from fedbonsai.methods.wireless_pruning.exchange import EXACT, Gathered, Grant, How, Owing, Train, gathered, train
+from fedbonsai.methods.wireless_pruning.load import Compute, Cycles, Parts, Passes, load_of
+from fedbonsai.methods.wireless_pruning.plan import Allocation, Optimum, Problem, Schedule, scheduled
+from fedbonsai.model import Model
+from fedbonsai.stages.personal import Judge, begun, judged, merged, personal_names, split
+from fedbonsai.stages.pruning.derived_masks import Derived, Rule
+from fedbonsai.stages.sampling import cohort
+from fedbonsai.stages.settings import NOT_NEGATIVE, PART, Range, among, outside, refuse
+from fedbonsai.telling import doing
+from fedbonsai.tree import seed_of
+from fedbonsai.wire import message
+
+BITS = Range(f"1 to 8, or {EXACT}", lambda value: 1 <= value <= 8 or value == EXACT)
+DEADLINE = Range("a share of T_full > 0", lambda value: 0 < value < inf)
+
+
+@message("wireless-pruning/state@1")
+class State:
+    """Shared weights with what personal ones begin with, what is known of devices, coverage, clock, figures.
+
+    ``examples``, ``last`` (round of the last upload) are by device id, ``held`` tells who has a personal part; ``covered``
+    is where anybody ever kept anything, None everywhere.
+    """
+
+    model: Model
+    seed: int
+    sample: tuple[int, ...]
+    examples: Mapping[str, int]
+    last: Mapping[str, int] = field(default_factory=dict[str, int])
+    held: tuple[str, ...] = ()
+    covered: Mapping[str, Tensor] | None = None
+    seconds: float = 0.0
+    figures: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+@method("wireless-pruning")
+class WirelessPruning:
+    """Shared weights pruned for each device and round so that the round is in time; personal ones stay on the device."""
+
+    sgd: SGD = field(default_factory=SGD)
+    """Local training of the shared part (tau_u, eta_u), or of both parts in one pass."""
+    personal_steps: int = 0
+    """tau_v: local steps of the personal part; 0: as many as of the shared one."""
+    personal_lr: float = 0.0
+    """eta_v; 0: as `sgd.lr`."""
+    personal: tuple[str, ...] = ("head",)
+    """Layers that stay on the device: `head` (last linear layer), `body`, or patterns of names; empty shares everything."""
+    order: Literal["alt", "sim"] = "alt"
+    """Personal part first, then the shared one (FedAlt), or both in one pass (FedSim)."""
+    mask: Rule = field(default_factory=Rule)
+    """Which weights go."""
+    bits: int = EXACT
+    """q: bits of an uploaded weight; 1 to 8 quantise, 32 sends it as it is."""
+    feedback: bool = False
+    """Send changes of kept weights, with `bits` each, and what their codes lose with the device's next upload."""
+    allocation: Allocation = field(default_factory=Optimum)
+    """How pruning ratios and bandwidths are decided."""
+    deadline: float = 0.5
+    """phi: the deadline of a round as a share of T_full, the shortest round without pruning."""
+    ratio_max: float = 0.9
+    """Most that may be pruned."""
+    remedy: Literal["drop", "extend"] = "drop"
+    """Where the deadline cannot be met by all: leave devices out, or move it between T_min and T_full."""
+    bonus: float = 1.0
+    """What a round of waiting adds to a device's value where not all can be served; 0 serves as many as possible."""
+    weights: Literal["examples", "uniform"] = "examples"
+    """lambda: how much a device counts in the objective and in the mean."""
+    cell: Cell = field(default_factory=Cell)
+    """Where devices stand and how they are heard."""
+    channel: Literal["true", "mean", "last", "quantile"] = "quantile"
+    """What the plan knows of the round's channel; unless it is true, uploads are cut to what the true one carries."""
+    compute: Compute = field(default_factory=Cycles)
+    """Seconds of local training: `cycles`, `profile` or `measured`."""
+    downlink: Literal["broadcast", "none"] = "broadcast"
+    """Whether the broadcast of the shared part takes time."""
+    cohort: int = 0
+    """Devices asked in a round; 0 means all."""
+    judge: int = 1
+    """Rounds from one judging of all personal models to the next; 0 never judges."""
+    finetune: int = 0
+    """Local steps from a model to the one that is judged, for a judging only (FullPer-FT)."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant, or has no effect."""
+        ranges = {"bits": BITS, "deadline": DEADLINE, "ratio_max": PART}
+        ranges |= dict.fromkeys(("bonus", "personal_steps", "personal_lr", "judge", "finetune"), NOT_NEGATIVE)
+        lossless, unjudged = self.feedback and self.bits == EXACT, self.finetune > 0 and not self.judge
+        growing = self.feedback and self.bits == 1
+        blind = self.allocation.by_error and self.mask.criterion != "magnitude"
+        faults = among(
+            (unjudged, f"finetune = {self.finetune} has no effect with judge = 0: leave it out"),
+            (lossless, f"feedback = true has no effect with bits = {EXACT}, which lose nothing: set bits to 2 to 8"),
+            (
+                growing,
+                "feedback = true with bits = 1: the error may be as large as what is sent, and grows; set bits >= 2",
+            ),
+            (blind, f"allocation.surrogate = 'error' is of magnitudes: mask.criterion is {self.mask.criterion!r}"),
+        )
+        refuse(outside(self, **ranges) + faults)
+
+    def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
+        """The initial model, and how many samples each device has.
+
+        Raises:
+            ConfigError: nothing to prune, or nothing to judge on.
+        """
+        parts = self.parts(model, server.train.size)
+        if not parts.prunable and self.allocation.prunes:
+            raise ConfigError(
+                f"personal = {list(self.personal)}, mask.never = {list(self.mask.never)}: no shared weight of "
+                f"{model.arch.name!r} may be pruned; share more, or set method.allocation to 'fixed'"
+            )
+        found = counted(fleet)
+        if self.judge and not any(value.valid for value in found.values()):
+            raise ConfigError("judge > 0 needs validation parts on the clients: set data.valid > 0, or judge = 0")
+        examples = {id: value.examples for id, value in found.items()}
+        return State(model, server.seed, parts.sample, examples, covered=nowhere(parts.prunable, model.weights))
+
+    def round(self, state: State, t: int, fleet: Fleet) -> State:
+        """Plan, broadcast, train under masks, average each coordinate over those that kept it; then judge."""
+        parts = self.parts(state.model, state.sample)
+        shared, first = split(state.model.weights, parts.personal)
+        devices = cohort(fleet.devices, self.cohort, state.seed, t)
+        with doing(f"planning the cell for {len(devices)} devices"):
+            schedule = self.schedule(state, t, [device.id for device in devices], parts)
+        grants = self.grants(state, t, devices, schedule)
+        how = How(self.mask, self.order, self.sgd, self.personal_sgd, self.bits)
+        made = {
+            device: Train(state.model.arch, shared, begun(first, device, state.held), how, grant)
+            for device, grant in grants.items()
+        }
+        send: Mapping[Device, Train | Owing] = {d: Owing(part) for d, part in made.items()} if self.feedback else made
+        answers = fleet.ask(train, send)
+        try:
+            found = gathered(
+                answers, state.model.arch, shared, grants, self.mask, self.weights, fleet, self.feedback, self.bits
+            )
+        except Unanswered as error:
+            if not error.forgot:
+                raise
+            held = joined(state.held, (), error.forgot)  # they get all they need next time, and this time has passed
+            return replace(state, held=held, seconds=state.seconds + schedule.latency)
+        after = replace(
+            state,
+            model=merged(state.model.arch, found.shared, first),
+            examples={**state.examples, **found.examples},
+            last={**state.last, **dict.fromkeys(found.used, t)},
+            held=joined(state.held, found.examples if first else (), forgetful(answers.silent)),
+            covered=union(state.covered, found.covered),
+            seconds=state.seconds + schedule.latency,
+        )
+        judges = bool(self.judge) and (t + 1) % self.judge == 0
+        verdict = self.judged(after, fleet, grants) if judges else {}
+        return replace(after, figures={**self.figures(parts, schedule, found, after), **verdict})
+
+    def model(self, state: State) -> Model:
+        """The shared part with what personal parts begin with: what a new device would start from."""
+        return state.model
+
+    def metrics(self, state: State) -> Mapping[str, float]:
+        """Figures of the last round; the card explains each."""
+        return state.figures
+
+    @property
+    def personal_sgd(self) -> SGD:
+        """Local training of the personal part."""
+        lr, steps = self.personal_lr or self.sgd.lr, self.personal_steps or self.sgd.steps
+        return replace(self.sgd, lr=lr, steps=steps)
+
+    def parts(self, model: Model, sample: tuple[int, ...]) -> Parts:
+        """The model by what becomes of its weights."""
+        return Parts.of(model, sample, personal_names(model, self.personal), self.mask.never)
+
+    def schedule(self, state: State, t: int, ids: Sequence[str], parts: Parts) -> Schedule:
+        """Step 1: ratios and bands of round ``t``, and what of them the true channel carries."""
+        known = list(state.examples.values())
+        examples = np.array([state.examples.get(id, sum(known) / len(known)) for id in ids], np.float64)
+        work = Passes.of(parts, self.sgd, self.personal_sgd, examples, self.order == "sim")
+        seconds = self.compute.seconds(parts, work, self.sgd.batch, ids, state.seed)
+
+        def costs(snr: Floats) -> Load:
+            return load_of(seconds, parts, self.bits, self.mask.travels, self.cell, snr, self.downlink)
+
+        believed = self.cell.predicted(state.seed, ids, t, self.channel)
+        counts = examples if self.weights == "examples" else np.ones(len(ids))
+        weights = counts / counts.sum()
+        error = None
+        if self.allocation.by_error:
+            flat = [state.model.weights[name].reshape(-1).float().numpy() for name in parts.prunable]
+            error = PruningError.of(np.concatenate(flat))
+        ages = [t - state.last.get(id, -1) - 1 for id in ids]
+        problem = Problem(
+            costs(believed),
+            believed,
+            self.cell.bandwidth,
+            weights,
+            self.ratio_max,
+            self.cell.cap,
+            aged(weights, ages, self.bonus) if self.bonus else None,
+            error,
+        )
+        true = None
+        if self.channel != "true":
+            snr = self.cell.snr_bandwidth(state.seed, ids, t)
+            true = (costs(snr), snr)
+        return scheduled(self.allocation, problem, self.deadline, true, self.remedy)
+
+    def grants(self, state: State, t: int, devices: Sequence[Device], schedule: Schedule) -> dict[Device, Grant]:
+        """Each device's part of the plan; random weights are kept only where every device that trains prunes (1.5)."""
+        explore = self.mask.explore if schedule.explores else 0.0
+        found: dict[Device, Grant] = {}
+        for k, device in enumerate(devices):
+            mask = Derived(float(schedule.ratio[k]), explore, seed_of(state.seed, f"mask/{device.id}", t, 0))
+            sends = float(schedule.sent[k]) if schedule.sends[k] else 1.0
+            found[device] = Grant(bool(schedule.trains[k]), mask, sends, float(schedule.bandwidth[k]))
+        return found
+
+    def judged(self, state: State, fleet: Fleet, grants: Mapping[Device, Grant]) -> dict[str, float]:
+        """Personalised accuracy of all devices, with all shared weights and under masks of this round's ratios."""
+        shared, first = split(state.model.weights, self.parts(state.model, state.sample).personal)
+        tune = replace(self.sgd, steps=self.finetune) if self.finetune else None
+        send = {
+            device: Judge(
+                state.model.arch,
+                shared,
+                begun(first, device, state.held),
+                self.mask,
+                grants[device].mask if device in grants else Derived(),
+                tune,
+            )
+            for device in fleet.devices
+        }
+        found = judged(fleet, send)
+        return found.figures() if found is not None else {}
+
+    def figures(self, parts: Parts, schedule: Schedule, found: Gathered, after: State) -> dict[str, float]:
+        """What is worth a column of the log; the card explains each."""
+        masks = parts.count(parts.prunable) * len(found.used) if self.mask.travels else 0
+        exact = (EXACT - self.bits) * parts.count(parts.statistics) * len(found.used)
+        return {
+            **({"train_loss": found.loss} if isfinite(found.loss) else {}),
+            "dropped": found.dropped,
+            **schedule.figures(),
+            "wireless_seconds": after.seconds,
+            "uncovered": uncovered(found.covered),
+            "never_covered": uncovered(after.covered),
+            "participation": len(found.used) / len(schedule.trains),
+            "uplink_bits": float(self.bits * found.values + exact + masks),
+        }
+
+    def notes(self) -> Mapping[str, str]:
+        """What a report must print beside any number of this method: the label, the cell, and the choices made."""
+        cell = {entry.name: getattr(self.cell, entry.name) for entry in fields(self.cell)}
+        tuned = f", each after {self.finetune} steps of fine-tuning" if self.finetune else ""
+        return {
+            "label": "PMP-style, re-derived",
+            "cell": ", ".join(f"{name} {value}" for name, value in cell.items()),
+            "channel known to the plan": self.channel,
+            "compute": repr(self.compute),
+            "bits of a weight": f"{self.bits}, of its change with error feedback" if self.feedback else str(self.bits),
+            "greatest ratio": str(self.ratio_max),
+            "deadline": f"{self.deadline} T_full, remedy {self.remedy}" if self.allocation.waits else "none",
+            "A1 personal layers": ", ".join(self.personal) or "none",
+            "A2 order": f"{self.order}, steps of the personal part: {self.personal_steps or 'as of the shared one'}",
+            "A3 score": f"{self.mask.criterion}, {self.mask.scope}, explore {self.mask.explore}",
+            "A4 ratios": f"{self.allocation!r}",
+            "A5 convolutions prunable": "yes" if not self.mask.never else f"all but {', '.join(self.mask.never)}",
+            "A6 noise": "in proportion to the band",
+            "A7 judged": "with all shared weights and with kept ones alone" + tuned,
+            "A8 downlink": self.downlink,
+            "A9 mask bits": "one a prunable weight" if self.mask.travels else "none",
+            "A10 mean": "by coverage",
+            "A11 weights": self.weights,
+            "A12 deadline": "of each round",
+            "A13 latency": "of the slowest device in each round, and their sum",
+        }
+
+
+def joined(held: Iterable[str], more: Iterable[str], less: Collection[str]) -> tuple[str, ...]:
+    """Ids of both, once each and in order, without some."""
+    return tuple(id for id in dict.fromkeys((*held, *more)) if id not in less)

@@ -1,1 +1,0 @@
-"""Shipped settings files; `fedbonsai cp` makes one your own."""

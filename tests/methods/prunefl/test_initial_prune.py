@@ -1,0 +1,286 @@
+"""specs/prunefl §8.7, §8.10 and §8.11: initial pruning at one device, and who does it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedbonsai.core import Answer, Samples, Scope, scope
+from fedbonsai.errors import ConfigError, Unanswered
+from fedbonsai.fleets.local import LocalFleet
+from fedbonsai.fleets.wrappers import Wrapper
+from fedbonsai.local import SGD, Score
+from fedbonsai.methods.prunefl import initial_prune as scout
+from fedbonsai.methods.prunefl.initial_prune import Pilot, Scouting
+from fedbonsai.model import Arch, Model, skeleton
+from fedbonsai.model import _builders as networks_known
+from fedbonsai.stages.pruning.masks import masked
+from fedbonsai.stages.pruning.per_time import turned
+from fedbonsai.stages.pruning.time_model import seconds
+from fedbonsai.work import collecting
+from tests.methods.prunefl.test_prunefl import (
+    COSTS,
+    NAMES,
+    PEOPLE,
+    QUICK,
+    SIZES,
+    START,
+    Watching,
+    masks_of,
+    method,
+    person,
+    run,
+)
+
+SGD5 = SGD(lr=0.1, batch=20, steps=5)
+PILOT = Pilot(START, SGD5, QUICK, seconds(COSTS, SIZES, 5), True, 10**9)
+
+
+def explore(how, me=PEOPLE[0], stale=True):
+    times = seconds(COSTS, SIZES, 5)
+    return scout.scout.run(Pilot(START, SGD(lr=0.1, batch=20, steps=5), how, times, stale, 10**9), me, {})[0]
+
+
+def test_the_gate_decides_when_the_first_reconfiguration_comes(monkeypatch):  # specs/prunefl §8.11
+    looks = iter([False, True])
+    monkeypatch.setattr(scout, "reached", lambda *_: next(looks))
+    found = explore(Scouting(batches=1, iterations=120, every=50))
+    assert found.at == (11, 61, 111)
+
+
+@pytest.mark.parametrize(("accuracy", "open_"), [(1.49 / 62, False), (1.51 / 62, True), (0.0242, True)])
+def test_the_gate_for_62_classes(monkeypatch, accuracy, open_):  # specs/prunefl §8.11
+    monkeypatch.setattr(scout.local, "evaluate", lambda *_: Score(0.0, accuracy, 1))
+    model = Model.init(Arch("mlp", {"widths": (5,), "size": 2, "classes": 62}), 0)
+    assert scout.reached(model, [PEOPLE[0].train], 1.5, "cpu") is open_
+
+
+@pytest.mark.slow
+def test_the_scout_shrinks_only_unless_it_may_regrow():
+    shrinking = explore(replace(QUICK, regrow=False, tolerance=0.0, iterations=400))
+    assert list(shrinking.densities) == sorted(shrinking.densities, reverse=True)
+    assert shrinking.densities[-1] < shrinking.densities[0] < 1
+    for name, mask in shrinking.masks.items():
+        assert not bool(shrinking.weights[name][~mask].any())
+        assert not bool(shrinking.shelf[name][mask].any())
+        assert bool(mask.any())
+    steady = explore(QUICK)
+    assert len(steady.at) >= 6  # five changes need six
+    assert explore(QUICK, stale=False).shelf == {}
+
+
+def test_the_scouts_modelled_time():
+    found = explore(Scouting(batches=2, iterations=7, gate=99))
+    assert found.at == ()
+    assert found.seconds == pytest.approx(7 * 2 * 0.1)  # no slopes here
+
+
+def test_a_silent_scout_is_replaced():
+    fleet = Watching(LocalFleet(PEOPLE), silent={(-1, "a"), (-1, "b")})
+    states = run(method(), fleet, 1)
+    assert [list(sent) for t, sent in fleet.sent if t < 0] == [["a"], ["b"], ["c"]]
+    first = next(sent for t, sent in fleet.sent if t == 0)
+    assert {id for id, m in first.items() if m.sent.masks is None} == {"c"}
+    assert states[0].held.holders == {"c": 1}
+    with pytest.raises(Unanswered, match="initial pruning"):
+        run(method(), Watching(LocalFleet(PEOPLE), silent={(-1, id) for id in "abcd"}), 0)
+
+
+def test_the_number_of_minibatches_is_that_of_the_setting_and_not_of_local_steps():
+    drawn = scout.drawn(person(count=300), SGD5, 10)
+    assert [len(batch) for batch in drawn] == [20] * 10
+    assert [len(batch) for batch in scout.drawn(person(count=45), SGD5, 10)] == [20, 20, 5]
+    first = scout.drawn(person(count=300), SGD5, 10)
+    assert all(torch.equal(a.x, b.x) for a, b in zip(drawn, first, strict=True))  # drawn once, the same ever after
+
+
+def test_a_scout_without_samples_says_what_to_do():
+    with pytest.raises(ConfigError, match=r"client a has no training samples.*data\.minimum"):
+        scout.scout.run(PILOT, person("a", 0), {})
+
+
+@pytest.mark.parametrize(
+    ("fault", "match"),
+    [({"every": 0}, "every"), ({"batches": 0}, "batches"), ({"fraction": 1.0}, "share"), ({"gate": -1.0}, "gate")],
+)
+def test_scouting_that_cannot_be_meant_is_refused(fault, match):
+    with pytest.raises(ValueError, match=match):
+        Scouting(**fault)
+
+
+def test_momentum_of_weights_that_come_back_is_zero(monkeypatch):  # specs/prunefl §1.7
+    few, calls, seen, descend = masks_of(), [], [], scout.local.descend
+
+    def forced(weights, shelf, old, *_):
+        calls.append(1)
+        new = few if len(calls) == 1 else {n: torch.ones_like(m) for n, m in few.items()}
+        return (*turned(weights, shelf, old, new, True), new)
+
+    def watched(params, grads, sgd, momentum):
+        if len(calls) == 2 and not seen:
+            seen.extend(value.clone() for value in momentum)
+        descend(params, grads, sgd, momentum)
+
+    monkeypatch.setattr(scout, "reconfigured", forced)
+    monkeypatch.setattr(scout.local, "descend", watched)
+    how = Scouting(batches=2, iterations=30, every=5, gate=0)
+    scout.scout.run(replace(PILOT, sgd=replace(SGD5, momentum=0.9), how=how), PEOPLE[0], {})
+    found = dict(zip(skeleton(START).parameters, seen, strict=True))
+    for name in NAMES:
+        assert not bool(found[name][~few[name]].any())
+        assert bool(found[name][few[name]].any())
+
+
+def output_first(size: int = 2, classes: int = 3):
+    """Three classes; the last weights are of a layer that gives five values and is used first."""
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = torch.nn.Linear(5, classes)
+            self.first = torch.nn.Linear(size * size, 5)
+
+        def forward(self, x):
+            return self.last(self.first(x.flatten(1)))
+
+    return Net()
+
+
+def test_classes_are_those_of_the_output(monkeypatch):
+    monkeypatch.setattr(scout.local, "evaluate", lambda *_: Score(0.0, 0.4, 1))
+    monkeypatch.setitem(networks_known, "output-first", output_first)
+    model = Model.init(Arch("output-first"), 0)
+    assert not scout.reached(model, [PEOPLE[0].train], 1.5, "cpu")  # 0.4 < 1.5 / 3
+    assert scout.reached(model, [PEOPLE[0].train], 1.1, "cpu")  # 0.4 > 1.1 / 3, yet also > 1.5 / 5
+
+
+def test_importances_begin_anew_after_each_reconfiguration(monkeypatch):
+    seen, whole = [], scout.reconfigured
+
+    def watched(weights, shelf, masks, z, *more):
+        seen.append((sum(float(v.double().sum()) for v in z.values()), more[3]))
+        return whole(weights, shelf, masks, z, *more)
+
+    monkeypatch.setattr(scout, "reconfigured", watched)
+    how = Scouting(batches=2, iterations=15, every=7, gate=0, fraction=0.0)
+    scout.scout.run(replace(PILOT, sgd=replace(SGD5, lr=0.0), how=how), PEOPLE[0], {})  # every iteration is the same
+    first, second, third = seen  # in iterations 1, 8 and 15
+    assert second == pytest.approx((7 * first[0], 7 * first[1]), rel=1e-4)
+    assert third == pytest.approx(second, rel=1e-4)
+
+
+def test_what_the_scout_computes_is_reported():
+    with collecting() as found:
+        result = scout.scout.run(replace(PILOT, how=replace(QUICK, tolerance=0.0)), PEOPLE[0], {})[0]
+    trained = [episode for episode in found if episode.backward]
+    assert sum(episode.steps for episode in trained) == 2 * QUICK.iterations
+    assert sum(episode.backward for episode in trained) == 40 * QUICK.iterations
+    kept = [episode.kept[NAMES[0]] for episode in trained]
+    assert kept[0] == 1
+    assert kept[-1] < 1
+    assert len(trained) <= len(result.at) + 1
+
+
+def test_channels_last_and_batch_statistics_change_nothing_of_the_rules():
+    arch = Arch("cnn-bn", {"size": 8, "classes": 3})
+    model = Model.init(arch, 0)
+    names = [n for n, v in model.weights.items() if v.ndim > 1]
+    times = seconds(COSTS, {n: model.weights[n].numel() for n in names}, 5)
+    me = person()
+    me = replace(me, train=Samples(me.train.x.repeat(1, 1, 4, 4), me.train.y))
+    how = Scouting(batches=2, iterations=12, every=2, gate=0)
+    found, memory = scout.scout.run(Pilot(model, replace(SGD5, channels_last=True), how, times, True, 10**9), me, {})
+    assert scout.fits(found, Pilot(model, SGD5, how, times, True, 10**9))
+    assert found.densities[-1] < 0.9
+    assert all(bool(torch.isfinite(v).all()) for v in found.weights.values())
+    assert torch.equal(memory["masks"]["masks"][names[0]], found.masks[names[0]])
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_during_the_initial_pruning_ends_in_the_same_state():
+    def begun(fleet, attempt=0):
+        with scope(fleet, Scope("r", 0, -1, attempt)) as open_:
+            return method().begin(START, open_, PEOPLE[0])  # not committed, as if killed
+
+    fleet = LocalFleet(PEOPLE)
+    first, again, other = begun(fleet), begun(fleet), begun(LocalFleet(PEOPLE))
+    for state in (again, other):
+        assert state.densities == first.densities
+        assert all(torch.equal(state.model.weights[n], w) for n, w in first.model.weights.items())
+        assert all(torch.equal(state.held.masks[n], m) for n, m in first.held.masks.items())
+    assert not fleet.pending()
+
+
+@pytest.mark.slow
+def test_a_bound_holds_from_the_initial_pruning_on():
+    states = run(method(density=0.1, interval=1, time=replace(COSTS, base=1e3)), LocalFleet(PEOPLE), 4)
+    every = sum(SIZES.values())
+    assert [sum(int(m.sum()) for m in state.held.masks.values()) for state in states] == [int(0.1 * every)] * 5
+    free = run(method(interval=1, time=replace(COSTS, base=1e3)), LocalFleet(PEOPLE), 1)
+    assert sum(int(m.sum()) for m in free[0].held.masks.values()) > 0.5 * every
+
+
+def test_reasons_of_all_scouts_are_told():
+    hot = replace(SGD5, lr=1e30)
+    with pytest.raises(Unanswered, match=r"a: the scout's training gave values that are not finite.*; b: .*; d: "):
+        run(method(sgd=hot), LocalFleet(PEOPLE), 0)
+
+
+class Answering(Wrapper):
+    """The first device's answer is changed by a function."""
+
+    def __init__(self, inner, change):
+        super().__init__(inner)
+        self.change = change
+
+    def ask(self, task, send, at_least=1):
+        answers = self.inner.ask(task, send, at_least)
+
+        def each():
+            for a in answers:
+                mine = a.device.id == "a" and self._scope.round < 0
+                yield Answer(a.device, self.change(a.value)) if mine else a
+
+        return type(answers)(each(), at_least)
+
+
+BAD = {
+    "type": lambda v: replace(v, weights={n: w.double() for n, w in v.weights.items()}),
+    "shape": lambda v: replace(v, weights={n: w.reshape(-1) for n, w in v.weights.items()}),
+    "empty layer": lambda v: replace(v, masks={n: torch.zeros_like(m) for n, m in v.masks.items()}),
+    "masks missing": lambda v: replace(v, masks={}),
+    "shelf of others": lambda v: replace(v, shelf={"x": torch.zeros(1)}),
+    "not finite": lambda v: replace(v, shelf={n: w / 0 for n, w in v.shelf.items()}),
+    "seconds": lambda v: replace(v, seconds=float("nan")),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", BAD.values(), ids=BAD)
+def test_an_answer_that_does_not_fit_goes_to_the_next_device(change):
+    fleet = Answering(LocalFleet(PEOPLE), change)
+    [state] = run(method(), fleet, 0)
+    assert state.held.holders == {"b": 1}
+    assert fleet.inner._slots.memory("a") == {}  # its masks are not the server's
+    assert "masks" in fleet.inner._slots.memory("b")
+
+
+@pytest.mark.slow
+def test_names_come_in_the_servers_order():
+    def turned_round(value):
+        parts = {part: dict(reversed(getattr(value, part).items())) for part in ("weights", "masks", "shelf")}
+        return replace(value, **parts)
+
+    states = [run(method(), Answering(LocalFleet(PEOPLE), change), 1) for change in (turned_round, lambda v: v)]
+    for state in states[0]:
+        assert list(state.model.weights) == list(START.weights)
+        assert list(state.held.masks) == NAMES
+    assert all(torch.equal(states[0][1].model.weights[n], w) for n, w in states[1][1].model.weights.items())
+
+
+def test_what_a_scout_sends_beside_its_mask_does_not_count():
+    def leaking(value):
+        return replace(value, weights={n: torch.ones_like(w) for n, w in value.weights.items()})
+
+    [state] = run(method(), Answering(LocalFleet(PEOPLE), leaking), 0)
+    assert all(torch.equal(w, state.model.weights[n]) for n, w in masked(state.model.weights, state.held.masks).items())
