@@ -134,7 +134,11 @@ LIKE = {"docs/start.md", "docs/choose.md"}  # their commands are those of README
     [pytest.param(d, id=label(d), marks=[pytest.mark.exhaustive] if label(d) in LIKE else []) for d in PLAYED],
 )
 def test_blocks_run(document, tmp_path):
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hub")}
+    environment = {
+        **os.environ,
+        "HF_HOME": str(tmp_path / "hub"),
+        "PYTHONPATH": str(ROOT),
+    }  # this file imports from tests
     folder = tmp_path / "folder"
     folder.mkdir()
     done = subprocess.run(
