@@ -13,7 +13,7 @@ from fedbonsai.local import SGD
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.feddst.method import FedDST
 from fedbonsai.methods.fl_pqsu.method import FlPqsu
-from fedbonsai.methods.prunefl import local_layers as own_part
+from fedbonsai.methods.prunefl import local_layers
 from fedbonsai.methods.sparse_collaborative.descent import Descent
 from fedbonsai.methods.sparse_collaborative.method import SparseCollaborative
 from fedbonsai.methods.sparse_collaborative.topology import Flat
@@ -155,14 +155,14 @@ def test_masks_that_changed_are_new_to_all_and_equal_ones_to_nobody():
 
 
 def test_a_part_of_ones_own_is_what_is_kept_else_drawn_anew():
-    own = own_part.Own((HEAD, "3.bias"), 5)
-    drawn = own_part.held(own, ARCH, {})
+    own = local_layers.Own((HEAD, "3.bias"), 5)
+    drawn = local_layers.held(own, ARCH, {})
     assert list(drawn) == [HEAD, "3.bias"]
     kept = {name: value + 1 for name, value in drawn.items()}
     server = HeldMasks({BODY: MASKS[BODY]}, 2)
     sent = server.send({n: v for n, v in SINGLE.weights.items() if n not in own.names}, [A], 0)[A]
     for memory, part in (({}, drawn), ({"personal": kept}, kept)):
-        model, masks, after = own_part.started(own, sent, ARCH, memory)
+        model, masks, after = local_layers.started(own, sent, ARCH, memory)
         assert list(model.weights) == list(SINGLE.weights)
         assert all(torch.equal(model.weights[name], value) for name, value in part.items())
         assert torch.equal(model.weights[BODY], torch.where(MASKS[BODY], SINGLE.weights[BODY], 0))

@@ -7,7 +7,7 @@ import torch
 from fedbonsai.core import Client
 from fedbonsai.errors import NotFinite
 from fedbonsai.local import Trained
-from fedbonsai.methods.prunefl import local_layers as own_part
+from fedbonsai.methods.prunefl import local_layers
 from fedbonsai.methods.prunefl.local_layers import NOTHING, Own
 from fedbonsai.stages import masked_upload
 from fedbonsai.stages.codec import parse
@@ -72,12 +72,12 @@ def test_weights_go_as_they_are_where_nothing_is_coded_and_no_gate_shuts():
 def test_the_part_of_ones_own_stays_and_the_rest_is_sent():
     own = Own((HEAD, "3.bias"), 1)
     trained, before = Trained(tensors(START), 5, 3, 0.5), {"masks": 1, PERSONAL: {}}
-    sent, memory = own_part.kept(own, trained, before)
+    sent, memory = local_layers.kept(own, trained, before)
     assert list(sent.weights) == [BODY, "1.bias"]
     assert list(memory[PERSONAL]) == [HEAD, "3.bias"]
     assert torch.equal(memory[PERSONAL][HEAD], tensors(START)[HEAD])
     assert (sent.examples, sent.steps, sent.loss, memory["masks"]) == (5, 3, 0.5, 1)
-    assert own_part.kept(NOTHING, trained, before) == (trained, before)
+    assert local_layers.kept(NOTHING, trained, before) == (trained, before)
     broken = {**tensors(START), BODY: torch.full((5, 4), torch.nan)}
     with pytest.raises(NotFinite):
-        own_part.kept(own, Trained(broken, 5, 3, 0.5), before)
+        local_layers.kept(own, Trained(broken, 5, 3, 0.5), before)

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from fedbonsai.core import Device, Fleet, Silence, forgetful
 from fedbonsai.local import SGD
-from fedbonsai.methods.prunefl import accounts
-from fedbonsai.methods.prunefl import local_layers as own_part
+from fedbonsai.methods.prunefl import accounts, local_layers
 from fedbonsai.methods.prunefl.accounts import Accounts
 from fedbonsai.methods.prunefl.importance import Gathered
 from fedbonsai.methods.prunefl.local_layers import NOTHING, Own
@@ -56,7 +55,7 @@ class State:
     @property
     def shared(self) -> Tree:
         """The weights that travel."""
-        return own_part.shared(self.model, self.own).weights
+        return local_layers.shared(self.model, self.own).weights
 
     def moved(self, shared: Tree) -> State:
         """With other shared weights."""
@@ -106,7 +105,7 @@ class State:
         """With how devices' models do, personal parts included."""
         who = self.owners if self.own else [device.id for device in fleet.devices]
         seed = seed_of(self.seed, "judge", t, 0)
-        return replace(self, verdict=own_part.verdict(fleet, self.model, self.own or NOTHING, self.held, who, seed))
+        return replace(self, verdict=local_layers.verdict(fleet, self.model, self.own or NOTHING, self.held, who, seed))
 
     def figures(self, sgd: SGD, buffers: int) -> dict[str, float]:
         """Loss, dropped updates, size and cost of the model, modelled seconds, the paper's bytes, verdict.

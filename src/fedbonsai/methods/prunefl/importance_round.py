@@ -1,7 +1,7 @@
 """A round of masked FedAvg in which devices may also measure how much each weight matters: what is asked, done and read.
 
 PruneFL's further pruning (Jiang et al., TNNLS 2023). Values travel under masks that both ends hold (`stages.held_masks`),
-importances where they are wanted (`importance`), a personal part not at all (`stages.own_part`).
+importances where they are wanted (`importance`), a personal part not at all (`local_layers`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fedbonsai.core import Answers, Client, Fleet, Memory, task
 from fedbonsai.local import SGD
-from fedbonsai.methods.prunefl import local_layers as own_part
+from fedbonsai.methods.prunefl import local_layers
 from fedbonsai.methods.prunefl.importance import Gathered, Result, Wanted, measured, opened, trained
 from fedbonsai.methods.prunefl.local_layers import NOTHING, Own
 from fedbonsai.model import Arch
@@ -42,9 +42,9 @@ class OwnTrain:
 def train(request: Train | OwnTrain, me: Client, memory: Memory) -> tuple[Result, Memory]:
     """Local steps of the masked model, with the personal part if there is one; gradients are of all coordinates."""
     request, own = (request.train, request.own) if isinstance(request, OwnTrain) else (request, NOTHING)
-    model, masks, memory = own_part.started(own, request.sent, request.arch, memory)
+    model, masks, memory = local_layers.started(own, request.sent, request.arch, memory)
     found, summed = trained(model, masks, me, request.sgd, request.wanted)
-    found, memory = own_part.kept(own, found, memory)
+    found, memory = local_layers.kept(own, found, memory)
     return measured(found, summed, masks, request.sgd, request.wanted, me, memory)
 
 

@@ -17,7 +17,7 @@ from fedbonsai import local, tree, work
 from fedbonsai.core import Client, Device, Fleet, Memory, Samples, task
 from fedbonsai.errors import ConfigError, NotFinite, Unanswered
 from fedbonsai.local import SGD
-from fedbonsai.methods.prunefl import local_layers as own_part
+from fedbonsai.methods.prunefl import local_layers
 from fedbonsai.methods.prunefl.local_layers import Own
 from fedbonsai.model import Model, skeleton
 from fedbonsai.stages import held_masks
@@ -150,7 +150,7 @@ def scout(request: Pilot | OwnPilot, me: Client, memory: Memory) -> tuple[Scoute
     """Train on a few fixed batches and reconfigure until the density settles; a personal part is trained too, and stays."""
     if isinstance(request, OwnPilot):
         own, pilot = request.own, request.pilot
-        mine = own_part.held(own, pilot.model.arch, memory)
+        mine = local_layers.held(own, pilot.model.arch, memory)
         found = flown(replace(pilot, model=merged(pilot.model.arch, pilot.model.weights, mine)), me)
         shared, mine = split(found.weights, own.names)
         found, memory = replace(found, weights=shared), {**memory, PERSONAL: mine}

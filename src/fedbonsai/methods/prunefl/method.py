@@ -16,7 +16,7 @@ from typing import Literal
 from fedbonsai import tree
 from fedbonsai.core import Client, Fleet
 from fedbonsai.local import SGD
-from fedbonsai.methods.prunefl import local_layers as own_part
+from fedbonsai.methods.prunefl import local_layers
 from fedbonsai.methods.prunefl.accounts import Accounts
 from fedbonsai.methods.prunefl.adaptive import State
 from fedbonsai.methods.prunefl.importance import Wanted, plain
@@ -93,12 +93,12 @@ class PruneFL:
             ConfigError: nothing can be pruned, or no personal weights have such names.
             Unanswered: no device answered with a model that fits.
         """
-        own = own_part.drawn(model, self.personal, server.seed)
+        own = local_layers.drawn(model, self.personal, server.seed)
         size, stale = server.train.size, self.regrowth == "stale"
         names = names_of(model, self.never, own.names if own else ())
         times = time_of(self.time, model, names, size, self.sgd)
         most = self.most({name: model.weights[name] for name in names})
-        pilot = Pilot(own_part.shared(model, own), self.sgd, self.scouting, times, stale, most)
+        pilot = Pilot(local_layers.shared(model, own), self.sgd, self.scouting, times, stale, most)
         device, found = explored(fleet, pilot, own)
         return State(
             model.replace({**model.weights, **found.weights}),
