@@ -1,7 +1,7 @@
 """The client's half of selective updating: what it would send, packed, and whether a gate lets it.
 
 FL-PQSU (Xu et al. 2021, by its authors' code) sends 8-bit weights; here also changes of them, with error feedback. Its
-gate and those of LAQ and CMFL are in `stages.pruning.gates`. The server's half is `stages.newest`.
+gate and those of LAQ and CMFL are in `stages.pruning.gates`. The server's half is `methods.fl_pqsu.newest`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """FedTiny: choose a coarsely pruned model by re-measured batch-norm statistics, then adjust its masks block by block.
 
 Huang, Zhang, Sun, Fang, Yuan and Wu, "Distributed Pruning Towards Tiny Neural Networks in Federated Learning", ICDCS 2023.
-``begin`` is adaptive batch-norm selection (`stages.pruning.selection`); ``round`` is FedAvg under masks that both ends
-hold (a device's part is the task ``train`` of `stages.pruning.progressive`), and in adjusting rounds progressive pruning
-(`stages.pruning.grow_prune`) of one group of layers.
+``begin`` is adaptive batch-norm selection (`selection`); ``round`` is FedAvg under masks that both ends
+hold (a device's part is the task ``train`` of `progressive`), and in adjusting rounds progressive pruning
+(`grow_prune`) of one group of layers.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Xu, Fang, Ding, Zou and Xiong, "Accelerating Federated Learning for IoT in Big Data Analytics With Pruning, Quantization
 and Selective Updating", IEEE Access 9, 2021. ``begin`` is SERVER-INIT, ``round`` one turn of the server's loop, the task
-``train`` of `stages.selective_round` the client's: train, gate, pack. The server keeps each client's newest upload, packed,
+``train`` of `selective_round` the client's: train, gate, pack. The server keeps each client's newest upload, packed,
 for rounds it skips.
 """
 

@@ -1,6 +1,6 @@
 """A round of selective updating: what a client is asked, what it does with it, and its upload or the mark of a skip.
 
-FL-PQSU (Xu et al. 2021). The client's half is in `stages.selective`, the server's in `stages.newest`.
+FL-PQSU (Xu et al. 2021). The client's half is in `stages.selective`, the server's in `newest`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 P. Han, S. Wang, K. K. Leung, "Adaptive Gradient Sparsification for Efficient Federated Learning: An Online Learning
 Approach", ICDCS 2020, as Jiang et al. (PruneFL) adapt it. ``round`` is FedAvg under a mask of k weights; then the server
-compares losses on a few samples that devices sent, and moves k (`stages.pruning.online`).
+compares losses on a few samples that devices sent, and moves k (`rounds`).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """PruneFL: one device prunes a dense model, then FedAvg trains under a mask that is rebuilt to gain most per second.
 
 Jiang, Wang, Valls, Ko, Lee, Leung, Tassiulas, "Model Pruning Enables Efficient Federated Learning on Edge Devices", IEEE
-TNNLS 34(12), 2023, arXiv 1909.12326. ``begin`` is the initial pruning at a selected client (`stages.pruning.scout`),
+TNNLS 34(12), 2023, arXiv 1909.12326. ``begin`` is the initial pruning at a selected client (`initial_prune`),
 ``round`` is further pruning: masked FedAvg, where a device's part is the task ``train`` of
-`stages.pruning.importance_round`, and every ``interval`` rounds the reconfiguration (`stages.pruning.per_time`) by the
-importances that devices measured (`stages.pruning.importance`). The server's state is that of `stages.pruning.adaptive`.
+`importance_round`, and every ``interval`` rounds the reconfiguration (`stages.pruning.per_time`) by the
+importances that devices measured (`importance`). The server's state is that of `adaptive`.
 """
 
 from __future__ import annotations

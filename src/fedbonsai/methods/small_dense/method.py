@@ -1,7 +1,7 @@
 """A small dense model of the size of a pruned one, by FedAvg: what pruning has to beat.
 
 The baseline of FedTiny (Huang et al., ICDCS 2023) and of pruning papers at large. ``begin`` makes the network narrower
-(`stages.pruning.narrow`), ``round`` is FedAvg (McMahan et al., AISTATS 2017).
+(`narrow`), ``round`` is FedAvg (McMahan et al., AISTATS 2017).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 After Liu, Ratnarajah, Sellathurai, Eldar, IEEE TSP 2024, doi 10.1109/TSP.2024.3459808, arXiv 2309.01816, of which only the
 abstract could be read: see the card. ``round`` is the protocol of specs/wireless §1.3; what a device does in
-it is the task of `stages.wireless_exchange`. Ratios and bands are decided in `stages.wireless_plan`, by what a round costs
-as `stages.wireless_load` has it.
+it is the task of `exchange`. Ratios and bands are decided in `plan`, by what a round costs
+as `load` has it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Dynamic sparse training: a layer trades its smallest weights for the pruned ones with the largest gradients.
 
 RigL (Evci et al., ICML 2020) on each client, as FedDST (Bibikar et al., AAAI 2022) has it, and its server: every coordinate
-is averaged over the clients that keep it, then each layer is cut back to its count. `stages.pruning.grow_prune` is
+is averaged over the clients that keep it, then each layer is cut back to its count. `methods.fedtiny.grow_prune` is
 FedTiny's form of it, where the server decides.
 """
 

@@ -56,7 +56,7 @@ class Measured(TimeModel):
 
 @choice("profile")
 class Profiled(TimeModel):
-    """What a device's profile and a link say of this very network (`stages.pruning.profiled`)."""
+    """What a device's profile and a link say of this very network (`methods.prunefl.profiled`)."""
 
     device: str = "raspberry-pi-4"
     """A shipped profile, or the path of one's own; its curve for masks, or for sparse layers where ``sgd.sparse`` is
