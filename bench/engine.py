@@ -19,10 +19,10 @@ from bench.record import interleaved, save
 from fedbonsai.core import Client, Samples, Scope, scope
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.pool import PoolFleet
-from fedbonsai.local import SGD
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.sampling import cohort
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import generator
 
 ROUNDS, SAMPLES = 4, 100

@@ -22,11 +22,12 @@ from bench.record import save
 from bench.sparse_step import BATCH, HELD, JOBS, masked
 from fedbonsai.core import Client, Samples
 from fedbonsai.devices.footprint import ONE_THREAD, TIDY
-from fedbonsai.local import SGD, train
 from fedbonsai.methods.fedtiny.growth import Growth
 from fedbonsai.methods.fedtiny.top_gradients import top_gradients
 from fedbonsai.methods.prunefl.importance import Wanted, trained
 from fedbonsai.model import Arch, Model
+from fedbonsai.training.loop import train
+from fedbonsai.training.optimizers import SGD
 
 Sparse = Literal["off", "on"]
 NETWORK = "vgg11"

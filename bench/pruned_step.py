@@ -12,10 +12,11 @@ import torch
 
 from bench.record import interleaved, save
 from fedbonsai.core import Client, Samples
-from fedbonsai.local import SGD, train
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.pruning import count
 from fedbonsai.stages.pruning.filters import Ratio, prune, select, units, widths
+from fedbonsai.training.loop import train
+from fedbonsai.training.optimizers import SGD
 
 WIDTHS = (1.0, 0.75, 0.5, 0.25, 0.125)
 NETWORKS = {"conv2": (1, 28, 62), "vgg11": (3, 32, 10), "resnet18": (3, 32, 10)}  # channels, size, classes

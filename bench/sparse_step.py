@@ -30,10 +30,11 @@ import torch
 from bench.record import RESULTS, facts, save
 from fedbonsai.core import Client, Samples
 from fedbonsai.devices.footprint import ONE_THREAD, TIDY
-from fedbonsai.local import SGD, train
 from fedbonsai.model import Arch, Model, Skeleton
 from fedbonsai.sparse.breakeven import breakeven, clock
 from fedbonsai.sparse.convert import chosen, inputs, sparse_net
+from fedbonsai.training.loop import train
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import Weights, generator
 
 BATCH = 32

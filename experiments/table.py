@@ -20,9 +20,9 @@ from typing import Any
 
 from experiments.reported import Reported, interval, statement, verdict
 from experiments.run import experiments, plan_of, runs_of
-from fedbonsai.local import SGD
 from fedbonsai.model import Arch, Model, networks
 from fedbonsai.stages.pruning.figures import figures
+from fedbonsai.training.optimizers import SGD
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results.md"

@@ -19,12 +19,12 @@ from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.pool import PoolFleet
 from fedbonsai.fleets.wrappers import Flaky, Metered, Wrapper
-from fedbonsai.local import evaluate
 from fedbonsai.methods.registry import methods
 from fedbonsai.runs import recipes
 from fedbonsai.runs.folder import Folder
 from fedbonsai.runs.loop import loop
 from fedbonsai.runs.setup import Scene, clients, federation, initial_model, scene
+from fedbonsai.training.evaluate import evaluate
 from fedbonsai.wire import decode, encode, name_of
 from tests.cases import CASES, ROUNDS, Case
 from tests.digests import digests, machine, recorded

@@ -9,7 +9,7 @@ SRC = Path(__file__).parents[1] / "src" / "fedbonsai"
 
 GROUND = {"disk", "errors", "lock", "modules", "places", "telling", "text", "tree", "wire"}
 MODEL = GROUND | {"model"}
-CORE = MODEL | {"work", "core", "local"}
+CORE = MODEL | {"work", "core", "training"}
 MAY = {  # package or module directly under fedbonsai -> what it may import of its siblings
     "errors": set(),
     "disk": {"errors"},
@@ -24,7 +24,7 @@ MAY = {  # package or module directly under fedbonsai -> what it may import of i
     "work": MODEL,
     "core": MODEL | {"work"},
     "sparse": MODEL,
-    "local": MODEL | {"work", "core", "sparse"},
+    "training": MODEL | {"work", "core", "sparse"},
     "zoo": MODEL,
     "devices": CORE,
     "data": GROUND | {"core"},

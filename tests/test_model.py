@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from fedbonsai import local, model
+from fedbonsai import model, training
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import BadMessage, ConfigError
-from fedbonsai.local import SGD
 from fedbonsai.model import Arch, Model, Skeleton, forms, network, networks, skeleton, state
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import Mean, dtype_of, seeded
 
 
@@ -143,7 +143,7 @@ for _name, _between in BETWEEN.items():
 
 def trained(name: str, **change: object) -> dict[str, Tensor]:
     start = Model.init(Arch(name), 1)
-    return dict(local.train(start, people(), replace(SGD(lr=0.05, batch=8, momentum=0.5), **change)).weights)
+    return dict(training.train(start, people(), replace(SGD(lr=0.05, batch=8, momentum=0.5), **change)).weights)
 
 
 def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
@@ -159,8 +159,8 @@ def test_training_is_a_function_of_its_arguments(name):
     model.renew()
     first = trained(f"model-{name}")
     np.random.rand(), random.random(), torch.rand(3)
-    local.train(Model.init(Arch(f"model-{name}"), 2), people(20, 7), SGD(lr=0.3))  # somebody else comes between
-    local.evaluate(Model.init(Arch(f"model-{name}"), 2), people(20, 7).train)
+    training.train(Model.init(Arch(f"model-{name}"), 2), people(20, 7), SGD(lr=0.3))  # somebody else comes between
+    training.evaluate(Model.init(Arch(f"model-{name}"), 2), people(20, 7).train)
     assert equal(first, trained(f"model-{name}"))
     model.renew()
     assert equal(first, trained(f"model-{name}"))
@@ -182,9 +182,9 @@ def test_shipped_networks_too(name):
     draw = torch.Generator().manual_seed(0)
     x, y = torch.randn(12, 1, 16, 16, generator=draw), torch.arange(12) % 3
     me = Client("a", 5, Samples(x, y), Samples(x[:0], y[:0]))
-    first = local.train(start, me, SGD(batch=6)).weights
-    local.train(start, replace(me, seed=6), SGD(batch=4, lr=0.5))
-    assert equal(first, local.train(start, me, SGD(batch=6)).weights)
+    first = training.train(start, me, SGD(batch=6)).weights
+    training.train(start, replace(me, seed=6), SGD(batch=4, lr=0.5))
+    assert equal(first, training.train(start, me, SGD(batch=6)).weights)
 
 
 def test_global_generators_are_lent_and_come_back():
@@ -199,37 +199,37 @@ def test_global_generators_are_lent_and_come_back():
 
 
 def test_who_draws_in_training():
-    assert local.draws(Model.init(Arch("model-draws"), 0), (1, 4, 4))
-    assert local.draws(Model.init(Arch("model-attention"), 0), (1, 4, 4))
-    assert not local.draws(Model.init(Arch("model-cumulative"), 0), (1, 4, 4))
+    assert training.draws(Model.init(Arch("model-draws"), 0), (1, 4, 4))
+    assert training.draws(Model.init(Arch("model-attention"), 0), (1, 4, 4))
+    assert not training.draws(Model.init(Arch("model-cumulative"), 0), (1, 4, 4))
 
 
 def test_a_builder_defined_anew_counts():
     network("model-again")(lambda: Net())
     start = Model.init(Arch("model-again"), 0)
-    before, shapes = local.evaluate(start, people().train), forms(Arch("model-again"))
+    before, shapes = training.evaluate(start, people().train), forms(Arch("model-again"))
     network("model-again")(lambda: nn.Sequential(Net(), nn.ReLU()))
     assert forms(Arch("model-again")).keys() != shapes.keys()
     with pytest.raises(BadMessage, match="do not fit"):
-        local.evaluate(start, people().train)
+        training.evaluate(start, people().train)
 
     class Zero(Net):
         def forward(self, x: Tensor) -> Tensor:
             return 0.0 * super().forward(x)
 
     network("model-again")(lambda: Zero())
-    assert local.evaluate(start, people().train).loss == pytest.approx(np.log(3)) != before.loss
+    assert training.evaluate(start, people().train).loss == pytest.approx(np.log(3)) != before.loss
 
 
 def test_what_a_builder_refers_to_may_change_between_runs():
     kinds = [nn.Identity]
     network("model-cell")(lambda: nn.Sequential(Net(), kinds[0]()))
     start = Model.init(Arch("model-cell"), 0)
-    before = local.evaluate(start, people().train).loss
+    before = training.evaluate(start, people().train).loss
     kinds[0] = nn.Softmax
     model.renew()  # as every run does before it begins
     with pytest.warns(UserWarning, match="Implicit dimension"):
-        assert local.evaluate(start, people().train).loss != before
+        assert training.evaluate(start, people().train).loss != before
 
 
 def test_training_by_hand_sees_a_class_that_changed():
@@ -241,20 +241,20 @@ def test_training_by_hand_sees_a_class_that_changed():
 
     network("model-by-hand")(build)
     start = Model.init(Arch("model-by-hand"), 0)
-    before, losses = trained("model-by-hand"), [local.evaluate(start, people().train).loss]
+    before, losses = trained("model-by-hand"), [training.evaluate(start, people().train).loss]
 
     class Cell(Net):  # noqa: F811  as a notebook's cell that is run again
         def forward(self, x: Tensor) -> Tensor:
             return 3 * super().forward(x)
 
-    losses.append(local.evaluate(start, people().train).loss)
+    losses.append(training.evaluate(start, people().train).loss)
     after = trained("model-by-hand")
     assert losses[0] != losses[1]
     assert not equal(before, after)
-    slopes = local.gradient(start, people().train)
+    slopes = training.gradient(start, people().train)
     Cell.forward = lambda self, x: 0.0 * Net.forward(self, x)
-    assert not equal(slopes, local.gradient(start, people().train))
-    assert local.evaluate(start, people().train).loss == pytest.approx(np.log(3))
+    assert not equal(slopes, training.gradient(start, people().train))
+    assert training.evaluate(start, people().train).loss == pytest.approx(np.log(3))
 
 
 SHARED = torch.ones(8)
@@ -310,7 +310,7 @@ def test_tied_tensors_have_one_owner_and_learn_as_one():
     start = Model.init(Arch("model-tied"), 0)
     assert list(start.weights) == ["one", "a.weight", "a.bias", "b.bias", "out.weight", "out.bias"]
     for layout in (False, True):
-        found = local.train(start, people(), SGD(lr=0.1, batch=30, channels_last=layout)).weights
+        found = training.train(start, people(), SGD(lr=0.1, batch=30, channels_last=layout)).weights
         net = start.build()
         assert net.b.weight is net.a.weight
         assert net.again is net.out
@@ -343,15 +343,15 @@ def test_what_has_no_gradient_is_left_alone_as_by_torch(change):
     network("model-partly")(Partly)
     start = Model.init(Arch("model-partly"), 0)
     sgd = replace(SGD(lr=0.1, batch=8), **change)  # 8, 8, 8 and 6 samples
-    found = local.train(start, people(), sgd).weights
+    found = training.train(start, people(), sgd).weights
     assert all(torch.equal(found[n], start.weights[n]) for n in ("frozen.weight", "frozen.bias", "unused"))
     assert not torch.equal(found["seldom"], start.weights["seldom"])
     assert list(skeleton(start).parameters) == ["unused", "seldom", "out.weight", "out.bias"]
-    assert not local.gradient(start, people().train)["unused"].any()
+    assert not training.gradient(start, people().train)["unused"].any()
     if not sgd.proximal:
         net = start.build()
         optimizer = torch.optim.SGD(net.parameters(), sgd.lr, sgd.momentum, weight_decay=sgd.weight_decay)
-        for batch in local.batches(people(), sgd):
+        for batch in training.batches(people(), sgd):
             optimizer.zero_grad()
             F.cross_entropy(net(batch.x), batch.y).backward()
             optimizer.step()
@@ -381,7 +381,7 @@ class Typed(nn.Module):
 def test_tensors_of_every_type_travel_and_only_floating_ones_learn(short):
     network("model-typed")(Typed)
     start = Model.init(Arch("model-typed", {"short": short}), 0)
-    found = local.train(start, people(), SGD(lr=0.1, batch=8)).weights
+    found = training.train(start, people(), SGD(lr=0.1, batch=8)).weights
     assert {name: value.dtype for name, value in found.items()} == {n: v.dtype for n, v in start.weights.items()}
     assert all(torch.equal(found[n], start.weights[n]) for n in ("order", "big", "flags", "small", "steps"))
     assert not torch.equal(found["hidden.weight"], start.weights["hidden.weight"])

@@ -219,12 +219,12 @@ def everything(monkeypatch):
 
 def test_initial_pruning_candidates_and_pretraining_say_how_far_they_are(everything):
     from fedbonsai.core import Client, Samples
-    from fedbonsai.local import SGD
     from fedbonsai.methods.prunefl.initial_prune import Pilot, Scouting, scout
     from fedbonsai.model import Arch, Model
     from fedbonsai.stages.pruning.criteria import SynFlow, pruned
     from fedbonsai.stages.pruning.one_shot import taught
     from fedbonsai.stages.pruning.time_model import Seconds
+    from fedbonsai.training.optimizers import SGD
 
     data = Samples(torch.zeros(30, 1, 8, 8), torch.arange(30) % 10)
     me, model = Client("a", 1, data, data[:0]), Model.init(Arch("mlp", {"size": 8}), 0)

@@ -1,10 +1,10 @@
 import torch
 
-from fedbonsai import local, work
+from fedbonsai import training, work
 from fedbonsai.core import Client, Samples
-from fedbonsai.local import SGD
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.part import Part, sub
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.wire import decode, encode
 
 MLP = Arch("mlp", {"channels": 1, "size": 8, "widths": (16,), "classes": 10})
@@ -19,9 +19,9 @@ def test_training_gradient_and_evaluation_say_what_they_did():
     model, me = Model.init(MLP, 0), client()
     masks = {"classifier.weight": torch.arange(160).reshape(10, 16) % 4 == 0}
     with work.collecting() as done:
-        local.train(model, me, SGD(batch=4, epochs=2, momentum=0.9), mask=masks)
-        local.evaluate(model, me.valid, batch=2)
-        local.gradient(model, me.train, batch=5)
+        training.train(model, me, SGD(batch=4, epochs=2, momentum=0.9), mask=masks)
+        training.evaluate(model, me.valid, batch=2)
+        training.gradient(model, me.train, batch=5)
     train, score, slope = done
     assert (train.backward, train.forward, train.passes, train.steps, train.batch) == (20, 0, 6, 6, 4)
     assert train.kept == {"classifier.weight": 0.25}
@@ -37,11 +37,11 @@ def test_training_gradient_and_evaluation_say_what_they_did():
 
 def test_nothing_is_collected_outside_and_blocks_do_not_mix():
     model, me = Model.init(MLP, 0), client()
-    local.train(model, me, SGD())
+    training.train(model, me, SGD())
     with work.collecting() as outer:
         with work.collecting() as inner:
-            local.evaluate(model, me.valid)
-        local.train(model, me, SGD(batch=5))
+            training.evaluate(model, me.valid)
+        training.train(model, me, SGD(batch=5))
     assert [episode.forward for episode in inner] == [3]
     assert [episode.backward for episode in outer] == [10]
 
@@ -60,7 +60,7 @@ def test_batches_of_split_training_are_added_up():
 def test_work_travels():
     model, me = Model.init(MLP, 0), client()
     with work.collecting() as done:
-        local.train(model, me, SGD(batch=4))
+        training.train(model, me, SGD(batch=4))
     assert decode(encode(tuple(done))) == tuple(done)
 
 

@@ -11,8 +11,9 @@ import torch
 
 from fedbonsai.data.config import DataConfig
 from fedbonsai.data.federation import load
-from fedbonsai.local import SGD, epochs
 from fedbonsai.model import Arch, Model
+from fedbonsai.training.batches import epochs
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import generator, seed_of
 
 NORMS = ("group", "batch")

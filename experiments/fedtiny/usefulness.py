@@ -16,10 +16,9 @@ from pathlib import Path
 
 import torch
 
-from fedbonsai import local
+from fedbonsai import training
 from fedbonsai.core import Client, Samples, Scope, scope
 from fedbonsai.fleets.local import LocalFleet
-from fedbonsai.local import SGD
 from fedbonsai.methods.fedtiny.growth import Growth
 from fedbonsai.methods.fedtiny.method import FedTiny
 from fedbonsai.methods.fedtiny.selection import Selection
@@ -27,6 +26,7 @@ from fedbonsai.model import Model
 from fedbonsai.runs import recipes
 from fedbonsai.runs.run import commit
 from fedbonsai.runs.setup import scene
+from fedbonsai.training.optimizers import SGD
 
 SEEDS = range(10)
 SCALES = (0.5, 2.0)  # of the devices' images, which are normalised
@@ -51,7 +51,7 @@ def stage(seed: int) -> tuple[Model, list[Client], list[Samples], Client]:
     }
     made = scene(recipes.load("fedtiny", "", settings))
     data, server = made.federation, replace(made.server, seed=seed)
-    trained = local.train(made.model, server, SGD(lr=0.05, momentum=0.9, batch=16, epochs=5))
+    trained = training.train(made.model, server, SGD(lr=0.05, momentum=0.9, batch=16, epochs=5))
     people, tests = [], []
     for id, train, valid, scale in zip(data.ids, data.train, data.valid, SCALES, strict=True):
         people.append(Client(id, 0, scaled(train, scale), scaled(valid, scale)))
@@ -79,7 +79,7 @@ def later_loss(by: str, seed: int) -> tuple[int, float]:
         with scope(fleet, Scope("check", seed, t, 0)) as open_:
             state = method.round(state, t, open_)
             open_.commit()
-    return state.candidate, sum(local.evaluate(method.model(state), test).loss for test in tests) / len(tests)
+    return state.candidate, sum(training.evaluate(method.model(state), test).loss for test in tests) / len(tests)
 
 
 def main() -> None:

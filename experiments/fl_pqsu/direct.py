@@ -20,7 +20,6 @@ from bench.record import interleaved, processor
 from torch import Tensor
 
 from fedbonsai.core import Client, Samples, Scope, scope
-from fedbonsai.local import SGD, evaluate, train
 from fedbonsai.model import Arch, Model
 from fedbonsai.runs import recipes
 from fedbonsai.runs.run import commit
@@ -28,6 +27,9 @@ from fedbonsai.runs.setup import scene
 from fedbonsai.stages.pruning import count
 from fedbonsai.stages.pruning.filters import All, Units, prune, select, units, widths
 from fedbonsai.stages.pruning.scores import filters
+from fedbonsai.training.evaluate import evaluate
+from fedbonsai.training.loop import train
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import generator, seed_of
 
 HERE = Path(__file__).parent

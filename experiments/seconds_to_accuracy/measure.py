@@ -27,11 +27,12 @@ from torch import nn
 from experiments.run import runs_of, settings_of
 from experiments.seconds_to_accuracy.table import table
 from fedbonsai.core import Client, Fleet, Samples
-from fedbonsai.local import SGD, train
 from fedbonsai.model import Model, network
 from fedbonsai.runs import recipes
 from fedbonsai.runs.loop import loop
 from fedbonsai.runs.setup import scene
+from fedbonsai.training.loop import train
+from fedbonsai.training.optimizers import SGD
 
 HERE = Path(__file__).parent
 FILE = HERE / "seconds.json"

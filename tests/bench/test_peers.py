@@ -21,8 +21,8 @@ from bench.peers.work import NORMS, Settings, arch, write
 from fedbonsai.core import Client, Samples, Scope, scope
 from fedbonsai.fleets.flower.grid import run_in_process
 from fedbonsai.fleets.local import LocalFleet
-from fedbonsai.local import batches
 from fedbonsai.model import Model
+from fedbonsai.training.batches import batches
 from fedbonsai.tree import seed_of
 from tests.moments import HANGS
 

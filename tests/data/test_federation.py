@@ -13,8 +13,10 @@ from fedbonsai.core import Client
 from fedbonsai.data import DataConfig, Federation, load
 from fedbonsai.data.sources import digits
 from fedbonsai.errors import ConfigError
-from fedbonsai.local import SGD, evaluate, train
 from fedbonsai.model import Arch, Model
+from fedbonsai.training.evaluate import evaluate
+from fedbonsai.training.loop import train
+from fedbonsai.training.optimizers import SGD
 
 torch.set_num_threads(1)
 

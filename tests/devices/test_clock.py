@@ -3,17 +3,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedbonsai import local
+from fedbonsai import training
 from fedbonsai.core import Client, Samples
 from fedbonsai.devices.clock import Times, compute_seconds, end, joules, kept, macs
 from fedbonsai.devices.figures import Figure
 from fedbonsai.devices.memory import step_bytes
 from fedbonsai.devices.networks import layers
 from fedbonsai.devices.profile import Curve, profile
-from fedbonsai.local import SGD
 from fedbonsai.methods.fedtiny.top_gradients import top_gradients
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.pruning.count import layer_macs
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.work import Episode, collecting
 
 MLP = Arch("mlp", {"channels": 1, "size": 8, "widths": [16], "classes": 10})
@@ -159,8 +159,8 @@ def test_training_and_the_pass_for_growth_say_of_which_layers_they_took_whole_gr
     model = model.replace({name: value * masks.get(name, 1) for name, value in model.weights.items()})
     me, sgd = Client("a", 0, samples, samples[:0]), SGD(batch=3, sparse="on")
     with collecting() as done:
-        local.train(model, me, sgd, mask=masks)
-        local.train(model, me, sgd, mask=masks, growth=lambda *_: None)
+        training.train(model, me, sgd, mask=masks)
+        training.train_growing(model, me, sgd, masks, lambda *_: None)
         top_gradients(model, me, masks, {names[1]: 3}, samples, sgd)
         top_gradients(model, me, masks, {names[1]: 3}, samples)
     sparse = tuple(names)
@@ -179,9 +179,9 @@ def test_training_says_which_layers_computed_sparsely(sparse, names):
     model = model.replace({name: value * masks.get(name, 1) for name, value in model.weights.items()})
     me, device = Client("a", 0, samples, samples[:0]), replace(flat(), sparse=Curve("assumed", "test", 0.25, 2.0))
     with collecting() as done:
-        local.train(model, me, SGD(batch=3, sparse=sparse), mask=masks)
-        local.train(model, me, SGD(batch=3, sparse=sparse), mask=masks)
-        local.train(model, me, SGD(batch=3, sparse=sparse))
+        training.train(model, me, SGD(batch=3, sparse=sparse), mask=masks)
+        training.train(model, me, SGD(batch=3, sparse=sparse), mask=masks)
+        training.train(model, me, SGD(batch=3, sparse=sparse))
     assert [(each.sparse, each.backward) for each in done] == [(names, 12), ((), 6)]
     share = kept(done[0])[1]
     dense = 12 * (2 * FIRST + 3 * LAST) / 500
@@ -202,7 +202,7 @@ def test_a_smaller_network_takes_the_structured_curve_of_the_whole_ones_time():
     samples = Samples(torch.zeros(6, 1, 8, 8), torch.zeros(6, dtype=torch.int64))
     me = Client("a", 0, samples, samples[:0])
     with collecting() as done:
-        local.train(small, me, SGD(batch=3, epochs=2))
+        training.train(small, me, SGD(batch=3, epochs=2))
     assert kept(done[0]) == pytest.approx((0.25, 1.0))
     assert macs(done).done == 12 * (2 * FIRST + 3 * LAST) // 4
     device = replace(flat(overhead=0.1), structured=Curve("assumed", "test", 0.2, 0.8))

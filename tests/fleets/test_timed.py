@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedbonsai import local
+from fedbonsai import training
 from fedbonsai.core import Client, Scope, scope, task
 from fedbonsai.devices.channel import Cell
 from fedbonsai.devices.clock import compute_seconds, macs
@@ -18,8 +18,8 @@ from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.pool import PoolFleet
 from fedbonsai.fleets.timed import DAY, Clock, Timed, granted
 from fedbonsai.fleets.wrappers import Flaky, Metered
-from fedbonsai.local import SGD
 from fedbonsai.model import Arch, Model
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.wire import encode, message
 from tests.fleets import tasks
 from tests.fleets.tasks import Question, clients
@@ -47,7 +47,7 @@ class Trained:
 
 @task("test-timed/train")
 def train(request: Train, me: Client, memory):
-    done = local.train(request.model, me, SGD(batch=2, epochs=request.epochs))
+    done = training.train(request.model, me, SGD(batch=2, epochs=request.epochs))
     if request.epochs == 7:
         raise Silent("not today")
     return Trained(done.steps), {"calls": memory.get("calls", 0) + 1}

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedbonsai.local import SGD
 from fedbonsai.methods.feddst.method import FedDST
 from fedbonsai.methods.fedgkt.method import FedGKT
 from fedbonsai.methods.lotteryfl.method import LotteryFL, Rule
@@ -19,6 +18,7 @@ from fedbonsai.model import Arch, Model
 from fedbonsai.stages.pruning.criteria import Magnitude, Schedule
 from fedbonsai.stages.pruning.readjust import Readjustment
 from fedbonsai.stages.pruning.time_model import Measured
+from fedbonsai.training.optimizers import SGD
 from tests.methods.rounds import run
 from tests.methods.torch_by_hand import (
     behind,

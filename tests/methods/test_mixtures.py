@@ -10,7 +10,6 @@ from fedbonsai import tree
 from fedbonsai.core import Scope, scope
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.local import LocalFleet
-from fedbonsai.local import SGD, evaluate
 from fedbonsai.methods.fedtiny.growth import Growth
 from fedbonsai.methods.fedtiny.method import FedTiny
 from fedbonsai.methods.fedtiny.selection import Selection
@@ -34,6 +33,8 @@ from fedbonsai.stages.pruning.masks import masked
 from fedbonsai.stages.pruning.time_model import Measured
 from fedbonsai.stages.selective import Rule
 from fedbonsai.stages.updates import FEEDBACK
+from fedbonsai.training.evaluate import evaluate
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import generator
 from fedbonsai.wire import encode
 from tests.methods.rounds import MODEL, PEOPLE, Watch, person, run, same

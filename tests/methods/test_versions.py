@@ -9,7 +9,6 @@ from fedbonsai.core import Device, Kept, Scope, scope
 from fedbonsai.errors import Forgotten
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Flaky
-from fedbonsai.local import SGD
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.feddst.method import FedDST
 from fedbonsai.methods.fl_pqsu.method import FlPqsu
@@ -28,6 +27,7 @@ from fedbonsai.stages.pruning.criteria import Magnitude, Schedule
 from fedbonsai.stages.pruning.filters import All
 from fedbonsai.stages.pruning.gates import Open
 from fedbonsai.stages.pruning.readjust import Readjustment
+from fedbonsai.training.optimizers import SGD
 from tests.methods.averaging import by_hand as hand
 from tests.methods.hand import ARCH, BODY, DATA, HEAD, PEOPLE, SINGLE, SINGLES, WHOLE, Played, close
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from fedbonsai import local
+from fedbonsai import training
 from fedbonsai.core import Samples
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Arch, Model
@@ -97,10 +97,10 @@ def test_snip_is_weight_times_gradient_by_autograd():
     net = MLP.build()
     F.cross_entropy(net(data.x), data.y).backward()
     flat = {name: (p * p.grad).abs() for name, p in net.named_parameters() if p.ndim > 1}
-    want = criteria.salient("snip", {n: MLP.weights[n] for n in flat}, local.gradient(MLP, data))
+    want = criteria.salient("snip", {n: MLP.weights[n] for n in flat}, training.gradient(MLP, data))
     assert all(torch.allclose(want[name], flat[name], rtol=1e-4, atol=1e-8) for name in flat)
     threshold = torch.cat([value.flatten() for value in flat.values()]).sort(descending=True).values[99]
-    masks = found(MLP, Saliency("snip", "server"), 100, gradient=lambda now: local.gradient(now, data))
+    masks = found(MLP, Saliency("snip", "server"), 100, gradient=lambda now: training.gradient(now, data))
     assert all(torch.equal(masks[name], flat[name] >= threshold - 1e-9) for name in flat)
     assert sum(counts(masks).values()) == 100
 
@@ -117,7 +117,7 @@ def test_a_gradient_is_taken_anew_at_each_iteration():
 
     def gradient(now):
         seen.append(sum(int((now.weights[name] != 0).sum()) for name in prunable(now)))
-        return local.gradient(now, samples())
+        return training.gradient(now, samples())
 
     total = sum(MLP.weights[name].numel() for name in prunable(MLP))
     masks = found(MLP, Saliency("snip", "server", 3), total // 8, gradient=gradient)

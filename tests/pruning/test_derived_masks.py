@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbonsai import local
+from fedbonsai import training
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.pruning.derived_masks import (
@@ -101,7 +101,7 @@ def test_quotas():
 
 def test_scores_by_the_devices_own_gradient():
     me = PEOPLE[0]
-    gradient = local.gradient(MODEL, me.train)
+    gradient = training.gradient(MODEL, me.train)
     taylor = derived(CNN, MODEL.weights, Rule("taylor", explore=0.0), Derived(0.5), me)
     scores = {n: (gradient[n].double() * MODEL.weights[n].double()).square() for n in NAMES}
     assert same(taylor, keep_global(scores, TOTAL - TOTAL // 2))

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from fedbonsai.local import SGD
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.pruning import count
 from fedbonsai.stages.pruning.figures import figures
+from fedbonsai.training.optimizers import SGD
 
 
 def test_figures_of_a_masked_network():

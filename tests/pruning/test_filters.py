@@ -9,7 +9,6 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import BadMessage, ConfigError, Missing
-from fedbonsai.local import SGD, train
 from fedbonsai.model import Arch, Model, network
 from fedbonsai.stages.pruning import count
 from fedbonsai.stages.pruning.filters import (
@@ -25,6 +24,8 @@ from fedbonsai.stages.pruning.filters import (
     units,
     widths,
 )
+from fedbonsai.training.loop import train
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.wire import decode, encode
 
 pytest.importorskip("torch_pruning")

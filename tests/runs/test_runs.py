@@ -9,10 +9,10 @@ from tests.moments import ended, killed_and_resumed, rounds_of, started
 import fedbonsai
 from fedbonsai.cli import main
 from fedbonsai.errors import ConfigError, NothingLearned
-from fedbonsai.local import evaluate
 from fedbonsai.runs import recipes
 from fedbonsai.runs.run import execute, load
 from fedbonsai.runs.setup import scene
+from fedbonsai.training.evaluate import evaluate
 
 QUICK = {
     "rounds": 4,

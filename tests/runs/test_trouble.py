@@ -19,13 +19,13 @@ from fedbonsai.fleets.counted import LONGEST, Counted
 from fedbonsai.fleets.envelope import blamed
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Wrapper
-from fedbonsai.local import evaluate
 from fedbonsai.reports.series import cautions, together
 from fedbonsai.runs import recipes
 from fedbonsai.runs.loop import loop
 from fedbonsai.runs.run import execute, load
 from fedbonsai.runs.setup import federation, scene
 from fedbonsai.runs.trouble import fruitless, of_round, of_run
+from fedbonsai.training.evaluate import evaluate
 
 QUICK = {
     "rounds": 3,

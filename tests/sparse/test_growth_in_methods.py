@@ -8,7 +8,6 @@ import torch
 pytest.importorskip("numba")
 
 from fedbonsai.errors import NotFinite
-from fedbonsai.local import SGD, train
 from fedbonsai.methods.fedtiny.growth import Growth
 from fedbonsai.methods.fedtiny.method import FedTiny
 from fedbonsai.methods.fedtiny.places import places_of
@@ -21,6 +20,8 @@ from fedbonsai.methods.prunefl.method import PruneFL
 from fedbonsai.model import Arch, Model
 from fedbonsai.sparse import growth
 from fedbonsai.stages.pruning.time_model import Measured
+from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.sparse import train_growing
 from fedbonsai.wire import encode
 from tests.methods.rounds import run
 from tests.sparse.nets import masked
@@ -128,19 +129,9 @@ def test_layers_that_stay_dense_are_shown_whole(monkeypatch):
     def see(name, first, rows):
         seen.setdefault(name, []).append((first, len(rows) if rows.dim() else 1))
 
-    train(model, client(shape, 8), SGD(batch=8, steps=1, sparse="on"), mask=some, growth=see)
+    train_growing(model, client(shape, 8), SGD(batch=8, steps=1, sparse="on"), some, see)
     assert list(seen) == ["features.fc1.weight", *(n for n in model.weights if n != "features.fc1.weight")]
     assert all(value == [(0, len(model.weights[name]))] for name, value in seen.items())
-    frozen = set()
-    train(
-        model,
-        client(shape, 8),
-        SGD(batch=8, steps=1, sparse="on"),
-        mask=masks,
-        frozen=["features.fc1.weight"],
-        growth=lambda name, *_: frozen.add(name),
-    )
-    assert frozen == model.weights.keys() - {"features.fc1.weight"}
 
 
 # --- whole methods ----------------------------------------------------------------------------------------------------

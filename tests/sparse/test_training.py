@@ -11,8 +11,9 @@ import torch
 pytest.importorskip("numba")
 
 from fedbonsai.core import Client, Samples
-from fedbonsai.local import SGD, train
 from fedbonsai.sparse import convert
+from fedbonsai.training.loop import train
+from fedbonsai.training.optimizers import SGD
 from tests.sparse.nets import masked
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +88,8 @@ import torch
 from tests.sparse.nets import masked
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import ConfigError
-from fedbonsai.local import SGD, train
+from fedbonsai.training.loop import train
+from fedbonsai.training.optimizers import SGD
 model, masks, shape = masked("mlp", 0.3)
 x = torch.zeros(4, *shape)
 me = Client("a", 0, Samples(x, torch.zeros(4).long()), Samples(x[:0], torch.zeros(0).long()))

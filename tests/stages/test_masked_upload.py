@@ -6,7 +6,6 @@ import torch
 
 from fedbonsai.core import Client
 from fedbonsai.errors import NotFinite
-from fedbonsai.local import Trained
 from fedbonsai.methods.prunefl import local_layers
 from fedbonsai.methods.prunefl.local_layers import NOTHING, Own
 from fedbonsai.stages import masked_upload
@@ -15,6 +14,7 @@ from fedbonsai.stages.masked_upload import changed, rule_of
 from fedbonsai.stages.personal import PERSONAL
 from fedbonsai.stages.pruning.gates import Loss, Open
 from fedbonsai.stages.updates import FEEDBACK
+from fedbonsai.training.steps import Trained
 from tests.methods.averaging.by_hand import affine
 from tests.methods.hand import BODY, HEAD, NAMES, PEOPLE, START, tensors
 

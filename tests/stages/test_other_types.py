@@ -7,7 +7,6 @@ from torch import nn
 import fedbonsai
 from fedbonsai import tree
 from fedbonsai.core import Answer, Client, Device, Samples
-from fedbonsai.local import Trained
 from fedbonsai.model import Arch, network
 from fedbonsai.stages.broadcast import Broadcast, Changes, Downlink, Whole, received
 from fedbonsai.stages.codec import parse
@@ -16,6 +15,7 @@ from fedbonsai.stages.pruning.gates import Agreement, Lazy, Open, squared
 from fedbonsai.stages.pruning.readjust import MaskedMean
 from fedbonsai.stages.selective import Rule
 from fedbonsai.stages.updates import Parts, combine, moved, update
+from fedbonsai.training.steps import Trained
 
 START = {
     "a.places": torch.arange(40) * 3 + (1 << 60),

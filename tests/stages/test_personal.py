@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedbonsai import local
+from fedbonsai import training
 from fedbonsai.core import Scope, scope
 from fedbonsai.errors import ConfigError, Forgotten
 from fedbonsai.fleets.local import LocalFleet
-from fedbonsai.local import SGD
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.personal import (
@@ -26,6 +25,7 @@ from fedbonsai.stages.personal import (
 )
 from fedbonsai.stages.pruning.derived_masks import Derived, Rule, derived
 from fedbonsai.stages.pruning.masks import masked
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import seed_of
 from tests.methods.rounds import CNN, MODEL, PEOPLE, run, same
 
@@ -117,7 +117,7 @@ def test_a_part_learns_as_with_the_others_gradients_at_zero(names, masks, sgd):
             gradients[name].zero_()
 
     ours = trained_part(MODEL, PEOPLE[0], sgd, names, masks)
-    theirs = local.train(MODEL, PEOPLE[0], sgd, mask=masks, hook=still)
+    theirs = training.train(MODEL, PEOPLE[0], sgd, mask=masks, hook=still)
     assert same(ours.weights, theirs.weights)
     assert (ours.loss, ours.steps) == (theirs.loss, theirs.steps)
 
@@ -132,7 +132,7 @@ def test_decay_and_proximal_term_do_not_move_what_is_frozen(sgd):
     if sgd.weight_decay:  # one step: lr times 0.1 w further
         assert torch.allclose(found[HEAD[0]], plain[HEAD[0]] - 0.1 * 0.1 * MODEL.weights[HEAD[0]], atol=1e-7)
     whole = trained_part(MODEL, PEOPLE[0], sgd, MODEL.weights).weights
-    assert same(whole, local.train(MODEL, PEOPLE[0], sgd).weights)
+    assert same(whole, training.train(MODEL, PEOPLE[0], sgd).weights)
 
 
 def test_a_part_of_statistics_alone_follows_its_inputs():
@@ -149,7 +149,7 @@ def test_any_method_can_have_its_model_judged_on_each_device():
         request = Judge(model.arch, model.weights, None, Rule(), Derived())
         found = judged(open_, dict.fromkeys(open_.devices, request))
         tuned = judged(open_, dict.fromkeys(open_.devices, replace(request, tune=SGD(lr=0.1, steps=10, batch=8))))
-    scores = [local.evaluate(model, person.valid) for person in PEOPLE]
+    scores = [training.evaluate(model, person.valid) for person in PEOPLE]
     assert found is not None
     assert found.devices == 3
     assert found.dense == pytest.approx(np.mean([score.accuracy for score in scores])) == found.masked
@@ -166,9 +166,9 @@ def test_a_model_that_is_judged_under_its_mask_is_tuned_under_it():
     masks = derived(CNN, MODEL.weights, Rule(), how)
     for who in PEOPLE:
         me = replace(who, seed=seed_of(0, who.id, 0, 0))
-        tuned = local.train(MODEL.replace(masked(MODEL.weights, masks)), me, tune, mask=masks)
+        tuned = training.train(MODEL.replace(masked(MODEL.weights, masks)), me, tune, mask=masks)
         assert all(bool((tuned.weights[name][~mask] == 0).all()) for name, mask in masks.items())
-        assert found[who.id].masked == local.evaluate(MODEL.replace(tuned.weights), who.valid).accuracy
+        assert found[who.id].masked == training.evaluate(MODEL.replace(tuned.weights), who.valid).accuracy
 
 
 def test_means_are_weighted_by_samples_and_devices_without_any_do_not_count():
@@ -178,7 +178,7 @@ def test_means_are_weighted_by_samples_and_devices_without_any_do_not_count():
     with scope(fleet, Scope("r", 0, 0, 0)) as open_:
         found = judged(open_, dict.fromkeys(open_.devices, request))
         nobody = judged(open_, {open_.devices[2]: request})
-    accuracy = [local.evaluate(MODEL, person.valid).accuracy for person in people[:2]]
+    accuracy = [training.evaluate(MODEL, person.valid).accuracy for person in people[:2]]
     assert found is not None
     assert found.devices == 2
     assert nobody is None

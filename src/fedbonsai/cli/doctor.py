@@ -58,8 +58,9 @@ def _speed() -> None:
     import torch
 
     from fedbonsai.core import Client, Samples
-    from fedbonsai.local import SGD, train
     from fedbonsai.model import Arch, Model
+    from fedbonsai.training.loop import train
+    from fedbonsai.training.optimizers import SGD
 
     print(f"cores {os.cpu_count()}, torch threads {torch.get_num_threads()}, CUDA {torch.cuda.is_available()}")
     torch.set_num_threads(1)

@@ -48,7 +48,7 @@ def trained(job: Job) -> Work:
     """Do a job in this process; what it reported."""
     import torch
 
-    from fedbonsai import local
+    from fedbonsai import training
     from fedbonsai.core import Client, Samples
     from fedbonsai.model import Arch, Model
     from fedbonsai.work import collecting
@@ -58,8 +58,8 @@ def trained(job: Job) -> Work:
     samples = Samples(torch.zeros(count, *job.sample), torch.zeros(count, dtype=torch.int64))
     me = Client("footprint", 0, samples, samples[:0])
     with collecting() as done:
-        local.train(
-            Model.init(Arch(job.name, dict(job.options or {})), 0), me, local.SGD(batch=job.batch, momentum=0.9)
+        training.train(
+            Model.init(Arch(job.name, dict(job.options or {})), 0), me, training.SGD(batch=job.batch, momentum=0.9)
         )
     return tuple(done)
 

@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedbonsai import local, work
+from fedbonsai import training, work
 from fedbonsai.core import Client, Samples
 from fedbonsai.devices.footprint import Job, measure
 from fedbonsai.devices.memory import peak_bytes
 from fedbonsai.devices.networks import counted, layers
 from fedbonsai.errors import ConfigError
-from fedbonsai.local import SGD
 from fedbonsai.model import Arch, Model
 from fedbonsai.telling import each
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import Weights
 from fedbonsai.work import Episode
 
@@ -66,7 +66,7 @@ class Step:
     def train(self, me: Client, batch: int, steps: int) -> float:
         """Seconds of this process on the processor for so many steps, in one call."""
         begin = time.process_time()
-        local.train(self.model, me, SGD(lr=0.0, batch=batch, steps=steps, sparse=self.sparse), mask=self.masks)
+        training.train(self.model, me, SGD(lr=0.0, batch=batch, steps=steps, sparse=self.sparse), mask=self.masks)
         return time.process_time() - begin
 
 

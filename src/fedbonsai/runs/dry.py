@@ -16,8 +16,12 @@ from fedbonsai import errors
 from fedbonsai.core import Samples
 from fedbonsai.data.federation import Federation
 from fedbonsai.errors import ConfigError, FedbonsaiError
-from fedbonsai.local import SGD, TOGETHER, autocast, epochs, gradients
 from fedbonsai.model import Model, fresh, skeleton, state
+from fedbonsai.training.batches import epochs
+from fedbonsai.training.evaluate import TOGETHER
+from fedbonsai.training.gradients import gradients
+from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.steps import autocast
 from fedbonsai.tree import generator, same, seeded
 
 HERE = Path(errors.__file__).parent

@@ -14,7 +14,6 @@ from fedbonsai.core import Samples, Scope, scope
 from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.fleets.costs import Totals
 from fedbonsai.fleets.counted import Counted
-from fedbonsai.local import evaluate, judged
 from fedbonsai.model import Model
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Checkpoint, Folder
@@ -22,6 +21,7 @@ from fedbonsai.runs.layers import layers
 from fedbonsai.runs.setup import Scene
 from fedbonsai.runs.trouble import fruitless, futile, of_round
 from fedbonsai.telling import doing, each
+from fedbonsai.training.evaluate import evaluate, judged
 
 log = logging.getLogger("fedbonsai")
 

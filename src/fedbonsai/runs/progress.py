@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from fedbonsai import local
+from fedbonsai import training
 from fedbonsai.core import Client
 from fedbonsai.fleets.envelope import failure
 from fedbonsai.model import Model
@@ -59,17 +59,17 @@ def training_seconds(config: RunConfig, scene: Scene, rounds: int) -> float:
     method: Any = config.method
     people = clients(scene.federation, config.fleet.device)
     asked = getattr(method, "cohort", 0) or len(people)
-    sgd: local.SGD = getattr(method, "sgd", local.SGD())
+    sgd: training.SGD = getattr(method, "sgd", training.SGD())
     me: Client = max(people, key=lambda person: len(person.train))
     trial = replace(sgd, steps=4)
-    local.train(scene.model, me, trial)
+    training.train(scene.model, me, trial)
     start = time.perf_counter()
-    seen = local.train(scene.model, me, trial).steps * min(sgd.batch, len(me.train))
+    seen = training.train(scene.model, me, trial).steps * min(sgd.batch, len(me.train))
     rate = seen / (time.perf_counter() - start)
     each = sgd.steps * sgd.batch or sgd.epochs * sum(len(person.train) for person in people) / len(people)
     share = min(config.fleet.workers, asked) if config.fleet.kind == "pool" else 1
     start = time.perf_counter()
-    local.evaluate(scene.model, scene.federation.test[:256], config.fleet.device)
+    training.evaluate(scene.model, scene.federation.test[:256], config.fleet.device)
     test = (time.perf_counter() - start) * len(scene.federation.test) / 256 / config.evaluate_every
     ahead = method.samples_before(people, scene.server, share) if hasattr(method, "samples_before") else 0
     return ahead / rate + rounds * (asked * each / rate / share + test)

@@ -23,10 +23,10 @@ from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.pool import PoolFleet, findable
 from fedbonsai.fleets.timed import Clock, Timed
 from fedbonsai.fleets.wrappers import Flaky, Metered, Recorded
-from fedbonsai.local import SGD
 from fedbonsai.model import Arch, Model, renew
 from fedbonsai.runs.config import ClockConfig, FleetConfig, RunConfig, too_many
 from fedbonsai.runs.dry import rehearse, told
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import seed_of
 from fedbonsai.work import Episode
 

@@ -12,9 +12,11 @@ from torch import Tensor
 from fedbonsai import work
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import BadMessage, ConfigError
-from fedbonsai.local import SGD, augmented, descend, epochs, gradients
 from fedbonsai.model import Arch, Model, Skeleton, shared, skeleton
 from fedbonsai.stages.codec import Chain, Packed
+from fedbonsai.training.batches import augmented, epochs
+from fedbonsai.training.gradients import gradients
+from fedbonsai.training.optimizers import SGD, descend
 from fedbonsai.tree import Tree, Weights, dtype_of, generator, seed_of, seeded
 from fedbonsai.wire import message
 

@@ -15,13 +15,14 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor, nn
 
-from fedbonsai import local
+from fedbonsai import training
 from fedbonsai.core import Client, Device, Fleet, Memory, Task, task
 from fedbonsai.errors import ConfigError, Forgotten
-from fedbonsai.local import SGD, Trained
 from fedbonsai.model import Arch, Model, forms, skeleton
 from fedbonsai.stages.pruning.derived_masks import Derived, Rule, derived
 from fedbonsai.stages.pruning.masks import Masks, masked
+from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.steps import Trained
 from fedbonsai.tree import Tree, Weights
 from fedbonsai.wire import message
 
@@ -109,9 +110,9 @@ def trained_part(model: Model, me: Client, sgd: SGD, names: Collection[str], mas
         me: whose samples.
         sgd: hyper-parameters.
         names: of the weights that learn. Statistics of other normalisation layers still follow their inputs.
-        mask: of the model, as in `local.train`.
+        mask: of the model, as in `training.train`.
     """
-    return local.train(model, me, sgd, mask=mask, frozen=model.weights.keys() - set(names))
+    return training.train(model, me, sgd, mask=mask, frozen=model.weights.keys() - set(names))
 
 
 def begun(first: Tree, device: Device, held: Collection[str]) -> Tree | None:
@@ -154,11 +155,11 @@ def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
         return Judged(0, 0.0, 0.0, 0.0), memory
     own = owned(memory, request.arch, request.shared, request.first)
 
-    def score(shared: Tree, masks: Masks | None) -> local.Score:
+    def score(shared: Tree, masks: Masks | None) -> training.Score:
         model = merged(request.arch, shared, own)
         if request.tune is not None:
-            model = model.replace(local.train(model, me, request.tune, mask=masks).weights)
-        return local.evaluate(model, me.valid, me.device)
+            model = model.replace(training.train(model, me, request.tune, mask=masks).weights)
+        return training.evaluate(model, me.valid, me.device)
 
     whole = score(request.shared, None)
     masks = derived(request.arch, request.shared, request.rule, request.derived, me, own)

@@ -12,16 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedbonsai import local, tree
+from fedbonsai import training, tree
 from fedbonsai.core import Client, Memory
 from fedbonsai.errors import ConfigError, Forgotten
-from fedbonsai.local import SGD, Trained
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.broadcast import Coded, Sent, received
 from fedbonsai.stages.codec import Chain, Packed, apply
 from fedbonsai.stages.pruning import gates
 from fedbonsai.stages.pruning.gates import Agreement, Evidence, Gate, Lazy, Loss, Seen
 from fedbonsai.stages.updates import FEEDBACK
+from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.steps import Trained
 from fedbonsai.tree import Tree, Weights
 from fedbonsai.wire import message
 
@@ -84,13 +85,13 @@ def trained(model: Model, me: Client, sgd: SGD, gate: Gate, masks: Tree | None =
         last[0] = loss.detach()
         return loss
 
-    found = local.train(model, me, sgd, mask=masks, loss=objective).finite()
+    found = training.train(model, me, sgd, mask=masks, loss=objective).finite()
     how: Any = gate
     kind = how.statistic if isinstance(gate, Loss) else "mean"
     if kind == "valid":
         if not len(me.valid):
             raise ConfigError(f"gate statistic 'valid': client {me.id} has no validation part; set data.valid > 0")
-        return found, local.evaluate(Model(model.arch, found.weights), me.valid, me.device).loss
+        return found, training.evaluate(Model(model.arch, found.weights), me.valid, me.device).loss
     return found, float(last[0]) if kind == "last" else found.loss
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from fedbonsai import tree
 from fedbonsai.core import Answer, Answers, Client, Fleet, Memory, forgetful
 from fedbonsai.errors import BadMessage, Unanswered
-from fedbonsai.local import Trained
 from fedbonsai.stages.codec import EF14, Chain, Packed, apply
 from fedbonsai.stages.weighting import Weighting, weights
+from fedbonsai.training.steps import Trained
 from fedbonsai.tree import Tree, Weights, part_of
 from fedbonsai.wire import message
 

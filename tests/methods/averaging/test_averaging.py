@@ -8,11 +8,11 @@ from fedbonsai.core import Client, Samples, Scope, scope
 from fedbonsai.errors import Unanswered
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Wrapper
-from fedbonsai.local import SGD
 from fedbonsai.methods.averaging.method import Averaging, warmed
 from fedbonsai.model import Arch, Model, network
 from fedbonsai.stages.codec import parse
 from fedbonsai.stages.codec.stages import TopK
+from fedbonsai.training.optimizers import SGD
 
 
 @network("test-two-weights")

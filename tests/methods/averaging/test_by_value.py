@@ -9,7 +9,6 @@ import torch
 from fedbonsai.core import Answers, Client, Samples, Silence
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Wrapper
-from fedbonsai.local import SGD
 from fedbonsai.methods.averaging import method as averaging
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.fl_pqsu.method import FlPqsu
@@ -23,6 +22,7 @@ from fedbonsai.stages.pruning.gates import Agreement, Lazy, Loss
 from fedbonsai.stages.selective import OWN, Rule, selected
 from fedbonsai.stages.updates import FEEDBACK
 from fedbonsai.stages.weighting import Weighting
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.wire import decode, encode
 from tests.methods.averaging import by_hand as hand
 from tests.methods.hand import DATA, INPUTS, MODEL, PEOPLE, SINGLE, SINGLES, WHOLE, Played, close, descended

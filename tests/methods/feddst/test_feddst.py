@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedbonsai import local, tree
-from fedbonsai.local import SGD
+from fedbonsai import training, tree
 from fedbonsai.methods.feddst.method import FedDST, Readjusted
 from fedbonsai.methods.static_mask.method import StaticMask
 from fedbonsai.stages.pruning.criteria import Magnitude
 from fedbonsai.stages.pruning.distributions import erk, exactly
 from fedbonsai.stages.pruning.masks import prunable
 from fedbonsai.stages.pruning.readjust import MaskedMean, Readjustment, cut_back
+from fedbonsai.training.optimizers import SGD
 from tests.methods.rounds import MODEL, dense, run, same
 
 STEPS = SGD(lr=0.1, momentum=0.5, batch=8, epochs=2)
@@ -94,13 +94,13 @@ def test_without_readjustment_it_is_a_static_mask_bit_for_bit():
 @pytest.mark.slow
 def test_the_gradient_leaves_the_statistics_of_normalisation_alone(monkeypatch):
     plain = run(OFTEN, rounds=3)[1].heard[-1][2]
-    real = local.gradient
+    real = training.gradient
 
     def twice(*args, **more):
         real(*args, **more)
         return real(*args, **more)
 
-    monkeypatch.setattr(local, "gradient", twice)
+    monkeypatch.setattr(training, "gradient", twice)
     again = run(OFTEN, rounds=3)[1].heard[-1][2]
     assert again.update.result.payload == plain.update.result.payload
 

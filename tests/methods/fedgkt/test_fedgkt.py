@@ -9,9 +9,9 @@ from fedbonsai.core import Client, Samples, Scope, scope
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Wrapper
-from fedbonsai.local import SGD
 from fedbonsai.methods.fedgkt.method import FedGKT, distillation
 from fedbonsai.model import Arch, Model
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.wire import encode
 
 MLP = Arch("mlp", {"widths": (6, 5), "size": 2, "classes": 3})

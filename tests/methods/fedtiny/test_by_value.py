@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from fedbonsai.local import SGD
 from fedbonsai.methods.fedtiny.growth import Growth
 from fedbonsai.methods.fedtiny.method import FedTiny
 from fedbonsai.methods.fedtiny.selection import Selection
 from fedbonsai.model import Arch, Model, network
 from fedbonsai.stages.codec import parse
 from fedbonsai.stages.pruning.gates import Loss
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import seed_of
 from fedbonsai.zoo.parts import chain, cut
 from tests.methods import by_hand as hand

@@ -7,12 +7,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fedbonsai import local, tree
+from fedbonsai import training, tree
 from fedbonsai.core import Answer, Answers, Client, Samples, Scope, scope
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Wrapper
-from fedbonsai.local import SGD
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.fedtiny.grow_prune import checked
 from fedbonsai.methods.fedtiny.growth import Growth
@@ -25,6 +24,7 @@ from fedbonsai.runs import recipes
 from fedbonsai.stages.held_masks import HeldMasks
 from fedbonsai.stages.pruning import count
 from fedbonsai.stages.pruning.masks import masked
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import decode, encode
 
@@ -132,14 +132,14 @@ def test_the_density_is_never_exceeded_and_every_layer_keeps_its_count(strict):
 @pytest.mark.slow
 def test_pruned_weights_are_exactly_zero_in_every_upload_and_state(monkeypatch):
     uploads = []
-    plain = local.train
+    plain = training.train
 
     def seen(model, me, sgd, mask=None, **more):
         found = plain(model, me, sgd, mask=mask, **more)
         uploads.append((found.weights, mask))
         return found
 
-    monkeypatch.setattr(local, "train", seen)
+    monkeypatch.setattr(training, "train", seen)
     method = FedTiny(density=0.2, growth=OFTEN, sgd=replace(STEPS, weight_decay=0.01, momentum=0.9, epochs=3))
     states, _ = run(method, rounds=6)
     assert len(uploads) == 6 * len(PEOPLE)
@@ -191,7 +191,7 @@ def test_without_adjustments_it_is_fedavg_under_a_fixed_mask_bit_for_bit():
     for t in range(3):
         mean = tree.Mean()
         for me in PEOPLE:
-            found = local.train(model, replace(me, seed=seed_of(0, me.id, t, 0)), STEPS, mask=masks)
+            found = training.train(model, replace(me, seed=seed_of(0, me.id, t, 0)), STEPS, mask=masks)
             mean.add(found.weights, found.examples)
         model = model.replace(mean.result())
     assert same(states[-1].model.weights, model.weights)

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedbonsai.errors import BadMessage
-from fedbonsai.local import gradient
 from fedbonsai.methods.fedtiny.grow_prune import adjust, checked, mean_gradients
 from fedbonsai.methods.fedtiny.growth import Growth
 from fedbonsai.methods.fedtiny.places import packed_places
 from fedbonsai.methods.fedtiny.top_gradients import Buffer, Pairs, top_gradients
+from fedbonsai.training.gradients import gradient
 from tests.pruning.sparse import person, sparse_model
 
 W = [0.50, -0.10, 0, 0.30, 0, -0.05, 0, 0.80, 0, 0, 0.20, 0, -0.40, 0, 0.07, 0]

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedbonsai.errors import NotFinite
-from fedbonsai.local import gradient
 from fedbonsai.methods.fedtiny.grow_prune import checked
 from fedbonsai.methods.fedtiny.top_gradients import Buffer, top_gradients
 from fedbonsai.stages.pruning.masks import keep_top
+from fedbonsai.training.gradients import gradient
 from fedbonsai.work import collecting
 from tests.pruning.sparse import person, sparse_model
 

@@ -5,7 +5,6 @@ from math import ceil
 import numpy as np
 import pytest
 
-from fedbonsai.local import SGD
 from fedbonsai.methods.fl_pqsu.method import FlPqsu
 from fedbonsai.methods.fl_pqsu.selective_round import Upload
 from fedbonsai.model import Arch, Model
@@ -13,6 +12,7 @@ from fedbonsai.stages.broadcast import Downlink
 from fedbonsai.stages.codec import parse
 from fedbonsai.stages.pruning.filters import All, Ratio, Widths
 from fedbonsai.stages.pruning.gates import Agreement, Lazy, Loss, Open
+from fedbonsai.training.optimizers import SGD
 from tests.methods import by_hand as hand
 from tests.methods.rounds import run
 

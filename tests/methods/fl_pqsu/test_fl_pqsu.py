@@ -15,7 +15,6 @@ from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.pool import PoolFleet
 from fedbonsai.fleets.wrappers import Flaky, Metered
-from fedbonsai.local import SGD, evaluate
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.fl_pqsu.method import FlPqsu, State
 from fedbonsai.methods.fl_pqsu.paper_bytes import down_bytes, entries, message_bytes, npy_bytes, quantize, up_bytes
@@ -41,6 +40,8 @@ from fedbonsai.stages.pruning.gates import (
     stepped,
 )
 from fedbonsai.stages.selective import Rule
+from fedbonsai.training.evaluate import evaluate
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import subtract
 from fedbonsai.wire import decode, encode
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedbonsai import local
-from fedbonsai.local import SGD
+from fedbonsai import training
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.lotteryfl.method import LotteryFL, Rule, smaller
 from fedbonsai.stages.pruning.masks import density, masked, prunable
 from fedbonsai.stages.pruning.readjust import MaskedMean
+from fedbonsai.training.optimizers import SGD
 from tests.methods.rounds import MODEL, PEOPLE, dense, run, same
 
 STEPS = SGD(lr=0.1, momentum=0.5, batch=8)
@@ -59,12 +59,12 @@ def test_a_client_judges_prunes_rewinds_and_trains():
         old = states[t].devices[id].masks
         shown = states[t].model.replace(masked(states[t].model.weights, old))
         person = next(person for person in PEOPLE if person.id == id)
-        accuracy = local.evaluate(shown, person.valid).accuracy
+        accuracy = training.evaluate(shown, person.valid).accuracy
         assert value.accuracy == accuracy
         assert (value.masks is not None) == (accuracy > 0)
         if value.masks is not None:
             assert same(value.masks, smaller(shown.weights, old, 0.2))
-            still = local.train(
+            still = training.train(
                 MODEL.replace(masked(MODEL.weights, value.masks)),
                 replace(person, seed=seed_in(fleet, t, id)),
                 STEPS,

@@ -8,10 +8,10 @@ from fedbonsai.core import Client, Samples, Scope, scope
 from fedbonsai.devices.clock import macs
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.local import LocalFleet
-from fedbonsai.local import SGD
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.moon.method import Moon, Train, contrast, objective, representation, train
 from fedbonsai.model import Arch, Model, network
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.work import collecting
 from fedbonsai.zoo.parts import chain
 

@@ -6,14 +6,14 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fedbonsai import local
+from fedbonsai import training
 from fedbonsai.core import Samples
 from fedbonsai.errors import Unanswered
-from fedbonsai.local import SGD
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.online.method import Online, sized
 from fedbonsai.methods.online.rounds import seconds_of
 from fedbonsai.stages.pruning.masks import masked, prunable
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import seed_of
 from tests.methods.rounds import MODEL, dense, run, same
 
@@ -69,7 +69,7 @@ def test_k_moves_by_the_losses_of_the_samples_that_came():
         full = after.model.weights
         smaller = sized(full, NAMES, before.search.probe)
         models = [masked(w, m) for w, m in ((before.model.weights, before.held.masks), (full, before.held.masks))]
-        losses = [local.evaluate(MODEL.replace(w), samples).loss for w in (*models, masked(full, smaller))]
+        losses = [training.evaluate(MODEL.replace(w), samples).loss for w in (*models, masked(full, smaller))]
         costs = tuple(seconds_of(before.seconds, SIZES, k) for k in (before.search.k, before.search.probe))
         want = before.search.after(t, *losses, costs, seed_of(before.seed, "online", t, 0))
         assert after.search == want

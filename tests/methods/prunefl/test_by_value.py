@@ -5,11 +5,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from fedbonsai.local import SGD
 from fedbonsai.methods.prunefl.initial_prune import Scouting
 from fedbonsai.methods.prunefl.method import PruneFL
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.pruning.time_model import Measured
+from fedbonsai.training.optimizers import SGD
 from tests.methods import by_hand as hand
 from tests.methods.rounds import run
 

@@ -9,7 +9,6 @@ from fedbonsai.core import Answer, Samples, Scope, scope
 from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Wrapper
-from fedbonsai.local import SGD, Score
 from fedbonsai.methods.prunefl import initial_prune as scout
 from fedbonsai.methods.prunefl.initial_prune import Pilot, Scouting
 from fedbonsai.model import Arch, Model, skeleton
@@ -17,6 +16,8 @@ from fedbonsai.model import _builders as networks_known
 from fedbonsai.stages.pruning.masks import masked
 from fedbonsai.stages.pruning.per_time import turned
 from fedbonsai.stages.pruning.time_model import seconds
+from fedbonsai.training.evaluate import Score
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.work import collecting
 from tests.methods.prunefl.test_prunefl import (
     COSTS,

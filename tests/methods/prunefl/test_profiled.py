@@ -12,11 +12,11 @@ from fedbonsai.devices.clock import compute_seconds
 from fedbonsai.devices.link import Ask, link
 from fedbonsai.devices.profile import profile
 from fedbonsai.errors import ConfigError
-from fedbonsai.local import SGD
 from fedbonsai.methods.prunefl.profiled import time_of
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.pruning.masks import prunable
 from fedbonsai.stages.pruning.time_model import Measured, Profiled, Seconds
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.work import Episode
 
 NET = Model.init(Arch("cnn-bn", {"size": 8}), 0)

@@ -6,13 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedbonsai import local
+from fedbonsai import training
 from fedbonsai.core import Answer, Client, Samples, Scope, Silence, scope
 from fedbonsai.errors import ConfigError, Forgotten, Unanswered
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Metered, Wrapper
-from fedbonsai.local import SGD
 from fedbonsai.methods.prunefl import adaptive
 from fedbonsai.methods.prunefl.adaptive import State
 from fedbonsai.methods.prunefl.importance import KEPT, Wanted, processed
@@ -25,6 +24,7 @@ from fedbonsai.stages.held_masks import HeldMasks
 from fedbonsai.stages.pruning.masks import masked, prunable
 from fedbonsai.stages.pruning.per_time import halved
 from fedbonsai.stages.pruning.time_model import Measured, seconds
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.wire import encode
 
 MLP = Arch("mlp", {"widths": (30,), "size": 2, "classes": 3})
@@ -303,7 +303,7 @@ def test_bits_only_for_values():
 def test_samples_processed_are_those_of_the_batches():
     sgd = SGD(lr=0.1, batch=20, steps=5)
     for count in (5, 20, 25, 41, 60, 300):
-        assert processed(count, sgd) == sum(len(batch) for batch in local.batches(person(count=count), sgd))
+        assert processed(count, sgd) == sum(len(batch) for batch in training.batches(person(count=count), sgd))
     assert processed(25, sgd) == 20 + 5 + 20 + 5 + 20
     result, _ = ask(masks_of(), me=person(count=25))
     assert result.update.examples == 70

@@ -5,10 +5,11 @@ import torch.nn.functional as F
 from fedbonsai import tree
 from fedbonsai.core import Client, Samples, Scope, scope
 from fedbonsai.fleets.local import LocalFleet
-from fedbonsai.local import SGD, batches
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.scaffold.method import Scaffold, State, Train, train, zeros
 from fedbonsai.model import Arch, Model
+from fedbonsai.training.batches import batches
+from fedbonsai.training.optimizers import SGD
 
 LOGISTIC = Arch("mlp", {"widths": (), "size": 2, "classes": 2})  # 8 weights and 2 biases
 

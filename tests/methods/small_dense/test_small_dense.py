@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from fedbonsai import tree
-from fedbonsai.local import SGD
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.small_dense.method import SmallDense
 from fedbonsai.methods.small_dense.narrow import narrow
 from fedbonsai.model import Arch, Model, skeleton
 from fedbonsai.stages.pruning.count import parameters, training_flops
+from fedbonsai.training.optimizers import SGD
 from tests.methods.rounds import MODEL, run, same
 
 pytest.importorskip("torch_pruning")

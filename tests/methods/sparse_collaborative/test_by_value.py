@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from fedbonsai.core import Device
-from fedbonsai.local import SGD
 from fedbonsai.methods.sparse_collaborative import clusters
 from fedbonsai.methods.sparse_collaborative.method import SparseCollaborative
 from fedbonsai.methods.sparse_collaborative.topology import Clusters, Flat, LocalLoss, Split, groups
@@ -17,6 +16,7 @@ from fedbonsai.model import Arch, Model
 from fedbonsai.stages.broadcast import Downlink
 from fedbonsai.stages.codec import parse
 from fedbonsai.stages.weighting import Weighting
+from fedbonsai.training.optimizers import SGD
 from tests.methods import torch_by_hand
 from tests.methods.rounds import run
 from tests.methods.torch_by_hand import (

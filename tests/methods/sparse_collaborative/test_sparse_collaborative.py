@@ -15,7 +15,6 @@ from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Metered, Wrapper
-from fedbonsai.local import SGD
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.sparse_collaborative import clusters
 from fedbonsai.methods.sparse_collaborative.method import SparseCollaborative
@@ -26,6 +25,7 @@ from fedbonsai.stages.codec import Chain, parse
 from fedbonsai.stages.part import Part, coded, renamed
 from fedbonsai.stages.updates import part_of
 from fedbonsai.stages.weighting import Weighting
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import generator
 from fedbonsai.wire import encode
 

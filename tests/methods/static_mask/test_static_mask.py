@@ -7,10 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fedbonsai import local, tree
+from fedbonsai import training, tree
 from fedbonsai.core import Samples
 from fedbonsai.errors import ConfigError
-from fedbonsai.local import SGD
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.static_mask.method import StaticMask
 from fedbonsai.model import Arch, Model, skeleton
@@ -18,6 +17,7 @@ from fedbonsai.stages.held_masks import pack
 from fedbonsai.stages.pruning import count
 from fedbonsai.stages.pruning.criteria import Blocks, Magnitude, NOfM, OfRun, Random, Saliency, Schedule, SynFlow
 from fedbonsai.stages.pruning.masks import masked, prunable
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import seed_of
 from tests.methods.rounds import MODEL, PEOPLE, dense, run, same
 
@@ -93,7 +93,7 @@ def test_snip_by_the_server_is_of_its_samples_alone():
     server = PEOPLE[1]
     method = StaticMask(sgd=STEPS, density=0.05, criterion=Saliency("snip", "server"))
     states, fleet = run(method, rounds=0, server=server)
-    slopes = local.gradient(MODEL, server.train)
+    slopes = training.gradient(MODEL, server.train)
     score = torch.cat([(MODEL.weights[n] * slopes[n]).abs().flatten() for n in NAMES])
     assert not fleet.sent
     chosen = torch.cat([states[0].held.masks[n].flatten() for n in NAMES])

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from fedbonsai.devices.channel import Cell
-from fedbonsai.local import SGD
 from fedbonsai.methods.wireless_pruning.exchange import Owing, Train
 from fedbonsai.methods.wireless_pruning.load import Cycles
 from fedbonsai.methods.wireless_pruning.method import WirelessPruning
@@ -14,6 +13,7 @@ from fedbonsai.methods.wireless_pruning.plan import Fixed
 from fedbonsai.stages.personal import PERSONAL
 from fedbonsai.stages.pruning.derived_masks import Rule
 from fedbonsai.stages.updates import FEEDBACK
+from fedbonsai.training.optimizers import SGD
 from tests.methods.hand import DATA, WHOLE, Played, close
 from tests.methods.wireless_pruning.by_hand import Load, Simulation, optimum, shortest
 

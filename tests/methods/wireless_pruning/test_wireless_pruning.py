@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from fedbonsai import local, tree
+from fedbonsai import training, tree
 from fedbonsai.core import Answer, Scope, scope
 from fedbonsai.devices.channel import Cell
 from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.fleets.local import LocalFleet
-from fedbonsai.local import SGD
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.wireless_pruning.exchange import Grant, How, Train, Trained, opened, train, uploaded
 from fedbonsai.methods.wireless_pruning.load import Cycles, load_of
@@ -25,6 +24,7 @@ from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.personal import PERSONAL, Judge, Judged, split, trained_part
 from fedbonsai.stages.pruning.derived_masks import Derived, Rule, derived, names_in
 from fedbonsai.stages.pruning.masks import masked
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import encode
 from tests import conformance
@@ -85,7 +85,7 @@ def fedalt(rounds, people=PEOPLE, order="alt"):
                 after = frozen_train(start, me, [name for name in start if name not in HEAD])
                 own[person.id] = {name: start[name] for name in HEAD}
             else:
-                after = local.train(MODEL.replace(start), me, STEPS).weights
+                after = training.train(MODEL.replace(start), me, STEPS).weights
                 own[person.id] = {name: after[name] for name in HEAD}
             mean.add({name: value for name, value in after.items() if name not in HEAD}, len(person.train))
         weights = {**mean.result(), **{name: MODEL.weights[name] for name in HEAD}}
@@ -100,7 +100,7 @@ def frozen_train(start, me, names):
             if name not in names:
                 value.zero_()
 
-    return local.train(MODEL.replace(start), me, STEPS, hook=hook).weights
+    return training.train(MODEL.replace(start), me, STEPS, hook=hook).weights
 
 
 @pytest.mark.slow
@@ -126,7 +126,7 @@ def test_with_everything_personal_it_is_local_training():
         alone = MODEL
         for t in range(2):
             seed = seed_of(seed_of(0, person.id, t, 0), PERSONAL, 0, 0)
-            alone = alone.replace(local.train(alone, replace(person, seed=seed), STEPS).weights)
+            alone = alone.replace(training.train(alone, replace(person, seed=seed), STEPS).weights)
         assert same(memories(fleet)[person.id][PERSONAL], dict(alone.weights))
 
 
@@ -464,8 +464,8 @@ def test_devices_are_judged_with_their_own_part_whole_and_masked():
     for person in PEOPLE:
         own = memories(fleet)[person.id][PERSONAL]
         masks = derived(CNN, shared, PAPER.mask, asked[person.id].derived)
-        whole = local.evaluate(MODEL.replace({**shared, **own}), person.valid)
-        under = local.evaluate(MODEL.replace({**masked(shared, masks), **own}), person.valid)
+        whole = training.evaluate(MODEL.replace({**shared, **own}), person.valid)
+        under = training.evaluate(MODEL.replace({**masked(shared, masks), **own}), person.valid)
         assert (verdicts[person.id].dense, verdicts[person.id].masked) == (whole.accuracy, under.accuracy)
     figures = states[-1].figures
     assert figures["personal_accuracy"] == pytest.approx(np.mean([v.dense for v in verdicts.values()]))

@@ -14,10 +14,9 @@ from math import nan
 
 from torch import Tensor
 
-from fedbonsai import local
+from fedbonsai import training
 from fedbonsai.core import Client, Fleet, Memory, forgetful, task
 from fedbonsai.errors import Unanswered
-from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, grouped, received
@@ -26,6 +25,7 @@ from fedbonsai.stages.codec.feedback import fed_back
 from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import FEEDBACK, Combined, Update, combine, moved, update
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
 
@@ -94,7 +94,7 @@ def train(request: Train | Anew, me: Client, memory: Memory) -> tuple[Update, Me
             memory = {name: value for name, value in memory.items() if name != FEEDBACK}
         request = request.train
     start, memory = received(request.sent, request.arch, memory)
-    trained = local.train(Model(request.arch, start), me, request.sgd)
+    trained = training.train(Model(request.arch, start), me, request.sgd)
     return update(trained, start, request.uplink, memory, me, request.t)
 
 

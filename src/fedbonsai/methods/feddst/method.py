@@ -14,10 +14,9 @@ from math import nan
 import torch
 from torch import Tensor
 
-from fedbonsai import local, tree
+from fedbonsai import training, tree
 from fedbonsai.core import Answer, Client, Device, Fleet, Memory, forgetful, task
 from fedbonsai.errors import Unanswered
-from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.held_masks import HeldMasks, Sent, received
@@ -30,6 +29,7 @@ from fedbonsai.stages.pruning.under_masks import averaged, names_of, packed, unp
 from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import MOST, Update
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import Tree, seed_of
 from fedbonsai.wire import message
 
@@ -73,13 +73,15 @@ def readjust(request: Readjust, me: Client, memory: Memory) -> tuple[Readjusted,
     """Train, trade the smallest weights for those of largest gradient on one batch, train on."""
     start, masks, memory = received(request.sent, request.arch, memory)
     before = replace(request.sgd, epochs=request.sgd.epochs - request.after)
-    trained = local.train(Model(request.arch, start), me, before, mask=masks)
+    trained = training.train(Model(request.arch, start), me, before, mask=masks)
     once = replace(me, seed=seed_of(me.seed, "growth", 0, 0))
-    batch = next(local.batches(once, SGD(batch=request.batch)))
-    slopes = local.gradient(Model(request.arch, trained.weights), batch, me.device, request.batch, training=True)
+    batch = next(training.batches(once, SGD(batch=request.batch)))
+    slopes = training.gradient(Model(request.arch, trained.weights), batch, me.device, request.batch, training=True)
     weights, new = readjusted(trained.weights, masks, slopes, request.fraction)
     after = replace(request.sgd, epochs=request.after)
-    last = local.train(Model(request.arch, weights), replace(me, seed=seed_of(me.seed, "after", 0, 0)), after, mask=new)
+    last = training.train(
+        Model(request.arch, weights), replace(me, seed=seed_of(me.seed, "after", 0, 0)), after, mask=new
+    )
     mean = (before.epochs * trained.loss + request.after * last.loss) / request.sgd.epochs
     last = replace(last, steps=trained.steps + last.steps, loss=mean)
     return Readjusted(packed(last, new, me.seed), new if changed(masks, new) else None), memory

@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedbonsai import local, tree, work
+from fedbonsai import training, tree, work
 from fedbonsai.core import Client, Device, Fleet, Memory, Samples, task
 from fedbonsai.errors import ConfigError, Forgotten, Unanswered
-from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model, network, skeleton
 from fedbonsai.stages.part import cuttable
 from fedbonsai.stages.sampling import cohort
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.wire import message
 from fedbonsai.zoo.parts import chain
 
@@ -89,7 +89,7 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Knowledge, Memory
     if len(request.logits):
         loss = guided(labels, request.logits, request.alpha, request.temperature, me.device)
         rows = torch.arange(len(labels))
-    trained = local.train(model, replace(me, train=Samples(x, rows)), request.sgd, loss=loss).finite()
+    trained = training.train(model, replace(me, train=Samples(x, rows)), request.sgd, loss=loss).finite()
     net = skeleton(model.replace(trained.weights), me.device).module
     features = outputs(net.get_submodule("stem"), x, me.device)
     scores = outputs(net.get_submodule("head"), features, me.device)
@@ -98,7 +98,7 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Knowledge, Memory
     return Knowledge(features, scores, labels, extractor, trained.loss), {"weights": trained.weights}
 
 
-def guided(labels: Tensor, teacher: Tensor, alpha: float, temperature: float, device: str) -> local.Loss:
+def guided(labels: Tensor, teacher: Tensor, alpha: float, temperature: float, device: str) -> training.Loss:
     """`distillation` for samples whose "label" is their row in ``labels`` and ``teacher``: batches are shuffled."""
     labels, teacher = labels.to(device), teacher.to(device)
 
@@ -199,7 +199,7 @@ class FedGKT:
         pool = Samples(torch.cat([each.features for each in got.values()]), torch.arange(len(labels)))
         teacher = torch.cat([each.logits for each in got.values()])
         me = Client("server", tree.seed_of(state.seed, "server", t, 0), pool, pool[:0], state.device)
-        trained = local.train(
+        trained = training.train(
             server, me, self.server, loss=guided(labels, teacher, self.alpha, self.temperature, state.device)
         )
         net = skeleton(server.replace(trained.weights), state.device).module

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-from fedbonsai import local
+from fedbonsai import training
 from fedbonsai.core import Client, Memory, Samples, task
 from fedbonsai.errors import ConfigError, Forgotten
 from fedbonsai.methods.fedtiny.norm_statistics import measured
@@ -92,7 +92,7 @@ def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
         raise Forgotten("the candidates that were sent are not held here")
     samples = development(me)
     losses = tuple(
-        local.evaluate(model.replace({**model.weights, **statistics}), samples, me.device).loss
+        training.evaluate(model.replace({**model.weights, **statistics}), samples, me.device).loss
         for (model, _), statistics in zip(
             each("judging candidates", candidates(held), len(held.counts)), request.statistics, strict=True
         )

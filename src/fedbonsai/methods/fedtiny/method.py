@@ -14,7 +14,6 @@ from math import nan
 from typing import Literal
 
 from fedbonsai.core import Client, Device, Fleet, forgetful
-from fedbonsai.local import SGD
 from fedbonsai.methods.fedtiny.candidates import development
 from fedbonsai.methods.fedtiny.grow_prune import adjust
 from fedbonsai.methods.fedtiny.growth import Growth
@@ -34,6 +33,7 @@ from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import SHARE, outside, refuse
 from fedbonsai.stages.updates import combine_if_any
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import Weights, seed_of
 from fedbonsai.wire import message
 

@@ -11,10 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import nan
 
-from fedbonsai import local
+from fedbonsai import training
 from fedbonsai.core import Answer, Client, Memory, task
 from fedbonsai.errors import BadMessage
-from fedbonsai.local import SGD
 from fedbonsai.methods.fedtiny.candidates import without
 from fedbonsai.methods.fedtiny.grow_prune import Gradients, checked, mean_gradients
 from fedbonsai.methods.fedtiny.top_gradients import Pairs, top_gradients
@@ -25,6 +24,7 @@ from fedbonsai.stages.held_masks import Sent, pack, received
 from fedbonsai.stages.masked_upload import Skip, changed
 from fedbonsai.stages.selective import Rule
 from fedbonsai.stages.updates import Update
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import Tree, seed_of
 from fedbonsai.wire import message
 
@@ -85,7 +85,7 @@ def train(request: Train | Selective, me: Client, memory: Memory) -> tuple[Train
     start, masks, memory = received(request.sent, request.arch, memory)
     model, memory = Model(request.arch, start), without(memory)
     if rule is None:
-        found = local.train(model, me, request.sgd, mask=masks).finite()
+        found = training.train(model, me, request.sgd, mask=masks).finite()
         packed = pack(found.weights, masks, me.seed)
     else:
         found, loss = selective.trained(model, me, request.sgd, rule.gate, masks)
@@ -112,7 +112,7 @@ def largest(
     if not counts:
         return {}
     once = replace(me, seed=seed_of(me.seed, "growth", 0, 0))
-    return top_gradients(model, once, masks, counts, next(local.batches(once, SGD(batch=batch))), sgd)
+    return top_gradients(model, once, masks, counts, next(training.batches(once, SGD(batch=batch))), sgd)
 
 
 @dataclass

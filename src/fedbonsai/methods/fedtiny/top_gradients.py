@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedbonsai import local, work
+from fedbonsai import training, work
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import NotFinite
-from fedbonsai.local import SGD
 from fedbonsai.methods.fedtiny.places import packed_places
 from fedbonsai.model import Model, skeleton
+from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.sparse import sparse_form, tiles
 from fedbonsai.tree import Tree, seeded
 from fedbonsai.wire import message
 
@@ -104,7 +105,7 @@ def top_gradients(
 ) -> dict[str, Pairs]:
     """The ``counts`` largest gradients of the mean cross-entropy at pruned places, for the layers in question alone.
 
-    Where local training is sparse (`local.sparse_form`), so is the pass: its memory is that of a tile and the buffers. Else
+    Where local training is sparse (`sparse_form`), so is the pass: its memory is that of a tile and the buffers. Else
     the dense gradients of these layers exist for a moment. Neither the model nor its normalisation statistics change: the
     pass runs on this process's network object, whose weights are written anew for each use.
 
@@ -121,13 +122,13 @@ def top_gradients(
         NotFinite: the gradient is not.
     """
     search = Search(masks, counts, chunk)
-    sparse = local.sparse_form(model, me, sgd or SGD(), masks)
+    sparse = sparse_form(model, me, sgd or SGD(), masks)
     net = sparse or skeleton(model, me.device)
     net.module.train()
     batch = batch.to(me.device)
-    with seeded(me.seed, me.device, net.foreign), local.tiles(sparse, search.see, counts):
+    with seeded(me.seed, me.device, net.foreign), tiles(sparse, search.see, counts):
         loss = F.cross_entropy(net.module(batch.x), batch.y)
-        gradients = local.gradients(loss, [net.parameters[name] for name in counts])
+        gradients = training.gradients(loss, [net.parameters[name] for name in counts])
     for name, gradient in zip(counts, gradients, strict=True):
         if sparse is None or name not in sparse.layers:
             search.see(name, 0, gradient)

@@ -14,7 +14,6 @@ from typing import Literal
 
 from fedbonsai.core import Client, Fleet
 from fedbonsai.errors import Unanswered
-from fedbonsai.local import SGD
 from fedbonsai.methods.fl_pqsu.newest import Tally, averaged, heard
 from fedbonsai.methods.fl_pqsu.selective_round import Training, Upload, train
 from fedbonsai.methods.fl_pqsu.selective_settings import faults
@@ -30,6 +29,7 @@ from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.selective import Rule
 from fedbonsai.stages.settings import NOT_NEGATIVE, among, outside, refuse
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
 

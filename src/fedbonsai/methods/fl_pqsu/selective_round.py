@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedbonsai.core import Client, Memory, task
-from fedbonsai.local import SGD
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.broadcast import Sent
 from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.pruning.filters import Shapes, forms_of, narrowed
 from fedbonsai.stages.selective import Rule, begun, selected, trained
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.wire import message
 
 

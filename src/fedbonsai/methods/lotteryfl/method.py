@@ -14,10 +14,9 @@ from math import nan
 import torch
 from torch import Tensor
 
-from fedbonsai import local, tree
+from fedbonsai import training, tree
 from fedbonsai.core import Answer, Client, Device, Fleet, Memory, forgetful, task
 from fedbonsai.errors import Forgotten, Unanswered
-from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.held_masks import HeldMasks, Sent, hold, received
@@ -27,6 +26,7 @@ from fedbonsai.stages.pruning.readjust import MaskedMean, changed
 from fedbonsai.stages.pruning.under_masks import names_of, packed, unpacked
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import MOST, Update
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import Tree, seed_of
 from fedbonsai.wire import message
 
@@ -101,13 +101,13 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Trained, Memory]:
     elif INITIAL not in memory:
         raise Forgotten("the initial weights are not held here")
     judges = me.valid if len(me.valid) else me.train
-    accuracy = local.evaluate(Model(request.arch, start), judges, me.device).accuracy
+    accuracy = training.evaluate(Model(request.arch, start), judges, me.device).accuracy
     new = None
     if accuracy > request.rule.threshold and density(masks) > request.rule.target:
         new = smaller(start, masks, request.rule.rate)
         memory = hold(memory, new, request.sent.version + 1)
         start, masks = masked(memory[INITIAL], new), new
-    trained = local.train(Model(request.arch, start), me, request.sgd, mask=masks)
+    trained = training.train(Model(request.arch, start), me, request.sgd, mask=masks)
     return Trained(packed(trained, masks, me.seed), new, accuracy), memory
 
 

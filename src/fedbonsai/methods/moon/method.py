@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedbonsai import local, work
+from fedbonsai import training, work
 from fedbonsai.core import Client, Fleet, Memory, task
 from fedbonsai.errors import ConfigError
-from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
 from fedbonsai.stages.codec import Chain
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import Update, combine, update
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import Tree, generator
 from fedbonsai.wire import message
 
@@ -51,14 +51,14 @@ class State:
 def train(request: Train, me: Client, memory: Memory) -> tuple[Update, Memory]:
     """PartyLocalTraining: the first time, with no model of its own to keep away from, it is FedAvg's."""
     loss = objective(request, memory["previous"], me.device) if "previous" in memory and request.mu else None
-    trained = local.train(request.model, me, request.sgd, loss=loss)
+    trained = training.train(request.model, me, request.sgd, loss=loss)
     if loss is not None:
         anchored(request, me, trained.steps)
     answer, memory = update(trained, request.model.weights, Chain(), memory, me, 0)
     return answer, {**memory, "previous": trained.weights}
 
 
-def objective(request: Train, previous: Tree, device: str) -> local.Loss:
+def objective(request: Train, previous: Tree, device: str) -> training.Loss:
     """Cross-entropy plus ``mu`` times `contrast`, for the network that is being trained.
 
     Both anchors are networks of their own, since the one in training is shared by all clients of this process, and
@@ -81,7 +81,7 @@ def anchored(request: Train, me: Client, steps: int) -> None:
     stem = request.model.build().get_submodule("stem").eval()
     with torch.no_grad():
         between = stem(me.train.x[:1]).shape[1:]
-    seen = sum(cuts[-1][1] for _, cuts in local.epochs(len(me.train), request.sgd, generator(me.seed)))
+    seen = sum(cuts[-1][1] for _, cuts in training.epochs(len(me.train), request.sgd, generator(me.seed)))
     batch, held = min(request.sgd.batch, len(me.train)), 2 * work.size_of(request.model.weights.values())
     for part, sample in (("stem", me.train.x.shape[1:]), ("features", between)):
         work.report(request.model, sample, forward=2 * seen, passes=2 * steps, batch=batch, held=held, part=part)

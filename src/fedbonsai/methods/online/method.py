@@ -14,9 +14,8 @@ from math import nan
 import torch
 from torch import Tensor
 
-from fedbonsai import local, tree
+from fedbonsai import training, tree
 from fedbonsai.core import Answer, Client, Fleet, Memory, Samples, task
-from fedbonsai.local import SGD
 from fedbonsai.methods.online.rounds import Search, seconds_of
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
@@ -31,6 +30,7 @@ from fedbonsai.stages.pruning.under_masks import names_of, packed, unpacked
 from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import Update, combine_if_any
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import Tree, Weights, generator, seed_of
 from fedbonsai.wire import message
 
@@ -74,7 +74,7 @@ class State:
 def train(request: Train, me: Client, memory: Memory) -> tuple[Trained, Memory]:
     """Train under the masks; a few samples, drawn anew each time, go along."""
     start, masks, memory = received(request.sent, request.arch, memory)
-    trained = local.train(Model(request.arch, start), me, request.sgd, mask=masks)
+    trained = training.train(Model(request.arch, start), me, request.sgd, mask=masks)
     order = torch.randperm(len(me.train), generator=generator(seed_of(me.seed, "samples", 0, 0)))
     shown = me.train[order[: request.samples]]
     return Trained(packed(trained, masks, me.seed), shown.x, shown.y), memory
@@ -148,7 +148,7 @@ class Online:
         sizes = {name: mask.numel() for name, mask in state.held.masks.items()}
         smaller = sized(state.model.weights, names, search.probe)
         tried = state.model.replace(masked(state.model.weights, smaller))
-        losses = [local.evaluate(model, samples).loss for model in (before, now, tried)]
+        losses = [training.evaluate(model, samples).loss for model in (before, now, tried)]
         spent = seconds_of(state.seconds, sizes, search.k), seconds_of(state.seconds, sizes, search.probe)
         found = search.after(t, losses[0], losses[1], losses[2], spent, seed_of(state.seed, "online", t, 0))
         masks = sized(state.model.weights, names, found.k)

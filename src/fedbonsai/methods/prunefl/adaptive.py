@@ -12,7 +12,6 @@ from math import nan
 from torch import Tensor
 
 from fedbonsai.core import Device, Fleet, Silence, forgetful
-from fedbonsai.local import SGD
 from fedbonsai.methods.prunefl import accounts, local_layers
 from fedbonsai.methods.prunefl.accounts import Accounts
 from fedbonsai.methods.prunefl.importance import Gathered
@@ -24,6 +23,7 @@ from fedbonsai.stages.pruning.masks import masked
 from fedbonsai.stages.pruning.per_time import reconfigured
 from fedbonsai.stages.pruning.time_model import Seconds
 from fedbonsai.stages.updates import Combined
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import Tree, seed_of
 from fedbonsai.wire import message
 

@@ -15,15 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedbonsai import local, tree
+from fedbonsai import training, tree
 from fedbonsai.core import Answer, Client, Memory
 from fedbonsai.errors import BadMessage
-from fedbonsai.local import SGD, Rows, Trained, epochs
 from fedbonsai.model import Model
 from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.held_masks import pack
 from fedbonsai.stages.pruning.masks import masked
 from fedbonsai.stages.updates import MOST, Update
+from fedbonsai.training.batches import epochs
+from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.sparse import Rows
+from fedbonsai.training.steps import Trained
 from fedbonsai.tree import Tree, Weights, generator
 from fedbonsai.wire import message
 
@@ -74,11 +77,12 @@ def processed(count: int, sgd: SGD) -> int:
 def trained(model: Model, masks: Tree, me: Client, sgd: SGD, wanted: Wanted) -> tuple[Trained, Weights]:
     """Local training under masks, and where they are wanted the gradients of all weights, added up over its steps.
 
-    Where training is sparse (`local.sparse_form`) a step's gradients come in tiles: the sums are the only dense tensors.
+    Where training is sparse (`sparse_form`) a step's gradients come in tiles: the sums are the only dense tensors.
     """
     summed: Weights = {}
-    watch = summing(model.weights, summed) if wanted.asked or wanted.accumulate else None
-    return local.train(model, me, sgd, mask=masks, growth=watch), summed
+    if not (wanted.asked or wanted.accumulate):
+        return training.train(model, me, sgd, masks), summed
+    return training.train_growing(model, me, sgd, masks, summing(model.weights, summed)), summed
 
 
 def summing(like: Tree, into: Weights) -> Rows:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedbonsai.core import Answers, Client, Fleet, Memory, task
-from fedbonsai.local import SGD
 from fedbonsai.methods.prunefl import local_layers
 from fedbonsai.methods.prunefl.importance import Gathered, Result, Wanted, measured, opened, trained
 from fedbonsai.methods.prunefl.local_layers import NOTHING, Own
 from fedbonsai.model import Arch
 from fedbonsai.stages.held_masks import Sent
 from fedbonsai.stages.updates import Combined, combine_if_any
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import Tree
 from fedbonsai.wire import message
 

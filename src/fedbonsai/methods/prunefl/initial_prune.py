@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedbonsai import local, tree, work
+from fedbonsai import training, tree, work
 from fedbonsai.core import Client, Device, Fleet, Memory, Samples, task
 from fedbonsai.errors import ConfigError, NotFinite, Unanswered
-from fedbonsai.local import SGD
 from fedbonsai.methods.prunefl import local_layers
 from fedbonsai.methods.prunefl.local_layers import Own
 from fedbonsai.model import Model, skeleton
@@ -26,6 +25,8 @@ from fedbonsai.stages.pruning.masks import Masks, density, masked
 from fedbonsai.stages.pruning.per_time import reconfigured, settled
 from fedbonsai.stages.pruning.time_model import Seconds
 from fedbonsai.telling import each
+from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.steps import autocast
 from fedbonsai.tree import Tree, generator, seeded
 from fedbonsai.wire import message
 
@@ -180,12 +181,12 @@ def flown(request: Pilot, me: Client) -> Scouted:
             net.module.train()
             held = [(params[places[name]], mask.to(me.device)) for name, mask in masks.items()]
             for batch in batches:
-                with local.autocast(sgd.precision, me.device):
+                with autocast(sgd.precision, me.device):
                     loss = F.cross_entropy(net.module(batch.x), batch.y)
-                grads = local.gradients(loss, params)
+                grads = training.gradients(loss, params)
                 with torch.no_grad():
                     torch._foreach_addcmul_(summed, grads, grads)
-                    local.descend(params, grads, sgd, momentum)
+                    training.descend(params, grads, sgd, momentum)
                     for parameter, keep in held:
                         parameter.mul_(keep)
             cost += request.seconds.step(masks) * len(batches)
@@ -236,7 +237,7 @@ def drawn(me: Client, sgd: SGD, count: int) -> list[Samples]:
     """
     if not len(me.train):
         raise ConfigError(f"client {me.id} has no training samples; ask for a larger minimum per client (data.minimum)")
-    order, cuts = next(local.epochs(len(me.train), replace(sgd, steps=0, epochs=1), generator(me.seed)))
+    order, cuts = next(training.epochs(len(me.train), replace(sgd, steps=0, epochs=1), generator(me.seed)))
     layout = torch.channels_last if sgd.channels_last else torch.contiguous_format
     whole = me.train[order[: cuts[:count][-1][1]]].to(me.device)
     return [Samples(whole.x[a:b].to(memory_format=layout), whole.y[a:b]) for a, b in cuts[:count]]
@@ -245,7 +246,7 @@ def drawn(me: Client, sgd: SGD, count: int) -> list[Samples]:
 def reached(model: Model, batches: list[Samples], gate: float, device: str) -> bool:
     """Whether accuracy on the batches is ``gate`` times that of guessing."""
     data = Samples(torch.cat([part.x for part in batches]), torch.cat([part.y for part in batches]))
-    accuracy = local.evaluate(model, data, device).accuracy
+    accuracy = training.evaluate(model, data, device).accuracy
     with torch.inference_mode():
         classes = skeleton(model, device).module.eval()(data.x[:2]).shape[1]
     return accuracy >= gate / classes

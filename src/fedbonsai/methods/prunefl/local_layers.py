@@ -10,14 +10,14 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import cast
 
-from fedbonsai import local
+from fedbonsai import training
 from fedbonsai.core import Client, Fleet, Memory, task
-from fedbonsai.local import Trained
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.held_masks import HeldMasks, Sent, received
 from fedbonsai.stages.personal import PERSONAL, Judged, judged, merged, personal_names, split
 from fedbonsai.stages.pruning.masks import Masks
 from fedbonsai.stages.requests import each
+from fedbonsai.training.steps import Trained
 from fedbonsai.tree import Weights
 from fedbonsai.wire import message
 
@@ -98,7 +98,7 @@ def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
     model, _, memory = started(request.own, request.sent, request.arch, memory)
     if not len(me.valid):
         return Judged(0, 0.0, 0.0, 0.0), memory
-    found = local.evaluate(model, me.valid, me.device)
+    found = training.evaluate(model, me.valid, me.device)
     return Judged(len(me.valid), found.accuracy, found.accuracy, found.loss), memory
 
 

@@ -15,7 +15,6 @@ from typing import Literal
 
 from fedbonsai import tree
 from fedbonsai.core import Client, Fleet
-from fedbonsai.local import SGD
 from fedbonsai.methods.prunefl import local_layers
 from fedbonsai.methods.prunefl.accounts import Accounts
 from fedbonsai.methods.prunefl.adaptive import State
@@ -32,6 +31,7 @@ from fedbonsai.stages.pruning.under_masks import names_of
 from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, PART, SHARE, among, outside, refuse
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import Tree, seed_of
 
 

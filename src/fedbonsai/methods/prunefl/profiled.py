@@ -16,9 +16,9 @@ from fedbonsai.devices.link import Ask, Link, Way, link
 from fedbonsai.devices.networks import all_known, layers
 from fedbonsai.devices.profile import profile
 from fedbonsai.errors import ConfigError
-from fedbonsai.local import SGD
 from fedbonsai.model import Model
 from fedbonsai.stages.pruning.time_model import Profiled, Seconds, TimeModel, seconds
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.work import Episode
 
 

@@ -13,12 +13,12 @@ from math import nan
 import torch
 from torch import Tensor
 
-from fedbonsai import local, tree
+from fedbonsai import training, tree
 from fedbonsai.core import Client, Fleet, Memory, task
-from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model, skeleton
 from fedbonsai.stages.sampling import cohort
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.wire import message
 
 
@@ -60,7 +60,7 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Update, Memory]:
     """
     received = request.model.weights
     own: tree.Tree = memory.get("control") or zeros(request.control)
-    trained = local.train(request.model, me, request.sgd, shift=tree.subtract(request.control, own)).finite()
+    trained = training.train(request.model, me, request.sgd, shift=tree.subtract(request.control, own)).finite()
     change = tree.subtract(trained.weights, received)
     moved = tree.add(zeros(request.control), change, -1 / (trained.steps * request.sgd.lr))  # mean of g - c_k + c
     control = tree.subtract(moved, request.control)

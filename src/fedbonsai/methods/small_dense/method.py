@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import field, replace
 from math import nan
 
-from fedbonsai import local
+from fedbonsai import training
 from fedbonsai.core import Client, Fleet, Memory, task
-from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
 from fedbonsai.methods.small_dense.narrow import narrow
 from fedbonsai.model import Model
@@ -20,6 +19,7 @@ from fedbonsai.stages.codec import Chain
 from fedbonsai.stages.pruning.one_shot import Cost
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import Update, combine, update
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
 
@@ -47,7 +47,7 @@ class State:
 @task("small-dense/train")
 def train(request: Train, me: Client, memory: Memory) -> tuple[Update, Memory]:
     """ClientUpdate of FedAvg."""
-    trained = local.train(request.model, me, request.sgd)
+    trained = training.train(request.model, me, request.sgd)
     return update(trained, request.model.weights, Chain(), memory, me, 0)
 
 

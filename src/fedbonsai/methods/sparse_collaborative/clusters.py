@@ -17,12 +17,14 @@ from torch import Tensor
 
 from fedbonsai.core import Client, Memory, Samples, task
 from fedbonsai.errors import Forgotten
-from fedbonsai.local import SGD, Trained, gradients
 from fedbonsai.model import Arch
 from fedbonsai.stages.broadcast import Sent, received
 from fedbonsai.stages.codec import Chain, Packed
 from fedbonsai.stages.part import Part, batch, coded, decoded, renamed
 from fedbonsai.stages.updates import FEEDBACK, Update, update
+from fedbonsai.training.gradients import gradients
+from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.steps import Trained
 from fedbonsai.tree import Weights, dtype_of, part_of, seed_of
 from fedbonsai.wire import message
 

@@ -12,16 +12,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedbonsai import local
+from fedbonsai import training
 from fedbonsai.core import Answer, Client, Device, Fleet, Memory, Silence, task
 from fedbonsai.errors import BadMessage, Forgotten, NotFinite
-from fedbonsai.local import SGD, epochs
 from fedbonsai.methods.sparse_collaborative.sequential import Activations, learn
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.broadcast import Sent, received
 from fedbonsai.stages.codec import Chain
 from fedbonsai.stages.part import Part, coded, decoded, renamed, sub
 from fedbonsai.stages.updates import Update, update
+from fedbonsai.training.batches import epochs
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import dtype_of, generator, seed_of
 from fedbonsai.wire import message
 
@@ -50,7 +51,7 @@ class Show:
 def train(request: Train, me: Client, memory: Memory) -> tuple[Update, Memory]:
     """Train front and head on the local loss."""
     start, memory = received(request.sent, request.arch, memory)
-    trained = local.train(Model(request.arch, start), me, request.sgd)
+    trained = training.train(Model(request.arch, start), me, request.sgd)
     answer, memory = update(trained, start, request.uplink, memory, me, request.t)
     front = Part.fresh(
         sub(Arch(str(request.arch.options["of"]), request.arch.options["options"]), "front"),

@@ -17,7 +17,6 @@ from torch import Tensor
 from fedbonsai import tree
 from fedbonsai.core import Client, Device, Fleet, forgetful
 from fedbonsai.errors import ConfigError, Unanswered
-from fedbonsai.local import SGD, draws
 from fedbonsai.methods.averaging.method import Train, train
 from fedbonsai.methods.registry import method
 from fedbonsai.methods.sparse_collaborative import local_loss, relay, sequential
@@ -33,6 +32,8 @@ from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import NOT_NEGATIVE, POSITIVE, among, outside, refuse
 from fedbonsai.stages.updates import Combined, combine, moved
 from fedbonsai.stages.weighting import Weighting
+from fedbonsai.training.gradients import draws
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import cast, dtype_of, part_of, seed_of
 from fedbonsai.wire import message
 

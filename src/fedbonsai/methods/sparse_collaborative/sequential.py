@@ -17,12 +17,14 @@ from torch import Tensor
 from fedbonsai import tree
 from fedbonsai.core import Answer, Answers, Client, Device, Fleet, Memory, Silence, task
 from fedbonsai.errors import BadMessage, Forgotten, NotFinite
-from fedbonsai.local import SGD, Trained, gradients
 from fedbonsai.model import Arch
 from fedbonsai.stages.broadcast import Sent, Whole, received
 from fedbonsai.stages.codec import Chain, Packed
 from fedbonsai.stages.part import Part, batch, coded, decoded
 from fedbonsai.stages.updates import Update, update
+from fedbonsai.training.gradients import gradients
+from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.steps import Trained
 from fedbonsai.tree import Tree, Weights, dtype_of, generator, seed_of
 from fedbonsai.wire import message
 

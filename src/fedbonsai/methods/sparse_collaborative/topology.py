@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 
 from fedbonsai.core import Device
-from fedbonsai.local import SGD
 from fedbonsai.stages.choice import Choice, choice
 from fedbonsai.stages.codec import Chain, parse
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import NOT_NEGATIVE, among, outside, refuse
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import generator, seed_of
 
 ROWS = parse([{"topk": {"fraction": 0.25, "scope": "row"}}, {"signmag": 8}])

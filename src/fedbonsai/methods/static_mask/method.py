@@ -16,10 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fedbonsai import local, tree
+from fedbonsai import training, tree
 from fedbonsai.core import Client, Fleet
 from fedbonsai.errors import ConfigError
-from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model, skeleton
 from fedbonsai.stages.held_masks import HeldMasks
@@ -42,6 +41,7 @@ from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.masks import Masks, masked
 from fedbonsai.stages.pruning.under_masks import averaged, names_of
 from fedbonsai.stages.sampling import cohort
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
 
@@ -140,7 +140,7 @@ class StaticMask:
         state = State(model, server.seed, HeldMasks(masks), initial, size, figures(model, masks, size, self.sgd))
 
         def gradient(now: Model) -> tree.Weights:
-            return local.gradient(now, server.train, server.device)
+            return training.gradient(now, server.train, server.device)
 
         return self.cut(state, model, gradient) if self.schedule.due(0, -1) else state
 

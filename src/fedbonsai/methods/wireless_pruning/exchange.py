@@ -16,7 +16,6 @@ from torch import Tensor
 from fedbonsai import tree
 from fedbonsai.core import Answers, Client, Device, Fleet, Memory, forgetful, task
 from fedbonsai.errors import BadMessage, NotFinite, Unanswered
-from fedbonsai.local import SGD
 from fedbonsai.methods.wireless_pruning.coverage import CoverageMean, nowhere, union
 from fedbonsai.model import Arch
 from fedbonsai.stages.codec import Chain, Packed, apply, parse
@@ -25,6 +24,7 @@ from fedbonsai.stages.personal import PERSONAL, merged, owned, split, trained_pa
 from fedbonsai.stages.pruning.derived_masks import Derived, Rule, derived, full, names_in, pruned_of, shrunk
 from fedbonsai.stages.pruning.masks import Masks, masked
 from fedbonsai.stages.updates import FEEDBACK, MOST
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import Tree, Weights, seed_of
 from fedbonsai.wire import message
 

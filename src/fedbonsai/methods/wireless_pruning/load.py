@@ -18,13 +18,13 @@ from fedbonsai.devices.clock import compute_seconds, products
 from fedbonsai.devices.networks import all_known, layers
 from fedbonsai.devices.profile import Curve, profile
 from fedbonsai.errors import ConfigError
-from fedbonsai.local import SGD
 from fedbonsai.methods.wireless_pruning.allocation import Floats, Load
 from fedbonsai.methods.wireless_pruning.exchange import EXACT
 from fedbonsai.model import Model, skeleton
 from fedbonsai.stages.choice import Choice, choice
 from fedbonsai.stages.pruning.derived_masks import names_in, places
 from fedbonsai.stages.updates import STATISTICS
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import seed_of, size
 from fedbonsai.work import Episode
 

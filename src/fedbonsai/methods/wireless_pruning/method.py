@@ -19,7 +19,6 @@ from torch import Tensor
 from fedbonsai.core import Client, Device, Fleet, forgetful
 from fedbonsai.devices.channel import Cell
 from fedbonsai.errors import ConfigError, Unanswered
-from fedbonsai.local import SGD
 from fedbonsai.methods.registry import method
 from fedbonsai.methods.wireless_pruning.allocation import Floats, Load, PruningError, aged
 from fedbonsai.methods.wireless_pruning.count import counted
@@ -33,6 +32,7 @@ from fedbonsai.stages.pruning.derived_masks import Derived, Rule
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import NOT_NEGATIVE, PART, Range, among, outside, refuse
 from fedbonsai.telling import doing
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
 

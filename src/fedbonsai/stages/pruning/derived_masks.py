@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedbonsai import local
+from fedbonsai import training
 from fedbonsai.core import Client
 from fedbonsai.devices.networks import layers
 from fedbonsai.errors import ConfigError
@@ -115,7 +115,7 @@ def importance(
     if me is None:
         raise ConfigError(f"criterion {rule.criterion!r} needs a device's samples; the server cannot derive it")
     model = Model(arch, {name: shared[name] if name in shared else (personal or {})[name] for name in forms(arch)})
-    gradient = local.gradient(model, me.train, me.device)
+    gradient = training.gradient(model, me.train, me.device)
     if rule.criterion == "taylor":
         return {name: (gradient[name].double() * value.double()).square() for name, value in weights.items()}
     shape = tuple(me.train.x.shape[1:])

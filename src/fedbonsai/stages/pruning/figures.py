@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedbonsai.local import SGD
 from fedbonsai.model import Model
 from fedbonsai.stages.pruning import count
 from fedbonsai.stages.pruning.masks import density
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import Tree
 
 

@@ -9,15 +9,15 @@ import itertools
 from dataclasses import replace
 from typing import Literal
 
-from fedbonsai import local
+from fedbonsai import training
 from fedbonsai.core import Client
 from fedbonsai.errors import ConfigError
-from fedbonsai.local import SGD
 from fedbonsai.model import Model
 from fedbonsai.stages.pruning import count, scores
 from fedbonsai.stages.pruning.count import Size
 from fedbonsai.stages.pruning.filters import All, Keep, prune, select, units, widths
 from fedbonsai.telling import doing
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import finite, seed_of
 from fedbonsai.wire import message
 
@@ -44,7 +44,7 @@ def taught(model: Model, server: Client, sgd: SGD, epochs: int, name: str) -> Mo
     passed = itertools.count(1)
     with doing(f"{name} on the server, step", epochs * -(-len(server.train) // sgd.batch)) as at:
         me = replace(server, seed=seed_of(server.seed, name, -1, 0))
-        found = local.train(model, me, sgd, hook=lambda _: at(next(passed)))
+        found = training.train(model, me, sgd, hook=lambda _: at(next(passed)))
     if not finite(found.weights):
         raise ConfigError(f"{name} on the server gave values that are not finite (loss {found.loss}); lower sgd.lr")
     return model.replace(found.weights)
@@ -68,7 +68,7 @@ def pruned(model: Model, keep: Keep, score: Score, server: Client, size: Size) -
     groups, values = units(model, size), model.weights
     if score == "taylor":
         _needed(server, "score = 'taylor'")
-        slopes = local.gradient(model, server.train, server.device)
+        slopes = training.gradient(model, server.train, server.device)
         values = scores.taylor({name: model.weights[name] for name in slopes}, slopes)
     return prune(model, groups, select(values, groups, widths(keep, model, groups, size)))
 

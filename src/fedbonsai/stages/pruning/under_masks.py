@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from fedbonsai import local, tree
+from fedbonsai import training, tree
 from fedbonsai.core import Answer, Client, Device, Fleet, Memory, task
 from fedbonsai.errors import BadMessage, ConfigError
-from fedbonsai.local import SGD
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.held_masks import HeldMasks, Sent, pack, received
 from fedbonsai.stages.pruning.masks import prunable
 from fedbonsai.stages.requests import each
 from fedbonsai.stages.updates import Combined, Update, combine_if_any
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import Tree, seed_of
 from fedbonsai.wire import message
 
@@ -36,10 +36,10 @@ class Train:
 def train(request: Train, me: Client, memory: Memory) -> tuple[Update, Memory]:
     """Local training of the masked model; only what the masks keep goes back."""
     start, masks, memory = received(request.sent, request.arch, memory)
-    return packed(local.train(Model(request.arch, start), me, request.sgd, mask=masks), masks, me.seed), memory
+    return packed(training.train(Model(request.arch, start), me, request.sgd, mask=masks), masks, me.seed), memory
 
 
-def packed(trained: local.Trained, masks: Tree, seed: int) -> Update:
+def packed(trained: training.Trained, masks: Tree, seed: int) -> Update:
     """A trained model as an answer, in full precision under the masks.
 
     Raises:

@@ -5,8 +5,12 @@ from torch import nn
 
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import ConfigError
-from fedbonsai.local import SGD, augmented, batches, evaluate, gradient, train
 from fedbonsai.model import Arch, Model, network, skeleton, state
+from fedbonsai.training.batches import augmented, batches
+from fedbonsai.training.evaluate import evaluate
+from fedbonsai.training.gradients import gradient
+from fedbonsai.training.loop import train
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import generator, seed_of
 
 
@@ -86,7 +90,7 @@ def test_pruned_coordinates_are_exactly_zero_after_every_step():
         seen.append(all(bool((live[name][~keep] == 0).all()) for name, keep in mask.items()))
 
     sgd = SGD(lr=0.1, batch=8, momentum=0.9, weight_decay=1e-2)
-    trained = train(model, people(), sgd, mask, hook)
+    trained = train(model, people(), sgd, mask, hook=hook)
     assert seen
     assert all(seen)
     for name, keep in mask.items():
