@@ -67,6 +67,12 @@ def test_a_stage_has_at_least_two_users():
             assert len(rooms) != 1, f"{name} serves {rooms} alone: it belongs into that room"
 
 
+def test_a_file_of_more_than_350_lines_says_why():
+    for name, file in FILES.items():
+        text = file.read_text(encoding="utf-8")
+        assert text.count("\n") <= 350 or "in this one file, because" in text.split('"""')[1], name
+
+
 def test_no_room_looks_into_another():
     wrong = [
         f"{name} imports {module}"

@@ -1,14 +1,18 @@
+import os
 import subprocess
 import sys
 
 import pytest
 
+from fedbonsai.devices.footprint import TIDY
+
 SCRIPT = """
 import sys
 from fedbonsai.devices import footprint
-from fedbonsai.fleets import allocator
+from fedbonsai.fleets.allocator import keep_memory
 footprint._resident(False)
-getattr(allocator, sys.argv[1])()
+if sys.argv[1:]:
+    keep_memory()
 footprint.trained(footprint.Job("resnet-tiny", (3, 32, 32)))
 print(footprint._resident(True))
 """
@@ -16,9 +20,10 @@ print(footprint._resident(True))
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
-def test_returning_memory_lowers_the_peak_of_a_step():
-    def peak(how):
-        words = [sys.executable, "-c", SCRIPT, how]
-        return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+def test_kept_memory_raises_the_peak_of_a_step_and_a_devices_environment_lowers_it():
+    def peak(*keep, **environment):
+        words = [sys.executable, "-c", SCRIPT, *keep]
+        done = subprocess.run(words, capture_output=True, text=True, check=True, env=os.environ | environment)
+        return int(done.stdout)
 
-    assert peak("keep_memory") - peak("return_memory") > 20e6
+    assert peak("keep") - peak(**TIDY) > 20e6

@@ -15,24 +15,11 @@ LARGEST = 32 << 20  # bytes; glibc's upper bound of the second
 
 def keep_memory() -> None:
     """Blocks under 32 MB stay with the process; does nothing where the C library is not glibc."""
-    _set(LARGEST, 1 << 30)
-
-
-def return_memory() -> None:
-    """Blocks of 64 kB and more go back to the system at once, for devices with little memory.
-
-    A step of a small ResNet then peaks at half of the memory, because no freed block is left lying between others; it
-    takes longer. Does nothing where the C library is not glibc.
-    """
-    _set(1 << 16, 1 << 16)
-
-
-def _set(mapped: int, trimmed: int) -> None:
     if not sys.platform.startswith("linux"):
         return
     try:
         set_option = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return
-    set_option(M_MMAP_THRESHOLD, mapped)
-    set_option(M_TRIM_THRESHOLD, trimmed)
+    set_option(M_MMAP_THRESHOLD, LARGEST)
+    set_option(M_TRIM_THRESHOLD, 1 << 30)

@@ -107,13 +107,6 @@ def index_bits(count: int) -> int:
     return max(0, count - 1).bit_length()
 
 
-def table_format(density: float) -> Format:
-    """The format that FedRTS's table gives for a density; taking the cheapest (`storage_bytes`) is never worse."""
-    if density >= 0.9:
-        return "dense"
-    return "bitmap" if density >= 0.3 else "coordinates" if density >= 0.1 else "csr"
-
-
 def storage_bytes(weights: Tree, masks: Tree | None = None, forms: Collection[Format] = get_args(Format)) -> int:
     """Bytes of all weights, each tensor in the cheapest of the formats; without a mask a tensor is dense.
 
