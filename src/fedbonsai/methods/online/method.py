@@ -25,7 +25,7 @@ from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.masks import Masks, masked
 from fedbonsai.stages.pruning.per_time import full
 from fedbonsai.stages.pruning.scores import magnitude
-from fedbonsai.stages.pruning.time_model import Measured, Seconds, TimeModel, seconds
+from fedbonsai.stages.pruning.time_model import Measured, Seconds, TimeModel
 from fedbonsai.stages.pruning.under_masks import names_of, packed, unpacked
 from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
@@ -115,8 +115,8 @@ class Online:
         search = Search.begin(sum(sizes.values()), len(names), self.least)
         masks = sized(model.weights, names, search.k)
         size = server.train.size
+        times = self.time.seconds(model, names, size, self.sgd)
         classes = list(model.weights.values())[-1].shape[0]  # the classifier's bias has one value for each
-        times = seconds(self.time, sizes, self.sgd.steps)
         held = HeldMasks(masks)
         return State(model, server.seed, held, search, times, size, classes, figures(model, masks, size, self.sgd))
 
