@@ -46,5 +46,6 @@ def registered(name: str, made: C) -> C:
 
 
 def homes() -> set[str]:
-    """Modules that define choices: who reads a message that holds one must have imported its module."""
-    return {made.__module__ for family in Choice.__subclasses__() for made in family.choices.values()}
+    """Modules of others' own that define choices: who reads a message that holds one must have imported its module."""
+    found = {made.__module__ for family in Choice.__subclasses__() for made in family.choices.values()}
+    return {module for module in found if not module.startswith("fedbonsai.")}
