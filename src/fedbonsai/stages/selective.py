@@ -36,7 +36,7 @@ class Rule:
         changes: whether changes of the weights are sent, or the weights themselves.
         own: whether a client that skips goes on from its own model.
         gate: when it sends.
-        moved: by the global model lately, as the gate counts it (`Gate.threshold`).
+        moved: how far the global model did lately, as the gate counts it (`Gate.threshold`).
         t: round.
     """
 

@@ -93,7 +93,7 @@ class Online:
     least: float = 0.002
     """Share of the weights below which the size never falls."""
     time: TimeModel = field(default_factory=Measured)
-    """Seconds of a round: `measured` with one's own coefficients, or `table` with those of PruneFL's authors."""
+    """Seconds of a round: `measured` by oneself, a `table` of PruneFL's authors, or by a device's `profile`."""
     never: tuple[str, ...] = ("shortcut",)
     """Weights whose names contain one of these are never pruned."""
     cohort: int = 0
