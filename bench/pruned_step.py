@@ -14,7 +14,7 @@ from bench.record import interleaved, save
 from fedbonsai.core import Client, Samples
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.pruning import count
-from fedbonsai.stages.pruning.filters import Ratio, prune, select, units, widths
+from fedbonsai.stages.pruning.filters import Ratio, prune, select, units
 from fedbonsai.training.loop import train
 from fedbonsai.training.optimizers import SGD
 
@@ -40,7 +40,7 @@ def main(repeats: int = 5) -> None:
         me = Client("a", 0, Samples(x, torch.arange(BATCH) % classes), Samples(x[:0], torch.arange(0)))
         work: dict[str, Callable[[], object]] = {}
         for width in WIDTHS:  # fewer than the network objects that a process keeps: none is built while time runs
-            kept = select(full.weights, groups, widths(Ratio(width), full, groups, shape))
+            kept = select(full.weights, groups, Ratio(width).widths(full, groups, shape))
             small = prune(full, groups, kept)
             work[f"{name} {width}"] = step(small, me, STEPS[name])
             rows[f"{name} {width}"] = {"macs": count.macs(small, shape), "parameters": count.parameters(small)}

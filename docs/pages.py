@@ -20,6 +20,7 @@ GUIDES = {
     "Compose methods": "composing.md",
     "Your own model and data": "your-own-model-and-data.md",
     "Your own method": "your-own-method.md",
+    "Your own gate, criterion or codec stage": "extend.md",
     "Masks that compute less": "sparse.md",
     "Side by side with others": "peers.md",
     "Real devices": "flower.md",

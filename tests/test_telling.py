@@ -221,7 +221,7 @@ def test_initial_pruning_candidates_and_pretraining_say_how_far_they_are(everyth
     from fedbonsai.core import Client, Samples
     from fedbonsai.methods.prunefl.initial_prune import Pilot, Scouting, scout
     from fedbonsai.model import Arch, Model
-    from fedbonsai.stages.pruning.criteria import SynFlow, pruned
+    from fedbonsai.stages.pruning.criteria import Budget, Grounds, SynFlow
     from fedbonsai.stages.pruning.one_shot import taught
     from fedbonsai.stages.pruning.time_model import Seconds
     from fedbonsai.training.optimizers import SGD
@@ -235,7 +235,7 @@ def test_initial_pruning_candidates_and_pretraining_say_how_far_they_are(everyth
     scout.run(Pilot(model, SGD(batch=10), Scouting(iterations=7), seconds, True, 10**6), me, {})
     assert "initial pruning 6/7" in everything
     masks = {name: torch.ones_like(model.weights[name], dtype=torch.bool) for name in names}
-    pruned(model, masks, SynFlow(5), 100, "global", lambda now: {}, 0, (1, 8, 8))
+    SynFlow(5).prune(Grounds(model, names, lambda now: {}, 0, (1, 8, 8)), masks, Budget(100, "global", 0.1))
     assert everything[-1] == "scoring weights 4/5"
 
 

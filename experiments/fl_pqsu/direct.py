@@ -25,7 +25,7 @@ from fedbonsai.runs import recipes
 from fedbonsai.runs.run import commit
 from fedbonsai.runs.setup import scene
 from fedbonsai.stages.pruning import count
-from fedbonsai.stages.pruning.filters import All, Units, prune, select, units, widths
+from fedbonsai.stages.pruning.filters import All, Units, prune, select, units
 from fedbonsai.stages.pruning.scores import filters
 from fedbonsai.training.evaluate import evaluate
 from fedbonsai.training.loop import train
@@ -78,7 +78,7 @@ def rebuilt(seed: int) -> dict[str, float]:
         model = method.begin(made.model, fleet, made.server).model
     size = (made.federation.channels, made.federation.size, made.federation.size)
     groups = units(model, size)
-    kept = select(model.weights, groups, widths(keep, model, groups, size))
+    kept = select(model.weights, groups, keep.widths(model, groups, size))
     small = prune(model, groups, kept)
     found = {"full": model, "right": small, "as coded": as_coded(model, groups, kept, seed)}
     accuracy = {name: evaluate(each, made.federation.test).accuracy for name, each in found.items()}

@@ -13,8 +13,18 @@ from fedbonsai import training
 from fedbonsai.core import Samples
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Arch, Model
-from fedbonsai.stages.pruning import criteria
-from fedbonsai.stages.pruning.criteria import Magnitude, OfRun, Random, Saliency, Schedule, SynFlow, best, kept, pruned
+from fedbonsai.stages.pruning.criteria import (
+    Budget,
+    Grounds,
+    Magnitude,
+    OfRun,
+    Random,
+    Saliency,
+    Schedule,
+    SynFlow,
+    best,
+    kept,
+)
 from fedbonsai.stages.pruning.masks import masked, prunable
 from fedbonsai.stages.pruning.scores import synflow
 
@@ -32,7 +42,8 @@ def no_gradient(model):
 
 
 def found(model, criterion, count, distribution="global", gradient=no_gradient, masks=None):
-    return pruned(model, masks or ones(model), criterion, count, distribution, gradient, 5, IMAGE)
+    grounds, masks = Grounds(model, prunable(model), gradient, 5, IMAGE), masks or ones(model)
+    return criterion.prune(grounds, masks, Budget(count, distribution, 0.1))
 
 
 def samples(count=30):
@@ -97,7 +108,7 @@ def test_snip_is_weight_times_gradient_by_autograd():
     net = MLP.build()
     F.cross_entropy(net(data.x), data.y).backward()
     flat = {name: (p * p.grad).abs() for name, p in net.named_parameters() if p.ndim > 1}
-    want = criteria.salient("snip", {n: MLP.weights[n] for n in flat}, training.gradient(MLP, data))
+    want = Saliency("snip").scores(Grounds(MLP, list(flat), lambda now: training.gradient(now, data), 0, IMAGE))
     assert all(torch.allclose(want[name], flat[name], rtol=1e-4, atol=1e-8) for name in flat)
     threshold = torch.cat([value.flatten() for value in flat.values()]).sort(descending=True).values[99]
     masks = found(MLP, Saliency("snip", "server"), 100, gradient=lambda now: training.gradient(now, data))
@@ -106,10 +117,12 @@ def test_snip_is_weight_times_gradient_by_autograd():
 
 
 def test_the_other_saliencies_by_hand():
-    w, g = {"w": torch.tensor([[1.0, -2.0, 0.5]])}, {"w": torch.tensor([[3.0, 1.0, -8.0]]), "bias": torch.ones(1)}
-    assert criteria.salient("snip", w, g)["w"].tolist() == [[3, 2, 4]]
-    assert criteria.salient("taylor", w, g)["w"].tolist() == [[9, 4, 16]]
-    assert criteria.salient("gradient", w, g) == {"w": pytest.approx(torch.tensor([[9.0, 1.0, 64.0]]))}
+    model = Model(Arch("mlp"), {"w": torch.tensor([[1.0, -2.0, 0.5]])})
+    slopes = {"w": torch.tensor([[3.0, 1.0, -8.0]]), "bias": torch.ones(1)}
+    grounds = Grounds(model, ["w"], lambda now: slopes, 0, IMAGE)
+    assert Saliency("snip").scores(grounds)["w"].tolist() == [[3, 2, 4]]
+    assert Saliency("taylor").scores(grounds)["w"].tolist() == [[9, 4, 16]]
+    assert Saliency("gradient").scores(grounds) == {"w": pytest.approx(torch.tensor([[9.0, 1.0, 64.0]]))}
 
 
 def test_a_gradient_is_taken_anew_at_each_iteration():
@@ -154,7 +167,8 @@ def test_synflow_avoids_the_collapse_of_a_layer_at_one_percent(arch):
     names = [name for name in prunable(model) if "shortcut" not in name]  # the other branch can carry the flow of these
     total = sum(model.weights[name].numel() for name in names)
     start = {name: mask for name, mask in ones(model).items() if name in names}
-    masks = pruned(model, start, SynFlow(100), kept(0.01, total), "global", no_gradient, 0, size)
+    budget = Budget(kept(0.01, total), "global", 0.01)
+    masks = SynFlow(100).prune(Grounds(model, names, no_gradient, 0, size), start, budget)
     assert sum(counts(masks).values()) == kept(0.01, total)
     assert all(counts(masks).values())
     pruned_model = model.replace(masked(model.weights, masks))
@@ -190,7 +204,8 @@ def test_random_masks_are_of_the_seed_and_of_no_weight():
     other = MLP.replace({name: value * 2 + 1 for name, value in MLP.weights.items()})
     one, two = found(MLP, Random(), 200), found(other, Random(), 200)
     assert all(torch.equal(one[name], two[name]) for name in one)
-    three = pruned(MLP, ones(MLP), Random(), 200, "global", no_gradient, 6, IMAGE)
+    other_seed = Grounds(MLP, prunable(MLP), no_gradient, 6, IMAGE)
+    three = Random().prune(other_seed, ones(MLP), Budget(200, "global", 0.1))
     assert any(not torch.equal(one[name], three[name]) for name in one)
 
 

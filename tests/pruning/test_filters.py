@@ -22,7 +22,6 @@ from fedbonsai.stages.pruning.filters import (
     select,
     silenced,
     units,
-    widths,
 )
 from fedbonsai.training.loop import train
 from fedbonsai.training.optimizers import SGD
@@ -55,7 +54,7 @@ def output(model, size, seed=5):
 def test_the_smaller_network_computes_what_the_full_one_does_with_silent_units(name, share):
     model, size = made(name)
     groups = units(model, size)
-    kept = select(model.weights, groups, widths(Ratio(share), model, groups, size))
+    kept = select(model.weights, groups, Ratio(share).widths(model, groups, size))
     small = prune(model, groups, kept)
     torch.testing.assert_close(output(small, size), output(silenced(model, groups, kept), size), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(output(small, size), output(model, size), rtol=1e-2, atol=1e-3)
@@ -67,7 +66,7 @@ def test_the_smaller_network_computes_what_the_full_one_does_with_silent_units(n
 def test_keeping_everything_is_the_identity_to_the_bit(name):
     model, size = made(name)
     groups = units(model, size)
-    same = prune(model, groups, select(model.weights, groups, widths(All(), model, groups, size)))
+    same = prune(model, groups, select(model.weights, groups, All().widths(model, groups, size)))
     assert all(torch.equal(same.weights[n], value) for n, value in model.weights.items())
     assert torch.equal(output(same, size), output(model, size))
 
@@ -126,7 +125,7 @@ def test_groups_of_normalisation_keep_as_many_units_each_and_the_network_trains(
     model, size = made(name, norm="group")
     groups = units(model, size)
     assert max(group.groups for group in groups) == 4
-    kept = select(model.weights, groups, widths(Ratio(0.4), model, groups, size))
+    kept = select(model.weights, groups, Ratio(0.4).widths(model, groups, size))
     for group, index in zip(groups, kept, strict=True):
         per = group.width // group.groups
         counts = torch.bincount(index // per, minlength=group.groups)
@@ -152,18 +151,18 @@ def test_a_target_is_met_as_closely_as_whole_units_allow(name, of):
             return sum(v.numel() * v.element_size() for v in m.weights.values())
         return count.parameters(m) if of == "parameters" else count.macs(m, size)
 
-    chosen = widths(Target(0.3, of), model, groups, size)
+    chosen = Target(0.3, of).widths(model, groups, size)
     small = prune(model, groups, select(model.weights, groups, chosen))
     assert 0.27 <= cost(small) / cost(model) <= 0.3
     with pytest.raises(ConfigError, match="larger share"):
-        widths(Target(1e-6, of), model, groups, size)
+        Target(1e-6, of).widths(model, groups, size)
 
 
 def test_widths_that_do_not_fit_are_refused():
     model, size = made("cnn-bn")
     groups = units(model, size)
     with pytest.raises(ConfigError, match=r"2 widths are given, the network has 3.*stem.conv 16"):
-        widths(Widths((4, 4)), model, groups, size)
+        Widths((4, 4)).widths(model, groups, size)
     with pytest.raises(ConfigError, match=r"17 units of 'stem\.conv'"):
         select(model.weights, groups, [17, 4, 4])
     for share in (0.0, 1.5):
@@ -174,7 +173,7 @@ def test_widths_that_do_not_fit_are_refused():
 def test_a_device_rebuilds_the_network_from_shapes_without_the_library(monkeypatch):
     model, size = made("resnet-tiny")
     groups = units(model, size)
-    small = prune(model, groups, select(model.weights, groups, widths(Ratio(0.5), model, groups, size)))
+    small = prune(model, groups, select(model.weights, groups, Ratio(0.5).widths(model, groups, size)))
     sent = decode(encode(small))
     real = builtins.__import__
 
@@ -273,7 +272,7 @@ def own(kind):
 def test_pools_sums_and_layers_that_are_used_twice_shrink_as_they_should(kind):
     model, size = own(kind)
     groups = units(model, size)
-    kept = select(model.weights, groups, widths(Ratio(0.5), model, groups, size))
+    kept = select(model.weights, groups, Ratio(0.5).widths(model, groups, size))
     gap = output(prune(model, groups, kept), size) - output(silenced(model, groups, kept), size)
     assert float(gap.abs().max()) < 1e-6
     assert ("two.weight", 1) in groups[0].readers
@@ -290,7 +289,7 @@ def test_a_large_residual_network_too():
     model = Model.init(Arch("resnet18", {}), 0)
     size = (3, 32, 32)
     groups = units(model, size)
-    kept = select(model.weights, groups, widths(Target(0.3, "bytes"), model, groups, size))
+    kept = select(model.weights, groups, Target(0.3, "bytes").widths(model, groups, size))
     gap = output(prune(model, groups, kept), size) - output(silenced(model, groups, kept), size)
     assert len(groups) == 12
     assert float(gap.abs().max()) < 1e-5
@@ -421,4 +420,4 @@ def test_what_does_not_touch_the_units_stays_as_it_is():
     small = prune(model, groups, select(model.weights, groups, [4]))
     assert small.weights["rnn.weight_ih_l0"].shape == (28, 6)
     with pytest.raises(ConfigError, match=r"keep.share = 0.2 of the macs cannot be met: .* 0\.9\d* of them stay"):
-        widths(Target(0.2, "macs"), model, groups, (1, 4, 6))
+        Target(0.2, "macs").widths(model, groups, (1, 4, 6))

@@ -15,7 +15,7 @@ from fedbonsai.model import networks
 from fedbonsai.stages.pruning.masks import keep_global
 from fedbonsai.stages.pruning.per_time import full, halved, optimum, protected, settled, turned
 from fedbonsai.stages.pruning.scores import snip
-from fedbonsai.stages.pruning.time_model import TABLES, TAU, Measured, Seconds, Table, seconds
+from fedbonsai.stages.pruning.time_model import TABLES, TAU, Measured, Seconds, Table
 
 
 def row(*values):
@@ -323,7 +323,7 @@ def test_the_round_time_of_the_full_model(  # specs/prunefl §8.12 and §1.5
 ):
     sizes = {str(k): n for k, n in enumerate(TABLES[network].weights)}
     assert sum(sizes.values()) == weights
-    times = seconds(Table(network), sizes, 5)
+    times = Table(network).of_sizes(sizes, 5)
     masks = {n: torch.ones(k, dtype=torch.bool) for n, k in sizes.items()}
     assert times.round(masks) == pytest.approx(total, abs=2e-3)
     assert times.constant == pytest.approx(constant, abs=1e-4)
@@ -349,16 +349,16 @@ def test_coefficients_meet_the_networks_that_are_built(name, table, parameters, 
     sizes = {n: m.numel() for n, m in masks.items()}
     assert sum(p.numel() for p in net.values()) == parameters
     assert tuple(sizes.values()) == TABLES[table].weights  # layer by layer
-    assert seconds(Table(table), sizes, 5).round(masks) == pytest.approx(total, abs=2e-3)
+    assert Table(table).of_sizes(sizes, 5).round(masks) == pytest.approx(total, abs=2e-3)
 
 
 def test_a_table_is_for_as_many_layers_as_it_has():
     with pytest.raises(ConfigError, match="of 4 layers, this network has 2"):
-        seconds(Table("conv2"), {"a": 3, "b": 4}, 5)
+        Table("conv2").of_sizes({"a": 3, "b": 4}, 5)
 
 
 def test_measured_coefficients():
-    times = seconds(Measured(communication=0.5, base=2, latency=1, slopes={"a": 0.25}), {"a": 3, "b": 4}, 4)
+    times = Measured(communication=0.5, base=2, latency=1, slopes={"a": 0.25}).of_sizes({"a": 3, "b": 4}, 4)
     assert times == Seconds(0.5, 2, 1, {"a": 0.25, "b": 0.0}, 4, 2 + 3 * 0.25)
     assert times.each == {"a": 1.5, "b": 0.5}
     masks = {"a": bits("101"), "b": bits("1000")}
@@ -366,15 +366,15 @@ def test_measured_coefficients():
     assert times.step(masks) == 2 + 2 * 0.25
     assert times.conventional(masks) == 1 + 4 * 2.75 + 7 * 0.5
     assert times.travel(16) == 1.0
-    assert seconds(Measured(dense=9.0), {"a": 3}, 5).dense == 9
-    assert set(seconds(Measured(), {"a": 3}, 5).slopes.values()) == {0.0}  # no sparse kernels here
+    assert Measured(dense=9.0).of_sizes({"a": 3}, 5).dense == 9
+    assert set(Measured().of_sizes({"a": 3}, 5).slopes.values()) == {0.0}  # no sparse kernels here
     assert math.isclose(TAU, 8 / 1.4384e6, rel_tol=1e-4)
 
 
 def test_slopes_of_unknown_weights_and_free_weights_are_refused():
     with pytest.raises(ConfigError, match="slopes of"):
-        seconds(Measured(slopes={"x": 1.0}), {"a": 3}, 5)
+        Measured(slopes={"x": 1.0}).of_sizes({"a": 3}, 5)
     with pytest.raises(ConfigError, match="cost nothing"):
-        seconds(Measured(communication=0), {"a": 3}, 5)
+        Measured(communication=0).of_sizes({"a": 3}, 5)
     with pytest.raises(ConfigError, match="negative"):
-        seconds(Measured(slopes={"a": -1e-9}), {"a": 3}, 5)
+        Measured(slopes={"a": -1e-9}).of_sizes({"a": 3}, 5)

@@ -17,7 +17,7 @@ from fedbonsai.core import Client, Memory
 from fedbonsai.stages.codec import EF21, Chain, Known, Packed
 from fedbonsai.stages.codec.pack import eligible
 from fedbonsai.stages.codec.stages import FAMILIES
-from fedbonsai.stages.pruning.gates import Gate, Lazy, Open
+from fedbonsai.stages.pruning.gates import Gate, Use
 from fedbonsai.stages.pruning.masks import Masks, masked
 from fedbonsai.stages.selective import Rule, selected
 from fedbonsai.stages.updates import FEEDBACK
@@ -32,7 +32,7 @@ class Skip:
 
 def rule_of(uplink: Chain, gate: Gate, t: int) -> Rule | None:
     """How clients send in round ``t``; None where weights travel as they are and always."""
-    if not uplink.stages and isinstance(gate, Open):
+    if not uplink.stages and gate.always:
         return None
     return Rule(under_masks(uplink), True, False, gate, 0.0, t)
 
@@ -61,10 +61,7 @@ def faults(uplink: Chain, gate: Gate) -> list[str]:
         found.append(
             "uplink: ef21 keeps an estimate of each client at both ends, which masks that change tear apart; use ef14"
         )
-    if isinstance(gate, Lazy):
-        found.append(
-            "gate lazy compares a change with the one sent last, under masks that may have changed; use 'loss'"
-        )
+    found += gate.faults(Use(changes=True, cached=False, own=False, masked=True))
     if not found:
         try:
             under_masks(uplink)

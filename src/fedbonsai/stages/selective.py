@@ -6,8 +6,6 @@ gate and those of LAQ and CMFL are in `stages.pruning.gates`. The server's half 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +17,7 @@ from fedbonsai.model import Arch, Model
 from fedbonsai.stages.broadcast import Coded, Sent, received
 from fedbonsai.stages.codec import Chain, Packed, apply
 from fedbonsai.stages.pruning import gates
-from fedbonsai.stages.pruning.gates import Agreement, Evidence, Gate, Lazy, Loss, Seen
+from fedbonsai.stages.pruning.gates import Evidence, Gate, Seen
 from fedbonsai.stages.updates import FEEDBACK
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.training.steps import Trained
@@ -38,7 +36,7 @@ class Rule:
         changes: whether changes of the weights are sent, or the weights themselves.
         own: whether a client that skips goes on from its own model.
         gate: when it sends.
-        moved: of the global model lately (`gates.moved`), for LAQ.
+        moved: how far the global model did lately, as the gate counts it (`Gate.threshold`).
         t: round.
     """
 
@@ -86,13 +84,11 @@ def trained(model: Model, me: Client, sgd: SGD, gate: Gate, masks: Tree | None =
         return loss
 
     found = training.train(model, me, sgd, mask=masks, loss=objective).finite()
-    how: Any = gate
-    kind = how.statistic if isinstance(gate, Loss) else "mean"
-    if kind == "valid":
+    if gate.statistic == "valid":
         if not len(me.valid):
             raise ConfigError(f"gate statistic 'valid': client {me.id} has no validation part; set data.valid > 0")
         return found, training.evaluate(Model(model.arch, found.weights), me.valid, me.device).loss
-    return found, float(last[0]) if kind == "last" else found.loss
+    return found, float(last[0]) if gate.statistic == "last" else found.loss
 
 
 def selected(
@@ -117,12 +113,13 @@ def selected(
     packed, held = apply(rule.uplink, goal, memory.get(FEEDBACK, {}), me.seed, rule.t if fed else None, masks)
     last: Packed | None = memory.get(LAST)
     error, toward = 0.0, None
-    if isinstance(rule.gate, Lazy):
+    if rule.gate.needs_last:
         error = tree.norm(held["residual"]) ** 2 if fed else gates.squared(goal, packed.dense(goal, masks))
-    if isinstance(rule.gate, Agreement):
+    if rule.gate.needs_direction:
         toward, memory = _toward(start, memory)
     found = Evidence(
         loss,
+        change,
         lambda: gates.draw(me.seed),
         lambda: gates.squared(packed.dense(goal, masks), last.dense(goal, masks) if last is not None else {}),
         lambda: error + memory.get(ERROR, 0.0),
@@ -130,14 +127,14 @@ def selected(
         lambda: gates.agreement(change, toward) if toward is not None else None,
         rule.t,
     )
-    uploads, seen = gates.decide(rule.gate, found, memory.get(SEEN, Seen()))
+    uploads, seen = rule.gate.decide(found, memory.get(SEEN, Seen()))
     memory = {**memory, SEEN: seen}
     if not uploads:
         return None, {**memory, OWN: packed} if rule.own else memory
     memory.pop(OWN, None)
     if fed:
         memory[FEEDBACK] = held
-    if isinstance(rule.gate, Lazy):
+    if rule.gate.needs_last:
         memory |= {LAST: packed, ERROR: error}
     return packed, memory
 

@@ -34,10 +34,7 @@ from fedbonsai.stages.pruning.gates import (
     Open,
     Seen,
     agreement,
-    decide,
-    moved,
     squared,
-    stepped,
 )
 from fedbonsai.stages.selective import Rule
 from fedbonsai.training.evaluate import evaluate
@@ -170,14 +167,14 @@ def test_7_the_codec_errs_by_at_most_half_a_step_and_a_second_time_by_nothing(se
 # --- 8 and 9: gates --------------------------------------------------------------------------------------------------
 
 
-def evidence(loss=1.0, draw=0.0, innovation=0.0, error=0.0, moved=0.0, agrees=None, t=0):
-    return Evidence(loss, lambda: draw, lambda: innovation, lambda: error, moved, lambda: agrees, t)
+def evidence(loss=1.0, draw=0.0, innovation=0.0, error=0.0, threshold=0.0, agrees=None, t=0):
+    return Evidence(loss, {}, lambda: draw, lambda: innovation, lambda: error, threshold, lambda: agrees, t)
 
 
 def marks(gate, losses):
     seen, found = Seen(), []
     for loss in losses:
-        uploads, seen = decide(gate, evidence(loss), decode(encode(seen)))
+        uploads, seen = gate.decide(evidence(loss), decode(encode(seen)))
         found.append(int(uploads))
     return found
 
@@ -200,7 +197,7 @@ def test_8_gate_vectors(rule, want):
 
 
 def test_8_a_small_loss_survives_saving():
-    _, seen = decide(Loss("best", every=0), evidence(5e-5), Seen())
+    _, seen = Loss("best", every=0).decide(evidence(5e-5), Seen())
     assert decode(encode(seen)).reference == 5e-5
     assert marks(Loss("best", every=0), (5e-5, 6e-5, 4e-5)) == [1, 0, 1]
 
@@ -220,14 +217,14 @@ def test_8_staleness_is_bounded_but_no_force_sends_what_diverged():
 def test_8_laq_skips_what_is_near_to_what_was_sent_and_chance_is_chance():
     gate = Lazy(depth=2, xi=0.5, every=0)
     steps = (4.0, 2.0, 100.0)
-    assert moved(gate, steps) == 3.0
+    assert gate.threshold(steps) == 3.0
     for innovation, want in ((3.2, False), (3.4, True)):
-        assert decide(gate, evidence(innovation=innovation, error=0.1, moved=3.0), Seen(1.0))[0] is want
+        assert gate.decide(evidence(innovation=innovation, error=0.1, threshold=3.0), Seen(1.0))[0] is want
     w = {"a": torch.tensor([3.0, 0.0])}
     assert squared(w, {"a": torch.tensor([0.0, 4.0])}) == pytest.approx(25)
-    assert stepped(gate, steps, w, {"a": torch.tensor([3.0, 1.0])}) == (1.0, 4.0)
-    assert not stepped(Open(), (), w, w)
-    assert [decide(Chance(0.5), evidence(draw=d), Seen(1.0))[0] for d in (0.4, 0.6)] == [True, False]
+    assert gate.stepped(steps, w, {"a": torch.tensor([3.0, 1.0])}) == (1.0, 4.0)
+    assert not Open().stepped((), w, w)
+    assert [Chance(0.5).decide(evidence(draw=d), Seen(1.0))[0] for d in (0.4, 0.6)] == [True, False]
 
 
 def test_9_signs_that_agree_two_zeros_among_them():
@@ -236,11 +233,11 @@ def test_9_signs_that_agree_two_zeros_among_them():
         "b": torch.tensor([0.0, -1.0]),
     }  # fmt: skip
     assert agreement(u, ubar) == 0.75
-    assert decide(Agreement(0.75), evidence(agrees=0.75), Seen())[0]
-    assert not decide(Agreement(0.76), evidence(agrees=0.75), Seen())[0]
-    assert decide(Agreement(0.9), evidence(agrees=None), Seen())[0]  # the first round has nothing to agree with
+    assert Agreement(0.75).decide(evidence(agrees=0.75), Seen())[0]
+    assert not Agreement(0.76).decide(evidence(agrees=0.75), Seen())[0]
+    assert Agreement(0.9).decide(evidence(agrees=None), Seen())[0]  # the first round has nothing to agree with
     falling = Agreement(0.8, falling=True)
-    assert [decide(falling, evidence(agrees=0.5, t=t), Seen())[0] for t in (0, 1, 2)] == [False, False, True]
+    assert [falling.decide(evidence(agrees=0.5, t=t), Seen())[0] for t in (0, 1, 2)] == [False, False, True]
 
 
 # --- 10 to 13: the round ---------------------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.online.method import Online, sized
 from fedbonsai.methods.online.rounds import seconds_of
 from fedbonsai.stages.pruning.masks import masked, prunable
+from fedbonsai.stages.pruning.time_model import Profiled
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import seed_of
-from tests.methods.rounds import MODEL, dense, run, same
+from tests.methods.rounds import MODEL, PEOPLE, dense, run, same
 
 STEPS = SGD(lr=0.1, batch=8, steps=4)
 SOON = Online(sgd=STEPS, warmup=2, samples=3)
@@ -83,6 +84,12 @@ def test_modelled_seconds_are_of_the_mask():
             seconds_of(state.seconds, SIZES, state.search.k)
         )
         assert SOON.metrics(state)["kept"] == state.search.k
+
+
+def test_seconds_may_be_those_of_a_devices_profile():
+    time = Profiled("raspberry-pi-4")
+    states, _ = run(replace(SOON, time=time), rounds=0)
+    assert states[0].seconds == time.seconds(MODEL, NAMES, PEOPLE[0].train.size, STEPS)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from fedbonsai.methods.online.rounds import Search, seconds_of
-from fedbonsai.stages.pruning.time_model import TABLES, Table, seconds
+from fedbonsai.stages.pruning.time_model import TABLES, Table
 
 START = Search.begin(10_000, 4, 0.002)
 
@@ -21,7 +21,7 @@ def test_it_begins_with_all_weights_and_a_probe_of_nine_tenths():
 def test_a_round_costs_what_the_size_says_and_not_what_the_mask_left():
     held = TABLES["conv2"]
     sizes = dict(zip("abcd", held.weights, strict=True))
-    times = seconds(Table("conv2"), sizes, 5)
+    times = Table("conv2").of_sizes(sizes, 5)
     n = sum(sizes.values())
     assert seconds_of(times, sizes, n) == pytest.approx(51.081, abs=2e-3)
     # specs/prunefl §7 item 8: k = n / 2; evaluated on the network that is cut to 0.45 n it would be 16.3 s

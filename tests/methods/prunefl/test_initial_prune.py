@@ -15,7 +15,6 @@ from fedbonsai.model import Arch, Model, skeleton
 from fedbonsai.model import _builders as networks_known
 from fedbonsai.stages.pruning.masks import masked
 from fedbonsai.stages.pruning.per_time import turned
-from fedbonsai.stages.pruning.time_model import seconds
 from fedbonsai.training.evaluate import Score
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.work import collecting
@@ -34,11 +33,11 @@ from tests.methods.prunefl.test_prunefl import (
 )
 
 SGD5 = SGD(lr=0.1, batch=20, steps=5)
-PILOT = Pilot(START, SGD5, QUICK, seconds(COSTS, SIZES, 5), True, 10**9)
+PILOT = Pilot(START, SGD5, QUICK, COSTS.of_sizes(SIZES, 5), True, 10**9)
 
 
 def explore(how, me=PEOPLE[0], stale=True):
-    times = seconds(COSTS, SIZES, 5)
+    times = COSTS.of_sizes(SIZES, 5)
     return scout.scout.run(Pilot(START, SGD(lr=0.1, batch=20, steps=5), how, times, stale, 10**9), me, {})[0]
 
 
@@ -186,7 +185,7 @@ def test_channels_last_and_batch_statistics_change_nothing_of_the_rules():
     arch = Arch("cnn-bn", {"size": 8, "classes": 3})
     model = Model.init(arch, 0)
     names = [n for n, v in model.weights.items() if v.ndim > 1]
-    times = seconds(COSTS, {n: model.weights[n].numel() for n in names}, 5)
+    times = COSTS.of_sizes({n: model.weights[n].numel() for n in names}, 5)
     me = person()
     me = replace(me, train=Samples(me.train.x.repeat(1, 1, 4, 4), me.train.y))
     how = Scouting(batches=2, iterations=12, every=2, gate=0)

@@ -23,7 +23,7 @@ from fedbonsai.stages import held_masks
 from fedbonsai.stages.held_masks import HeldMasks
 from fedbonsai.stages.pruning.masks import masked, prunable
 from fedbonsai.stages.pruning.per_time import halved
-from fedbonsai.stages.pruning.time_model import Measured, seconds
+from fedbonsai.stages.pruning.time_model import Measured
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.wire import encode
 
@@ -204,7 +204,7 @@ def shrunk(stale=True):
     masks = masks_of()
     shelf = masked(START.weights, {n: ~m for n, m in masks.items()})
     weights = masked(START.weights, masks)
-    times = seconds(how.time, SIZES, 5)
+    times = how.time.of_sizes(SIZES, 5)
     kept = {n: shelf[n] for n in NAMES} if stale else {}
     return how, State(START.replace(weights), 0, HeldMasks(masks), kept, times, (1, 2, 2))
 

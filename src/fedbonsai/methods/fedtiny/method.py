@@ -157,5 +157,5 @@ class FedTiny:
             "selection_up": state.selected[1],
             "paper_down": state.paper[0],
             "paper_up": state.paper[1],
-            **({} if isinstance(self.gate, Open) else {"skips": state.skips}),
+            **({} if self.gate.always else {"skips": state.skips}),
         }

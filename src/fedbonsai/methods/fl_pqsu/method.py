@@ -21,8 +21,7 @@ from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
 from fedbonsai.stages.broadcast import Broadcast, Downlink, grouped
 from fedbonsai.stages.codec import Chain, parse
-from fedbonsai.stages.pruning import gates
-from fedbonsai.stages.pruning.filters import All, Keep, Target
+from fedbonsai.stages.pruning.filters import Keep, Target
 from fedbonsai.stages.pruning.gates import Gate, Loss
 from fedbonsai.stages.pruning.one_shot import Cost, Score, pruned, taught
 from fedbonsai.stages.requests import each
@@ -88,7 +87,7 @@ class FlPqsu:
         """Refuse settings that have no effect or no meaning."""
         own, delta = self.after_skip == "own", self.downlink.delta
         found = faults(self.uplink, self.gate, self.changes, self.skippers == "cache", own, delta)
-        idle = self.score != "l1" and isinstance(self.keep, All)
+        idle = self.score != "l1" and not self.keep.prunes
         found += among((idle, f"score = {self.score!r} has no effect with keep = 'all': leave it out"))
         refuse(found + outside(self, pretrain=NOT_NEGATIVE, finetune=NOT_NEGATIVE))
 
@@ -113,7 +112,7 @@ class FlPqsu:
         weights, devices = state.model.weights, cohort(fleet.devices, self.cohort, state.seed, t)
         own, cached = self.after_skip == "own", self.skippers == "cache"
         held, common, _ = state.broadcast.advance(weights, self.downlink, seed_of(state.seed, "down", t, 0))
-        rule = Rule(self.uplink, self.changes, own, self.gate, gates.moved(self.gate, state.steps), t)
+        rule = Rule(self.uplink, self.changes, own, self.gate, self.gate.threshold(state.steps), t)
         how = Training(state.model, self.sgd, rule)
         send = each(grouped(held, devices, common), how.of)
         send |= dict.fromkeys((device for device in devices if device.id in state.own), how.of(None))
@@ -136,7 +135,7 @@ class FlPqsu:
             broadcast=held.heard(who).forgotten(found.forgot) if self.downlink.delta else held,
             cache=cache if cached else {},
             own=tuple(sorted({*state.own, *found.skipped} - gone)) if own else (),
-            steps=gates.stepped(self.gate, state.steps, new, weights),
+            steps=self.gate.stepped(state.steps, new, weights),
             tally=state.tally.counted(models, found),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedbonsai.stages.codec import EF21, Chain
-from fedbonsai.stages.pruning.gates import Agreement, Gate, Lazy
+from fedbonsai.stages.pruning.gates import Gate, Use
 from fedbonsai.stages.settings import among
 
 
@@ -18,20 +18,13 @@ def faults(uplink: Chain, gate: Gate, changes: bool, cached: bool, own: bool, de
         own: whether it trains on from a model of its own.
         delta: whether changes go down.
     """
-    return among(
+    found = among(
         (isinstance(uplink.feedback, EF21), "uplink: ef21 keeps estimates of its own beside the cache; use ef14"),
         (bool(uplink.feedback) and not changes, "uplink: feedback is for changes; set changes = true"),
         ("sparsifier" in uplink.parts and not changes, "uplink: weights cannot be sparse; set changes = true"),
         (
-            isinstance(gate, Lazy) and not (changes and cached),
-            "gate lazy compares changes kept at both ends: set changes = true and skippers = 'cache'",
-        ),
-        (
             own and (changes or delta),
             "after_skip = 'own' is for weights sent whole: set changes = false and downlink.delta = false",
         ),
-        (
-            own and isinstance(gate, Agreement),
-            "gate agreement compares with the global model's changes: set after_skip = 'global'",
-        ),
     )
+    return found + gate.faults(Use(changes, cached, own, masked=False))

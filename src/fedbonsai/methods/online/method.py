@@ -25,7 +25,7 @@ from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.masks import Masks, masked
 from fedbonsai.stages.pruning.per_time import full
 from fedbonsai.stages.pruning.scores import magnitude
-from fedbonsai.stages.pruning.time_model import Measured, Seconds, TimeModel, seconds
+from fedbonsai.stages.pruning.time_model import Measured, Seconds, TimeModel
 from fedbonsai.stages.pruning.under_masks import names_of, packed, unpacked
 from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
@@ -93,7 +93,7 @@ class Online:
     least: float = 0.002
     """Share of the weights below which the size never falls."""
     time: TimeModel = field(default_factory=Measured)
-    """Seconds of a round: `measured` with one's own coefficients, or `table` with those of PruneFL's authors."""
+    """Seconds of a round: `measured` by oneself, a `table` of PruneFL's authors, or by a device's `profile`."""
     never: tuple[str, ...] = ("shortcut",)
     """Weights whose names contain one of these are never pruned."""
     cohort: int = 0
@@ -115,8 +115,8 @@ class Online:
         search = Search.begin(sum(sizes.values()), len(names), self.least)
         masks = sized(model.weights, names, search.k)
         size = server.train.size
+        times = self.time.seconds(model, names, size, self.sgd)
         classes = list(model.weights.values())[-1].shape[0]  # the classifier's bias has one value for each
-        times = seconds(self.time, sizes, self.sgd.steps)
         held = HeldMasks(masks)
         return State(model, server.seed, held, search, times, size, classes, figures(model, masks, size, self.sgd))
 

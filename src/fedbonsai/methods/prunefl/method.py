@@ -21,7 +21,6 @@ from fedbonsai.methods.prunefl.adaptive import State
 from fedbonsai.methods.prunefl.importance import Wanted, plain
 from fedbonsai.methods.prunefl.importance_round import Training, train
 from fedbonsai.methods.prunefl.initial_prune import Pilot, Scouting, explored
-from fedbonsai.methods.prunefl.profiled import time_of
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
 from fedbonsai.stages.held_masks import HeldMasks
@@ -96,7 +95,7 @@ class PruneFL:
         own = local_layers.drawn(model, self.personal, server.seed)
         size, stale = server.train.size, self.regrowth == "stale"
         names = names_of(model, self.never, own.names if own else ())
-        times = time_of(self.time, model, names, size, self.sgd)
+        times = self.time.seconds(model, names, size, self.sgd)
         most = self.most({name: model.weights[name] for name in names})
         pilot = Pilot(local_layers.shared(model, own), self.sgd, self.scouting, times, stale, most)
         device, found = explored(fleet, pilot, own)

@@ -8,7 +8,7 @@ import torch
 
 from fedbonsai.model import Model, skeleton, state
 from fedbonsai.stages.pruning.count import Size, parameters
-from fedbonsai.stages.pruning.filters import Target, Units, prune, units, widths
+from fedbonsai.stages.pruning.filters import Target, Units, prune, units
 
 
 def narrow(model: Model, share: float, size: Size, seed: int) -> Model:
@@ -27,7 +27,7 @@ def narrow(model: Model, share: float, size: Size, seed: int) -> Model:
         Missing: torch-pruning is not installed.
     """
     groups = units(model, size)
-    counts = widths(Target(share, "parameters"), model, groups, size)
+    counts = Target(share, "parameters").widths(model, groups, size)
     module = skeleton(_of_widths(model, groups, _filled(model, groups, counts, share))).module
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -8,7 +8,7 @@ the network is trained is the ``topology``, and all four share the way up, the w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import field, replace
 from typing import Any
 
@@ -122,6 +122,7 @@ class SparseCollaborative:
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """Send, train where the topology says, weigh by distance, step."""
+        phase: Mapping[type[Topology], Callable[[State, int, Fleet], State]]
         phase = {Flat: self._flat, Split: self._split, LocalLoss: self._local_loss, Clusters: self._clusters}
         try:
             return phase[type(self.topology)](state, t, fleet)

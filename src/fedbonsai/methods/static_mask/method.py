@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from math import nan
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,24 +23,22 @@ from fedbonsai.methods.registry import method
 from fedbonsai.model import Model, skeleton
 from fedbonsai.stages.held_masks import HeldMasks
 from fedbonsai.stages.pruning.criteria import (
+    Budget,
     Criterion,
     Distribution,
     Gradient,
+    Grounds,
     Magnitude,
-    OfRun,
-    Saliency,
     Schedule,
     Single,
     Structure,
     kept,
-    pruned,
-    scores_of,
-    structured,
 )
 from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.masks import Masks, masked
 from fedbonsai.stages.pruning.under_masks import averaged, names_of
 from fedbonsai.stages.sampling import cohort
+from fedbonsai.stages.settings import SHARE, among, outside, refuse
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
@@ -92,38 +90,33 @@ class StaticMask:
 
     def __post_init__(self) -> None:
         """Refuse settings that have no meaning or no effect."""
-        how: Any = self.criterion
-        if not 0 < self.density <= 1:
-            raise ValueError(f"density = {self.density}: expected a share in (0, 1]")
-        asks = isinstance(self.criterion, Saliency) and how.data == "devices"
-        if asks and (self.schedule.first < 0 or self.sgd.lr <= 0):
-            raise ValueError(
-                "criterion.data = 'devices' takes the gradient from a round: set schedule.first to 0 or more, sgd.lr > 0"
-            )
-        if not isinstance(self.structure, Single) and (
-            self.schedule.times > 1
-            or self.distribution != "uniform"
-            or self.of == "all"
-            or getattr(how, "iterations", 1) > 1
-            or isinstance(self.criterion, OfRun)
-        ):
-            raise ValueError(
+        criterion, schedule, of_devices = self.criterion, self.schedule, self.criterion.source == "devices"
+        early = criterion.own_density or criterion.source == "server"
+        once = schedule.times == 1 and criterion.iterations == 1 and not criterion.own_density
+        faults = among(
+            (
+                of_devices and (schedule.first < 0 or self.sgd.lr <= 0),
+                "criterion.data = 'devices' takes the gradient from a round: set schedule.first to 0 or more, sgd.lr > 0",
+            ),
+            (
+                self.structure.once and not (once and self.distribution == "uniform" and self.of == "prunable"),
                 "structure other than 'weights' is pruned once and uniformly: set distribution = 'uniform', "
-                "of = 'prunable', schedule.times = 1, criterion.iterations = 1 (for synflow too), no criterion 'run'"
-            )
-        early = isinstance(self.criterion, OfRun) or (isinstance(self.criterion, Saliency) and not asks)
-        if early and self.schedule != Schedule():
-            raise ValueError(
-                "criterion 'run', and data = 'server', make their mask before the first round: leave schedule out"
-            )
-        if self.rewind == "init" and self.schedule.first + (self.schedule.times - 1) * self.schedule.every < 0:
-            raise ValueError("rewind = 'init' has no effect on a mask made before training: set schedule.first >= 0")
+                "of = 'prunable', schedule.times = 1, criterion.iterations = 1 (for synflow too), no criterion 'run'",
+            ),
+            (
+                early and schedule != Schedule(),
+                "criterion 'run', and data = 'server', make their mask before the first round: leave schedule out",
+            ),
+            (
+                self.rewind == "init" and schedule.first + (schedule.times - 1) * schedule.every < 0,
+                "rewind = 'init' has no effect on a mask made before training: set schedule.first >= 0",
+            ),
+        )
+        refuse(outside(self, density=SHARE) + faults)
 
     def samples_before(self, people: Sequence[Client], server: Client, workers: int) -> float:
         """Samples of the server's gradients."""
-        how: Any = self.criterion
-        of_server = isinstance(self.criterion, Saliency) and how.data == "server"
-        return how.iterations * len(server.train) if of_server else 0.0
+        return self.criterion.iterations * len(server.train) if self.criterion.source == "server" else 0.0
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """All-ones masks, and the pruning that comes before any round.
@@ -131,9 +124,8 @@ class StaticMask:
         Raises:
             ConfigError: nothing may be pruned, or the server has no samples to take a gradient of.
         """
-        how: Any = self.criterion
         masks = {name: torch.ones_like(model.weights[name], dtype=torch.bool) for name in names_of(model, self.never)}
-        if isinstance(self.criterion, Saliency) and how.data == "server" and not len(server.train):
+        if self.criterion.source == "server" and not len(server.train):
             raise ConfigError("criterion.data = 'server': the server has no samples; set data.server, or 'devices'")
         size = server.train.size
         initial = model.weights if self.rewind == "init" else {}
@@ -161,17 +153,16 @@ class StaticMask:
             return {name: value / self.sgd.lr for name, value in change.items()}
 
         # SNIP is of the weights from which the round began, and cuts those that it ended with
-        return self.cut(state, start if isinstance(self.criterion, Saliency) else mean, gradient)
+        return self.cut(state, start if self.criterion.source == "devices" else mean, gradient)
 
     def cut(self, state: State, scored: Model, gradient: Gradient) -> State:
         """Prune once, and rewind if wanted."""
         seed, held = seed_of(state.seed, "mask", state.done, 0), dict(state.held.masks)
-        if isinstance(self.structure, Single):
-            count = self.budget(state.model, held, state.done)
-            masks = pruned(scored, held, self.criterion, count, self.distribution, gradient, seed, state.size)
-        else:
-            value = scores_of(scored, list(held), self.criterion, gradient, seed, state.size)
-            masks = structured(value, self.structure, self.density)
+        grounds, budget = (
+            Grounds(scored, list(held), gradient, seed, state.size),
+            self.budget(state.model, held, state.done),
+        )
+        masks = self.structure.prune(self.criterion, grounds, held, budget)
         done, weights = state.done + 1, state.model.weights
         if self.rewind == "init":
             weights = state.initial
@@ -187,13 +178,12 @@ class StaticMask:
             done=done,
         )
 
-    def budget(self, model: Model, masks: Masks, done: int) -> int:
-        """Weights that the next pruning leaves; SNIP by devices keeps the one at the threshold too.
+    def budget(self, model: Model, masks: Masks, done: int) -> Budget:
+        """What the next pruning leaves.
 
         Raises:
             ConfigError: what is never pruned is more than the share.
         """
-        how: Any = self.criterion
         prunable = sum(mask.numel() for mask in masks.values())
         everything = tree.size(skeleton(model).parameters) if self.of == "all" else prunable
         share = (self.density * everything - (everything - prunable)) / prunable
@@ -202,9 +192,8 @@ class StaticMask:
                 f"density = {self.density} of all {everything} weights: {everything - prunable} are never pruned; "
                 "choose a larger density, or of = 'prunable'"
             )
-        target = kept(self.schedule.density(done, share), prunable)
-        threshold = isinstance(self.criterion, Saliency) and how.data == "devices" and how.of == "snip"
-        return min(prunable, target + threshold)
+        count = kept(self.schedule.density(done, share), prunable) + self.criterion.spare
+        return Budget(min(prunable, count), self.distribution, self.density)
 
     def model(self, state: State) -> Model:
         """The global model, exactly zero where it is pruned."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 from safetensors.torch import load
@@ -28,20 +28,89 @@ from fedbonsai.tree import Tree, Weights
 
 Distribution = Literal["global", "uniform", "erk"]
 Gradient = Callable[[Model], Weights]  # of the loss, by name of the parameter, at pruned places too
+Source = Literal["none", "devices", "server"]
+
+
+@dataclass(frozen=True)
+class Grounds:
+    """What a criterion may look at.
+
+    Attributes:
+        model: whose weights are scored.
+        names: of those that may be pruned.
+        gradient: at a model, from where `Criterion.source` says.
+        seed: of random scores.
+        size: of an image, [channels, height, width].
+    """
+
+    model: Model
+    names: list[str]
+    gradient: Gradient
+    seed: int
+    size: tuple[int, ...]
+
+    @property
+    def weights(self) -> Weights:
+        """The weights that may be pruned."""
+        return {name: self.model.weights[name] for name in self.names}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a pruning leaves: so many weights, spread over the layers, which are so large a share of them."""
+
+    count: int
+    distribution: Distribution
+    density: float
 
 
 class Criterion(Choice):
-    """What makes a weight worth keeping."""
+    """What makes a weight worth keeping; a subclass says so in `scores`."""
+
+    iterations: int = 1  # times that weights are scored anew on the way to the density
+    own_density: ClassVar[bool] = False  # it knows how many weights stay, and asks no budget
+
+    @property
+    def source(self) -> Source:
+        """Whose gradient it asks."""
+        return "none"
+
+    @property
+    def spare(self) -> int:
+        """Weights that stay beyond the share."""
+        return 0
+
+    def scores(self, grounds: Grounds) -> Weights:
+        """Scores of all weights that may be pruned; the largest stay."""
+        raise NotImplementedError
+
+    def prune(self, grounds: Grounds, masks: Tree, budget: Budget) -> Masks:
+        """Masks that keep the budget's count of the weights that remain under ``masks``."""
+        total = sum(int(mask.sum()) for mask in masks.values())
+        found = dict(masks)
+        for step in each("scoring weights", range(1, self.iterations + 1)):
+            now = replace(grounds, model=grounds.model.replace(masked(grounds.model.weights, found)))
+            count = max(budget.count, round(total * (budget.count / total) ** (step / self.iterations)))
+            found = best(self.scores(now), found, count, budget.distribution)
+        return found
 
 
 @choice("magnitude")
 class Magnitude(Criterion):
     """The largest weights."""
 
+    def scores(self, grounds: Grounds) -> Weights:
+        """``|w|``."""
+        return scores.magnitude(grounds.weights)
+
 
 @choice("random")
 class Random(Criterion):
     """Any weights, drawn from the run's seed."""
+
+    def scores(self, grounds: Grounds) -> Weights:
+        """Uniform draws."""
+        return scores.random(grounds.weights, grounds.seed)
 
 
 @choice("saliency")
@@ -60,6 +129,23 @@ class Saliency(Criterion):
         if self.iterations < 1 or (self.iterations > 1 and self.data == "devices"):
             raise ValueError(f"iterations = {self.iterations}: expected 1, or more with data = 'server'")
 
+    @property
+    def source(self) -> Source:
+        """As set."""
+        return self.data
+
+    @property
+    def spare(self) -> int:
+        """Federated SNIP keeps the weight at the threshold too."""
+        return int(self.of == "snip" and self.data == "devices")
+
+    def scores(self, grounds: Grounds) -> Weights:
+        """By weights and gradients, or gradients alone."""
+        weights, gradients = grounds.weights, grounds.gradient(grounds.model)
+        if self.of == "gradient":
+            return scores.squared_gradient({name: gradients[name] for name in weights})
+        return scores.snip(weights, gradients) if self.of == "snip" else scores.taylor(weights, gradients)
+
 
 @choice("synflow")
 class SynFlow(Criterion):
@@ -70,8 +156,11 @@ class SynFlow(Criterion):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        if self.iterations < 1:
-            raise ValueError(f"iterations = {self.iterations}: expected at least 1")
+        refuse(outside(self, iterations=COUNT))
+
+    def scores(self, grounds: Grounds) -> Weights:
+        """Synaptic flow."""
+        return scores.synflow(grounds.model, grounds.names, grounds.size)
 
 
 @choice("run")
@@ -81,14 +170,46 @@ class OfRun(Criterion):
     path: str = ""
     """The run's folder."""
 
+    own_density: ClassVar[bool] = True
+
+    def prune(self, grounds: Grounds, masks: Tree, budget: Budget) -> Masks:
+        """Where that model is not zero.
+
+        Raises:
+            ConfigError: there is no final model, or it is of another network.
+        """
+        file, own = Path(self.path) / "model.safetensors", grounds.weights
+        if not file.is_file():
+            raise ConfigError(f"{file} does not exist: name the folder of a finished run in method.criterion.path")
+        weights = load(file.read_bytes())
+        if any(name not in weights or weights[name].shape != value.shape for name, value in own.items()):
+            raise ConfigError(f"the model of {self.path} is not of network {grounds.model.arch.name!r} as it is here")
+        return {name: weights[name] != 0 for name in own}
+
 
 class Structure(Choice):
-    """What is kept or pruned together."""
+    """What is kept or pruned together; a subclass says in `masks` which of it, the same share in each layer."""
+
+    once: ClassVar[bool] = True  # pruned once, uniformly, by scores that are taken once
+
+    def masks(self, values: Tree, density: float) -> Masks:
+        """Masks that keep this share of each layer, exactly, by scores."""
+        raise NotImplementedError
+
+    def prune(self, criterion: Criterion, grounds: Grounds, masks: Tree, budget: Budget) -> Masks:
+        """Masks by a criterion; what remains under ``masks`` is everything."""
+        return self.masks(criterion.scores(grounds), budget.density)
 
 
 @choice("weights")
 class Single(Structure):
     """Each weight by itself."""
+
+    once: ClassVar[bool] = False
+
+    def prune(self, criterion: Criterion, grounds: Grounds, masks: Tree, budget: Budget) -> Masks:
+        """As the criterion has it."""
+        return criterion.prune(grounds, masks, budget)
 
 
 @choice("n-of-m")
@@ -101,6 +222,17 @@ class NOfM(Structure):
     def __post_init__(self) -> None:
         """Refuse what is no group."""
         refuse(outside(self, m=COUNT))
+
+    def masks(self, values: Tree, density: float) -> Masks:
+        """N of M.
+
+        Raises:
+            ConfigError: a share of M that is no whole number from 1 on.
+        """
+        n = round(density * self.m)
+        if n < 1 or abs(n - density * self.m) > 1e-6:
+            raise ConfigError(f"density = {density} of every {self.m} neighbours is no whole number; choose another m")
+        return {name: n_of_m(score, n, self.m) for name, score in values.items()}
 
 
 @choice("blocks")
@@ -115,6 +247,14 @@ class Blocks(Structure):
     def __post_init__(self) -> None:
         """Refuse what is no block."""
         refuse(outside(self, rows=COUNT, columns=COUNT))
+
+    def masks(self, values: Tree, density: float) -> Masks:
+        """Blocks of largest sum."""
+        found: Masks = {}
+        for name, score in values.items():
+            count = -(-score.shape[0] // self.rows) * -(-score[0].numel() // self.columns)
+            found[name] = blocks(score, kept(density, count), (self.rows, self.columns))
+        return found
 
 
 @dataclass(frozen=True)
@@ -157,11 +297,11 @@ def kept(density: float, size: int) -> int:
     return max(1, math.floor(density * size + 1e-9))
 
 
-def best(scores_: Tree, masks: Tree, count: int, distribution: Distribution) -> Masks:
+def best(values: Tree, masks: Tree, count: int, distribution: Distribution) -> Masks:
     """The ``count`` best of the weights that remain, exactly; ties go to the lower index.
 
     Args:
-        scores_: of all weights.
+        values: scores of all weights.
         masks: what remains.
         count: weights that stay in all.
         distribution: over the layers together, or of each layer the share of `distributions.uniform` or `erk`; a layer
@@ -170,111 +310,16 @@ def best(scores_: Tree, masks: Tree, count: int, distribution: Distribution) -> 
     Raises:
         ConfigError: fewer than one weight for each layer, where layers have shares of their own.
     """
-    valued = {
+    ranked = {
         name: torch.where(masks[name], torch.nan_to_num(score.double(), nan=-1.0).clamp(min=-1.0), -torch.inf)
-        for name, score in scores_.items()
+        for name, score in values.items()
     }  # a score that is no number goes first, after what is pruned already
     if distribution == "global":
-        return keep_global(valued, count)
+        return keep_global(ranked, count)
     if count < len(masks):
         raise ConfigError(f"{count} weights for {len(masks)} layers: choose a larger density")
     share = count / sum(mask.numel() for mask in masks.values())
-    wanted = (uniform if distribution == "uniform" else erk)(scores_, share)
-    left = {name: scores_[name][mask] for name, mask in masks.items()}
+    wanted = (uniform if distribution == "uniform" else erk)(values, share)
+    left = {name: values[name][mask] for name, mask in masks.items()}
     counts = {name: min(number, left[name].numel()) for name, number in wanted.items()}
-    return keep_each(valued, exactly(counts, left, count))
-
-
-def pruned(
-    model: Model,
-    masks: Tree,
-    criterion: Criterion,
-    count: int,
-    distribution: Distribution,
-    gradient: Gradient,
-    seed: int,
-    size: tuple[int, ...],
-) -> Masks:
-    """Masks that keep ``count`` of the weights that remain.
-
-    Args:
-        model: whose weights are scored.
-        masks: what remains.
-        criterion: how.
-        count: weights that stay in all; not asked by a criterion `run`.
-        distribution: over layers.
-        gradient: at a model; asked by a criterion `saliency` alone.
-        seed: of random scores.
-        size: of an image, [channels, height, width].
-    """
-    how: Any = criterion
-    if isinstance(criterion, OfRun):
-        return of_run(how.path, model, list(masks))
-    total = sum(int(mask.sum()) for mask in masks.values())
-    found = dict(masks)
-    steps: int = how.iterations if isinstance(criterion, Saliency | SynFlow) else 1
-    for step in each("scoring weights", range(1, steps + 1)):
-        now = model.replace(masked(model.weights, found))
-        value = scores_of(now, list(masks), criterion, gradient, seed, size)
-        found = best(value, found, max(count, round(total * (count / total) ** (step / steps))), distribution)
-    return found
-
-
-def scores_of(
-    model: Model, names: list[str], criterion: Criterion, gradient: Gradient, seed: int, size: tuple[int, ...]
-) -> Weights:
-    """Scores of the weights of these names; arguments as those of `pruned`."""
-    how: Any = criterion
-    weights = {name: model.weights[name] for name in names}
-    if isinstance(criterion, SynFlow):
-        return scores.synflow(model, names, size)
-    if isinstance(criterion, Saliency):
-        return salient(how.of, weights, gradient(model))
-    return scores.random(weights, seed) if isinstance(criterion, Random) else scores.magnitude(weights)
-
-
-def structured(value: Tree, structure: Structure, density: float) -> Masks:
-    """Masks of a structure, the same share in each layer and exact in it.
-
-    Args:
-        value: scores.
-        structure: N of M, or blocks.
-        density: share that is kept.
-
-    Raises:
-        ConfigError: a share of M that is no whole number from 1 on.
-    """
-    how: Any = structure
-    if isinstance(structure, NOfM):
-        n = round(density * how.m)
-        if n < 1 or abs(n - density * how.m) > 1e-6:
-            raise ConfigError(f"density = {density} of every {how.m} neighbours is no whole number; choose another m")
-        return {name: n_of_m(score, n, how.m) for name, score in value.items()}
-    found: Masks = {}
-    for name, score in value.items():
-        rows, columns = score.shape[0], score[0].numel()
-        count = -(-rows // how.rows) * -(-columns // how.columns)
-        found[name] = blocks(score, kept(density, count), (how.rows, how.columns))
-    return found
-
-
-def salient(of: str, weights: Tree, gradients: Tree) -> Weights:
-    """Scores of `Saliency` for the weights that are given."""
-    if of == "gradient":
-        return scores.squared_gradient({name: gradients[name] for name in weights})
-    return scores.snip(weights, gradients) if of == "snip" else scores.taylor(weights, gradients)
-
-
-def of_run(path: str, model: Model, names: list[str]) -> Masks:
-    """Where the final model of a run is not zero.
-
-    Raises:
-        ConfigError: there is no final model, or it is of another network.
-    """
-    file = Path(path) / "model.safetensors"
-    if not file.is_file():
-        raise ConfigError(f"{file} does not exist: name the folder of a finished run in method.criterion.path")
-    weights = load(file.read_bytes())
-    if any(name not in weights or weights[name].shape != model.weights[name].shape for name in names):
-        raise ConfigError(f"the model of {path} is not of network {model.arch.name!r} as it is here")
-    return {name: weights[name] != 0 for name in names}
+    return keep_each(ranked, exactly(counts, left, count))

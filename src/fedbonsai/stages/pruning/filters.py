@@ -13,7 +13,7 @@ import importlib.util
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from fedbonsai.stages.choice import Choice, choice
 from fedbonsai.stages.pruning.count import Size, layer_macs
 from fedbonsai.stages.pruning.masks import keep_top
 from fedbonsai.stages.pruning.scores import filters
+from fedbonsai.stages.settings import SHARE, outside, refuse
 from fedbonsai.tree import Tree, Weights, cast, dtype_of, generator
 from fedbonsai.work import Episode
 
@@ -324,10 +325,22 @@ def forms_of(arch: Arch, shapes: Shapes) -> Weights:
 class Keep(Choice):
     """How many units of each layer stay."""
 
+    prunes: ClassVar[bool] = True
+
+    def widths(self, model: Model, groups: Sequence[Units], size: Size) -> list[int]:
+        """Units of each group that stay, in a network for images of this size."""
+        raise NotImplementedError
+
 
 @choice("all")
 class All(Keep):
     """Nothing is pruned."""
+
+    prunes: ClassVar[bool] = False
+
+    def widths(self, model: Model, groups: Sequence[Units], size: Size) -> list[int]:
+        """Each whole."""
+        return [group.width for group in groups]
 
 
 @choice("widths")
@@ -336,6 +349,17 @@ class Widths(Keep):
 
     counts: tuple[int, ...] = ()
     """Units that stay."""
+
+    def widths(self, model: Model, groups: Sequence[Units], size: Size) -> list[int]:
+        """As given.
+
+        Raises:
+            ConfigError: for another number of layers than the network has.
+        """
+        if len(self.counts) != len(groups):
+            names = [f"{group.name} {group.width}" for group in groups]
+            raise ConfigError(f"{len(self.counts)} widths are given, the network has {len(groups)}: {names}")
+        return list(self.counts)
 
 
 @choice("ratio")
@@ -347,7 +371,11 @@ class Ratio(Keep):
 
     def __post_init__(self) -> None:
         """Refuse what is no share."""
-        _share(self.share)
+        refuse(outside(self, share=SHARE))
+
+    def widths(self, model: Model, groups: Sequence[Units], size: Size) -> list[int]:
+        """The share of each, at least one unit."""
+        return [_rounded(group, self.share) for group in groups]
 
 
 @choice("target")
@@ -361,53 +389,39 @@ class Target(Keep):
 
     def __post_init__(self) -> None:
         """Refuse what is no share."""
-        _share(self.share)
+        refuse(outside(self, share=SHARE))
 
+    def widths(self, model: Model, groups: Sequence[Units], size: Size) -> list[int]:
+        """By bisection.
 
-def _share(share: float) -> None:
-    if not 0 < share <= 1:
-        raise ValueError(f"share = {share}: expected more than 0, at most 1")
+        Raises:
+            ConfigError: the target is below the network's smallest form.
+        """
+        full = [group.width for group in groups]
+        if self.share == 1:
+            return full
+        if self.of == "macs":
+            shapes = {name: tuple(value.shape) for name, value in model.weights.items()}
+            all_known(Episode(model.arch, shapes, tuple(size)), "keep.of = 'macs'")
+        costs = _costs(model, self.of, size)
+        rest = sum(n for name, n in layer_macs(model, size).items() if name not in costs) if self.of == "macs" else 0
+        whole = rest + _cost(costs, model.weights, groups, full)
 
+        def at(share: float) -> tuple[list[int], float]:
+            found = [_rounded(group, share) for group in groups]
+            return found, rest + _cost(costs, model.weights, groups, found)
 
-def widths(keep: Keep, model: Model, groups: Sequence[Units], size: Size) -> list[int]:
-    """Units of each group that stay.
-
-    Raises:
-        ConfigError: another number of layers than the network has, or a target below its smallest form.
-    """
-    how: Any = keep
-    if isinstance(keep, Widths):
-        if len(how.counts) != len(groups):
-            names = [f"{group.name} {group.width}" for group in groups]
-            raise ConfigError(f"{len(how.counts)} widths are given, the network has {len(groups)}: {names}")
-        return list(how.counts)
-    if isinstance(keep, Ratio):
-        return [_rounded(group, how.share) for group in groups]
-    if not isinstance(keep, Target) or how.share == 1:
-        return [group.width for group in groups]
-    if how.of == "macs":
-        shapes = {name: tuple(value.shape) for name, value in model.weights.items()}
-        all_known(Episode(model.arch, shapes, tuple(size)), "keep.of = 'macs'")
-    costs = _costs(model, how.of, size)
-    rest = sum(n for name, n in layer_macs(model, size).items() if name not in costs) if how.of == "macs" else 0
-    full = rest + _cost(costs, model.weights, groups, [group.width for group in groups])
-
-    def at(share: float) -> tuple[list[int], bool]:
-        found = [_rounded(group, share) for group in groups]
-        return found, rest + _cost(costs, model.weights, groups, found) <= how.share * full
-
-    low, high = 0.0, 1.0
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (middle, high) if at(middle)[1] else (low, middle)
-    found, fits = at(low)
-    if not fits:
-        least = (rest + _cost(costs, model.weights, groups, found)) / full
-        raise ConfigError(
-            f"keep.share = {how.share} of the {how.of} cannot be met: with the fewest units in {len(groups)} layers "
-            f"{least:.3g} of them stay; choose a larger share"
-        )
-    return found
+        low, high = 0.0, 1.0
+        for _ in range(30):
+            middle = (low + high) / 2
+            low, high = (middle, high) if at(middle)[1] <= self.share * whole else (low, middle)
+        found, cost = at(low)
+        if cost > self.share * whole:
+            raise ConfigError(
+                f"keep.share = {self.share} of the {self.of} cannot be met: with the fewest units in {len(groups)} layers "
+                f"{cost / whole:.3g} of them stay; choose a larger share"
+            )
+        return found
 
 
 def _rounded(group: Units, share: float) -> int:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, dataclass_transform
+from typing import ClassVar, Literal, TypeVar, dataclass_transform
 
 import torch
 
 from fedbonsai import tree
-from fedbonsai.stages.choice import Choice
+from fedbonsai.stages.choice import Choice, registered
+from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, PART, POSITIVE, PROBABILITY, outside, refuse
 from fedbonsai.stages.updates import STATISTICS
 from fedbonsai.tree import Tree, Weights, generator, seed_of
 from fedbonsai.wire import message
@@ -39,49 +40,106 @@ class Evidence:
     """What a gate may look at; only what it asks for is computed.
 
     Attributes:
-        loss: statistic of this round's training.
+        loss: of this round's training, by the gate's `Gate.statistic`.
+        change: of the weights in this round, before it is packed.
         draw: uniform in [0, 1), of this client and round.
         innovation: squared distance of this round's change, as it would be sent, to the one that was sent last.
         error: squared error of packing, of this change and of the one sent last together.
-        moved: sum of xi_d ||w^(t+1-d) - w^(t-d)||^2 over the server's last D steps.
+        threshold: from the server's last steps (`Gate.threshold`).
         agrees: share of this change's signs that are those of the global model's last one; None before there is one.
         t: round, from 0.
     """
 
     loss: float
+    change: Tree
     draw: Callable[[], float]
     innovation: Callable[[], float]
     error: Callable[[], float]
-    moved: float
+    threshold: float
     agrees: Callable[[], float | None]
     t: int
 
 
+@dataclass(frozen=True)
+class Use:
+    """How a method uses what its clients upload.
+
+    Attributes:
+        changes: changes of the weights go up, not the weights themselves.
+        cached: a client that skips counts with its last upload.
+        own: a client that skipped trains on from a model of its own.
+        masked: uploads are under masks that may change from round to round.
+    """
+
+    changes: bool
+    cached: bool
+    own: bool
+    masked: bool
+
+
 class Gate(Choice):
-    """When a client uploads."""
+    """When a client uploads; a subclass says so in `passes`, everything else has a meaning by default."""
 
     every: int = 0  # at least one upload in this many rounds; 0 forces none
+    statistic: Literal["last", "mean", "valid"] = "mean"  # which loss it is shown, as `Loss.statistic` has it
+    depth: int = 0  # steps of the server that `threshold` is given
+    always: ClassVar[bool] = False  # it never closes but on a loss that is not finite
+    needs_last: ClassVar[bool] = False  # the client keeps its last upload, for `Evidence.innovation` and `error`
+    needs_direction: ClassVar[bool] = False  # it keeps the global model and its last change, for `Evidence.agrees`
+
+    def passes(self, found: Evidence, seen: Seen) -> bool:
+        """Whether the upload is worth it."""
+        raise NotImplementedError
+
+    def reference(self, loss: float, uploads: bool, seen: Seen) -> float | None:
+        """The loss to remember after a round in which it was ``loss``: here that of the last upload."""
+        return loss if uploads else seen.reference
+
+    def threshold(self, steps: Sequence[float]) -> float:
+        """What `Evidence.threshold` is, from the squared norms of the server's last steps, latest first."""
+        return 0.0
+
+    def faults(self, use: Use) -> list[str]:
+        """Reasons why it has no meaning where uploads are used so; empty if it has."""
+        return []
+
+    def decide(self, found: Evidence, seen: Seen) -> tuple[bool, Seen]:
+        """Whether to upload, and what to remember of this round.
+
+        A loss that is NaN or infinite closes every gate, forced uploads included.
+        """
+        if not math.isfinite(found.loss):
+            return False, Seen(seen.reference, seen.skipped + 1)
+        forced = self.every > 0 and seen.skipped + 1 >= self.every
+        uploads = forced or self.passes(found, seen)
+        return uploads, Seen(self.reference(found.loss, uploads, seen), 0 if uploads else seen.skipped + 1)
+
+    def stepped(self, steps: tuple[float, ...], new: Tree, old: Tree) -> tuple[float, ...]:
+        """The squared norms that `threshold` needs, with this round's step before those of earlier rounds."""
+        return (squared(new, old), *steps)[: self.depth] if self.depth else ()
+
+
+G = TypeVar("G", bound=type[Gate])
 
 
 @dataclass_transform(frozen_default=True)
-def _gate(name: str) -> Any:
-    """Register a gate: a choice of the configuration that travels in requests as it is."""
-
-    def register(cls: type[Gate]) -> type[Gate]:
-        made = message(f"gate/{name}@1")(cls)
-        made.choice_name = name
-        made.choices[name] = made
-        return made
-
-    return register
+def gate(name: str) -> Callable[[G], G]:
+    """Register a gate: a choice of the configuration that travels in requests as it is, as message ``gate/NAME@1``."""
+    return lambda cls: registered(name, message(f"gate/{name}@1")(cls))
 
 
-@_gate("open")
+@gate("open")
 class Open(Gate):
     """Always."""
 
+    always: ClassVar[bool] = True
 
-@_gate("loss")
+    def passes(self, found: Evidence, seen: Seen) -> bool:
+        """Yes."""
+        return True
+
+
+@gate("loss")
 class Loss(Gate):
     """If the loss is below a remembered one."""
 
@@ -100,14 +158,22 @@ class Loss(Gate):
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        if not self.initial > 0 or not 0 <= self.memory < 1 or self.slack < 0 or self.every < 0:
-            raise ValueError(
-                f"initial = {self.initial}, memory = {self.memory}, slack = {self.slack}, every = {self.every}: "
-                "expected initial > 0, memory in [0, 1), slack >= 0 and every >= 0"
-            )
+        refuse(outside(self, initial=POSITIVE, memory=PART, slack=NOT_NEGATIVE, every=NOT_NEGATIVE))
+
+    def passes(self, found: Evidence, seen: Seen) -> bool:
+        """A loss below the remembered one and its slack."""
+        return found.loss < (self.initial if seen.reference is None else seen.reference * (1 + self.slack))
+
+    def reference(self, loss: float, uploads: bool, seen: Seen) -> float | None:
+        """By ``rule``."""
+        if self.rule == "best":
+            return super().reference(loss, uploads, seen)
+        if self.rule == "previous" or seen.reference is None:
+            return loss
+        return self.memory * seen.reference + (1 - self.memory) * loss
 
 
-@_gate("lazy")
+@gate("lazy")
 class Lazy(Gate):
     """LAQ: if the change is far enough from the one that was sent last, by how much the global model moves.
 
@@ -121,15 +187,33 @@ class Lazy(Gate):
     every: int = 4
     """At least one upload in this many rounds; 0 forces none."""
 
+    needs_last: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        if self.depth < 1 or self.xi < 0 or self.every < 0:
-            raise ValueError(
-                f"depth = {self.depth}, xi = {self.xi}, every = {self.every}: expected depth >= 1, the others >= 0"
-            )
+        refuse(outside(self, depth=COUNT, xi=NOT_NEGATIVE, every=NOT_NEGATIVE))
+
+    def passes(self, found: Evidence, seen: Seen) -> bool:
+        """An innovation above the threshold and three times the errors of packing."""
+        return seen.reference is None or found.innovation() > found.threshold + 3 * found.error()
+
+    def threshold(self, steps: Sequence[float]) -> float:
+        """Sum of xi_d ||w^(t+1-d) - w^(t-d)||^2 over the server's last D steps.
+
+        With the mean of K changes for the server's step, the factor 1 / (alpha K)^2 of its sum form is one.
+        """
+        return self.xi * math.fsum(steps[: self.depth])
+
+    def faults(self, use: Use) -> list[str]:
+        """It compares changes of two rounds."""
+        if use.masked:
+            return ["gate lazy compares a change with the one sent last, under masks that may have changed; use 'loss'"]
+        if not (use.changes and use.cached):
+            return ["gate lazy compares changes kept at both ends: set changes = true and skippers = 'cache'"]
+        return []
 
 
-@_gate("agreement")
+@gate("agreement")
 class Agreement(Gate):
     """CMFL: if enough signs of the change are those of the global model's last change."""
 
@@ -140,13 +224,25 @@ class Agreement(Gate):
     every: int = 0
     """At least one upload in this many rounds; 0 forces none."""
 
+    needs_direction: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        if not 0 <= self.least <= 1 or self.every < 0:
-            raise ValueError(f"least = {self.least}, every = {self.every}: expected least in [0, 1], every >= 0")
+        refuse(outside(self, least=PROBABILITY, every=NOT_NEGATIVE))
+
+    def passes(self, found: Evidence, seen: Seen) -> bool:
+        """Enough signs that agree, or nothing yet to agree with."""
+        least = self.least / math.sqrt(found.t + 1) if self.falling else self.least
+        return (agrees := found.agrees()) is None or agrees >= least
+
+    def faults(self, use: Use) -> list[str]:
+        """It needs the global model's changes."""
+        if use.own:
+            return ["gate agreement compares with the global model's changes: set after_skip = 'global'"]
+        return []
 
 
-@_gate("chance")
+@gate("chance")
 class Chance(Gate):
     """At random, but for a client's first upload: there would be nothing for the server to keep."""
 
@@ -157,43 +253,11 @@ class Chance(Gate):
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        if not 0 <= self.share <= 1 or self.every < 0:
-            raise ValueError(f"share = {self.share}, every = {self.every}: expected share in [0, 1], every >= 0")
+        refuse(outside(self, share=PROBABILITY, every=NOT_NEGATIVE))
 
-
-def decide(gate: Gate, found: Evidence, seen: Seen) -> tuple[bool, Seen]:
-    """Whether to upload, and what to remember of this round.
-
-    A loss that is NaN or infinite closes every gate, forced uploads included.
-    """
-    forced = gate.every > 0 and seen.skipped + 1 >= gate.every
-    passes = math.isfinite(found.loss) and (forced or _passes(gate, found, seen))
-    return passes, Seen(_reference(gate, found.loss, passes, seen), 0 if passes else seen.skipped + 1)
-
-
-def _passes(gate: Gate, found: Evidence, seen: Seen) -> bool:
-    how: Any = gate
-    if isinstance(gate, Loss):
-        return found.loss < (how.initial if seen.reference is None else seen.reference * (1 + how.slack))
-    if isinstance(gate, Agreement):
-        least = how.least / math.sqrt(found.t + 1) if how.falling else how.least
-        return (agrees := found.agrees()) is None or agrees >= least
-    if seen.reference is None:
-        return True
-    if isinstance(gate, Lazy):
-        return found.innovation() > found.moved + 3 * found.error()
-    return found.draw() < how.share if isinstance(gate, Chance) else True
-
-
-def _reference(gate: Gate, loss: float, passes: bool, seen: Seen) -> float | None:
-    how: Any = gate
-    if not math.isfinite(loss):
-        return seen.reference
-    if not isinstance(gate, Loss) or how.rule == "best":
-        return loss if passes else seen.reference
-    if how.rule == "previous" or seen.reference is None:
-        return loss
-    return how.memory * seen.reference + (1 - how.memory) * loss
+    def passes(self, found: Evidence, seen: Seen) -> bool:
+        """A draw below the share."""
+        return seen.reference is None or found.draw() < self.share
 
 
 def agreement(change: Tree, other: Tree) -> float:
@@ -201,21 +265,6 @@ def agreement(change: Tree, other: Tree) -> float:
     learned = _learned(change)
     same = sum(int((torch.sign(value) == torch.sign(other[name])).sum()) for name, value in learned.items())
     return same / max(1, tree.size(learned))
-
-
-def moved(gate: Gate, steps: Sequence[float]) -> float:
-    """LAQ's allowance from the squared norms of the server's last steps, latest first.
-
-    With the mean of K changes for the server's step, the factor 1 / (alpha K)^2 of its sum form is one.
-    """
-    how: Any = gate
-    return how.xi * math.fsum(steps[: how.depth]) if isinstance(gate, Lazy) else 0.0
-
-
-def stepped(gate: Gate, steps: tuple[float, ...], new: Tree, old: Tree) -> tuple[float, ...]:
-    """The squared norms that `moved` needs, with this round's step before those of earlier rounds."""
-    how: Any = gate
-    return (squared(new, old), *steps)[: how.depth] if isinstance(gate, Lazy) else ()
 
 
 def draw(seed: int) -> float:

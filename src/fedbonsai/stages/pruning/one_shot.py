@@ -15,7 +15,7 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model
 from fedbonsai.stages.pruning import count, scores
 from fedbonsai.stages.pruning.count import Size
-from fedbonsai.stages.pruning.filters import All, Keep, prune, select, units, widths
+from fedbonsai.stages.pruning.filters import Keep, prune, select, units
 from fedbonsai.telling import doing
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import finite, seed_of
@@ -63,14 +63,14 @@ def pruned(model: Model, keep: Keep, score: Score, server: Client, size: Size) -
     Raises:
         ConfigError: `taylor`, and the server has no samples.
     """
-    if isinstance(keep, All):
+    if not keep.prunes:
         return model
     groups, values = units(model, size), model.weights
     if score == "taylor":
         _needed(server, "score = 'taylor'")
         slopes = training.gradient(model, server.train, server.device)
         values = scores.taylor({name: model.weights[name] for name in slopes}, slopes)
-    return prune(model, groups, select(values, groups, widths(keep, model, groups, size)))
+    return prune(model, groups, select(values, groups, keep.widths(model, groups, size)))
 
 
 def _needed(server: Client, setting: str) -> None:

@@ -11,58 +11,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from math import isfinite
+from typing import Literal
 
+from fedbonsai.devices.clock import compute_seconds
+from fedbonsai.devices.link import Ask, Link, Way, link
+from fedbonsai.devices.networks import all_known, layers
+from fedbonsai.devices.profile import profile
 from fedbonsai.errors import ConfigError
+from fedbonsai.model import Model
 from fedbonsai.stages.choice import Choice, choice
+from fedbonsai.stages.pruning.count import Size
 from fedbonsai.stages.settings import NOT_NEGATIVE, outside, refuse
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import Tree
 from fedbonsai.wire import message
+from fedbonsai.work import Episode
 
 TAU = 5.561621025626998e-6  # seconds a weight, up and down: 8 bytes at 1.4384 MB/s
-
-
-class TimeModel(Choice):
-    """What a round costs."""
-
-
-@choice("table")
-class Table(TimeModel):
-    """Coefficients of the authors' networks on a Raspberry Pi 4 with sparse kernels, in the order of the layers."""
-
-    network: Literal["conv2", "vgg11", "conv4", "resnet18"] = "conv2"
-    """Whose coefficients; another network of as many layers takes them layer by layer, for each weight."""
-
-
-@choice("measured")
-class Measured(TimeModel):
-    """One's own coefficients; without slopes, what can be measured of dense kernels."""
-
-    communication: float = TAU
-    """tau: seconds a remaining weight costs in a round, up and down together."""
-    base: float = 0.001
-    """kappa_0: seconds of a local step with no weights."""
-    latency: float = 0.0
-    """Seconds of a round that neither weights nor steps change."""
-    slopes: Mapping[str, float] = field(default_factory=dict[str, float])
-    """kappa by name of the weight: seconds of a local step for each remaining one; 0 for names that are missing."""
-    dense: float = 0.0
-    """Seconds of a local step of the whole model by dense kernels, for comparison; 0: as `base` and `slopes` have it."""
-
-    def __post_init__(self) -> None:
-        """Refuse what no seconds are."""
-        refuse(outside(self, **dict.fromkeys(("communication", "base", "latency", "dense"), NOT_NEGATIVE)))
-
-
-@choice("profile")
-class Profiled(TimeModel):
-    """What a device's profile and a link say of this very network (`methods.prunefl.profiled`)."""
-
-    device: str = "raspberry-pi-4"
-    """A shipped profile, or the path of one's own; its curve for masks, or for sparse layers where ``sgd.sparse`` is
-    not ``off``, decides what a pruned weight saves."""
-    link: str = ""
-    """A shipped link, or the path of one's own; empty is the profile's."""
 
 
 @dataclass(frozen=True)
@@ -164,43 +130,136 @@ class Seconds:
         """Seconds of ``size`` bytes at the rate of tau, which is of 8 bytes."""
         return self.communication / 8 * size
 
+    def whole(self, sizes: Mapping[str, int]) -> float:
+        """A local step with all weights, by sparse kernels."""
+        return self.base + sum(self.slopes[name] * size for name, size in sizes.items())
 
-def seconds(model: TimeModel, sizes: Mapping[str, int], steps: int) -> Seconds:
-    """A time model for a network.
 
-    Args:
-        model: the setting.
-        sizes: how many weights may be pruned, by name in the network's order.
-        steps: E, local steps of a round.
+class TimeModel(Choice):
+    """What a round costs; a subclass says so in `seconds`, or in `of_sizes` where the numbers of weights are enough."""
 
-    Raises:
-        ConfigError: coefficients for weights that the network lacks, or a weight that costs nothing.
-    """
-    own: Any = model
-    names = list(sizes)
-    if isinstance(model, Table):
-        held = TABLES[own.network]
-        if len(held.slopes) != len(names):
+    def seconds(self, model: Model, names: list[str], size: Size, sgd: SGD) -> Seconds:
+        """Of a network.
+
+        Args:
+            model: network.
+            names: of its weights that may be pruned.
+            size: of an image.
+            sgd: local training, for the batch and the steps of a round, and whether it computes sparsely.
+
+        Raises:
+            ConfigError: coefficients that do not fit the network, or a link that carries nothing.
+        """
+        return self.of_sizes(sizes_of(model, names), sgd.steps)
+
+    def of_sizes(self, sizes: Mapping[str, int], steps: int) -> Seconds:
+        """Of a network with so many weights that may be pruned, by name in its order, and E local steps of a round."""
+        raise NotImplementedError
+
+
+@choice("table")
+class Table(TimeModel):
+    """Coefficients of the authors' networks on a Raspberry Pi 4 with sparse kernels, in the order of the layers."""
+
+    network: Literal["conv2", "vgg11", "conv4", "resnet18"] = "conv2"
+    """Whose coefficients; another network of as many layers takes them layer by layer, for each weight."""
+
+    def of_sizes(self, sizes: Mapping[str, int], steps: int) -> Seconds:
+        """Layer by layer.
+
+        Raises:
+            ConfigError: another number of layers.
+        """
+        held = TABLES[self.network]
+        if len(held.slopes) != len(sizes):
             raise ConfigError(
-                f"time: the table of {own.network!r} is of {len(held.slopes)} layers, this network has {len(names)} that "
-                f"may be pruned ({', '.join(names)}); give it slopes of its own: time.name = measured"
+                f"time: the table of {self.network!r} is of {len(held.slopes)} layers, this network has {len(sizes)} that "
+                f"may be pruned ({', '.join(sizes)}); give it slopes of its own: time.name = measured"
             )
-        slopes = dict(zip(names, held.slopes, strict=True))
-        found = Seconds(TAU, held.base, 0.0, slopes, steps)
+        found = Seconds(TAU, held.base, 0.0, dict(zip(sizes, held.slopes, strict=True)), steps)
         sparse = held.base + sum(k * n for k, n in zip(held.slopes, held.weights, strict=True))
-        return replace(found, dense=held.dense / sparse * _whole(found, sizes))
-    if wrong := own.slopes.keys() - set(names):
-        raise ConfigError(f"time.slopes of {sorted(wrong)}: weights that may be pruned are {names}")
-    slopes = {name: float(own.slopes.get(name, 0.0)) for name in names}
-    free = [name for name, slope in slopes.items() if own.communication + steps * slope <= 0]
-    if free or min(own.base, own.latency, own.dense, *slopes.values()) < 0:
-        raise ConfigError(
-            f"time: weights {free} cost nothing, or a coefficient is negative; expected communication > 0, others >= 0"
-        )
-    found = Seconds(own.communication, own.base, own.latency, slopes, steps)
-    return replace(found, dense=own.dense or _whole(found, sizes))
+        return replace(found, dense=held.dense / sparse * found.whole(sizes))
 
 
-def _whole(times: Seconds, sizes: Mapping[str, int]) -> float:
-    """A local step with all weights."""
-    return times.base + sum(times.slopes[name] * size for name, size in sizes.items())
+@choice("measured")
+class Measured(TimeModel):
+    """One's own coefficients; without slopes, what can be measured of dense kernels."""
+
+    communication: float = TAU
+    """tau: seconds a remaining weight costs in a round, up and down together."""
+    base: float = 0.001
+    """kappa_0: seconds of a local step with no weights."""
+    latency: float = 0.0
+    """Seconds of a round that neither weights nor steps change."""
+    slopes: Mapping[str, float] = field(default_factory=dict[str, float])
+    """kappa by name of the weight: seconds of a local step for each remaining one; 0 for names that are missing."""
+    dense: float = 0.0
+    """Seconds of a local step of the whole model by dense kernels, for comparison; 0: as `base` and `slopes` have it."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no seconds are."""
+        refuse(outside(self, **dict.fromkeys(("communication", "base", "latency", "dense"), NOT_NEGATIVE)))
+
+    def of_sizes(self, sizes: Mapping[str, int], steps: int) -> Seconds:
+        """By name.
+
+        Raises:
+            ConfigError: coefficients for weights that the network lacks, or a weight that costs nothing.
+        """
+        if wrong := self.slopes.keys() - set(sizes):
+            raise ConfigError(f"time.slopes of {sorted(wrong)}: weights that may be pruned are {list(sizes)}")
+        slopes = {name: float(self.slopes.get(name, 0.0)) for name in sizes}
+        free = [name for name, slope in slopes.items() if self.communication + steps * slope <= 0]
+        if free or min(slopes.values(), default=0.0) < 0:
+            raise ConfigError(
+                f"time: weights {free} cost nothing, or a coefficient is negative; expected communication > 0, others >= 0"
+            )
+        found = Seconds(self.communication, self.base, self.latency, slopes, steps)
+        return replace(found, dense=self.dense or found.whole(sizes))
+
+
+@choice("profile")
+class Profiled(TimeModel):
+    """What a device's profile and a link say of this very network.
+
+    A profile gives the seconds of a dense step and how they fall with the share of multiply-accumulates that a mask keeps:
+    its curve for sparse layers where training computes so and the profile has one, else that for masks over dense kernels.
+    As a line over the share this is PruneFL's model, affine in the number of kept weights: a weight's slope is its layer's
+    part of the line by the layer's weights. What is never pruned stays dense and belongs to the constant.
+    """
+
+    device: str = "raspberry-pi-4"
+    """A shipped profile, or the path of one's own; its curve for masks, or for sparse layers where ``sgd.sparse`` is
+    not ``off``, decides what a pruned weight saves."""
+    link: str = ""
+    """A shipped link, or the path of one's own; empty is the profile's."""
+
+    def seconds(self, model: Model, names: list[str], size: Size, sgd: SGD) -> Seconds:
+        """By the profile's curve, and the link as a line."""
+        held, sizes = profile(self.device), sizes_of(model, names)
+        shapes = {name: tuple(value.shape) for name, value in model.weights.items()}
+        step = Episode(model.arch, shapes, size, backward=sgd.batch, passes=1, steps=1, batch=sgd.batch)
+        all_known(step, f"time.name = {self.choice_name!r}")
+        dense, macs = compute_seconds(held, (step,)), {layer.name: layer.macs for layer in layers(step)}
+        curve = held.sparse if sgd.sparse != "off" and held.sparse else held.masked
+        intercept, slope = curve.line()
+        each = dense / max(1, sum(macs.values()))  # seconds of a dense step by multiply-accumulates of a sample
+        slopes = {name: each * slope * macs.get(name, 0) / count for name, count in sizes.items()}
+        base = max(0.0, dense - each * (1 - intercept) * sum(macs.get(name, 0) for name in sizes))
+        carrier = link(self.link or held.link)
+        down, up = (rate(carrier, way, 4 * sum(sizes.values())) for way in ("down", "up"))
+        return Seconds(4 * (down[1] + up[1]), base, down[0] + up[0], slopes, sgd.steps, dense)
+
+
+def sizes_of(model: Model, names: list[str]) -> dict[str, int]:
+    """How many values these weights have."""
+    return {name: model.weights[name].numel() for name in names}
+
+
+def rate(carrier: Link, way: Way, size: int) -> tuple[float, float]:
+    """Latency, and seconds of a byte, of a link as a line through the times of ``size`` bytes and of half of them."""
+    whole, half = (carrier.seconds(way, part, 0.0, "device", Ask(("device",))) for part in (size, size // 2))
+    if not (isfinite(whole) and whole > half):
+        raise ConfigError(f"time.link {carrier.name!r} carries nothing {way}; choose another link")
+    byte = (whole - half) / (size - size // 2)
+    return max(0.0, whole - byte * size), byte

@@ -12,7 +12,6 @@ from fedbonsai.devices.clock import compute_seconds
 from fedbonsai.devices.link import Ask, link
 from fedbonsai.devices.profile import profile
 from fedbonsai.errors import ConfigError
-from fedbonsai.methods.prunefl.profiled import time_of
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.pruning.masks import prunable
 from fedbonsai.stages.pruning.time_model import Measured, Profiled, Seconds
@@ -37,7 +36,7 @@ def sparse(tmp_path):
 
 @pytest.mark.parametrize("kept", [1.0, 0.3, 0.0])
 def test_steps_under_a_mask_take_what_the_clock_says(sparse, kept):
-    times = time_of(sparse, NET, NAMES, (1, 8, 8), LOCAL)
+    times = sparse.seconds(NET, NAMES, (1, 8, 8), LOCAL)
     random = torch.Generator().manual_seed(0)
     masks = {name: torch.rand(NET.weights[name].shape, generator=random) < kept for name in NAMES}
     shapes = {name: tuple(value.shape) for name, value in NET.weights.items()}
@@ -49,7 +48,7 @@ def test_steps_under_a_mask_take_what_the_clock_says(sparse, kept):
 
 
 def test_bytes_take_what_the_link_says(sparse):
-    times, carrier = time_of(sparse, NET, NAMES, (1, 8, 8), LOCAL), link(sparse.link)
+    times, carrier = sparse.seconds(NET, NAMES, (1, 8, 8), LOCAL), link(sparse.link)
     size = 4 * sum(NET.weights[name].numel() for name in NAMES)
     both = sum(carrier.seconds(way, size, 0.0, "a", Ask(("a",))) for way in ("down", "up"))
     assert times.latency + times.communication * size / 4 == pytest.approx(both)
@@ -64,7 +63,7 @@ def test_sparse_training_takes_the_sparse_curve_by_hand(tmp_path, mode):
     setting = Profiled(str(tmp_path / "device.toml"))
     net = Model.init(Arch("mlp", {"channels": 1, "size": 8, "widths": [16], "classes": 10}), 0)
     first, last = prunable(net)
-    times = time_of(setting, net, [first, last], (1, 8, 8), replace(LOCAL, sparse=mode))
+    times = setting.seconds(net, [first, last], (1, 8, 8), replace(LOCAL, sparse=mode))
     dense = 20 * (2 * 1024 + 3 * 160) / table["compute"]["linear"]["value"]  # batch 20; no input gradient in the first
     assert times.dense == pytest.approx(dense)
     assert times.base == pytest.approx(0.25 * dense)
@@ -72,9 +71,9 @@ def test_sparse_training_takes_the_sparse_curve_by_hand(tmp_path, mode):
     assert times.step({first: torch.ones(16, 64), last: torch.zeros(10, 16)}) == pytest.approx(
         dense * (0.25 + 2 * 1024 / 1184)
     )
-    alone = time_of(setting, net, [first], (1, 8, 8), replace(LOCAL, sparse=mode))  # the other layer stays dense
+    alone = setting.seconds(net, [first], (1, 8, 8), replace(LOCAL, sparse=mode))  # the other layer stays dense
     assert alone.base == pytest.approx(dense * (160 + 0.25 * 1024) / 1184)
-    off = time_of(setting, net, [first, last], (1, 8, 8), LOCAL)
+    off = setting.seconds(net, [first, last], (1, 8, 8), LOCAL)
     assert (off.base, set(off.slopes.values())) == (off.dense, {0.0})
 
 
@@ -83,7 +82,7 @@ def test_sparse_steps_take_what_the_clock_says(tmp_path, kept):
     table = tomllib.loads((files("fedbonsai.devices") / "profiles" / "raspberry-pi-4.toml").read_text())
     table["sparse"] = {"mark": "assumed", "source": "test", "affine": [0.25, 2.0, 1.0]}
     (tmp_path / "device.toml").write_text(tomli_w.dumps(table))
-    times = time_of(Profiled(str(tmp_path / "device.toml")), NET, NAMES, (1, 8, 8), replace(LOCAL, sparse="on"))
+    times = Profiled(str(tmp_path / "device.toml")).seconds(NET, NAMES, (1, 8, 8), replace(LOCAL, sparse="on"))
     shapes = {name: tuple(value.shape) for name, value in NET.weights.items()}
     shares = dict.fromkeys(NAMES, kept)
     step = Episode(NET.arch, shapes, (1, 8, 8), shares, backward=20, passes=1, steps=1, batch=20, sparse=tuple(NAMES))
@@ -93,14 +92,14 @@ def test_sparse_steps_take_what_the_clock_says(tmp_path, kept):
 
 
 def test_a_device_with_dense_kernels_has_no_slopes():
-    times = time_of(Profiled(), NET, NAMES, (1, 8, 8), LOCAL)
+    times = Profiled().seconds(NET, NAMES, (1, 8, 8), LOCAL)
     assert set(times.slopes.values()) == {0.0}
     assert times.base == times.dense > 0
-    assert time_of(Measured(base=2.0), NET, NAMES, (1, 8, 8), LOCAL) == Seconds(
+    assert Measured(base=2.0).seconds(NET, NAMES, (1, 8, 8), LOCAL) == Seconds(
         Measured().communication, 2.0, 0.0, dict.fromkeys(NAMES, 0.0), 5, 2.0
     )
 
 
 def test_a_profile_that_is_not_there_is_refused():
     with pytest.raises(ConfigError):
-        time_of(Profiled("no-such-device"), NET, NAMES, (1, 8, 8), LOCAL)
+        Profiled("no-such-device").seconds(NET, NAMES, (1, 8, 8), LOCAL)
