@@ -39,15 +39,15 @@ def settings(table: Mapping[str, Any]) -> dict[str, Any]:
     if name == COLLABORATIVE:
         own = topology | own
     else:  # a recipe of today, and the former setting beside it: another topology drops what the one before was set to
-        idle = _alone(name) if by_name or now != name else set[str]()
+        idle = own_settings(name) if by_name or now != name else set[str]()
         own = {key: value for key, value in own.items() if key not in idle} | topology
     return {"name": "averaging", **BY_DEFAULT, **own} if now == "flat" else {"name": now, **own}
 
 
-def _alone(name: str) -> set[str]:
-    """Settings of a method that averaging does not have by the same meaning."""
-    both = {field.name for field in fields(Averaging)} - {"warmup"}
-    return {field.name for field in fields(methods()[name])} - both
+def own_settings(name: str) -> set[str]:
+    """What stood in the table of a topology, and is the method's own now."""
+    shared = {field.name for field in fields(Averaging)} - {"warmup"}  # of clusters it is another one
+    return {field.name for field in fields(methods()[name])} - shared
 
 
 def state(found: object, method: object) -> object:
