@@ -146,8 +146,8 @@ class Averaging:
 
     def __post_init__(self) -> None:
         """Refuse settings that have no effect or no meaning."""
-        sparse, feedback = self.uplink.parts.get("sparsifier"), self.uplink.feedback
-        ef21 = isinstance(feedback, EF21)
+        sparse, ef21 = self.uplink.parts.get("sparsifier"), self.uplink.feedback
+        reset = ef21.reset if isinstance(ef21, EF21) else 0
         refuse(
             among(
                 (
@@ -160,12 +160,12 @@ class Averaging:
                     f"warmup = {self.warmup} and ramp = {self.ramp} both widen the first rounds: leave one out",
                 ),
                 (
-                    isinstance(feedback, EF21) and feedback.reset > 0,
-                    f"ef21.reset = {getattr(feedback, 'reset', 0)}: the server keeps one mean of all estimates, of which it "
+                    reset > 0,
+                    f"ef21.reset = {reset}: the server keeps one mean of all estimates, of which it "
                     "cannot take one device's back; leave reset out",
                 ),
                 (
-                    ef21 and (self.weighting != Weighting() or self.ramp > 0),
+                    isinstance(ef21, EF21) and (self.weighting != Weighting() or self.ramp > 0),
                     "ef21 sends changes of an estimate, which neither weighting nor ramp can change: use ef14",
                 ),
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import TypeVar
@@ -117,7 +117,7 @@ def sgd_faults(sgd: SGD) -> list[str]:
     )
 
 
-def check_network(model: Model, sample: Iterable[int], who: str) -> None:
+def check_network(model: Model, sample: Sequence[int], who: str) -> None:
     """Refuse a network that cannot be cut, or that draws at random: a part that is computed twice would draw twice.
 
     Args:
@@ -128,9 +128,8 @@ def check_network(model: Model, sample: Iterable[int], who: str) -> None:
     Raises:
         ConfigError: so it is.
     """
-    shape = tuple(sample)
-    cuttable(model, shape, f"method {who}")
-    if draws(model, shape):
+    cuttable(model, sample, f"method {who}")
+    if draws(model, sample):
         raise ConfigError(
             f"model.name = {model.arch.name!r} draws random numbers in training (dropout): a part that is computed "
             "twice would draw twice; set it to 0 in model.options, or use method averaging"
