@@ -191,8 +191,9 @@ def row(experiment: str, name: str, results: list[dict[str, Any]]) -> dict[str, 
 
 def split(result: Mapping[str, Any]) -> bool:
     """Whether a run trained networks that were cut over the devices of clusters."""
-    topology = configuration_of(result)["method"].get("topology", "")
-    return (topology if isinstance(topology, str) else topology["name"]) == "clusters"
+    from fedbonsai.runs.former import settings
+
+    return settings(configuration_of(result)["method"])["name"] == "clusters"
 
 
 def dense(result: Mapping[str, Any]) -> dict[str, float]:

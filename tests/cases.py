@@ -57,14 +57,7 @@ CASES = [
             f"cluster/{k}@1" for k in ("placed", "activations", "fronts", "logits", "judged", "gradient", "updates")
         ),
     ),
-    Case(
-        "sparse-collaborative",
-        asks=1,
-        down=frozenset({"averaging/train@1"}),
-        up=frozenset({"update@1"}),
-        settings={"method.topology": "flat"},
-        label="flat",
-    ),
+    Case("distance-weights", **AVERAGING),
     Case(
         "sparse-collaborative",
         asks=7,

@@ -88,7 +88,7 @@ def pools():
 
 
 def test_every_method_has_a_row_and_every_recipe_is_valid():
-    assert {recipes.table(case.recipe)["method"]["name"] for case in CASES} == set(methods())
+    assert {case.config().method.method_name for case in CASES} == set(methods())
     for name, text in recipes.shipped().items():
         recipes.load(name)
         assert recipes.summary(text), f"{name}.toml must begin with one line that says what it is"

@@ -6,9 +6,6 @@ from pathlib import Path
 
 SRC = Path(__file__).parents[1] / "src"
 ROOMS = SRC / "fedbonsai" / "methods"
-SHARED = {
-    ("sparse_collaborative", "averaging")
-}  # T0 is averaging with weights by distance: it sends averaging's messages
 
 
 def name_of(file: Path) -> str:
@@ -78,7 +75,7 @@ def test_no_room_looks_into_another():
         f"{name} imports {module}"
         for name in FILES
         for module in IMPORTS[name]
-        if room(name) and room(module) and room(name) != room(module) and (room(name), room(module)) not in SHARED
+        if room(name) and room(module) and room(name) != room(module)
     ]
     assert not wrong
 

@@ -2,8 +2,8 @@ import torch
 
 from fedbonsai import training, work
 from fedbonsai.core import Client, Samples
+from fedbonsai.methods.split.part import Part, sub
 from fedbonsai.model import Arch, Model
-from fedbonsai.stages.part import Part, sub
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.wire import decode, encode
 

@@ -25,6 +25,19 @@ CASES = [
         "channel",
     ),
     ("`fedtiny` with gate `lazy`", "fedtiny", {"method__gate": {"name": "lazy"}}, "masks that may have changed"),
+    (
+        "`averaging`: `ef21` with `weighting` or `ramp`",
+        "ef21",
+        {"method__weighting": {"beta": 1.0}},
+        "ef21 sends changes of an estimate",
+    ),
+    (
+        "`averaging`: `ef21` with `weighting` or `ramp`",
+        "ef21",
+        {"method__ramp": 2},
+        "ef21 sends changes of an estimate",
+    ),
+    ("`averaging`: `warmup` with `ramp`", "dgc", {"method__ramp": 2}, "warmup = 8 and ramp = 2"),
     ("`averaging`: `ef21` with `reset`", "ef21", {"method__uplink": [{"ef21": 3}, {"topk": 0.1}]}, "ef21.reset = 3"),
     ("`ef14` around a chain that loses nothing", "fedavg", {"method__uplink": ["ef14", "entropy"]}, "ef14"),
     ("`wireless-pruning`: `feedback` with 32 bits", "wireless-pruning", {"method__feedback": True}, "lose nothing"),
@@ -53,5 +66,5 @@ def test_what_has_no_meaning_is_refused_with_the_reason(tmp_path, row, recipe, s
 def test_every_row_of_the_page_has_a_case():
     text = COMPOSING.read_text().partition("## What is refused, and why")[2].partition("\n## ")[0]
     rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")][1:]
-    assert len(rows) == 10
+    assert len(rows) == 12
     assert {row for row in rows for case in CASES if row.startswith(case[0])} == set(rows)

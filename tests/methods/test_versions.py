@@ -13,9 +13,7 @@ from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.feddst.method import FedDST
 from fedbonsai.methods.fl_pqsu.method import FlPqsu
 from fedbonsai.methods.prunefl import local_layers
-from fedbonsai.methods.sparse_collaborative.descent import Descent
-from fedbonsai.methods.sparse_collaborative.method import SparseCollaborative
-from fedbonsai.methods.sparse_collaborative.topology import Flat
+from fedbonsai.methods.split.rounds import Descent
 from fedbonsai.methods.static_mask.method import StaticMask
 from fedbonsai.model import Model
 from fedbonsai.stages import broadcast, held_masks
@@ -27,6 +25,7 @@ from fedbonsai.stages.pruning.criteria import Magnitude, Schedule
 from fedbonsai.stages.pruning.filters import All
 from fedbonsai.stages.pruning.gates import Open
 from fedbonsai.stages.pruning.readjust import Readjustment
+from fedbonsai.stages.weighting import Weighting
 from fedbonsai.training.optimizers import SGD
 from tests.methods.averaging import by_hand as hand
 from tests.methods.hand import ARCH, BODY, DATA, HEAD, PEOPLE, SINGLE, SINGLES, WHOLE, Played, close
@@ -174,7 +173,10 @@ def test_a_part_of_ones_own_is_what_is_kept_else_drawn_anew():
 
 METHODS = {
     "averaging": (Averaging(STEPS, uplink=parse(["ef14", *TOP]), downlink=DELTA), BASE),
-    "sparse": (SparseCollaborative(Flat(), STEPS, uplink=parse(["ef14", *TOP]), ramp=1, downlink=DELTA), BASE),
+    "distances": (
+        Averaging(STEPS, uplink=parse(["ef14", *TOP]), ramp=1, downlink=DELTA, weighting=Weighting(beta=1.0)),
+        BASE,
+    ),
     "fl-pqsu": (
         FlPqsu(
             STEPS, pretrain=0, keep=All(), gate=Open(), uplink=parse([{"affine": 8}]), downlink=DELTA, skippers="drop"
@@ -241,7 +243,7 @@ def test_a_flaky_fleet_is_as_the_simulation_with_these_devices_silent(delta):
     assert quiet == 10
 
 
-@pytest.mark.parametrize("name", ["averaging", "fl-pqsu", "sparse"])
+@pytest.mark.parametrize("name", ["averaging", "fl-pqsu", "distances"])
 def test_a_server_that_is_older_than_its_devices_learns_nothing_from_them_at_first(name):
     """Its checkpoint is two rounds old, their memories are of today: all are silent, and then get everything."""
     method = METHODS[name][0]

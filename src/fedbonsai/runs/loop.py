@@ -15,6 +15,7 @@ from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.fleets.costs import Totals
 from fedbonsai.fleets.counted import Counted
 from fedbonsai.model import Model
+from fedbonsai.runs import former
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Checkpoint, Folder
 from fedbonsai.runs.layers import layers
@@ -73,7 +74,8 @@ def loop(
             folder.metrics.unlink()  # the run was killed before its first checkpoint
         last, state = -1, None
     else:
-        last, state, memories = held
+        last, found, memories = held
+        state = former.state(found, method)
         fleet.restore(memories)
         assert folder is not None
         rows = folder.rows()

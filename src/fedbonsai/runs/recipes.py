@@ -13,6 +13,7 @@ from typing import Any, Literal, cast, get_args, get_origin
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.modules import own
+from fedbonsai.runs import former
 from fedbonsai.runs.config import RunConfig, check_name
 from fedbonsai.runs.structure import Table, names, settings, structure
 from fedbonsai.text import text_of, toml
@@ -93,7 +94,7 @@ def table(name: str, preset: str = "", overrides: Mapping[str, object] | None = 
         merged = merge(merged, branch)
     if "data.path" in overrides and "data.name" not in overrides:
         merged["data"].pop("name", None)  # the recipe names its own data, these are others
-    return merged
+    return former.configuration(merged)
 
 
 def load(name: str, preset: str = "", overrides: Mapping[str, object] | None = None) -> RunConfig:

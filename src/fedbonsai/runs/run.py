@@ -23,6 +23,7 @@ from safetensors import torch as tensors
 from fedbonsai.data.federation import Federation
 from fedbonsai.errors import ConfigError, NothingLearned, Unwritable
 from fedbonsai.model import Arch, Model, keeping
+from fedbonsai.runs import former
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Folder, write
 from fedbonsai.runs.loop import Observer, loop
@@ -192,7 +193,7 @@ def stored(folder: Path) -> RunConfig:
     file = Folder(folder).config
     if not file.exists():
         raise ConfigError(f"{folder} holds no run (no config.toml); see `fedbonsai ls runs`")
-    table = toml(text_of(file), str(file))
+    table = former.configuration(toml(text_of(file), str(file)))
     own_modules(table)
     return structure(table, RunConfig)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedbonsai import tree
 from fedbonsai.core import Answer, Answers, Client, Fleet, Memory, forgetful
 from fedbonsai.errors import BadMessage, Unanswered
-from fedbonsai.stages.codec import EF14, Chain, Packed, apply
+from fedbonsai.stages.codec import EF14, Chain, Packed, Sparsifier, TopK, apply
 from fedbonsai.stages.weighting import Weighting, weights
 from fedbonsai.training.steps import Trained
 from fedbonsai.tree import Tree, Weights, part_of
@@ -74,6 +74,24 @@ def update(trained: Trained, start: Tree, chain: Chain, memory: Memory, me: Clie
     return Update(packed, trained.examples, trained.steps, trained.loss, withheld), memory
 
 
+def ramped(chain: Chain, rounds: int, t: int) -> Chain:
+    """The chain of round ``t``: all values in the first rounds (rho = 1), and tensors below ``min_numel`` whole as ever."""
+    sparsifier = chain.parts.get("sparsifier")
+    if t >= rounds or not isinstance(sparsifier, Sparsifier):
+        return chain
+    if "values" not in chain.parts:
+        return Chain()  # nothing is lost any more, so there is nothing to feed back
+    everything = TopK(fraction=1.0, min_numel=sparsifier.min_numel)
+    stages = (everything if stage is sparsifier else stage for stage in chain.stages)
+    return Chain(tuple(stage for stage in stages if stage.family != "positions"))
+
+
+def idle_ramp(chain: Chain, rounds: int) -> tuple[bool, str]:
+    """Whether a ramp has no effect, and the text that says so."""
+    idle = rounds > 0 and "sparsifier" not in chain.parts
+    return idle, f"ramp = {rounds} has no effect without a sparsifier in uplink: set it to 0"
+
+
 @dataclass(frozen=True)
 class Combined:
     """What came of a round: the mean of the new weights (or of the changes), and figures about it."""
@@ -87,6 +105,17 @@ class Combined:
     shares: dict[str, float] = field(default_factory=dict[str, float])
     distances: dict[str, float] = field(default_factory=dict[str, float])
     withheld: float = 0.0
+
+    @property
+    def spread(self) -> dict[str, float]:
+        """With weights by distance, how far apart updates and their shares were; else nothing."""
+        if not self.distances:
+            return {}
+        return {
+            "share_min": min(self.shares.values()),
+            "share_max": max(self.shares.values()),
+            "distance_mean": sum(self.distances.values()) / len(self.distances),
+        }
 
 
 def combine(answers: Iterable[Answer[Update]], start: Tree, fleet: Fleet, how: Weighting | None = None) -> Combined:

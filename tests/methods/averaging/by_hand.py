@@ -87,7 +87,7 @@ class Feedback:
 
 
 class Averaging:
-    """FedAvg, or with ``weighting`` the flat topology of sparse collaborative learning."""
+    """FedAvg, or with ``weighting`` its updates weighed by distance."""
 
     def __init__(
         self, sgd, up, down, kind="", decay=1.0, reset=0, rate=1.0, weighting=None, ramp=0, data=None, local=None

@@ -13,8 +13,6 @@ from fedbonsai.methods.averaging import method as averaging
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.fl_pqsu.method import FlPqsu
 from fedbonsai.methods.fl_pqsu.selective_round import Train as Asked
-from fedbonsai.methods.sparse_collaborative.method import SparseCollaborative
-from fedbonsai.methods.sparse_collaborative.topology import Flat
 from fedbonsai.stages.broadcast import Downlink
 from fedbonsai.stages.codec import parse
 from fedbonsai.stages.pruning.filters import All
@@ -188,9 +186,7 @@ def test_weights_by_distance(rule, reference):
     how = replace(RULES[rule], reference=reference)
     real, simulated = down("top6", True)
     sgd = replace(STEPS, steps=0, epochs=2, batch=3)  # two epochs of 1, 2 and 4 steps
-    method = SparseCollaborative(
-        Flat(), sgd, uplink=chain("top2", ["ef14"]), ramp=2, downlink=real, weighting=how, rate=0.9
-    )
+    method = Averaging(sgd, uplink=chain("top2", ["ef14"]), ramp=2, downlink=real, weighting=how, rate=0.9)
     data = {p.id: (p.train.x.reshape(-1, INPUTS).numpy(), p.train.y.numpy()) for p in ALIKE}
 
     def local(start, id):

@@ -3,7 +3,7 @@
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017 (FedAvg), and
 Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020 (FedProx: ``sgd.proximal``). ``round`` is one
 pass of FedAvg's server loop, the task ``train`` is its ClientUpdate. Top-k, STC, QSGD, FedPAQ and DGC's warm-up are
-settings of the two ways.
+settings of the two ways; weights by distance (specs/collaborative §3.2) are sparse collaborative learning of whole networks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from fedbonsai.stages.codec import EF21, Chain, TopK
 from fedbonsai.stages.codec.feedback import fed_back
 from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.updates import FEEDBACK, Combined, Update, combine, moved, update
+from fedbonsai.stages.settings import NOT_NEGATIVE, POSITIVE, among, outside, refuse
+from fedbonsai.stages.updates import FEEDBACK, Combined, Update, combine, idle_ramp, moved, ramped, update
+from fedbonsai.stages.weighting import Weighting
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
@@ -78,6 +80,13 @@ class State:
     examples: int = 0
 
 
+@message("averaging/weighed@1")
+class Weighed(State):
+    """The state where updates are weighed by their distance: with the range of their shares in the last round."""
+
+    spread: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
 @message("averaging/restarted@1")
 class Restarted:
     """The state of EF21 once a device lost its estimate, which no mean can be rid of: all began anew in round ``since``."""
@@ -128,22 +137,40 @@ class Averaging:
     """Codecs of the way down."""
     warmup: int = 0
     """Rounds over which top-k's share falls from a quarter to its own (DGC)."""
+    ramp: int = 0
+    """First rounds in which all values of an update are sent."""
+    weighting: Weighting = Weighting()
+    """How updates count: by samples, and with `beta` by distance."""
     rate: float = 1.0
     """The server's step."""
 
     def __post_init__(self) -> None:
         """Refuse settings that have no effect or no meaning."""
-        sparse = self.uplink.parts.get("sparsifier")
-        if self.warmup and (not isinstance(sparse, TopK) or sparse.fraction is None):
-            raise ValueError(f"warmup = {self.warmup} has no effect without a share of topk in uplink: leave it out")
-        feedback = self.uplink.feedback
-        if isinstance(feedback, EF21) and feedback.reset:
-            raise ValueError(
-                f"ef21.reset = {feedback.reset}: the server keeps one mean of all estimates, of which it cannot take one "
-                "device's back; leave reset out"
+        sparse, ef21 = self.uplink.parts.get("sparsifier"), self.uplink.feedback
+        reset = ef21.reset if isinstance(ef21, EF21) else 0
+        refuse(
+            among(
+                (
+                    bool(self.warmup) and (not isinstance(sparse, TopK) or sparse.fraction is None),
+                    f"warmup = {self.warmup} has no effect without a share of topk in uplink: leave it out",
+                ),
+                idle_ramp(self.uplink, self.ramp),
+                (
+                    self.warmup > 0 and self.ramp > 0,
+                    f"warmup = {self.warmup} and ramp = {self.ramp} both widen the first rounds: leave one out",
+                ),
+                (
+                    reset > 0,
+                    f"ef21.reset = {reset}: the server keeps one mean of all estimates, of which it "
+                    "cannot take one device's back; leave reset out",
+                ),
+                (
+                    isinstance(ef21, EF21) and (self.weighting != Weighting() or self.ramp > 0),
+                    "ef21 sends changes of an estimate, which neither weighting nor ramp can change: use ef14",
+                ),
             )
-        if self.rate <= 0:
-            raise ValueError(f"rate = {self.rate}: expected a number > 0")
+            + outside(self, ramp=NOT_NEGATIVE, rate=POSITIVE)
+        )
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """The initial model; EF21 weighs by all samples, so it asks how many there are."""
@@ -153,7 +180,8 @@ class Averaging:
                 answer.value.examples
                 for answer in fleet.ask(count, dict.fromkeys(fleet.devices, Count()), len(fleet.devices))
             )
-        return State(model, server.seed, Broadcast.of(model, self.downlink), examples=examples)
+        kind = Weighed if self.weighting.needs_distances else State
+        return kind(model, server.seed, Broadcast.of(model, self.downlink), examples=examples)
 
     def round(self, state: State | Restarted, t: int, fleet: Fleet) -> State | Restarted:
         """Broadcast, train, average."""
@@ -162,7 +190,7 @@ class Averaging:
         weights, ef21 = state.model.weights, isinstance(self.uplink.feedback, EF21)
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
         held, common, start = state.broadcast.advance(weights, self.downlink, seed_of(state.seed, "down", t, 0))
-        uplink = warmed(self.uplink, self.warmup, t)
+        uplink = warmed(ramped(self.uplink, self.ramp, t), self.warmup, t)
 
         def request(part: Sent, arch: Arch = state.model.arch) -> Train | Anew:
             made = Train(arch, part, self.sgd, uplink, t)
@@ -170,7 +198,7 @@ class Averaging:
 
         answers = fleet.ask(train, each(grouped(held, devices, common), request))
         try:
-            combined = combine(answers, start, fleet)
+            combined = combine(answers, start, fleet, self.weighting)
         except Unanswered as error:
             if not error.forgot:
                 raise
@@ -179,6 +207,8 @@ class Averaging:
         if self.downlink.delta:
             held = held.heard(combined.devices).forgotten(forgetful(answers.silent))
         state = replace(state, broadcast=held, loss=combined.loss, dropped=combined.dropped, withheld=combined.withheld)
+        if isinstance(state, Weighed):
+            state = replace(state, spread=combined.spread)
         if not ef21:
             return replace(state, model=state.model.replace(moved(weights, start, combined, self.rate)))
         state = self._estimated(state, combined)
@@ -202,6 +232,10 @@ class Averaging:
         return state.state.model if isinstance(state, Restarted) else state.model
 
     def metrics(self, state: State | Restarted) -> Mapping[str, float]:
-        """Mean training loss; updates dropped as damaged or not finite; norm of what feedback holds back by the update's."""
+        """Mean training loss; updates dropped as damaged or not finite; norm of what feedback holds back by the update's.
+
+        With weights by distance also their range and the mean distance.
+        """
         state = state.state if isinstance(state, Restarted) else state
-        return {"train_loss": state.loss, "dropped": state.dropped, "withheld": state.withheld}
+        spread = state.spread if isinstance(state, Weighed) else {}
+        return {"train_loss": state.loss, "dropped": state.dropped, "withheld": state.withheld, **spread}

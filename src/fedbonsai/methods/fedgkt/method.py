@@ -21,7 +21,7 @@ from fedbonsai.core import Client, Device, Fleet, Memory, Samples, task
 from fedbonsai.errors import ConfigError, Forgotten, Unanswered
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model, network, skeleton
-from fedbonsai.stages.part import cuttable
+from fedbonsai.stages.cut import cuttable
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.wire import message

@@ -15,11 +15,11 @@ from torch import Tensor
 from fedbonsai import training
 from fedbonsai.core import Answer, Client, Device, Fleet, Memory, Silence, task
 from fedbonsai.errors import BadMessage, Forgotten, NotFinite
-from fedbonsai.methods.sparse_collaborative.sequential import Activations, learn
+from fedbonsai.methods.split.part import Part, coded, decoded, renamed, sub
+from fedbonsai.methods.split.sequential import Activations, learn
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.broadcast import Sent, received
 from fedbonsai.stages.codec import Chain
-from fedbonsai.stages.part import Part, coded, decoded, renamed, sub
 from fedbonsai.stages.updates import Update, update
 from fedbonsai.training.batches import epochs
 from fedbonsai.training.optimizers import SGD
@@ -86,10 +86,10 @@ class Result:
     silent: dict[Device, Silence] = field(default_factory=dict[Device, Silence])
 
 
-def round_(
-    fleet: Fleet, requests: Mapping[Device, Train], back: Part, sgd: SGD, activations: Chain, seed: int, ask: bool
+def train_parts(
+    fleet: Fleet, requests: Mapping[Device, Train], back: Part, sgd: SGD, activations: Chain, seed: int, shown: bool
 ) -> Result:
-    """Fronts and heads learn on the devices; then, if ``ask``, the back learns from their activations, one device after another.
+    """Fronts and heads learn on the devices; then, if ``shown``, the back learns from their activations, device by device.
 
     Args:
         fleet: the clients.
@@ -98,17 +98,17 @@ def round_(
         sgd: of the back.
         activations: codecs of the activations.
         seed: of the round.
-        ask: whether activations are sent in this round.
+        shown: whether activations are sent in this round.
     """
-    heard = fleet.ask(train, requests, 0)
-    answers = list(heard)
-    silent, total, count = dict(heard.silent), 0.0, 0
-    if not ask:
+    trained = fleet.ask(train, requests, 0)
+    answers = list(trained)
+    silent, total, count = dict(trained.silent), 0.0, 0
+    if not shown:
         return Result(answers, back, float("nan"), silent)
     question = Show(activations)
-    shown = fleet.ask(show, {answer.device: question for answer in answers}, 0)
+    seen = fleet.ask(show, {answer.device: question for answer in answers}, 0)
     came: set[Device] = set()
-    for answer in shown:
+    for answer in seen:
         came.add(answer.device)
         value = answer.value
         try:
@@ -127,7 +127,7 @@ def round_(
     silent |= {
         answer.device: Silence(answer.device, "no activations") for answer in answers if answer.device not in came
     }
-    silent |= shown.silent
+    silent |= seen.silent
     for device in silent.keys() & {answer.device for answer in answers}:
         fleet.reject(device)  # its activations are missing, so its update does not count either, nor what it kept
     answers = [answer for answer in answers if answer.device not in silent]

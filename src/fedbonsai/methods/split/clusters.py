@@ -17,10 +17,10 @@ from torch import Tensor
 
 from fedbonsai.core import Client, Memory, Samples, task
 from fedbonsai.errors import Forgotten
+from fedbonsai.methods.split.part import Part, batch, coded, decoded, renamed
 from fedbonsai.model import Arch
 from fedbonsai.stages.broadcast import Sent, received
 from fedbonsai.stages.codec import Chain, Packed
-from fedbonsai.stages.part import Part, batch, coded, decoded, renamed
 from fedbonsai.stages.updates import FEEDBACK, Update, update
 from fedbonsai.training.gradients import gradients
 from fedbonsai.training.optimizers import SGD
@@ -32,7 +32,7 @@ HERE = "cluster"  # what a member keeps within a round
 
 
 @message("cluster/how@1")
-class How:
+class ClusterConfig:
     """What stays the same within a round."""
 
     front: Arch
@@ -52,7 +52,7 @@ class How:
 class Place:
     """You host back ``mine`` in this round; the first owner also gets the fronts."""
 
-    how: How
+    how: ClusterConfig
     mine: int
     back: Sent
     fronts: Sent | None
@@ -102,14 +102,14 @@ class Logits:
 
 
 @message("cluster/judge@1")
-class Judge:
+class Evaluate:
     """Scores of all other backs for your batch."""
 
     logits: Mapping[str, Tensor]
 
 
 @message("cluster/judged@1")
-class Judged:
+class Evaluated:
     """Gradients of the loss by the others' scores."""
 
     gradients: Mapping[str, Tensor]
@@ -143,24 +143,6 @@ class Updates:
     """Updates of the parts that a member holds, by part."""
 
     parts: Mapping[str, Update]
-
-
-def cotraining_gradient(logits: Sequence[Tensor]) -> list[Tensor]:
-    """Gradient of the summed Jensen-Shannon divergence by each member's scores (specs/collaborative §1.2).
-
-    Args:
-        logits: scores [samples, classes] of each member.
-
-    Returns:
-        ``p_j * (u_j - <p_j, u_j>)`` with ``u_j = (log p_j - log mean p) / S``, for each member.
-    """
-    logs = [F.log_softmax(score, 1) for score in logits]
-    middle = torch.stack([log.exp() for log in logs]).mean(0).log()
-    found: list[Tensor] = []
-    for log in logs:
-        p, u = log.exp(), (log - middle) / len(logs)
-        found.append(p * (u - (p * u).sum(1, keepdim=True)))
-    return found
 
 
 def losses(logits: Sequence[Tensor], y: Tensor, cotraining: float) -> Tensor:
@@ -199,8 +181,8 @@ def place(request: Place, me: Client, memory: Memory) -> tuple[Placed, Memory]:
     return Placed(), {**memory, HERE: own}
 
 
-def _parts(fronts: Mapping[str, Tensor], how: How) -> tuple[Part, ...]:
-    return tuple(Part.fresh(how.front, renamed(fronts, f"fronts.{j}", "")) for j in range(how.members))
+def _parts(fronts: Mapping[str, Tensor], config: ClusterConfig) -> tuple[Part, ...]:
+    return tuple(Part.fresh(config.front, renamed(fronts, f"fronts.{j}", "")) for j in range(config.members))
 
 
 def _joined(parts: Sequence[Part]) -> Weights:
@@ -217,18 +199,18 @@ def _here(memory: Memory) -> dict[str, Any]:
 
 def _view(own: dict[str, Any], me: Client, j: int) -> Samples | None:
     """The current batch as front ``j`` sees it."""
-    how: How = own["how"]
-    return batch(me, own["seed"], how.sgd, own["number"], f"view {0 if how.same_view else j}")
+    config: ClusterConfig = own["how"]
+    return batch(me, own["seed"], config.sgd, own["number"], f"view {0 if config.same_view else j}")
 
 
 @task("cluster/own")
 def own_turn(request: Own, me: Client, memory: Memory) -> tuple[Activations | Fronts, Memory]:
     """The owner: fronts learn from the cut gradients, then all of them see the next batch."""
     own = _here(memory)
-    how: How = own["how"]
+    config: ClusterConfig = own["how"]
     if not request.gradients and "number" not in own:
         if request.fronts is not None:
-            own |= {"fronts": _parts(request.fronts, how), "fronts start": own.get("fronts start", {})}
+            own |= {"fronts": _parts(request.fronts, config), "fronts start": own.get("fronts start", {})}
         own["number"] = 0
     else:
         parts = list(own["fronts"])
@@ -236,7 +218,7 @@ def own_turn(request: Own, me: Client, memory: Memory) -> tuple[Activations | Fr
             seen = _view(own, me, int(j))
             assert seen is not None
             shape = tuple(parts[int(j)].output(seen.x, me.device).shape)
-            parts[int(j)] = parts[int(j)].pulled(seen.x, decoded(pulled, shape, seen.x.dtype), how.sgd, me.device)
+            parts[int(j)] = parts[int(j)].pulled(seen.x, decoded(pulled, shape, seen.x.dtype), config.sgd, me.device)
         own |= {"fronts": tuple(parts), "number": own["number"] + 1}
     if _view(own, me, 0) is None:
         del own["number"]
@@ -248,7 +230,7 @@ def own_turn(request: Own, me: Client, memory: Memory) -> tuple[Activations | Fr
             seen = _view(own, me, j)
             assert seen is not None
             sent = part.output(seen.x, me.device)
-            shape, packed[str(j)] = tuple(sent.shape), coded(how.activations, sent, seed_of(me.seed, str(j), 0, 0))
+            shape, packed[str(j)] = tuple(sent.shape), coded(config.activations, sent, seed_of(me.seed, str(j), 0, 0))
     return Activations(packed, shape), {**memory, HERE: own}
 
 
@@ -263,10 +245,10 @@ def forward(request: Forward, me: Client, memory: Memory) -> tuple[Logits, Memor
 
 
 @task("cluster/judge")
-def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
+def evaluate(request: Evaluate, me: Client, memory: Memory) -> tuple[Evaluated, Memory]:
     """The owner: the loss of all backs' scores; its own front and back learn at once, others get their gradient."""
     own = _here(memory)
-    how, mine = own["how"], own["mine"]
+    config, mine = own["how"], own["mine"]
     seen = _view(own, me, mine)
     if seen is None:
         raise Forgotten("scores came, but no batch is in progress here")
@@ -275,17 +257,17 @@ def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
     front_out = front_net.module(seen.x)
     scores = back_net.module(front_out)
     others = {j: request.logits[j].to(me.device).clone().requires_grad_() for j in sorted(request.logits, key=int)}
-    everyone = [scores if j == mine else others[str(j)] for j in range(how.members)]
-    loss = losses(everyone, seen.y, how.cotraining)
+    everyone = [scores if j == mine else others[str(j)] for j in range(config.members)]
+    loss = losses(everyone, seen.y, config.cotraining)
     at_front, at_back = list(front_net.parameters.values()), list(back_net.parameters.values())
     grads = gradients(loss, [*at_front, *at_back, *others.values()])
     fronts[mine].report(seen.x, backward=len(seen.x))
     back.report(front_out, backward=len(seen.x), inward=True)
     cut, end = len(at_front), len(at_front) + len(at_back)
-    fronts[mine] = fronts[mine].stepped(front_net, grads[:cut], how.sgd)
-    own |= {"fronts": tuple(fronts), "back": back.stepped(back_net, grads[cut:end], how.sgd)}
+    fronts[mine] = fronts[mine].stepped(front_net, grads[:cut], config.sgd)
+    own |= {"fronts": tuple(fronts), "back": back.stepped(back_net, grads[cut:end], config.sgd)}
     for_peers = {j: grad.cpu() for j, grad in zip(others, grads[end:], strict=True)}
-    return Judged(for_peers, float(loss.detach()), len(seen.y)), {**memory, HERE: own}
+    return Evaluated(for_peers, float(loss.detach()), len(seen.y)), {**memory, HERE: own}
 
 
 @task("cluster/backward")
@@ -307,24 +289,24 @@ def backward(request: Backward, me: Client, memory: Memory) -> tuple[CutGradient
 def finish(request: Finish, me: Client, memory: Memory) -> tuple[Updates, Memory]:
     """The updates of what this member holds; each part has error feedback of its own."""
     own = _here(memory)
-    how: How = own["how"]
+    config: ClusterConfig = own["how"]
     memory = {name: value for name, value in memory.items() if name != HERE}
     name = f"backs.{own['mine']}"
     ends = {name: (renamed(own["back"].weights, "", name), own["back start"])}
     if request.fronts:
-        ends["fronts"] = (_joined(own["fronts"]), how_started(own))
+        ends["fronts"] = (_joined(own["fronts"]), round_start(own))
     parts: dict[str, Update] = {}
     for part, (end, start) in ends.items():
         slot = f"{FEEDBACK}/{part}"
         kept = {**memory, FEEDBACK: memory.get(slot, {})}
         trained = Trained(end, len(me.train), 0, 0.0)
-        parts[part], kept = update(trained, start, how.uplink, kept, me, how.t)
-        if how.uplink.feedback is not None:
+        parts[part], kept = update(trained, start, config.uplink, kept, me, config.t)
+        if config.uplink.feedback is not None:
             memory = {**memory, slot: kept[FEEDBACK]}
     return Updates(parts), memory
 
 
-def how_started(own: dict[str, Any]) -> Weights:
+def round_start(own: dict[str, Any]) -> Weights:
     """The fronts of the beginning of the round.
 
     Raises:

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from fedbonsai.core import Answer, Device, Fleet, Silence, Task
 from fedbonsai.errors import BadMessage
-from fedbonsai.methods.sparse_collaborative import clusters as c
-from fedbonsai.methods.sparse_collaborative.clusters import How
+from fedbonsai.methods.split import clusters as c
 from fedbonsai.stages.broadcast import Sent
 from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.updates import Parts, Update
@@ -78,7 +77,7 @@ class Relay:
 def train(
     fleet: Fleet,
     groups: Sequence[Sequence[Device]],
-    how: How,
+    config: c.ClusterConfig,
     fronts: Callable[[Device], Sent],
     backs: Callable[[Device, int], Sent],
 ) -> Result:
@@ -87,23 +86,23 @@ def train(
     Args:
         fleet: the clients.
         groups: devices of each cluster; member ``j`` hosts back ``j``.
-        how: what stays the same within the round.
+        config: what stays the same within the round.
         fronts: what a first or last owner is sent.
         backs: what the host of back ``j`` is sent.
     """
     relay = Relay(fleet, groups)
     places = {
-        device: c.Place(how, j, backs(device, j), fronts(device) if j in (0, how.members - 1) else None)
+        device: c.Place(config, j, backs(device, j), fronts(device) if j in (0, config.members - 1) else None)
         for cluster in relay.clusters
         for j, device in enumerate(cluster.members)
     }
     relay.ask(c.place, places)
-    for turn in range(how.members):
+    for turn in range(config.members):
         _turn(relay, turn)
     ends = relay.ask(
         c.finish,
         {
-            device: c.Finish(j == how.members - 1)
+            device: c.Finish(j == config.members - 1)
             for cluster in relay.clusters
             for j, device in enumerate(cluster.members)
         },
@@ -117,7 +116,7 @@ def train(
         except BadMessage as error:
             relay.out(cluster, str(error))
     examples = sum(cluster.examples for cluster in relay.clusters)
-    loss = sum(cluster.loss for cluster in relay.clusters) / max(1, examples) / how.members
+    loss = sum(cluster.loss for cluster in relay.clusters) / max(1, examples) / config.members
     members = {cluster.members[0].id: tuple(d.id for d in cluster.members) for cluster in relay.clusters}
     return Result(answers, loss, relay.silent, members)
 
@@ -150,26 +149,26 @@ def _turn(relay: Relay, turn: int) -> None:
         }
         scores = relay.ask(c.forward, asked)
         owners = {o: k for o, k in owners.items() if k.alive}
-        judged = relay.ask(
-            c.judge,
-            {o: c.Judge({j: scores[k.members[int(j)]].logits for j in shown[o].packed}) for o, k in owners.items()},
+        evaluated = relay.ask(
+            c.evaluate,
+            {o: c.Evaluate({j: scores[k.members[int(j)]].logits for j in shown[o].packed}) for o, k in owners.items()},
         )
-        owners = {o: owners[o] for o in judged}
+        owners = {o: owners[o] for o in evaluated}
         for o, cluster in list(owners.items()):
-            if judged[o].gradients.keys() != shown[o].packed.keys():
+            if evaluated[o].gradients.keys() != shown[o].packed.keys():
                 relay.out(cluster, "gradients for other scores than those sent")
-                del owners[o], judged[o]
+                del owners[o], evaluated[o]
         back = relay.ask(
             c.backward,
             {
                 owners[o].members[int(j)]: c.Backward(g)
-                for o, value in judged.items()
+                for o, value in evaluated.items()
                 for j, g in value.gradients.items()
             },
         )
         owners = {o: k for o, k in owners.items() if k.alive}
         for o, cluster in owners.items():
-            value = judged[o]
+            value = evaluated[o]
             cluster.gradients = {j: back[cluster.members[int(j)]].packed for j in value.gradients}
             cluster.steps += 1
             cluster.examples += value.examples

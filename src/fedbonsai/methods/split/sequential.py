@@ -17,10 +17,10 @@ from torch import Tensor
 from fedbonsai import tree
 from fedbonsai.core import Answer, Answers, Client, Device, Fleet, Memory, Silence, task
 from fedbonsai.errors import BadMessage, Forgotten, NotFinite
+from fedbonsai.methods.split.part import Part, batch, coded, decoded
 from fedbonsai.model import Arch
 from fedbonsai.stages.broadcast import Sent, Whole, received
 from fedbonsai.stages.codec import Chain, Packed
-from fedbonsai.stages.part import Part, batch, coded, decoded
 from fedbonsai.stages.updates import Update, update
 from fedbonsai.training.gradients import gradients
 from fedbonsai.training.optimizers import SGD
@@ -135,9 +135,9 @@ def train(
             turn = torch.randperm(len(asked), generator=generator(seed_of(seed, "order", 0, number))).tolist()
             devices = list(asked)
             asked = {devices[place]: asked[devices[place]] for place in turn}
-        heard: Answers[Activations | Update] = fleet.ask(step, asked, 0)
+        batch_answers: Answers[Activations | Update] = fleet.ask(step, asked, 0)
         asked = {}
-        for answer in heard:
+        for answer in batch_answers:
             value = answer.value
             if isinstance(value, Update):
                 answers.append(Answer(answer.device, value))
@@ -152,11 +152,11 @@ def train(
                 continue
             asked[answer.device] = CutGradient(packed)
             total, count = total + loss * len(value.y), count + len(value.y)
-        silent |= heard.silent
+        silent |= batch_answers.silent
         number += 1
-    heard_of = {answer.device for answer in answers}
+    finished = {answer.device for answer in answers}
     for device in fronts:
-        if device not in heard_of:  # it fell silent on the way: what it kept of this round does not count
+        if device not in finished:  # it fell silent on the way: what it kept of this round does not count
             fleet.reject(device)
     places = {device: place for place, device in enumerate(fronts)}
     answers.sort(key=lambda answer: places[answer.device])

@@ -1,4 +1,4 @@
-"""Whole rounds of sparse collaborative learning by value: three or more unequal clients, every topology, coded both ways.
+"""Whole rounds of networks that are cut, by value: three or more unequal clients, every method, coded both ways.
 
 Against `by_hand`, which is written from specs/collaborative §1.2, §2 and §4 and the card.
 """
@@ -9,15 +9,12 @@ import pytest
 import torch
 
 from fedbonsai.core import Device
-from fedbonsai.methods.sparse_collaborative import clusters
-from fedbonsai.methods.sparse_collaborative.method import SparseCollaborative
-from fedbonsai.methods.sparse_collaborative.topology import Clusters, Flat, LocalLoss, Split, groups
+from fedbonsai.methods.split import clusters
+from fedbonsai.methods.split.method import Clusters, LocalLoss, Split
 from fedbonsai.model import Arch, Model
-from fedbonsai.stages.broadcast import Downlink
 from fedbonsai.stages.codec import parse
 from fedbonsai.stages.weighting import Weighting
 from fedbonsai.training.optimizers import SGD
-from tests.methods import torch_by_hand
 from tests.methods.rounds import run
 from tests.methods.torch_by_hand import (
     Descent,
@@ -31,7 +28,6 @@ from tests.methods.torch_by_hand import (
     linear,
     mean_of,
     minus,
-    net,
     part,
     plus,
     shares_of,
@@ -51,11 +47,7 @@ LEAST = 6  # smaller tensors, here the biases, are never compressed
 UP = parse(["ef14", {"topk": {"fraction": 0.3, "min_numel": LEAST}}, {"signmag": 8}])
 ROWS = parse([{"topk": {"fraction": 0.4, "scope": "row", "min_numel": 0}}, {"signmag": 8}])
 EIGHT = parse([{"affine": {"bits": 8, "scope": "channel"}}])
-
-
-def method(topology, **more):
-    settings = {"uplink": UP, "ramp": RAMP, "weighting": Weighting(beta=BETA), "rate": RATE}
-    return SparseCollaborative(topology, STEPS, **(settings | more))
+SENT = {"uplink": UP, "ramp": RAMP, "weighting": Weighting(beta=BETA), "rate": RATE}
 
 
 def share(t):
@@ -81,56 +73,6 @@ def asked(fleet, t):
     return [id for at, id, _ in fleet.sent if at == t]
 
 
-@pytest.mark.parametrize("down", ["whole", "changes"])
-def test_flat(down):
-    """T0: some of the clients in a round; a residual waits, and counts half when its client comes back."""
-    people = folk((4, 7, 11, 5))
-    uplink = parse([{"ef14": {"decay": 0.5}}, {"topk": {"fraction": 0.3, "min_numel": LEAST}}, {"signmag": 8}])
-    way = Downlink(parse([{"topk": {"fraction": 0.5, "min_numel": 0}}, {"signmag": 8}]), delta=True)
-    more = {"cohort": 3, "uplink": uplink} | ({"downlink": way} if down == "changes" else {})
-    states, fleet = run(method(Flat(), **more), people, rounds=4, model=MODEL)
-    w, replica, up, missed = dict(MODEL.weights), dict(MODEL.weights), Uplink(0.3, LEAST, decay=0.5), 0
-    for t in range(4):
-        if down == "changes":  # the server sends the difference to what clients hold, as far as it fits
-            replica = plus(replica, {n: torch_by_hand.sparse(v, 0.5) for n, v in minus(w, replica).items()})
-        start = replica if down == "changes" else w
-        ids = asked(fleet, t)
-        assert len(ids) == 3
-        missed += sum(id in up.last and up.last[id] < t - 1 for id in ids)
-        changes, losses = [], []
-        for id in ids:
-            me = people[int(id)].train
-            end, loss = trained(start, lambda v, me=me: cross_entropy(net(v, me.x), me.y), 2, HOW)
-            changes.append(up.send(id, minus(end, start), t, share(t)))
-            losses.append(loss)
-        counts = [len(people[int(id)].train) for id in ids]
-        w, alpha, d = step(w, changes, counts)
-        close(states[t + 1].model.weights, w)
-        figures_are(states[t + 1], alpha, d, sum(a * b for a, b in zip(alpha, losses, strict=True)))
-    assert missed  # somebody did come back
-
-
-@pytest.mark.parametrize("beta", [0.0, BETA])
-def test_flat_with_whole_weights_up_and_changes_down(beta):
-    """Clients answer with their weights, which are a change of what they hold, not of what the server has."""
-    people = folk((4, 7, 11))
-    way = Downlink(parse([{"topk": {"fraction": 0.2, "min_numel": 0}}, {"signmag": 4}]), delta=True)
-    more = {"uplink": parse([]), "ramp": 0, "downlink": way, "weighting": Weighting(beta=beta)}
-    states, _ = run(method(Flat(), **more), people, rounds=3, model=MODEL)
-    w, replica = dict(MODEL.weights), dict(MODEL.weights)
-    for t in range(3):
-        replica = plus(replica, {n: torch_by_hand.sparse(v, 0.2, bits=4) for n, v in minus(w, replica).items()})
-        changes = []
-        for p in people:
-            x, y = p.train.x, p.train.y
-            end, _ = trained(replica, lambda v, x=x, y=y: cross_entropy(net(v, x), y), 2, HOW)
-            changes.append(minus(end, replica))
-        alpha, _ = shares_of(changes, [4, 7, 11], beta)
-        w = plus(w, mean_of(changes, alpha), RATE)
-        close(states[t + 1].model.weights, w)
-    assert length(minus(w, replica)) > 0.05  # they are far apart
-
-
 def front_and_back(weights):
     return {n: v for n, v in weights.items() if n.startswith("stem.")}, {
         n: v for n, v in weights.items() if not n.startswith("stem.")
@@ -141,7 +83,8 @@ def front_and_back(weights):
 def test_split(version):
     """T1 and T1': coded activations up, coded cut gradients down; a back for each client, or one that all share."""
     people = folk((4, 7, 11))
-    states, fleet = run(method(Split(version, ROWS, EIGHT)), people, rounds=3, model=MODEL)
+    method = Split(STEPS, version=version, gradients=ROWS, activations=EIGHT, **SENT)
+    states, fleet = run(method, people, rounds=3, model=MODEL)
     w, up, orders = dict(MODEL.weights), Uplink(0.3, LEAST), set()
     for t in range(3):
         start, behind_ = front_and_back(w)
@@ -177,7 +120,7 @@ def test_split(version):
 def test_local_loss():
     """T2: front and head learn by themselves, the back from activations that go up in every second round."""
     people = folk((4, 7, 11))
-    states, _ = run(method(LocalLoss(2, EIGHT)), people, rounds=3, model=MODEL)
+    states, _ = run(LocalLoss(STEPS, every=2, activations=EIGHT, **SENT), people, rounds=3, model=MODEL)
     w, heads, up = dict(MODEL.weights), dict(states[0].heads), Uplink(0.3, LEAST)
     (head,) = {name.rpartition(".")[0] for name in heads}
     for t in range(3):
@@ -239,10 +182,10 @@ def turn(fronts, backs, at_back, own, x, y, weight):
 def test_clusters(size, counts):
     """T3: clusters whose members own the data in turn; each part, front or back, has a residual of its own."""
     people = folk(counts)
-    where = Clusters(size, "fixed", ROWS, EIGHT, cotraining=2.0, warmup=4)
-    states, fleet = run(method(where), people, rounds=3, model=MODEL)
+    method = Clusters(STEPS, size=size, gradients=ROWS, activations=EIGHT, cotraining=2.0, warmup=4, **SENT)
+    states, fleet = run(method, people, rounds=3, model=MODEL)
     w, up = dict(states[0].model.weights), Uplink(0.3, LEAST)
-    held = groups([Device(p.id) for p in people], where, 0, people[0].seed, 0)
+    held = method.groups([Device(p.id) for p in people], people[0].seed, 0)
     for t in range(3):
         weight = 2.0 * (t + 1) / 4
         hows = {m.how.cotraining for at, _, m in fleet.sent if at == t and isinstance(m, clusters.Place)}
@@ -272,12 +215,12 @@ def test_clusters(size, counts):
 def test_clusters_by_their_distance_for_each_step():
     """Reference ``global_step``: a cluster's steps are those of all its owners, in all their epochs."""
     people = folk((4, 7, 11, 5))
-    where = Clusters(2, "fixed", parse([]), parse([]), cotraining=0.0)
     sgd = SGD(lr=LR, batch=4, epochs=1)  # clients of 4, 7, 11 and 5 samples make 1, 2, 3 and 1 steps: 5 joins its last
-    how = SparseCollaborative(where, sgd, uplink=parse([]), ramp=0, weighting=Weighting(BETA, "global_step"))
-    (before, after), fleet = run(how, people, rounds=1, model=MODEL)
+    none = {"gradients": parse([]), "activations": parse([]), "uplink": parse([]), "ramp": 0}
+    method = Clusters(sgd, cotraining=0.0, weighting=Weighting(BETA, "global_step"), **none)
+    (before, after), fleet = run(method, people, rounds=1, model=MODEL)
     ends, norms, counts = [], [], []
-    for group in groups([Device(p.id) for p in people], where, 0, people[0].seed, 0):
+    for group in method.groups([Device(p.id) for p in people], people[0].seed, 0):
         parts = [value for _, id, value in fleet.heard if id in {d.id for d in group}]
         end = {
             n: v
@@ -296,7 +239,7 @@ def test_clusters_by_their_distance_for_each_step():
 
 def test_clusters_score_by_the_mean_of_their_members():
     people = folk((4, 7))
-    (state,), _ = run(method(Clusters(2)), people, rounds=0, model=MODEL)
+    (state,), _ = run(Clusters(STEPS, **SENT), people, rounds=0, model=MODEL)
     x, w = people[0].train.x, state.model.weights
     scores = [behind(part(w, f"backs.{j}."), stem(part(w, f"fronts.{j}."), x)) for j in range(2)]
     with torch.no_grad():

@@ -3,6 +3,7 @@
 import hashlib
 from collections import OrderedDict
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -16,13 +17,14 @@ from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Metered, Wrapper
 from fedbonsai.methods.averaging.method import Averaging
-from fedbonsai.methods.sparse_collaborative import clusters
-from fedbonsai.methods.sparse_collaborative.method import SparseCollaborative
-from fedbonsai.methods.sparse_collaborative.topology import Clusters, Flat, LocalLoss, Split, groups
+from fedbonsai.methods.split import clusters
+from fedbonsai.methods.split.method import UPDATE, Clusters, LocalLoss, Split
+from fedbonsai.methods.split.part import Part, coded, renamed
+from fedbonsai.methods.split.sequential import Activations, learn
 from fedbonsai.model import Arch, Model, network
-from fedbonsai.stages.broadcast import Downlink, Whole
+from fedbonsai.stages import broadcast
+from fedbonsai.stages.broadcast import Downlink
 from fedbonsai.stages.codec import Chain, parse
-from fedbonsai.stages.part import Part, coded, renamed
 from fedbonsai.stages.updates import part_of
 from fedbonsai.stages.weighting import Weighting
 from fedbonsai.training.optimizers import SGD
@@ -40,7 +42,9 @@ def drops():
 
 
 DENSE = {"uplink": NONE, "ramp": 0, "weighting": Weighting()}
+EXACT = {"gradients": NONE, "activations": NONE, **DENSE}
 STEP = SGD(lr=0.2, batch=5, epochs=2)
+Whole = partial(Averaging, uplink=UPDATE, ramp=2, weighting=Weighting(beta=1.0))  # T0: whole networks, the same way up
 
 
 def doubled(model: Model) -> Model:
@@ -86,25 +90,22 @@ def fedavg():
     return play(Averaging(STEP)).model.weights
 
 
-def test_c9_flat_without_compression_is_fedavg(fedavg):
-    close(play(SparseCollaborative(Flat(), STEP, **DENSE)).model.weights, fedavg)
-    packed = SparseCollaborative(
-        Flat(), STEP, uplink=parse([{"topk": {"fraction": 1.0, "min_numel": 0}}]), ramp=0, weighting=Weighting()
-    )
+def test_c9_whole_networks_without_compression_are_fedavg(fedavg):
+    packed = Averaging(STEP, uplink=parse([{"topk": {"fraction": 1.0, "min_numel": 0}}]))
     close(play(packed).model.weights, fedavg)
     # the weighted path, with weights that come out as the prior, is the same mean
-    far = SparseCollaborative(Flat(), STEP, uplink=NONE, ramp=0, weighting=Weighting(beta=1e-300))
+    far = Averaging(STEP, weighting=Weighting(beta=1e-300))
     close(play(far).model.weights, fedavg)
 
 
 @pytest.mark.slow
 def test_c10_splitfed_version_1_without_compression_is_fedavg(fedavg):
-    close(play(SparseCollaborative(Split(1, NONE, NONE), STEP, **DENSE)).model.weights, fedavg)
+    close(play(Split(STEP, **EXACT)).model.weights, fedavg)
 
 
 @pytest.mark.slow
 def test_version_2_is_another_method(fedavg):
-    other = play(SparseCollaborative(Split(2, NONE, NONE), STEP, **DENSE)).model.weights
+    other = play(Split(STEP, version=2, **EXACT)).model.weights
     assert float((other["stem.fc1.weight"] - fedavg["stem.fc1.weight"]).abs().max()) > 1e-4
 
 
@@ -119,8 +120,6 @@ def test_c11_the_gradient_through_the_cut_is_autograds():
     options = {"of": ARCH.name, "options": dict(ARCH.options)}
     front = Part.fresh(Arch("front", options), {n: v for n, v in model.weights.items() if n.startswith("stem.")})
     back = Part.fresh(Arch("back", options), {n: v for n, v in model.weights.items() if not n.startswith("stem.")})
-    from fedbonsai.methods.sparse_collaborative.sequential import Activations, learn
-
     sent = front.output(me.train.x, "cpu")
     got = Activations(coded(NONE, sent, 0), tuple(sent.shape), me.train.y, len(me.train))
     one = SGD(lr=1.0, batch=100)
@@ -132,14 +131,28 @@ def test_c11_the_gradient_through_the_cut_is_autograds():
 
 
 def test_c12_one_device_a_cluster_is_fedavg(fedavg):
-    state = play(SparseCollaborative(Clusters(1, "fixed", NONE, NONE), STEP, **DENSE))
+    state = play(Clusters(STEP, size=1, **EXACT))
     whole = renamed(state.model.weights, "fronts.0", "") | renamed(state.model.weights, "backs.0", "")
     close(whole, fedavg)
 
 
+def cotraining_gradient(logits):
+    """Gradient of the summed Jensen-Shannon divergence by each member's scores (specs/collaborative §1.2).
+
+    ``p_j * (u_j - <p_j, u_j>)`` with ``u_j = (log p_j - log mean p) / S``, for each member.
+    """
+    logs = [F.log_softmax(score, 1) for score in logits]
+    middle = torch.stack([log.exp() for log in logs]).mean(0).log()
+    found = []
+    for log in logs:
+        p, u = log.exp(), (log - middle) / len(logs)
+        found.append(p * (u - (p * u).sum(1, keepdim=True)))
+    return found
+
+
 def test_c12_gradient_of_the_co_training_term():
     scores = [torch.randn(4, 5, generator=generator(j), dtype=torch.float64).requires_grad_() for j in range(3)]
-    ours = clusters.cotraining_gradient([s.detach() for s in scores])
+    ours = cotraining_gradient([s.detach() for s in scores])
     auto = torch.autograd.grad(clusters.jensen_shannon(scores).sum(), scores)
     step = 1e-5
     for j, (mine, exact) in enumerate(zip(ours, auto, strict=True)):
@@ -157,11 +170,11 @@ def test_c12_gradient_of_the_co_training_term():
 def test_c12_the_distributed_step_is_monolithic_autograd():
     folk = people(2, 7, same=True)
     step = SGD(lr=0.3, batch=100)
-    method = SparseCollaborative(Clusters(2, "fixed", NONE, NONE, cotraining=0.5, warmup=0), step, **DENSE)
+    method = Clusters(step, cotraining=0.5, warmup=0, **EXACT)
     first = play(method, 0, LocalFleet(folk))
     distributed = play(method, 1, LocalFleet(folk)).model.weights
     module = first.model.build().train()
-    (group,) = groups(LocalFleet(folk).devices, method.topology, 0, 0, 0)
+    (group,) = method.groups(LocalFleet(folk).devices, 0, 0)
     for owner in group:
         me = next(person for person in folk if person.id == owner.id)
         scores = [g(f(me.train.x)) for f, g in zip(module.fronts, module.backs, strict=True)]
@@ -184,7 +197,7 @@ def test_c12_the_co_training_weight_warms_up_and_every_front_learns():
             seen.extend(m.how.cotraining for m in send.values() if isinstance(m, clusters.Place))
             return self.inner.ask(task, send, at_least)
 
-    method = SparseCollaborative(Clusters(2, cotraining=0.5, warmup=4), STEP, **DENSE)
+    method = Clusters(STEP, cotraining=0.5, warmup=4, **DENSE)
     before = play(method, 0).model.weights
     after = play(method, 6, Watch(LocalFleet(people()))).model.weights
     assert [seen[4 * t] for t in range(6)] == pytest.approx([0.125, 0.25, 0.375, 0.5, 0.5, 0.5])
@@ -195,15 +208,20 @@ def test_c12_the_co_training_weight_warms_up_and_every_front_learns():
 
 def test_c12_a_device_never_holds_another_back():
     fleet = LocalFleet(people())
-    method = SparseCollaborative(Clusters(2, "fixed", NONE, NONE), STEP, **DENSE)
+    method = Clusters(STEP, **EXACT)
     state = play(method, 0, fleet)
-    group = groups(fleet.devices, method.topology, 0, 0, 0)[0]
+    group = method.groups(fleet.devices, 0, 0)[0]
     options = {key: value for key, value in state.model.arch.options.items() if key != "count"}
     parts = Arch("front", options), Arch("back", options), state.model.arch
-    how = clusters.How(*parts, 2, STEP, NONE, NONE, NONE, 0.0, False, 0)
+    config = clusters.ClusterConfig(*parts, 2, STEP, NONE, NONE, NONE, 0.0, False, 0)
     backs = [part_of(state.model.weights, f"backs.{j}") for j in range(2)]
     with scope(fleet, Scope("r", 0, 0, 0)):
-        list(fleet.ask(clusters.place, {d: clusters.Place(how, j, Whole(backs[j]), None) for j, d in enumerate(group)}))
+        list(
+            fleet.ask(
+                clusters.place,
+                {d: clusters.Place(config, j, broadcast.Whole(backs[j]), None) for j, d in enumerate(group)},
+            )
+        )
         for j, device in enumerate(group):
             own = fleet.pending()[device.id].memory[clusters.HERE]
             held = {name for key in ("back", "fronts") if key in own for name in own[key].weights}
@@ -225,7 +243,7 @@ def test_c12b_nothing_of_the_servers_part_reaches_a_device():
         if perturbed:
             start = start.replace({n: v if n.startswith("stem.") else v + 1 for n, v in start.weights.items()})
         sent.clear()
-        state = play(SparseCollaborative(LocalLoss(), STEP), 1, Watch(LocalFleet(people())), start)
+        state = play(LocalLoss(STEP), 1, Watch(LocalFleet(people())), start)
         return state, list(sent)
 
     (a, first), (b, second) = updates(False), updates(True)
@@ -238,8 +256,8 @@ def test_c12b_nothing_of_the_servers_part_reaches_a_device():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topology", [Flat(), Split(), Split(2), LocalLoss(), Clusters(2)])
-def test_c17_two_runs_give_identical_messages_and_weights(topology):
+@pytest.mark.parametrize("method", [Whole(STEP), Split(STEP), Split(STEP, version=2), LocalLoss(STEP), Clusters(STEP)])
+def test_c17_two_runs_give_identical_messages_and_weights(method):
     def digest():
         seen = hashlib.sha256()
 
@@ -249,7 +267,7 @@ def test_c17_two_runs_give_identical_messages_and_weights(topology):
                     seen.update(encode(message))
                 return self.inner.ask(task, send, at_least)
 
-        state = play(SparseCollaborative(topology, STEP), 2, Watch(LocalFleet(people())))
+        state = play(method, 2, Watch(LocalFleet(people())))
         seen.update(encode(state))
         return seen.hexdigest()
 
@@ -264,17 +282,17 @@ def test_c18_bytes_of_the_cut_are_those_of_the_specification(floats, networks, m
 
 
 def test_c18_the_ledger_shows_activations_gradients_and_updates_apart():
-    folk = people(4, 20, same=True)
-    for topology, down, up in (
-        (Split(1, NONE, NONE), {"split/gradient@1": 1}, {"split/activations@1": 1}),
+    folk, one = people(4, 20, same=True), SGD(batch=20, epochs=1)
+    for method, down, up in (
+        (Split(one, **EXACT), {"split/gradient@1": 1}, {"split/activations@1": 1}),
         (
-            Clusters(2, "fixed", NONE, NONE),
+            Clusters(one, **EXACT),
             {"cluster/forward@1": 1},
             {"cluster/activations@1": 1, "cluster/gradient@1": 1},
         ),
     ):
         ledger = Ledger()
-        play(SparseCollaborative(topology, SGD(batch=20, epochs=1), **DENSE), 1, Metered(LocalFleet(folk), ledger))
+        play(method, 1, Metered(LocalFleet(folk), ledger))
         cut = 4 * 20 * 8 * 8  # clients, samples, width of the cut, bytes of a float64
         for way, kinds in (("down", down), ("up", up)):
             for kind, times in kinds.items():
@@ -300,12 +318,10 @@ class Fails(Wrapper):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topology", [Flat(), Split(), LocalLoss(), Clusters(2)])
-def test_c19_a_client_that_fails_in_mid_round_keeps_its_residual_and_the_others_go_on(topology):
-    method = SparseCollaborative(
-        topology, STEP, uplink=parse(["ef14", {"topk": {"fraction": 0.1, "min_numel": 0}}]), ramp=0
-    )
-    at = 1 if isinstance(topology, Flat) else 2
+@pytest.mark.parametrize("kind", [Whole, Split, LocalLoss, Clusters])
+def test_c19_a_client_that_fails_in_mid_round_keeps_its_residual_and_the_others_go_on(kind):
+    method = kind(STEP, uplink=parse(["ef14", {"topk": {"fraction": 0.1, "min_numel": 0}}]), ramp=0)
+    at = 1 if kind is Whole else 2
     memories = {}
 
     def kept(fleet):
@@ -316,47 +332,49 @@ def test_c19_a_client_that_fails_in_mid_round_keeps_its_residual_and_the_others_
     assert all(bool(torch.isfinite(v).all()) for v in state.model.weights.values())
     assert [held.round for held in memories["1"]] == [0, 2]  # nothing of round 1 was kept
     others = {id for id, held in memories.items() if [k.round for k in held] == [0, 1, 2]}
-    assert len(others) == (2 if isinstance(topology, Clusters) else 3)
+    assert len(others) == (2 if kind is Clusters else 3)
 
 
 def test_shares_renormalise_when_a_client_is_missing():
-    method = SparseCollaborative(Flat(), STEP, uplink=NONE, ramp=0, weighting=Weighting(beta=1))
-    state = play(method, 1, Fails(LocalFleet(people()), "3", 1, 0))
-    assert 0 < state.figures["share_min"] < state.figures["share_max"] < 1
+    method = Averaging(STEP, weighting=Weighting(beta=1))
+    figures = method.metrics(play(method, 1, Fails(LocalFleet(people()), "3", 1, 0)))
+    assert 0 < figures["share_min"] < figures["share_max"] < 1
 
 
 def test_when_every_cluster_falls_silent_nothing_is_averaged():
-    method = SparseCollaborative(Clusters(4), STEP)
+    method = Clusters(STEP, size=4)
     with pytest.raises(Unanswered):
         play(method, 1, Fails(LocalFleet(people()), "2", 3, 0))
 
 
 @pytest.mark.parametrize(
-    ("settings", "text"),
+    ("kind", "settings", "text"),
     [
-        ({"uplink": parse(["ef21", {"topk": 0.1}])}, "ef21"),
-        ({"topology": Split(), "sgd": SGD(clip=1.0)}, "no effect"),
-        ({"topology": Clusters(draw="redrawn")}, "without an owner"),
-        ({"topology": Split(), "sgd": SGD(proximal=0.1)}, "no effect"),
-        ({"topology": Clusters(size=0)}, "at least 1"),
-        ({"topology": LocalLoss(every=0)}, "at least 1"),
-        ({"uplink": NONE}, "ramp"),
+        *((kind, {"uplink": parse(["ef21", {"topk": 0.1}])}, "ef21") for kind in (Whole, Split, LocalLoss, Clusters)),
+        *((kind, {"uplink": NONE}, "ramp = 2 has no effect") for kind in (Whole, Split, LocalLoss, Clusters)),
+        (Whole, {"warmup": 3}, "warmup = 3 and ramp = 2"),
+        (Split, {"sgd": SGD(clip=1.0)}, "no effect"),
+        (Clusters, {"sgd": SGD(clip=1.0)}, "no effect"),
+        (Clusters, {"draw": "redrawn"}, "without an owner"),
+        (Split, {"sgd": SGD(proximal=0.1)}, "no effect"),
+        (Clusters, {"size": 0}, "size = 0: expected at least 1"),
+        (LocalLoss, {"every": 0}, "every = 0: expected at least 1"),
     ],
 )
-def test_settings_without_a_meaning_are_refused(settings, text):
+def test_settings_without_a_meaning_are_refused(kind, settings, text):
     with pytest.raises(ValueError, match=text):
-        SparseCollaborative(**settings)
+        kind(**settings)
 
 
 def test_devices_must_make_whole_clusters():
     with pytest.raises(ConfigError, match="clusters of 3"):
-        play(SparseCollaborative(Clusters(3), STEP), 1)
+        play(Clusters(STEP, size=3), 1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topology", [Flat(), Split(), LocalLoss(), Clusters(2)])
+@pytest.mark.parametrize("kind", [Whole, Split, LocalLoss, Clusters])
 @pytest.mark.parametrize("chain", [["fp16"], [{"topk": {"fraction": 0.1, "min_numel": 0}}]])
-def test_every_way_down_works_in_every_topology_and_heals_after_lost_memories(topology, chain):
+def test_every_way_down_works_in_every_method_and_heals_after_lost_memories(kind, chain):
     down = Downlink(parse(chain), delta=chain != ["fp16"])
     start = Model.init(ARCH, 1)
     folk = [replace(p, train=Samples(p.train.x.float(), p.train.y)) for p in people()]
@@ -368,7 +386,7 @@ def test_every_way_down_works_in_every_topology_and_heals_after_lost_memories(to
                 self.inner.restore({})
             super().open(where)
 
-    method = SparseCollaborative(topology, STEP, downlink=down)
+    method = kind(STEP, downlink=down)
     states = []
     with scope(fleet, Scope("r", 0, -1, 0)):
         states.append(method.begin(start, fleet, SERVER))
@@ -388,12 +406,12 @@ def test_every_way_down_works_in_every_topology_and_heals_after_lost_memories(to
 def test_dropout_is_refused_where_a_part_is_computed_twice():
     small = Arch("test-dropout")
     with pytest.raises(ConfigError, match="dropout"):
-        play(SparseCollaborative(Split(), STEP), 1, start=Model.init(small, 0))
+        play(Split(STEP), 1, start=Model.init(small, 0))
 
 
 @pytest.mark.parametrize("every", [2])
 def test_activations_go_up_only_every_so_often(every):
     ledger = Ledger()
-    play(SparseCollaborative(LocalLoss(every), STEP), 4, Metered(LocalFleet(people()), ledger))
+    play(LocalLoss(STEP, every=every), 4, Metered(LocalFleet(people()), ledger))
     shown = [row for row in ledger.take() if row["kind"] == "split/activations@1"]
     assert {row["round"] for row in shown} == {0, 2}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,12 +12,12 @@ from torch import Tensor
 from fedbonsai import work
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import BadMessage, ConfigError
-from fedbonsai.model import Arch, Model, Skeleton, shared, skeleton
+from fedbonsai.model import Arch, Model, Skeleton, skeleton
 from fedbonsai.stages.codec import Chain, Packed
 from fedbonsai.training.batches import augmented, epochs
 from fedbonsai.training.gradients import gradients
 from fedbonsai.training.optimizers import SGD, descend
-from fedbonsai.tree import Tree, Weights, dtype_of, generator, seed_of, seeded
+from fedbonsai.tree import Tree, Weights, generator, seed_of
 from fedbonsai.wire import message
 
 LARGEST = 1 << 26  # values of one batch behind a cut
@@ -138,38 +138,6 @@ def renamed(weights: Tree, old: str, new: str) -> Weights:
     """Weights whose names begin with ``old`` (and a dot, unless empty), under names that begin with ``new``."""
     old, new = old and old + ".", new and new + "."
     return {new + name.removeprefix(old): value for name, value in weights.items() if name.startswith(old)}
-
-
-PARTS = ("stem", "features", "classifier")
-
-
-def cuttable(model: Model, sample: Sequence[int], who: str) -> None:
-    """Refuse a network that is not its stem, features and classifier in a row.
-
-    Args:
-        model: network.
-        sample: shape of one input.
-        who: needs it, for the text.
-
-    Raises:
-        ConfigError: it has other parts, does something beside them, or shares weights between them.
-    """
-    net = model.build().eval()
-    found = tuple(name for name, _ in net.named_children())
-    want = f"{who} needs a network of the parts {', '.join(PARTS)} in a row; every network of fedbonsai.zoo has them"
-    if found != PARTS:
-        raise ConfigError(f"{want}, {model.arch.name!r} has {list(found)}")
-    if crossing := sorted(shared(net)):
-        raise ConfigError(
-            f"{want}; {model.arch.name!r} ties weights ({', '.join(crossing[:4])}), which no cut may part"
-        )
-    x = torch.randn(2, *sample, generator=generator(0)).to(dtype_of(model.weights))
-    with torch.no_grad(), seeded(0):
-        one = net(x)
-        for name in PARTS:
-            x = net.get_submodule(name)(x)
-    if one.shape != x.shape or not torch.allclose(one, x, rtol=1e-3, atol=1e-5):
-        raise ConfigError(f"{want}; what {model.arch.name!r} gives is not what its three parts give in a row")
 
 
 def sub(arch: Arch, kind: str) -> Arch:

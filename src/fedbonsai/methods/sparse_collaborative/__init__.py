@@ -1,1 +1,0 @@
-"""Sparse collaborative learning: position masks, quantized sparse gradients and updates, distance-base."""
