@@ -87,7 +87,7 @@ class Part:
 
 
 def batch(me: Client, seed: int, sgd: SGD, number: int, view: str = "view") -> Samples | None:
-    """The round's batch of that number; None behind the last. Without augmentation it is that of `local.batches`.
+    """The round's batch of that number; None behind the last. Without augmentation it is that of `training.batches`.
 
     Args:
         me: whose samples.
