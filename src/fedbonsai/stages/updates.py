@@ -12,7 +12,7 @@ from torch import Tensor
 from fedbonsai import tree
 from fedbonsai.core import Answer, Answers, Client, Fleet, Memory, forgetful
 from fedbonsai.errors import BadMessage, Unanswered
-from fedbonsai.stages.codec import EF14, Chain, Packed, apply
+from fedbonsai.stages.codec import Chain, Packed, apply
 from fedbonsai.stages.weighting import Weighting, weights
 from fedbonsai.training.steps import Trained
 from fedbonsai.tree import Tree, Weights, part_of
@@ -67,10 +67,10 @@ def update(trained: Trained, start: Tree, chain: Chain, memory: Memory, me: Clie
     change = tree.subtract(trained.weights, start)
     packed, held = apply(chain, change, memory.get(FEEDBACK, {}), me.seed, t)
     withheld = 0.0
-    if chain.feedback is not None:
+    if (stage := chain.feedback) is not None:
         memory = {**memory, FEEDBACK: held}
-    if isinstance(chain.feedback, EF14) and (size := tree.norm(change)):
-        withheld = tree.norm(held["residual"]) / size
+        if size := tree.norm(change):
+            withheld = tree.norm(stage.withheld(held[stage.key])) / size
     return Update(packed, trained.examples, trained.steps, trained.loss, withheld), memory
 
 
