@@ -45,10 +45,15 @@ def _registered(name: str, codes: tuple[int, ...], own: bool) -> Callable[[type[
             raise ValueError(
                 f"stage {name!r}: expected a class below one of the families, such as Sparsifier or Values"
             )
+        if cls.coded and not codes:
+            raise ValueError(
+                f"stage {name!r}: a stage of {cls.family} needs a code in the payload: @stage({name!r}, 12)"
+            )
+        made = message(f"codec/{name}@1")(cls)
         for code in codes:
-            cls.claim(code, own)
-        cls.short, cls.codes = name, codes
-        _stages[name] = made = message(f"codec/{name}@1")(cls)
+            made.claim(code, own)
+        made.short, made.codes = name, codes
+        _stages[name] = made
         return made
 
     return register

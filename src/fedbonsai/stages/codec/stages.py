@@ -38,13 +38,15 @@ class Stage:
         short: its name in a recipe.
         family: where in a chain it stands.
         primary: the field that stands for it in ``{topk = 0.01}``.
-        codes: its own in the payload.
+        coded: whether it needs a code of its own in the payload.
+        codes: that it has.
         seeded: whether the receiver draws as the sender did, so that the seed travels.
     """
 
     short: ClassVar[str]
     family: ClassVar[Family]
     primary: ClassVar[str | None] = None
+    coded: ClassVar[bool] = False
     codes: ClassVar[tuple[int, ...]] = ()
     seeded: ClassVar[bool] = False
 
@@ -93,14 +95,7 @@ class Feedback(Stage):
         raise NotImplementedError
 
     def kept(self, target: Tree, held: Tree, sent: Mapping[str, Sparse], names: list[str]) -> Weights:
-        """What is held from now on.
-
-        Args:
-            target: what was to be sent.
-            held: from before.
-            sent: as the receiver decodes it.
-            names: that are compressed with loss.
-        """
+        """What is held from now on, once ``target`` was to be sent and the receiver decodes ``sent``."""
         raise NotImplementedError
 
     def withheld(self, kept: Tree) -> Tree:
@@ -198,7 +193,7 @@ class Values(Stage):
         lossless: whether it gives back what it was given.
     """
 
-    family = "values"
+    family, coded = "values", True
     width: ClassVar[int] = 0
     lossless: ClassVar[bool] = False
 
@@ -247,7 +242,7 @@ class Values(Stage):
 class PositionCodec(Locator):
     """How positions are written."""
 
-    family = "positions"
+    family, coded = "positions", True
 
     def write(self, indices: Ints, n: int) -> tuple[int, Parts]:
         """A code of its own and the bytes of ``0 < k < n`` ascending indices."""
@@ -268,7 +263,7 @@ class PositionCodec(Locator):
 class EntropyCoder(Stage):
     """A last pass over quantized integers."""
 
-    family = "entropy"
+    family, coded = "entropy", True
 
     def encode(self, codes: Octets, width: int, signed: bool) -> tuple[int, bytes]:
         """A code of its own and the bytes of codes of ``width`` bits; left out where they are no fewer than plain ones.
@@ -302,9 +297,6 @@ class EntropyCoder(Stage):
     def claim(cls, code: int, own: bool) -> None:
         """One of the two lowest bits of the options of quantized values."""
         CODERS.claim(code, cls, own)
-
-
-# --- a chain's stages, and what stands for them --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
