@@ -19,6 +19,7 @@ from fedbonsai.fleets.local import post
 from fedbonsai.fleets.slots import Remembers
 from fedbonsai.fleets.worker import Done, Job, share, work
 from fedbonsai.model import Arch, networks
+from fedbonsai.stages.codec.registry import by_name as codec_stages
 from fedbonsai.telling import each
 from fedbonsai.wire import OWN, decode, encode
 
@@ -84,7 +85,8 @@ class PoolFleet(Remembers):
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        modules = sorted({build.__module__ for build in networks().values()} - {"__main__"})
+        named = [*networks().values(), *codec_stages().values()]
+        modules = sorted({own.__module__ for own in named} - {"__main__"})
         process = self._context.Process(target=work, args=(theirs, *self._shared, modules), daemon=True)  # type: ignore[attr-defined]
         process.start()
         theirs.close()

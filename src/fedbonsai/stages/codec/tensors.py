@@ -39,7 +39,7 @@ class Sparse:
 
     def dense(self, like: Tensor) -> Tensor:
         """A dense tensor of the type, shape and device of ``like``."""
-        if self.indices is None:
+        if self.indices is None or not like.numel():
             return self.values.reshape(like.shape).to(like.device)
         # NumPy asks the system for zero pages, large ones where it can: several times faster than clearing new memory
         out = torch.from_numpy(np.zeros(like.numel() * like.element_size(), np.uint8)).view(like.dtype)
