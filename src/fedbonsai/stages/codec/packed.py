@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -124,10 +123,10 @@ def _record(cursor: Cursor, like: Tensor, seed: int | None, place: int, mask: Te
         return Sparse(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=like.dtype))
     if n > LARGEST:
         raise BadMessage(f"{n} values in one tensor, expected at most {LARGEST}")
-    context = Context(seed, place, mask=mask)
+    context = Context(seed, place, rows_of(like) if where == positions.ALL else 1, mask)
     indices = None if where == positions.ALL else _positions(cursor, where, n, context)
     count = n if indices is None else len(indices)
-    kept = _values(cursor, code, count, like, replace(context, rows=rows_of(like) if indices is None else 1))
+    kept = _values(cursor, code, count, like, context)
     return Sparse(None if indices is None else torch.from_numpy(indices), kept)
 
 
