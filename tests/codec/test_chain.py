@@ -6,7 +6,7 @@ import pytest
 
 from fedbonsai.errors import BadMessage, ConfigError
 from fedbonsai.stages.codec import EF14, Affine, Chain, Fp16, Positions, SignMag, TopK, parse
-from fedbonsai.stages.codec.stages import KINDS
+from fedbonsai.stages.codec.registry import by_name
 from fedbonsai.wire import decode, encode
 from tests.codec.cases import CHAINS
 
@@ -102,4 +102,6 @@ def test_a_chain_without_a_meaning_is_not_decoded():
 
 
 def test_every_stage_is_named_once():
-    assert len({kind.short for kind in KINDS}) == len({kind.wire_name for kind in KINDS}) == len(KINDS)
+    kinds = by_name()
+    assert {kind.short for kind in kinds.values()} == set(kinds)
+    assert {kind.wire_name for kind in kinds.values()} == {f"codec/{name}@1" for name in kinds}

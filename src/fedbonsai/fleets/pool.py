@@ -20,6 +20,7 @@ from fedbonsai.fleets.slots import Remembers
 from fedbonsai.fleets.worker import Done, Job, share, work
 from fedbonsai.model import Arch, networks
 from fedbonsai.stages.choice import homes
+from fedbonsai.stages.codec.registry import by_name as codec_stages
 from fedbonsai.telling import each
 from fedbonsai.wire import OWN, decode, encode
 
@@ -85,7 +86,8 @@ class PoolFleet(Remembers):
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        modules = sorted(({build.__module__ for build in networks().values()} | homes()) - {"__main__"})
+        named = [*networks().values(), *codec_stages().values()]
+        modules = sorted(({own.__module__ for own in named} | homes()) - {"__main__"})
         process = self._context.Process(target=work, args=(theirs, *self._shared, modules), daemon=True)  # type: ignore[attr-defined]
         process.start()
         theirs.close()

@@ -22,7 +22,6 @@ from fedbonsai.core import Device, Memory
 from fedbonsai.errors import Forgotten
 from fedbonsai.model import Arch, Model, forms
 from fedbonsai.stages.codec import Chain, Packed
-from fedbonsai.stages.codec.rules import expansive
 from fedbonsai.tree import Tree, Weights, add, part_of, subtract
 from fedbonsai.wire import message
 
@@ -41,13 +40,13 @@ class Downlink:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        if "sparsifier" in self.chain.parts and not self.delta:
+        if self.chain.sparsifier is not None and not self.delta:
             raise ValueError("downlink.chain drops most of the model: set downlink.delta = true to send changes")
         if self.chain.feedback is not None:
             raise ValueError(
                 "downlink.chain needs no feedback stage: with delta = true the difference to the replica is one"
             )
-        if self.delta and (found := expansive(self.chain.stages)):
+        if self.delta and (found := self.chain.members.growths()):
             raise ValueError(f"downlink.delta = true feeds errors back, as ef14 does, with {'; '.join(found)}")
 
 

@@ -14,7 +14,7 @@ import torch
 
 from fedbonsai import tree
 from fedbonsai.core import Client, Memory
-from fedbonsai.stages.codec import EF21, Chain, Known, Packed
+from fedbonsai.stages.codec import Chain, Known, Packed
 from fedbonsai.stages.codec.pack import eligible
 from fedbonsai.stages.codec.stages import FAMILIES
 from fedbonsai.stages.pruning.gates import Gate, Use
@@ -49,15 +49,15 @@ def under_masks(uplink: Chain) -> Chain:
 def faults(uplink: Chain, gate: Gate) -> list[str]:
     """Reasons why a chain or a gate has no meaning under masks; empty if it has."""
     found: list[str] = []
-    sparse = uplink.parts.get("sparsifier")
-    if isinstance(sparse, Known):
+    sparse = uplink.sparsifier
+    if sparse is not None and sparse.masks:
         found.append("uplink: the method knows its masks and puts 'known' in by itself; leave it out")
     elif sparse is not None:
         found.append(
             f"uplink: {sparse.short} chooses positions anew, beside masks by which both ends know them already; leave it "
             "out and quantise the values, or use method 'averaging' for a dense model"
         )
-    if isinstance(uplink.feedback, EF21):
+    if uplink.estimates:
         found.append(
             "uplink: ef21 keeps an estimate of each client at both ends, which masks that change tear apart; use ef14"
         )

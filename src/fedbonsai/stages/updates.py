@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
 from fedbonsai import tree
 from fedbonsai.core import Answer, Answers, Client, Fleet, Memory, forgetful
 from fedbonsai.errors import BadMessage, Unanswered
-from fedbonsai.stages.codec import EF14, Chain, Packed, Sparsifier, TopK, apply
+from fedbonsai.stages.codec import Chain, Packed, TopK, apply
 from fedbonsai.stages.weighting import Weighting, weights
 from fedbonsai.training.steps import Trained
 from fedbonsai.tree import Tree, Weights, part_of
 from fedbonsai.wire import message
+
+A = TypeVar("A")
+R = TypeVar("R")
 
 MOST = 1 << 40  # samples that a client can claim
 STATISTICS = ("running_mean", "running_var")  # of BatchNorm
@@ -67,17 +70,17 @@ def update(trained: Trained, start: Tree, chain: Chain, memory: Memory, me: Clie
     change = tree.subtract(trained.weights, start)
     packed, held = apply(chain, change, memory.get(FEEDBACK, {}), me.seed, t)
     withheld = 0.0
-    if chain.feedback is not None:
+    if (stage := chain.feedback) is not None:
         memory = {**memory, FEEDBACK: held}
-    if isinstance(chain.feedback, EF14) and (size := tree.norm(change)):
-        withheld = tree.norm(held["residual"]) / size
+        if size := tree.norm(change):
+            withheld = tree.norm(stage.withheld(held[stage.key])) / size
     return Update(packed, trained.examples, trained.steps, trained.loss, withheld), memory
 
 
 def ramped(chain: Chain, rounds: int, t: int) -> Chain:
     """The chain of round ``t``: all values in the first rounds (rho = 1), and tensors below ``min_numel`` whole as ever."""
-    sparsifier = chain.parts.get("sparsifier")
-    if t >= rounds or not isinstance(sparsifier, Sparsifier):
+    sparsifier = chain.sparsifier
+    if t >= rounds or sparsifier is None:
         return chain
     if "values" not in chain.parts:
         return Chain()  # nothing is lost any more, so there is nothing to feed back
@@ -90,6 +93,37 @@ def idle_ramp(chain: Chain, rounds: int) -> tuple[bool, str]:
     """Whether a ramp has no effect, and the text that says so."""
     idle = rounds > 0 and "sparsifier" not in chain.parts
     return idle, f"ramp = {rounds} has no effect without a sparsifier in uplink: set it to 0"
+
+
+class Usable(Generic[A, R]):
+    """Answers that can be used, each with what it was opened to; others are dropped, with what their clients kept.
+
+    Args:
+        answers: of a fleet.
+        fleet: that was asked.
+        opened: what an answer says, or None where it does not fit; `BadMessage` says so too.
+    """
+
+    def __init__(self, answers: Iterable[Answer[A]], fleet: Fleet, opened: Callable[[Answer[A]], R | None]) -> None:
+        self.dropped = 0
+        self._answers, self._fleet, self._opened = answers, fleet, opened
+
+    def __iter__(self) -> Iterator[tuple[Answer[A], R]]:
+        for answer in self._answers:
+            try:
+                found = self._opened(answer)
+            except BadMessage:
+                found = None
+            if found is None:
+                self._fleet.reject(answer.device)
+                self.dropped += 1
+            else:
+                yield answer, found
+
+    def none(self, what: str = "update") -> Unanswered:
+        """That none could be used, with who had lost what it held."""
+        silent = self._answers.silent if isinstance(self._answers, Answers) else {}
+        return Unanswered(f"no {what} could be used ({self.dropped} dropped)", forgetful(silent))
 
 
 @dataclass(frozen=True)
@@ -130,13 +164,10 @@ def combine(answers: Iterable[Answer[Update]], start: Tree, fleet: Fleet, how: W
     how = how or Weighting()
     if how.needs_distances:
         return _by_distance(answers, start, fleet, how)
-    mean, total, loss, withheld, examples, dropped = tree.Mean(), 0.0, 0.0, 0.0, 0, 0
+    mean, total, loss, withheld, examples = tree.Mean(), 0.0, 0.0, 0.0, 0
     whole, devices, counts = True, list[str](), list[float]()
-    for answer in answers:
-        found = _usable(answer, start, fleet)
-        if found is None:
-            dropped += 1
-            continue
+    usable = Usable(answers, fleet, lambda answer: _weights(answer.value, start))
+    for answer, found in usable:
         share = answer.value.examples if how.prior == "examples" else 1
         mean.add(found, share)
         whole = not isinstance(answer.value.result, Packed | Parts)
@@ -145,10 +176,10 @@ def combine(answers: Iterable[Answer[Update]], start: Tree, fleet: Fleet, how: W
         withheld += share * answer.value.withheld
         total, loss, examples = total + share, loss + share * answer.value.loss, examples + answer.value.examples
     if not mean.weight:
-        raise _nothing(answers, dropped)
+        raise usable.none()
     shares = dict(zip(devices, (share / total for share in counts), strict=True))
     return Combined(
-        mean.result(), whole, examples, loss / total, dropped, tuple(devices), shares, withheld=withheld / total
+        mean.result(), whole, examples, loss / total, usable.dropped, tuple(devices), shares, withheld=withheld / total
     )
 
 
@@ -178,18 +209,15 @@ def combine_if_any(
 def _by_distance(answers: Iterable[Answer[Update]], start: Tree, fleet: Fleet, how: Weighting) -> Combined:
     held: list[Answer[Update]] = []
     norms: list[float] = []
-    plain, dropped = tree.Mean(), 0
-    for answer in answers:
-        found = _usable(answer, start, fleet)
-        if found is None:
-            dropped += 1
-            continue
+    plain = tree.Mean()
+    usable = Usable(answers, fleet, lambda answer: _weights(answer.value, start))
+    for answer, found in usable:
         change = found if isinstance(answer.value.result, Packed | Parts) else tree.subtract(found, start)
         held.append(answer)
         norms.append(tree.norm(change))
         plain.add(change, answer.value.examples if how.prior == "examples" else 1)
     if not plain.weight:
-        raise _nothing(answers, dropped)
+        raise usable.none()
     middle = plain.result()
     if how.reference == "mean":
         distances = [tree.norm(tree.subtract(change, middle)) for change in _changes(held, start)]
@@ -209,17 +237,12 @@ def _by_distance(answers: Iterable[Answer[Update]], start: Tree, fleet: Fleet, h
         False,
         sum(answer.value.examples for answer in held),
         loss,
-        dropped,
+        usable.dropped,
         tuple(ids),
         dict(zip(ids, shares, strict=True)),
         dict(zip(ids, distances, strict=True)),
         math.fsum(share * answer.value.withheld for share, answer in zip(shares, held, strict=True)) / sum(shares),
     )
-
-
-def _nothing(answers: Iterable[Answer[Update]], dropped: int) -> Unanswered:
-    silent = answers.silent if isinstance(answers, Answers) else {}
-    return Unanswered(f"no update could be used ({dropped} dropped)", forgetful(silent))
 
 
 def _finite(mean: tree.Mean) -> Weights:
@@ -236,20 +259,19 @@ def _changes(held: list[Answer[Update]], start: Tree) -> Iterator[Weights]:
         yield result.change(start) if isinstance(result, Packed | Parts) else tree.subtract(result, start)
 
 
-def _usable(answer: Answer[Update], start: Tree, fleet: Fleet) -> Tree | None:
-    """Decoded weights or changes of an answer; nothing, and the client's memory dropped, if they cannot be used."""
-    value = answer.value
-    try:
-        coded = isinstance(value.result, Packed | Parts)
-        found = value.result.change(start) if isinstance(value.result, Packed | Parts) else value.result
-        forms = {n: (form.shape, form.dtype) for n, form in start.items() if form.is_floating_point() or not coded}
-        fits = forms == {name: (form.shape, form.dtype) for name, form in found.items()}
-        if fits and tree.finite(found) and 0 < value.examples < MOST:
-            return {name: found[name] for name in forms}  # in the server's order, whatever the client's was
-    except BadMessage:
-        pass
-    fleet.reject(answer.device)
-    return None
+def _weights(value: Update, start: Tree) -> Tree | None:
+    """Decoded weights or changes of an update, if they can be used.
+
+    Raises:
+        BadMessage: it is damaged.
+    """
+    coded = isinstance(value.result, Packed | Parts)
+    found = value.result.change(start) if isinstance(value.result, Packed | Parts) else value.result
+    forms = {n: (form.shape, form.dtype) for n, form in start.items() if form.is_floating_point() or not coded}
+    fits = forms == {name: (form.shape, form.dtype) for name, form in found.items()}
+    if not (fits and tree.finite(found) and 0 < value.examples < MOST):
+        return None
+    return {name: found[name] for name in forms}  # in the server's order, whatever the client's was
 
 
 def moved(weights: Tree, start: Tree, combined: Combined, rate: float = 1.0) -> Weights:

@@ -10,8 +10,7 @@ from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Wrapper
 from fedbonsai.methods.averaging.method import Averaging, warmed
 from fedbonsai.model import Arch, Model, network
-from fedbonsai.stages.codec import parse
-from fedbonsai.stages.codec.stages import TopK
+from fedbonsai.stages.codec import TopK, parse
 from fedbonsai.training.optimizers import SGD
 
 

@@ -31,7 +31,7 @@ from flwr.serverapp.strategy import Strategy
 from fedbonsai.errors import BadMessage, ConfigError, NotFinite
 from fedbonsai.fleets.flower import compat
 from fedbonsai.fleets.flower.limits import STYPE
-from fedbonsai.stages.codec import EF21, Chain, Packed, apply, parse
+from fedbonsai.stages.codec import Chain, Packed, apply, parse
 from fedbonsai.tree import Weights, seed_of
 from fedbonsai.wire import LIMIT, decode, encode
 
@@ -54,7 +54,7 @@ class CompressedStrategy(Strategy):
         super().__init__()
         self.strategy, self._seed = strategy, seed
         self._chain = parse(codec)
-        if isinstance(self._chain.feedback, EF21):
+        if self._chain.estimates:
             raise ConfigError("codec: ef21 needs an estimate of each client on the server; use ef14")
         self._sent: dict[int, Weights] = {}
 

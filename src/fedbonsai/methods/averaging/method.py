@@ -20,7 +20,7 @@ from fedbonsai.errors import Unanswered
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, grouped, received
-from fedbonsai.stages.codec import EF21, Chain, TopK
+from fedbonsai.stages.codec import Chain
 from fedbonsai.stages.codec.feedback import fed_back
 from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
@@ -115,11 +115,10 @@ def count(request: Count, me: Client, memory: Memory) -> tuple[Counted, Memory]:
 
 def warmed(chain: Chain, rounds: int, t: int) -> Chain:
     """The chain of round ``t``: top-k's share falls from a quarter to its own at first (DGC, section 3.3 of arXiv 1712.01887)."""
-    sparse = chain.parts.get("sparsifier")
-    if t >= rounds or not isinstance(sparse, TopK) or sparse.fraction is None:
+    sparse = chain.sparsifier
+    if t >= rounds or sparse is None or sparse.share is None:
         return chain
-    share = max(sparse.fraction, 0.25 * (sparse.fraction / 0.25) ** ((t + 1) / (rounds + 1)))
-    wider: TopK = replace(sparse, fraction=share)  # pyright: ignore[reportArgumentType, reportUnknownVariableType]
+    wider = sparse.keeping(max(sparse.share, 0.25 * (sparse.share / 0.25) ** ((t + 1) / (rounds + 1))))
     return Chain(tuple(wider if stage is sparse else stage for stage in chain.stages))
 
 
@@ -146,12 +145,12 @@ class Averaging:
 
     def __post_init__(self) -> None:
         """Refuse settings that have no effect or no meaning."""
-        sparse, ef21 = self.uplink.parts.get("sparsifier"), self.uplink.feedback
-        reset = ef21.reset if isinstance(ef21, EF21) else 0
+        sparse, feedback = self.uplink.sparsifier, self.uplink.feedback
+        reset = feedback.reset if feedback is not None and feedback.estimates else 0
         refuse(
             among(
                 (
-                    bool(self.warmup) and (not isinstance(sparse, TopK) or sparse.fraction is None),
+                    bool(self.warmup) and (sparse is None or sparse.share is None),
                     f"warmup = {self.warmup} has no effect without a share of topk in uplink: leave it out",
                 ),
                 idle_ramp(self.uplink, self.ramp),
@@ -165,7 +164,7 @@ class Averaging:
                     "cannot take one device's back; leave reset out",
                 ),
                 (
-                    isinstance(ef21, EF21) and (self.weighting != Weighting() or self.ramp > 0),
+                    self.uplink.estimates and (self.weighting != Weighting() or self.ramp > 0),
                     "ef21 sends changes of an estimate, which neither weighting nor ramp can change: use ef14",
                 ),
             )
@@ -175,7 +174,7 @@ class Averaging:
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """The initial model; EF21 weighs by all samples, so it asks how many there are."""
         examples = 0
-        if isinstance(self.uplink.feedback, EF21):
+        if self.uplink.estimates:
             examples = sum(
                 answer.value.examples
                 for answer in fleet.ask(count, dict.fromkeys(fleet.devices, Count()), len(fleet.devices))
@@ -187,7 +186,7 @@ class Averaging:
         """Broadcast, train, average."""
         since = state.since if isinstance(state, Restarted) else 0
         state = state.state if isinstance(state, Restarted) else state
-        weights, ef21 = state.model.weights, isinstance(self.uplink.feedback, EF21)
+        weights, ef21 = state.model.weights, self.uplink.estimates
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
         held, common, start = state.broadcast.advance(weights, self.downlink, seed_of(state.seed, "down", t, 0))
         uplink = warmed(ramped(self.uplink, self.ramp, t), self.warmup, t)

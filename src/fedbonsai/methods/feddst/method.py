@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from fedbonsai import training, tree
-from fedbonsai.core import Answer, Client, Device, Fleet, Memory, forgetful, task
-from fedbonsai.errors import Unanswered
+from fedbonsai.core import Client, Device, Fleet, Memory, forgetful, task
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.held_masks import HeldMasks, Sent, received
@@ -28,7 +27,7 @@ from fedbonsai.stages.pruning.scores import magnitude
 from fedbonsai.stages.pruning.under_masks import averaged, names_of, packed, unpacked
 from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.updates import MOST, Update
+from fedbonsai.stages.updates import MOST, Update, Usable
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import Tree, seed_of
 from fedbonsai.wire import message
@@ -146,21 +145,16 @@ class FedDST:
         arch, sgd = state.model.arch, self.sgd
         send = each(sent, lambda part: Readjust(arch, part, sgd, fraction, self.after, self.batch))
         answers = fleet.ask(readjust, send, at_least=0)
-        mean, loss, dropped, heard = MaskedMean(), 0.0, 0, list[str]()
-        for answer in answers:
-            masks = answer.value.masks or state.held.masks
-            weights = usable(answer, state.model.weights, state.held.masks, masks)
-            if not weights:
-                fleet.reject(answer.device)
-                dropped += 1
-                continue
+        mean, loss, heard = MaskedMean(), 0.0, list[str]()
+        usable = Usable(answers, fleet, lambda answer: opened(answer.value, state.model.weights, state.held.masks))
+        for answer, (weights, masks) in usable:
             mean.add(weights, masks, answer.value.update.examples)
             loss += answer.value.update.examples * answer.value.update.loss
             heard.append(answer.device.id)
         if not heard:
             if forgetful(answers.silent):
                 return replace(state, held=state.held.silent(answers.silent))
-            raise Unanswered(f"no update could be used ({dropped} dropped)")
+            raise usable.none()
         weights, masks = cut_back(mean.result(state.model.weights), state.held.masks)
         model = state.model.replace(weights)
         return replace(
@@ -169,7 +163,7 @@ class FedDST:
             held=state.held.heard(heard).silent(answers.silent).renewed(masks),
             costs=figures(model, masks, state.size, self.sgd),
             loss=loss / mean.weight,
-            dropped=dropped,
+            dropped=usable.dropped,
             traded=changed(state.held.masks, masks) // 2,
         )
 
@@ -182,12 +176,12 @@ class FedDST:
         return {"train_loss": state.loss, "dropped": state.dropped, "traded": state.traded, **state.costs}
 
 
-def usable(answer: Answer[Readjusted], like: Tree, old: Tree, masks: Tree) -> tree.Weights:
-    """Weights of an answer; none where it is damaged, not finite, or its masks keep more or less than those that came."""
-    update = answer.value.update
+def opened(value: Readjusted, like: Tree, old: Tree) -> tuple[Tree, Tree] | None:
+    """Weights and masks, unless they are damaged, not finite, or the masks keep more or less than those that came."""
+    update, masks = value.update, value.masks or old
     fits = masks.keys() == old.keys() and all(
         mask.dtype == torch.bool and mask.shape == old[name].shape and int(mask.sum()) == int(old[name].sum())
         for name, mask in masks.items()
     )
     weights = unpacked(update, like, masks) if fits and 0 < update.examples < MOST else {}
-    return weights if tree.finite(weights) else {}
+    return (weights, masks) if weights and tree.finite(weights) else None

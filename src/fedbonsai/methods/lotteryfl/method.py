@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from fedbonsai import training, tree
-from fedbonsai.core import Answer, Client, Device, Fleet, Memory, forgetful, task
-from fedbonsai.errors import Forgotten, Unanswered
+from fedbonsai.core import Client, Device, Fleet, Memory, forgetful, task
+from fedbonsai.errors import Forgotten
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.held_masks import HeldMasks, Sent, hold, received
@@ -25,7 +25,7 @@ from fedbonsai.stages.pruning.masks import Masks, density, keep_top, masked
 from fedbonsai.stages.pruning.readjust import MaskedMean, changed
 from fedbonsai.stages.pruning.under_masks import names_of, packed, unpacked
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.updates import MOST, Update
+from fedbonsai.stages.updates import MOST, Update, Usable
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import Tree, seed_of
 from fedbonsai.wire import message
@@ -150,16 +150,11 @@ class LotteryFL:
             initial = state.initial if new and state.moved else None
             send[device] = Train(state.model.arch, sent, self.sgd, self.rule, new, initial)
         answers = fleet.ask(train, send, at_least=0)
-        mean, loss, accuracy, dropped, largest = MaskedMean(), 0.0, 0.0, 0, Masks()
-        for answer in answers:
-            value, old = answer.value, held[answer.device.id]
-            masks = dict(value.masks or old.masks)
-            found = usable(answer, weights, old.masks, masks)
-            if not found:
-                fleet.reject(answer.device)
-                dropped += 1
-                continue
-            held[answer.device.id] = old.renewed(masks).heard([answer.device.id])
+        mean, loss, accuracy, largest = MaskedMean(), 0.0, 0.0, Masks()
+        usable = Usable(answers, fleet, lambda answer: opened(answer.value, weights, held[answer.device.id].masks))
+        for answer, (found, masks) in usable:
+            value = answer.value
+            held[answer.device.id] = held[answer.device.id].renewed(masks).heard([answer.device.id])
             mean.add(found, masks, value.update.examples)
             loss += value.update.examples * value.update.loss
             accuracy += value.update.examples * value.accuracy
@@ -170,7 +165,7 @@ class LotteryFL:
         if not mean.weight:
             if forgetful(answers.silent):
                 return replace(state, devices=held)  # they get everything next time
-            raise Unanswered(f"no update could be used ({dropped} dropped)")
+            raise usable.none()
         return replace(
             state,
             model=state.model.replace(mean.result(weights)),
@@ -179,7 +174,7 @@ class LotteryFL:
             costs=figures(state.model, largest, state.size, self.sgd),
             loss=loss / mean.weight,
             accuracy=accuracy / mean.weight,
-            dropped=dropped,
+            dropped=usable.dropped,
         )
 
     def model(self, state: State) -> Model:
@@ -197,13 +192,13 @@ class LotteryFL:
         return {**figures, **state.costs, "density": sum(densities) / len(densities)}
 
 
-def usable(answer: Answer[Trained], like: Tree, old: Tree, masks: Tree) -> tree.Weights:
-    """Weights of an answer; none where it is damaged, not finite, or its masks are no part of those that came."""
-    update = answer.value.update
+def opened(value: Trained, like: Tree, old: Tree) -> tuple[Tree, Masks] | None:
+    """Weights and masks, unless they are damaged, not finite, or the masks are no part of those that came."""
+    update, masks = value.update, dict(value.masks or old)
     fits = masks.keys() == old.keys() and all(
         mask.dtype == torch.bool and mask.shape == old[name].shape and not bool((mask & ~old[name]).any())
         for name, mask in masks.items()
     )
-    fits = fits and (answer.value.masks is None or changed(old, masks) > 0) and 0 <= answer.value.accuracy <= 1
+    fits = fits and (value.masks is None or changed(old, masks) > 0) and 0 <= value.accuracy <= 1
     weights = unpacked(update, like, masks) if fits and 0 < update.examples < MOST else {}
-    return weights if tree.finite(weights) else {}
+    return (weights, masks) if weights and tree.finite(weights) else None

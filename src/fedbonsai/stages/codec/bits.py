@@ -9,6 +9,12 @@ from fedbonsai.errors import BadMessage
 
 Octets = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
+Parts = list[bytes | Octets]  # of a payload
+
+
+def length(parts: Parts) -> int:
+    """Bytes."""
+    return sum(len(part) for part in parts)
 
 
 def packed_size(count: int, width: int) -> int:

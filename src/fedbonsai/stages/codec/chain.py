@@ -7,8 +7,7 @@ from typing import Any
 from fedbonsai.stages.codec import syntax
 from fedbonsai.stages.codec.pack import pack
 from fedbonsai.stages.codec.packed import Packed
-from fedbonsai.stages.codec.rules import faults
-from fedbonsai.stages.codec.stages import EF14, EF21, Entropy, Positions, Stage
+from fedbonsai.stages.codec.stages import FAMILIES, Feedback, Members, Sparsifier, Stage
 from fedbonsai.tree import Tree
 from fedbonsai.wire import message
 
@@ -30,7 +29,7 @@ class Chain:
     stages: tuple[Stage, ...] = ()
 
     def __post_init__(self) -> None:
-        if found := faults(self.stages):
+        if found := _faults(self.stages):
             raise ValueError("; ".join(found))
 
     def data(self) -> list[Any]:
@@ -41,23 +40,35 @@ class Chain:
         return " | ".join(map(syntax.text_of, self.stages)) or "dense"
 
     @property
-    def feedback(self) -> EF14 | EF21 | None:
+    def members(self) -> Members:
+        """Stages by family, each as what it is."""
+        return Members(self.stages)
+
+    @property
+    def feedback(self) -> Feedback | None:
         """The stage that needs the client's memory; `feedback.apply` runs it, `pack` leaves it out."""
-        return next((stage for stage in self.stages if isinstance(stage, EF14 | EF21)), None)
+        return self.members.feedback
+
+    @property
+    def estimates(self) -> bool:
+        """Whether changes of an estimate are sent, which the server must hold too."""
+        feedback = self.feedback
+        return feedback is not None and feedback.estimates
+
+    @property
+    def sparsifier(self) -> Sparsifier | None:
+        """The stage that chooses positions."""
+        return self.members.sparsifier
 
     @property
     def parts(self) -> dict[str, Stage]:
-        """Stages by family."""
+        """Stages by the names of their families."""
         return {stage.family: stage for stage in self.stages}
 
     @property
     def ranged(self) -> bool:
         """Whether both ends need the range coder, an optional extra (`ranges.available`)."""
-        return any(
-            (isinstance(stage, Positions) and stage.codec in ("best", "range"))
-            or (isinstance(stage, Entropy) and stage.codec == "range")
-            for stage in self.stages
-        )
+        return any(stage.ranged for stage in self.stages)
 
     def pack(self, tree: Tree, seed: int, mask: Tree | None = None) -> Packed:
         """Compress a tree, without feedback.
@@ -72,7 +83,7 @@ class Chain:
             ConfigError: the range coder is not installed.
             ValueError: a mask or tensor that does not fit.
         """
-        return pack(self.parts, tree, seed, mask)
+        return pack(self.members, tree, seed, mask)
 
 
 def parse(spec: list[Any]) -> Chain:
@@ -84,3 +95,18 @@ def parse(spec: list[Any]) -> Chain:
         ConfigError: with every fault that was found.
     """
     return syntax.checked(Chain, spec)
+
+
+def _faults(stages: tuple[Stage, ...]) -> list[str]:
+    """Every reason why these stages are not a chain; nothing is silently ignored."""
+    order = [FAMILIES.index(stage.family) for stage in stages]
+    found: list[str] = []
+    for family in FAMILIES:
+        names = [stage.short for stage in stages if stage.family == family]
+        if len(names) > 1:
+            found.append(f"{' and '.join(names)} are both {family}: keep one")
+    if order != sorted(order):
+        names = [stage.short for stage in sorted(stages, key=lambda stage: FAMILIES.index(stage.family))]
+        found.append(f"stages act in the order {', '.join(FAMILIES)}: write {', '.join(names)}")
+    members = Members(stages)
+    return found + [fault for stage in stages for fault in stage.faults(members)]

@@ -3,57 +3,39 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fedbonsai.errors import NotFinite
 from fedbonsai.stages.codec import positions, tensors, values
-from fedbonsai.stages.codec.bits import Ints
+from fedbonsai.stages.codec.bits import Ints, Parts, length
+from fedbonsai.stages.codec.context import Candidate, Context
 from fedbonsai.stages.codec.cursor import LARGEST, varint
-from fedbonsai.stages.codec.draws import SUBSET
-from fedbonsai.stages.codec.packed import CRC, HEAD, SEED, SEEDED, VERSION, Packed, layout, rows_of
-from fedbonsai.stages.codec.positions import Parts
-from fedbonsai.stages.codec.select import above, check_finite, count_of, largest, largest_per_row
-from fedbonsai.stages.codec.stages import (
-    Affine,
-    Bf16,
-    Drive,
-    Entropy,
-    Fp16,
-    Fp32,
-    Known,
-    Positions,
-    RandK,
-    Sparsifier,
-    Stage,
-    Threshold,
-    TopK,
-)
-from fedbonsai.stages.codec.values import Context
+from fedbonsai.stages.codec.packed import CRC, HEAD, SEED, SEEDED, VERSION, Packed, layout
+from fedbonsai.stages.codec.select import check_finite
+from fedbonsai.stages.codec.stages import EntropyCoder, Members, PositionCodec, Sparsifier, Values
 from fedbonsai.tree import Tree
 
 Plan = dict[str, Ints | None]  # positions kept, None for all; names that are sent as they are do not occur
 
 
-def eligible(name: str, value: Tensor, sparsifier: Sparsifier | None) -> bool:
+def eligible(name: str, value: Tensor, sparsifier: Sparsifier | None, masks: Tree | None = None) -> bool:
     """Whether a tensor is compressed at all.
 
     Integers, BatchNorm's running statistics and small tensors are sent as they are: little to gain, accuracy to lose.
     """
     if not value.is_floating_point() or not value.numel() or name.endswith(("running_mean", "running_var")):
         return False
-    return sparsifier is None or value.numel() >= sparsifier.min_numel
+    return sparsifier is None or sparsifier.takes(name, value, masks or {})
 
 
-def pack(parts: Mapping[str, Stage], tree: Tree, seed: int, mask: Tree | None = None) -> Packed:
+def pack(members: Members, tree: Tree, seed: int, mask: Tree | None = None) -> Packed:
     """Compress a tree.
 
     Args:
-        parts: stages of a chain by family.
+        members: stages of a chain by family.
         tree: tensors; floating ones must be finite.
         seed: of this exchange (`tree.seed_of`).
         mask: for ``known``: boolean tensors by name.
@@ -64,27 +46,20 @@ def pack(parts: Mapping[str, Stage], tree: Tree, seed: int, mask: Tree | None = 
     """
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed {seed}: expected 0 <= seed < 2^64, such as tree.seed_of gives")
-    sparsifier, stage = parts.get("sparsifier"), parts.get("values")
-    assert sparsifier is None or isinstance(sparsifier, Sparsifier)
     flats = {name: tensors.flat(value) for name, value in tree.items()}
-    seeded = isinstance(sparsifier, RandK) or isinstance(stage, Drive)
+    seeded = any(stage.seeded for stage in members.stages)
     out: Parts = [HEAD.pack(VERSION, SEEDED if seeded else 0, layout(tree))]
     if seeded:
         out.append(SEED.pack(seed))
-    plan = _plan(sparsifier, tree, flats, seed, mask or {})
-    how, entropy = parts.get("positions"), parts.get("entropy")
-    assert how is None or isinstance(how, Positions)
-    assert entropy is None or isinstance(entropy, Entropy)
-    record = _Record(sparsifier, stage, how or Positions(), entropy)
+    plan = _plan(members.sparsifier, tree, flats, seed, mask or {})
+    record = _Record.of(members)
     for place, (name, value) in enumerate(flats.items()):
-        try:
+        with tensors.named(name):
             if name in plan:
-                rows = rows_of(tree[name]) if isinstance(stage, Affine) and stage.scope == "channel" else 1
+                rows = members.values.rows(tree[name]) if members.values else 1
                 out += record.encode(value, plan[name], Context(seed, place, rows))
             else:
                 out += [bytes([positions.ALL]), tensors.raw(value)]
-        except NotFinite as error:
-            raise NotFinite(f"tensor {name!r}: {error}") from None
     views = [memoryview(cast("bytes", part)).cast("B") for part in out]  # arrays have no buffer type for Python 3.11
     check = 0
     for view in views:
@@ -92,85 +67,36 @@ def pack(parts: Mapping[str, Stage], tree: Tree, seed: int, mask: Tree | None = 
     return Packed(b"".join([*views, CRC.pack(check)]))
 
 
-def _plan(sparsifier: Sparsifier | None, tree: Tree, flats: Tree, seed: int, mask: Tree) -> Plan:
+def _plan(sparsifier: Sparsifier | None, tree: Tree, flats: Tree, seed: int, masks: Tree) -> Plan:
     plan: Plan = {}
-    pooled: dict[str, np.ndarray] = {}  # for one selection over all tensors
-    for place, (name, value) in enumerate(flats.items()):
-        if value.numel() > LARGEST:
-            raise ValueError(f"tensor {name!r} has {value.numel()} values, expected at most {LARGEST}; split it")
-        try:
-            if not eligible(name, value, sparsifier) or (isinstance(sparsifier, Known) and name not in mask):
-                if value.is_floating_point():
-                    check_finite(tensors.floats(value))
-                continue
-            if isinstance(sparsifier, TopK) and sparsifier.scope == "global":
-                pooled[name] = tensors.floats(value)
-            else:
-                plan[name] = _choose(sparsifier, tree[name], value, mask.get(name), Context(seed, place))
-        except NotFinite as error:
-            raise NotFinite(f"tensor {name!r}: {error}") from None
-    if pooled and isinstance(sparsifier, TopK):
-        plan |= _global(sparsifier, pooled)
-    return plan
+    found: dict[str, Candidate] = {}
+    for place, (name, flat) in enumerate(flats.items()):
+        if flat.numel() > LARGEST:
+            raise ValueError(f"tensor {name!r} has {flat.numel()} values, expected at most {LARGEST}; split it")
+        coded = eligible(name, tree[name], sparsifier, masks)
+        if coded and sparsifier is not None:
+            found[name] = Candidate(flat, tree[name].shape, Context(seed, place, mask=masks.get(name)))
+        elif flat.is_floating_point():
+            with tensors.named(name):
+                check_finite(tensors.floats(flat))
+        if coded:
+            plan[name] = None
+    return plan | sparsifier.plan(found) if sparsifier is not None else plan
 
 
-def _choose(
-    sparsifier: Sparsifier | None, value: Tensor, flat: Tensor, mask: Tensor | None, context: Context
-) -> Ints | None:
-    numbers, n = tensors.floats(flat), flat.numel()
-    match sparsifier:
-        case TopK(scope="row") if value.ndim > 1:
-            width = n // value.shape[0]
-            return largest_per_row(numbers, value.shape[0], _count(sparsifier, width))
-        case TopK():
-            return largest(numbers, _count(sparsifier, n))
-        case Threshold():
-            return above(numbers, sparsifier.tau)
-        case RandK():
-            check_finite(numbers)
-            return context.draws(SUBSET).subset(n, _count(sparsifier, n))
-        case Known():
-            check_finite(numbers)
-            if mask is None or mask.dtype != torch.bool or mask.shape != value.shape:
-                raise ValueError(f"mask for a tensor of shape {list(value.shape)}: expected booleans of that shape")
-            return np.flatnonzero(tensors.flat(mask).numpy())
-        case _:
-            check_finite(numbers)
-            return None
-
-
-def _count(sparsifier: TopK | RandK, n: int) -> int:
-    return min(n, sparsifier.count) if sparsifier.count is not None else count_of(sparsifier.fraction or 1.0, n)
-
-
-def _global(sparsifier: TopK, pooled: dict[str, np.ndarray]) -> Plan:
-    joined = np.concatenate(list(pooled.values()))
-    try:
-        chosen = largest(joined, _count(sparsifier, len(joined)))
-    except NotFinite:
-        for name, numbers in pooled.items():  # again, to tell which
-            try:
-                check_finite(numbers)
-            except NotFinite as error:
-                raise NotFinite(f"tensor {name!r}: {error}") from None
-        raise
-    ends = np.cumsum([len(numbers) for numbers in pooled.values()])
-    cuts = np.searchsorted(chosen, ends)
-    plan: Plan = {}
-    for name, cut, before, end in zip(pooled, cuts, [0, *cuts[:-1]], ends, strict=True):
-        plan[name] = chosen[before:cut] - (end - len(pooled[name]))
-    return plan
-
-
+@dataclass(frozen=True)
 class _Record:
     """Encodes one compressed tensor after another with the same stages."""
 
-    def __init__(
-        self, sparsifier: Sparsifier | None, stage: Stage | None, how: Positions, entropy: Entropy | None
-    ) -> None:
-        self.fixed = {RandK: positions.SHARED, Known: positions.KNOWN}.get(type(sparsifier))  # type: ignore[arg-type]
-        self.scale = isinstance(sparsifier, RandK) and sparsifier.unbiased
-        self.stage, self.how, self.entropy = stage, how, entropy
+    sparsifier: Sparsifier | None
+    values: Values | None
+    positions: PositionCodec
+    entropy: EntropyCoder | None
+
+    @classmethod
+    def of(cls, members: Members) -> _Record:
+        """With all positions written by the best codec, unless a stage says how."""
+        return cls(members.sparsifier, members.values, members.positions or positions.Positions(), members.entropy)
 
     def encode(self, flat: Tensor, indices: Ints | None, context: Context) -> Parts:
         """One record.
@@ -186,32 +112,25 @@ class _Record:
         kept = flat if indices is None else flat[torch.from_numpy(indices)]
         if not bool(kept.any()):
             return [bytes([positions.EMPTY])]
-        if self.scale and indices is not None:
-            kept = kept * (n / len(indices))
-            check_finite(tensors.floats(kept))
+        if self.sparsifier is not None and indices is not None:
+            kept = self.sparsifier.scaled(kept, n)
         code, body = self._values(kept, context)
-        if indices is None:
-            where, prefix = positions.ALL, list[bytes]()
-        else:
-            where, prefix = self._positions(indices, n)
+        where, prefix = (positions.ALL, list[bytes]()) if indices is None else self._positions(indices, n)
         # what would not be smaller than the tensor itself, zeros included, is sent so
-        if positions.length(body) + positions.length(list(prefix)) >= n * flat.element_size():
+        if length(body) + length(list(prefix)) >= n * flat.element_size():
             return [bytes([positions.ALL]), tensors.raw(_whole(kept, indices, flat))]
         return [bytes([where | code << 4]), *prefix, *body]
 
     def _values(self, kept: Tensor, context: Context) -> tuple[int, Parts]:
         # a type that is no wider than the codec's loses nothing by staying as it is
-        narrow = kept.element_size() <= 4 if isinstance(self.stage, Fp32) else kept.element_size() <= 2
-        if self.stage is None or (narrow and isinstance(self.stage, Fp32 | Fp16 | Bf16)):
+        if self.values is None or kept.element_size() <= self.values.width:
             return values.RAW, [tensors.raw(kept)]
-        return values.encode(self.stage, self.entropy, tensors.floats(kept), context)
+        return self.values.codes[0], self.values.encode(tensors.floats(kept), context, self.entropy)
 
     def _positions(self, indices: Ints, n: int) -> tuple[int, Parts]:
-        count = varint(len(indices))
-        if self.fixed is not None:
-            return self.fixed, [count]
-        where, parts = positions.encode(indices, n, self.how.codec, self.how.prefer, self.how.slack)
-        return where, [count, *parts]
+        told = self.sparsifier.write(indices, n) if self.sparsifier is not None else None
+        where, parts = told or self.positions.write(indices, n)
+        return where, [varint(len(indices)), *parts]
 
 
 def _whole(kept: Tensor, indices: Ints | None, flat: Tensor) -> Tensor:

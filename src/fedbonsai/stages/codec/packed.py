@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,9 +16,10 @@ from torch import Tensor
 from fedbonsai.errors import BadMessage
 from fedbonsai.stages.codec import positions, tensors, values
 from fedbonsai.stages.codec.bits import Ints
+from fedbonsai.stages.codec.context import Context
 from fedbonsai.stages.codec.cursor import LARGEST, Cursor
-from fedbonsai.stages.codec.draws import SUBSET
-from fedbonsai.stages.codec.values import Context
+from fedbonsai.stages.codec.stages import LOCATORS, VALUES
+from fedbonsai.stages.codec.tensors import Sparse, rows_of
 from fedbonsai.tree import Tree, Weights
 from fedbonsai.wire import message
 
@@ -36,19 +36,6 @@ def layout(tree: Tree) -> int:
         f"{name}:{str(value.dtype).removeprefix('torch.')}:{list(value.shape)}" for name, value in tree.items()
     )
     return zlib.crc32(text.encode())
-
-
-@dataclass(frozen=True)
-class Sparse:
-    """What was sent of one tensor.
-
-    Attributes:
-        indices: [k] int64, ascending, into the flat tensor; None where all values were sent.
-        values: [k], in the type of the tensor it belongs to.
-    """
-
-    indices: Tensor | None
-    values: Tensor
 
 
 @message("codec/packed@1")
@@ -72,7 +59,7 @@ class Packed:
             BadMessage: and nothing else, whatever the bytes are.
         """
         sparse = self.sparse(like, mask)
-        return {name: scatter(sparse[name], value) for name, value in like.items()}
+        return {name: sparse[name].dense(value) for name, value in like.items()}
 
     def change(self, like: Tree, mask: Tree | None = None) -> Weights:
         """The change of a model, as `tree.subtract` makes it: of floating tensors, since no others move.
@@ -108,16 +95,6 @@ class Packed:
         return out
 
 
-def scatter(sparse: Sparse, like: Tensor) -> Tensor:
-    """A dense tensor of the type, shape and device of ``like``."""
-    if sparse.indices is None:
-        return sparse.values.reshape(like.shape).to(like.device)
-    # NumPy asks the system for zero pages, large ones where it can: several times faster than clearing new memory
-    out = torch.from_numpy(np.zeros(like.numel() * like.element_size(), np.uint8)).view(like.dtype)
-    out[sparse.indices] = sparse.values
-    return out.reshape(like.shape).to(like.device)
-
-
 def _open(payload: bytes, like: Tree) -> tuple[Cursor, int | None]:
     if len(payload) < HEAD.size + CRC.size:
         raise BadMessage(f"payload of {len(payload)} bytes, expected at least {HEAD.size + CRC.size}")
@@ -146,33 +123,23 @@ def _record(cursor: Cursor, like: Tensor, seed: int | None, place: int, mask: Te
         return Sparse(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=like.dtype))
     if n > LARGEST:
         raise BadMessage(f"{n} values in one tensor, expected at most {LARGEST}")
-    if (where == positions.SHARED or code == values.DRIVE) and seed is None:
-        raise BadMessage("record needs a seed that the payload lacks")
-    indices = None if where == positions.ALL else _positions(cursor, where, n, seed, place, mask)
+    context = Context(seed, place, rows_of(like) if where == positions.ALL else 1, mask)
+    indices = None if where == positions.ALL else _positions(cursor, where, n, context)
     count = n if indices is None else len(indices)
-    kept = _values(cursor, code, count, like, Context(seed or 0, place, rows_of(like) if indices is None else 1))
+    kept = _values(cursor, code, count, like, context)
     return Sparse(None if indices is None else torch.from_numpy(indices), kept)
 
 
-def rows_of(value: Tensor) -> int:
-    """Channels: dimension 0 of tensors of two and more dimensions, else 1."""
-    return max(1, value.shape[0]) if value.ndim > 1 else 1
-
-
-def _positions(cursor: Cursor, where: int, n: int, seed: int | None, place: int, mask: Tensor | None) -> Ints:
+def _positions(cursor: Cursor, where: int, n: int, context: Context) -> Ints:
     k = cursor.varint(n, "kept values")
-    if where == positions.KNOWN:
-        if mask is None or mask.dtype != torch.bool or mask.numel() != n:
-            raise BadMessage("record of a mask that both ends know, but none of this size was given: pass mask=")
-        indices = np.flatnonzero(tensors.flat(mask).numpy())
-        if len(indices) != k or not k:
-            raise BadMessage(f"{k} values for a mask that keeps {len(indices)}; the ends hold different masks")
-        return indices
-    if not 0 < k < n:
-        raise BadMessage(f"{k} of {n} values kept: not a sparse tensor")
-    if where == positions.SHARED:
-        return Context(seed or 0, place).draws(SUBSET).subset(n, k)
-    return positions.decode(where, cursor, n, k)
+    indices = LOCATORS.read(where, lambda locator: locator.read(where, cursor, n, k, context))
+    if where in LOCATORS.own:
+        positions.check_count(n, k)
+        if indices.dtype != np.int64 or indices.shape != (k,) or indices[0] < 0 or indices[-1] >= n:
+            raise BadMessage(f"not {k} positions below {n}")
+        if (np.diff(indices) <= 0).any():
+            raise BadMessage("positions that do not ascend")
+    return indices
 
 
 def _values(cursor: Cursor, code: int, count: int, like: Tensor, context: Context) -> Tensor:
@@ -180,4 +147,7 @@ def _values(cursor: Cursor, code: int, count: int, like: Tensor, context: Contex
         return tensors.from_raw(cursor, count, like.dtype)
     if not like.dtype.is_floating_point or not count:
         raise BadMessage(f"codec {code} of values for {count} of {like.dtype}")
-    return tensors.typed(values.decode(code, cursor, count, context), like.dtype)
+    found = VALUES.read(code, lambda stage: stage.decode(cursor, count, context))
+    if code in VALUES.own and (found.dtype != np.float32 or found.shape != (count,) or not np.isfinite(found).all()):
+        raise BadMessage(f"not {count} finite values of fp32")
+    return tensors.typed(found, like.dtype)

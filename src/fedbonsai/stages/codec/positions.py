@@ -1,4 +1,4 @@
-"""Which positions of a tensor are kept: the codecs, and the choice of the smallest or fastest of them.
+"""How positions are written: the codecs, and the choice of the smallest or fastest of them.
 
 A uniformly random k-subset of n costs at least ``log2 C(n, k)``, about ``n H(k/n)`` bits.
 """
@@ -12,16 +12,60 @@ import numpy as np
 
 from fedbonsai.errors import BadMessage
 from fedbonsai.stages.codec import gaps, ranges, rice
-from fedbonsai.stages.codec.bits import Ints, Octets, pack, packed_size, unpack
+from fedbonsai.stages.codec.bits import Ints, Parts, length, pack, packed_size, unpack
+from fedbonsai.stages.codec.context import Context
 from fedbonsai.stages.codec.cursor import Cursor
+from fedbonsai.stages.codec.registry import shipped
+from fedbonsai.stages.codec.stages import PositionCodec
+from fedbonsai.stages.settings import among, refuse
 
 # as they stand in a record; the last two cost no bits: the seed, or both ends' memory, says which
 EMPTY, ALL, BITMAP, RICE, GAPS, RANGE, SHARED, KNOWN = range(8)
 
 Codec = Literal["auto", "best", "bitmap", "rice", "gaps", "range"]
 Prefer = Literal["smallest", "fastest"]
-Parts = list[bytes | Octets]
 _CODES = {"bitmap": BITMAP, "rice": RICE, "gaps": GAPS, "range": RANGE}
+
+
+@shipped("positions", BITMAP, RICE, GAPS, RANGE)
+class Positions(PositionCodec):
+    """How positions are written; without this stage, ``auto``.
+
+    Attributes:
+        codec: one codec for all, ``auto`` for the best of bitmap, gaps and rice for each tensor, ``best`` with range.
+        prefer: ``smallest``, or ``fastest`` within ``slack`` of it.
+        slack: fraction of the smallest size.
+    """
+
+    primary = "codec"
+    codec: Codec = "auto"
+    prefer: Prefer = "smallest"
+    slack: float = 0.02
+
+    def __post_init__(self) -> None:
+        codecs, ways = ("auto", "best", "bitmap", "rice", "gaps", "range"), ("smallest", "fastest")
+        refuse(
+            among(
+                (self.codec not in codecs, f"codec = {self.codec!r}: expected one of {', '.join(codecs)}"),
+                (self.prefer not in ways, f"prefer = {self.prefer!r}: expected {' or '.join(map(repr, ways))}"),
+                (not 0 <= self.slack < float("inf"), f"slack = {self.slack}: expected a fraction >= 0"),
+            )
+        )
+
+    @property
+    def ranged(self) -> bool:
+        """Where the range coder may be chosen."""
+        return self.codec in ("best", "range")
+
+    def write(self, indices: Ints, n: int) -> tuple[int, Parts]:
+        """By the codec that was named, or the best one."""
+        return encode(indices, n, self.codec, self.prefer, self.slack)
+
+    @classmethod
+    def read(cls, code: int, cursor: Cursor, n: int, k: int, context: Context) -> Ints:
+        """By the codec that the record names."""
+        check_count(n, k)
+        return decode(code, cursor, n, k)
 
 
 def entropy_bound(n: int, k: int) -> float:
@@ -30,9 +74,14 @@ def entropy_bound(n: int, k: int) -> float:
     return 0.0 if k in (0, n) else -n * (p * math.log2(p) + (1 - p) * math.log1p(-p) / math.log(2))
 
 
-def length(parts: Parts) -> int:
-    """Bytes."""
-    return sum(len(part) for part in parts)
+def check_count(n: int, k: int) -> None:
+    """Refuse a number of kept values with which a tensor is not sparse.
+
+    Raises:
+        BadMessage: it is such a number.
+    """
+    if not 0 < k < n:
+        raise BadMessage(f"{k} of {n} values kept: not a sparse tensor")
 
 
 def encode(

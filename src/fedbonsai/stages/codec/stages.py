@@ -1,311 +1,343 @@
-"""The stages of a chain: frozen messages, so that one text is configuration and travels in a request.
+"""What a stage of a chain is: the five families, what each does and what it needs.
 
-A stage says what is done and nothing how; the codecs are beside this module. Each has a short name, a family, and at
-most one primary field, which is what stands for it in ``{topk = 0.01}``.
+A stage is a frozen message, so that one text is configuration and travels in a request; its methods are what it does.
+The shipped ones are in `feedback`, `sparsifiers`, `values`, `positions` and `entropy`, where a family can be read from
+one file. A stage of one's own takes one file too: a class below one of these bases, marked with `registry.stage`.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeVar
 
-from fedbonsai.stages.codec.positions import Codec, Prefer
-from fedbonsai.wire import message
+from torch import Tensor
+
+from fedbonsai.stages.codec.bits import Ints, Octets, Parts
+from fedbonsai.stages.codec.codes import Codes
+from fedbonsai.stages.codec.context import Candidate, Context
+from fedbonsai.stages.codec.cursor import Cursor
+from fedbonsai.stages.codec.quantize import Single
+from fedbonsai.stages.codec.select import Floats
+from fedbonsai.stages.codec.tensors import Sparse, named
+from fedbonsai.tree import Tree, Weights
+
+S = TypeVar("S", bound="Stage")
 
 Family = Literal["feedback", "sparsifier", "values", "positions", "entropy"]
+Symbols = Literal["none", "signs", "integers"]  # what a stage of values leaves to an entropy coder
 FAMILIES: tuple[Family, ...] = ("feedback", "sparsifier", "values", "positions", "entropy")
-Rounding = Literal["nearest", "stochastic"]
 
 MIN_NUMEL = 256  # smaller tensors gain nothing in the total
 
 
 class Stage:
-    """Base of all stages."""
+    """Base of all stages.
+
+    Attributes:
+        short: its name in a recipe.
+        family: where in a chain it stands.
+        primary: the field that stands for it in ``{topk = 0.01}``.
+        coded: whether it needs a code of its own in the payload.
+        codes: that it has.
+        seeded: whether the receiver draws as the sender did, so that the seed travels.
+    """
 
     short: ClassVar[str]
     family: ClassVar[Family]
     primary: ClassVar[str | None] = None
+    coded: ClassVar[bool] = False
+    codes: ClassVar[tuple[int, ...]] = ()
+    seeded: ClassVar[bool] = False
+
+    @property
+    def ranged(self) -> bool:
+        """Whether it needs the range coder, an optional extra, at both ends."""
+        return False
+
+    def growth(self) -> str:
+        """Why its error, where it is fed back, can grow for ever: it may be as large as what was to be sent."""
+        return ""
+
+    def faults(self, chain: Members) -> list[str]:
+        """Why it makes no sense in this chain."""
+        return []
+
+    @classmethod
+    def claim(cls, code: int, own: bool) -> None:
+        """Have a code of the payload stand for this class."""
+        raise ValueError(f"{cls.__name__}: a stage of {cls.family} writes nothing into a payload, leave its code out")
 
 
-def _refuse(fault: bool, text: str) -> None:
-    if fault:
-        raise ValueError(text)
-
-
-# --- feedback ------------------------------------------------------------------------------------------------------
-
-
-@message("codec/ef14@1")
-class EF14(Stage):
-    """Error feedback: what was not sent is added to the next update (Seide et al. 2014; Stich et al. 2018).
-
-    Attributes:
-        decay: lambda_e, factor on the residual of a client that returns after missing a round.
-        reset: R_max, missed rounds after which the residual is dropped; 0 keeps it for ever.
-    """
-
-    short, family, primary = "ef14", "feedback", "decay"
-    decay: float = 1.0
-    reset: int = 20
-
-    def __post_init__(self) -> None:
-        _refuse(not 0 <= self.decay <= 1, f"decay = {self.decay}: expected 0 to 1, 1 forgets nothing")
-        _refuse(self.reset < 0, f"reset = {self.reset}: expected missed rounds >= 0, 0 for never")
-
-
-@message("codec/ef21@1")
-class EF21(Stage):
-    """Both ends keep an estimate g of the update, and C(update - g) is sent (Richtarik et al. 2021).
+class Feedback(Stage):
+    """What a client holds back of an update, and sends later; `feedback.apply` runs it.
 
     Attributes:
-        reset: missed rounds after which both ends drop g; 0 keeps it for ever.
+        key: under which a client's memory holds it.
+        estimates: whether changes of an estimate are sent, which the server holds of each client too.
+        reset: missed rounds after which it is dropped; 0 keeps it for ever.
     """
 
-    short, family, primary = "ef21", "feedback", "reset"
+    family = "feedback"
+    key: ClassVar[str]
+    estimates: ClassVar[bool] = False
     reset: int = 0
 
-    def __post_init__(self) -> None:
-        _refuse(self.reset < 0, f"reset = {self.reset}: expected missed rounds >= 0, 0 for never")
+    def target(self, update: Tree, held: Tree, names: list[str], missed: int) -> Weights:
+        """What is to be sent of the tensors that something is held of.
+
+        Args:
+            update: of this round.
+            held: from before.
+            names: that are compressed with loss.
+            missed: rounds since what is held was used.
+        """
+        raise NotImplementedError
+
+    def kept(self, target: Tree, held: Tree, sent: Mapping[str, Sparse], names: list[str]) -> Weights:
+        """What is held from now on, once ``target`` was to be sent and the receiver decodes ``sent``."""
+        raise NotImplementedError
+
+    def withheld(self, kept: Tree) -> Tree:
+        """What of it is still to be sent."""
+        return {}
+
+    def check(self, memory: Mapping[str, Any]) -> None:
+        """Refuse what another feedback left behind.
+
+        Raises:
+            ValueError: it cannot go on from that.
+        """
+
+    def faults(self, chain: Members) -> list[str]:
+        """It needs a stage that loses something, and no stage whose error grows."""
+        values = chain.values
+        found = [f"{self.short} with {why}" for why in chain.growths()]
+        if chain.sparsifier is None and (values is None or values.lossless):
+            found.append(f"{self.short} without a lossy stage has no effect: add topk or a quantizer, or leave it out")
+        return found
 
 
-# --- sparsifiers ---------------------------------------------------------------------------------------------------
+class Locator(Stage):
+    """A stage that tells which positions are kept: one of positions, or a sparsifier that has a code of its own."""
+
+    def write(self, indices: Ints, n: int) -> tuple[int, Parts] | None:
+        """A code of its own and the bytes of ``0 < k < n`` ascending indices; None leaves them to the next stage."""
+        return None
+
+    @classmethod
+    def read(cls, code: int, cursor: Cursor, n: int, k: int, context: Context) -> Ints:
+        """``k`` ascending indices below ``n``, as `write` wrote them.
+
+        Raises:
+            BadMessage: anything else.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def claim(cls, code: int, own: bool) -> None:
+        """One of the four low bits of a record's head."""
+        LOCATORS.claim(code, cls, own)
 
 
-class Sparsifier(Stage):
-    """A stage that chooses positions; tensors of fewer than ``min_numel`` values are sent whole."""
+class Sparsifier(Locator):
+    """A stage that chooses positions; tensors of fewer than ``min_numel`` values are sent whole.
 
+    Attributes:
+        masks: whether it keeps what masks tell that both ends hold.
+    """
+
+    family = "sparsifier"
+    masks: ClassVar[bool] = False
     min_numel: int = MIN_NUMEL
 
+    def takes(self, name: str, value: Tensor, masks: Tree) -> bool:
+        """Whether it chooses from a tensor; others are sent whole."""
+        return value.numel() >= self.min_numel
 
-@message("codec/topk@1")
-class TopK(Sparsifier):
-    """The k largest magnitudes; k = min(n, max(1, ceil(fraction n))), ties to the lower index.
+    def choose(self, tensor: Candidate) -> Ints:
+        """Positions that are kept, ascending, into the flat tensor.
 
-    Attributes:
-        fraction: k / n, or None where ``count`` is given.
-        count: k.
-        scope: what n is: each ``tensor``, each ``row`` of a tensor (dimension 0), or ``global`` for all of them.
-        min_numel: values; smaller tensors are sent whole.
-    """
+        Raises:
+            NotFinite: a value is NaN or infinite (`select.check_finite`).
+        """
+        raise NotImplementedError
 
-    short, family, primary = "topk", "sparsifier", "fraction"
-    fraction: float | None = None
-    count: int | None = None
-    scope: Literal["tensor", "row", "global"] = "tensor"
-    min_numel: int = MIN_NUMEL
+    def plan(self, found: Mapping[str, Candidate]) -> dict[str, Ints]:
+        """Positions that are kept of all tensors."""
+        chosen: dict[str, Ints] = {}
+        for name, tensor in found.items():
+            with named(name):
+                chosen[name] = self.choose(tensor)
+        return chosen
 
-    def __post_init__(self) -> None:
-        _fraction_or_count(self.short, self.fraction, self.count)
-        scopes = ("tensor", "row", "global")
-        _refuse(self.scope not in scopes, f"scope = {self.scope!r}: expected one of {', '.join(scopes)}")
-        _numel(self.min_numel)
+    def scaled(self, kept: Tensor, n: int) -> Tensor:
+        """What is sent of the kept values of a tensor of ``n``."""
+        return kept
 
+    @property
+    def share(self) -> float | None:
+        """Share of the values that it keeps, where it can be another in each round."""
+        return None
 
-@message("codec/threshold@1")
-class Threshold(Sparsifier):
-    """All values of magnitude above ``tau``, which has the unit of the values."""
-
-    short, family, primary = "threshold", "sparsifier", "tau"
-    tau: float
-    min_numel: int = MIN_NUMEL
-
-    def __post_init__(self) -> None:
-        _refuse(not 0 <= self.tau < float("inf"), f"tau = {self.tau}: expected a finite number >= 0")
-        _numel(self.min_numel)
+    def keeping(self, share: float) -> Sparsifier:
+        """The same, with another share."""
+        raise NotImplementedError
 
 
-@message("codec/randk@1")
-class RandK(Sparsifier):
-    """k random positions, which the shared seed tells: no bits for them.
+class Values(Stage):
+    """How kept values are written.
 
     Attributes:
-        fraction: k / n, or None where ``count`` is given.
-        count: k.
-        unbiased: multiply what is kept by n / k, so that the expectation is the input.
-        min_numel: values; smaller tensors are sent whole.
+        width: bytes of a float that it writes; tensors of no wider a type stay as they are. 0: of a quantizer.
+        lossless: whether it gives back what it was given.
     """
 
-    short, family, primary = "randk", "sparsifier", "fraction"
-    fraction: float | None = None
-    count: int | None = None
-    unbiased: bool = False
-    min_numel: int = MIN_NUMEL
+    family, coded = "values", True
+    width: ClassVar[int] = 0
+    lossless: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        _fraction_or_count(self.short, self.fraction, self.count)
-        _numel(self.min_numel)
+    @property
+    def symbols(self) -> Symbols:
+        """What an entropy coder after it would get."""
+        return "none"
 
+    def rows(self, value: Tensor) -> int:
+        """Parts of a tensor that are coded each by itself."""
+        return 1
 
-@message("codec/known@1")
-class Known(Sparsifier):
-    """The positions of a mask that both ends hold: no bits for them. Names without a mask are sent whole."""
+    def encode(self, values: Floats, context: Context, entropy: EntropyCoder | None) -> Parts:
+        """Bytes of values.
 
-    short, family, primary = "known", "sparsifier", None
-    min_numel: int = 0
+        Args:
+            values: flat, finite, at least one, fp32 or fp64.
+            context: seed, place, rows.
+            entropy: the stage after it, for `integers.encode`.
 
-    def __post_init__(self) -> None:
-        _numel(self.min_numel)
+        Raises:
+            NotFinite: a value is beyond what the codec can hold.
+        """
+        raise NotImplementedError
 
+    @classmethod
+    def decode(cls, cursor: Cursor, count: int, context: Context) -> Single:
+        """Inverse of `encode`, from the record alone: fp32 values.
 
-def _numel(count: int) -> None:
-    _refuse(count < 0, f"min_numel = {count}: expected a number of values >= 0")
+        Args:
+            cursor: at the values.
+            count: values, at least one.
+            context: ``rows`` is dimension 0 of a tensor of two and more dimensions that is sent whole, else 1.
 
+        Raises:
+            BadMessage: not ``count`` finite values.
+        """
+        raise NotImplementedError
 
-def _fraction_or_count(name: str, fraction: float | None, count: int | None) -> None:
-    _refuse((fraction is None) == (count is None), f"{name} needs either fraction or count")
-    _refuse(
-        fraction is not None and not 0 < fraction <= 1,
-        f"fraction = {fraction}: expected more than 0, at most 1; for k values write {{{name} = {{count = k}}}}",
-    )
-    _refuse(count is not None and count < 1, f"count = {count}: expected at least 1")
-
-
-# --- values --------------------------------------------------------------------------------------------------------
-
-
-@message("codec/fp32@1")
-class Fp32(Stage):
-    """Four bytes a value; narrower tensors keep their own type."""
-
-    short, family = "fp32", "values"
-
-
-@message("codec/fp16@1")
-class Fp16(Stage):
-    """Two bytes a value, about 3 digits; magnitudes above 65504 become 65504."""
-
-    short, family = "fp16", "values"
+    @classmethod
+    def claim(cls, code: int, own: bool) -> None:
+        """One of the four high bits of a record's head."""
+        VALUES.claim(code, cls, own)
 
 
-@message("codec/bf16@1")
-class Bf16(Stage):
-    """Two bytes a value, about 2 digits, the range of fp32."""
+class PositionCodec(Locator):
+    """How positions are written."""
 
-    short, family = "bf16", "values"
+    family, coded = "positions", True
 
+    def write(self, indices: Ints, n: int) -> tuple[int, Parts]:
+        """A code of its own and the bytes of ``0 < k < n`` ascending indices."""
+        raise NotImplementedError
 
-@message("codec/affine@1")
-class Affine(Stage):
-    """2^bits levels at equal steps from the least to the largest value (Q-affine).
-
-    Attributes:
-        bits: 1 to 8 a value.
-        scope: one range per ``tensor``, or per ``channel`` (dimension 0 of tensors of two and more dimensions).
-        rounding: ``stochastic`` is unbiased and seeded.
-    """
-
-    short, family, primary = "affine", "values", "bits"
-    bits: int = 8
-    scope: Literal["tensor", "channel"] = "tensor"
-    rounding: Rounding = "nearest"
-
-    def __post_init__(self) -> None:
-        _bits_and_rounding(self.bits, self.rounding)
-        _refuse(self.scope not in ("tensor", "channel"), f"scope = {self.scope!r}: expected 'tensor' or 'channel'")
+    def faults(self, chain: Members) -> list[str]:
+        """It needs a sparsifier that leaves positions to write."""
+        if chain.sparsifier is None:
+            return [
+                "positions without a sparsifier: every value is sent, there are none to write; add topk or leave it out"
+            ]
+        if chain.sparsifier.codes:
+            short = chain.sparsifier.short
+            return [f"positions after {short}: both ends know them, nothing is left to write; leave it out"]
+        return []
 
 
-@message("codec/signmag@1")
-class SignMag(Stage):
-    """A sign and bits - 1 bits of magnitude between the least and the largest; 1 bit: sign times the mean magnitude.
+class EntropyCoder(Stage):
+    """A last pass over quantized integers."""
 
-    2 or 3 bits can be worse than 1 on peaked data, since the largest value sets the step: take 1, or 4 to 8.
+    family, coded = "entropy", True
 
-    Attributes:
-        bits: 1 to 8 a value.
-        rounding: ``stochastic`` is unbiased, given the positions, and seeded.
-    """
+    def encode(self, codes: Octets, width: int, signed: bool) -> tuple[int, bytes]:
+        """A code of its own and the bytes of codes of ``width`` bits; left out where they are no fewer than plain ones.
 
-    short, family, primary = "signmag", "values", "bits"
-    bits: int = 8
-    rounding: Rounding = "nearest"
+        Args:
+            codes: one byte each.
+            width: bits of a code, 1 to 8.
+            signed: the highest bit is a sign, as likely as not.
+        """
+        raise NotImplementedError
 
-    def __post_init__(self) -> None:
-        _bits_and_rounding(self.bits, self.rounding)
-        _refuse(self.bits == 1 and self.rounding != "nearest", "signmag with 1 bit sends the mean: nothing is rounded")
+    @classmethod
+    def decode(cls, code: int, cursor: Cursor, count: int, width: int, signed: bool) -> Octets:
+        """``count`` codes below ``2^width``.
 
+        Raises:
+            BadMessage: anything else.
+        """
+        raise NotImplementedError
 
-@message("codec/drive@1")
-class Drive(Stage):
-    """One bit a value: signs after a seeded random rotation, and one scalar (Vargaftik et al., NeurIPS 2021).
+    def faults(self, chain: Members) -> list[str]:
+        """It needs integers that are more than signs."""
+        values = chain.values
+        if values is None or values.symbols == "none":
+            return ["entropy needs quantized integers: put affine, signmag or qsgd before it, or leave it out"]
+        if values.symbols == "signs":
+            return [f"entropy after {values.short}: its bits are signs, which do not compress; leave it out"]
+        return []
 
-    Attributes:
-        unbiased: the scalar that makes the expectation the input (error .571) rather than the error least (.363).
-    """
-
-    short, family, primary = "drive", "values", "unbiased"
-    unbiased: bool = False
-
-
-@message("codec/qsgd@1")
-class Qsgd(Stage):
-    """Magnitudes in units of norm / levels, rounded at random without bias (Alistarh et al., NeurIPS 2017).
-
-    Attributes:
-        levels: s, 1 to 127.
-    """
-
-    short, family, primary = "qsgd", "values", "levels"
-    levels: int = 127
-
-    def __post_init__(self) -> None:
-        _refuse(not 1 <= self.levels <= 127, f"levels = {self.levels}: expected 1 to 127, so that a code fits a byte")
+    @classmethod
+    def claim(cls, code: int, own: bool) -> None:
+        """One of the two lowest bits of the options of quantized values."""
+        CODERS.claim(code, cls, own)
 
 
-def _bits_and_rounding(bits: int, rounding: str) -> None:
-    _refuse(not 1 <= bits <= 8, f"bits = {bits}: expected 1 to 8; for more take fp16")
-    _refuse(rounding not in ("nearest", "stochastic"), f"rounding = {rounding!r}: expected 'nearest' or 'stochastic'")
+@dataclass(frozen=True)
+class Members:
+    """The stages of a chain, by family."""
+
+    stages: tuple[Stage, ...]
+
+    def _one(self, kind: type[S]) -> S | None:
+        return next((stage for stage in self.stages if isinstance(stage, kind)), None)
+
+    @property
+    def feedback(self) -> Feedback | None:
+        """What is held back."""
+        return self._one(Feedback)
+
+    @property
+    def sparsifier(self) -> Sparsifier | None:
+        """What chooses positions."""
+        return self._one(Sparsifier)
+
+    @property
+    def values(self) -> Values | None:
+        """How values are written."""
+        return self._one(Values)
+
+    @property
+    def positions(self) -> PositionCodec | None:
+        """How positions are written."""
+        return self._one(PositionCodec)
+
+    @property
+    def entropy(self) -> EntropyCoder | None:
+        """The last pass."""
+        return self._one(EntropyCoder)
+
+    def growths(self) -> list[str]:
+        """Why an error that is fed back can grow for ever."""
+        return [why for stage in self.stages if (why := stage.growth())]
 
 
-# --- positions and entropy -----------------------------------------------------------------------------------------
-
-
-@message("codec/positions@1")
-class Positions(Stage):
-    """How positions are written; without this stage, ``auto``.
-
-    Attributes:
-        codec: one codec for all, ``auto`` for the best of bitmap, gaps and rice for each tensor, ``best`` with range.
-        prefer: ``smallest``, or ``fastest`` within ``slack`` of it.
-        slack: fraction of the smallest size.
-    """
-
-    short, family, primary = "positions", "positions", "codec"
-    codec: Codec = "auto"
-    prefer: Prefer = "smallest"
-    slack: float = 0.02
-
-    def __post_init__(self) -> None:
-        codecs = ("auto", "best", "bitmap", "rice", "gaps", "range")
-        _refuse(self.codec not in codecs, f"codec = {self.codec!r}: expected one of {', '.join(codecs)}")
-        ways = ("smallest", "fastest")
-        _refuse(self.prefer not in ways, f"prefer = {self.prefer!r}: expected {' or '.join(map(repr, ways))}")
-        _refuse(not 0 <= self.slack < float("inf"), f"slack = {self.slack}: expected a fraction >= 0")
-
-
-@message("codec/entropy@1")
-class Entropy(Stage):
-    """A last pass over quantized integers; left out for a tensor where it gains nothing."""
-
-    short, family, primary = "entropy", "entropy", "codec"
-    codec: Literal["zstd", "range"] = "zstd"
-
-    def __post_init__(self) -> None:
-        _refuse(self.codec not in ("zstd", "range"), f"codec = {self.codec!r}: expected 'zstd' or 'range'")
-
-
-KINDS: tuple[type[Stage], ...] = (
-    EF14,
-    EF21,
-    TopK,
-    Threshold,
-    RandK,
-    Known,
-    Fp32,
-    Fp16,
-    Bf16,
-    Affine,
-    SignMag,
-    Drive,
-    Qsgd,
-    Positions,
-    Entropy,
-)
+VALUES = Codes[Values]("values", range(12, 16))
+LOCATORS = Codes[Locator]("positions", range(12, 16))
+CODERS = Codes[EntropyCoder]("integers", range(3, 4))

@@ -8,12 +8,13 @@ from dataclasses import MISSING, Field, fields
 from typing import Any, TypeVar, cast
 
 from fedbonsai.errors import ConfigError
-from fedbonsai.stages.codec.stages import KINDS, SignMag, Stage
+from fedbonsai.stages.codec.registry import by_name
+from fedbonsai.stages.codec.stages import Stage
+from fedbonsai.stages.codec.values import SignMag
 from fedbonsai.wire import _checks_of
 
 C = TypeVar("C")
 
-BY_NAME: dict[str, type[Stage]] = {kind.short: kind for kind in KINDS}
 ALIASES: dict[str, Stage] = {"ternary": SignMag(bits=1)}  # the name of STC for the same thing
 _EXAMPLE = "{topk = 0.01}, {topk = {fraction = 0.01, scope = 'global'}} or 'fp16'"
 
@@ -58,11 +59,12 @@ def _stage(item: object) -> Stage:
 
 
 def _kind(name: object) -> type[Stage]:
-    known = [*BY_NAME, *ALIASES]
-    if isinstance(name, str) and name in BY_NAME:
-        return BY_NAME[name]
+    kinds = by_name()
+    if isinstance(name, str) and name in kinds:
+        return kinds[name]
     if name in ALIASES:
         raise ValueError(f"{name} takes no value; write '{name}'")
+    known = [*kinds, *ALIASES]
     near = difflib.get_close_matches(str(name), known, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
     raise ValueError(f"stage {name!r} is not known; {hint}")

@@ -1,15 +1,65 @@
-"""Between tensors and flat NumPy arrays, and tensors as their own bytes."""
+"""Between tensors and flat NumPy arrays, tensors as their own bytes, and what was sent of them."""
 
 from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedbonsai.errors import BadMessage
+from fedbonsai.errors import BadMessage, NotFinite
 from fedbonsai.stages.codec.bits import Octets, pack, packed_size, unpack
 from fedbonsai.stages.codec.cursor import Cursor
 from fedbonsai.stages.codec.select import Floats
+
+
+@contextmanager
+def named(name: str) -> Generator[None]:
+    """Where values are not finite, say of which tensor."""
+    try:
+        yield
+    except NotFinite as error:
+        raise NotFinite(f"tensor {name!r}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """What was sent of one tensor.
+
+    Attributes:
+        indices: [k] int64, ascending, into the flat tensor; None where all values were sent.
+        values: [k], in the type of the tensor it belongs to.
+    """
+
+    indices: Tensor | None
+    values: Tensor
+
+    def dense(self, like: Tensor) -> Tensor:
+        """A dense tensor of the type, shape and device of ``like``."""
+        if self.indices is None or not like.numel():
+            return self.values.reshape(like.shape).to(like.device)
+        # NumPy asks the system for zero pages, large ones where it can: several times faster than clearing new memory
+        out = torch.from_numpy(np.zeros(like.numel() * like.element_size(), np.uint8)).view(like.dtype)
+        out[self.indices] = self.values
+        return out.reshape(like.shape).to(like.device)
+
+    def added(self, base: Tensor, sign: int) -> Tensor:
+        """``base + sign * sent``, in new memory."""
+        if self.indices is None:
+            return torch.add(base, self.values.reshape(base.shape).to(base.device), alpha=sign)
+        out = base.detach().clone().contiguous()
+        flat = out.view(-1)
+        places = self.indices.to(base.device)
+        flat[places] += sign * self.values.to(base.device)
+        return out
+
+
+def rows_of(value: Tensor) -> int:
+    """Channels: dimension 0 of tensors of two and more dimensions, else 1."""
+    return max(1, value.shape[0]) if value.ndim > 1 else 1
 
 
 def flat(value: Tensor) -> Tensor:
