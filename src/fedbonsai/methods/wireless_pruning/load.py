@@ -7,8 +7,9 @@ the prunable weights. Cycles for each sample and weight are its default; `profil
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Literal
 
 import numpy as np
@@ -19,10 +20,12 @@ from fedbonsai.devices.networks import all_known, layers
 from fedbonsai.devices.profile import Curve, profile
 from fedbonsai.errors import ConfigError
 from fedbonsai.methods.wireless_pruning.allocation import Floats, Load
-from fedbonsai.methods.wireless_pruning.exchange import EXACT
+from fedbonsai.methods.wireless_pruning.client import EXACT
 from fedbonsai.model import Model, skeleton
 from fedbonsai.stages.choice import Choice, choice
+from fedbonsai.stages.personal import personal_names, split
 from fedbonsai.stages.pruning.derived_masks import names_in, places
+from fedbonsai.stages.settings import NOT_NEGATIVE, POSITIVE, Range, outside, refuse
 from fedbonsai.stages.updates import STATISTICS
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import seed_of, size
@@ -45,12 +48,16 @@ class Parts:
     personal: tuple[str, ...]
 
     @staticmethod
-    def of(model: Model, sample: tuple[int, ...], personal: Sequence[str], never: tuple[str, ...] = ()) -> Parts:
-        """The parts of a model with these personal weights."""
-        shared = {name: value for name, value in model.weights.items() if name not in personal}
+    def of(model: Model, sample: tuple[int, ...], personal: Iterable[str], never: tuple[str, ...] = ()) -> Parts:
+        """The parts of a model of which layers are personal, as in `personal_names`, and some weights never pruned.
+
+        Raises:
+            ConfigError: a personal layer that the model has not.
+        """
+        own = personal_names(model, personal)
+        shared, _ = split(model.weights, own)
         pruned = names_in(model.arch, shared, never)
-        fixed = tuple(name for name in shared if name not in pruned)
-        return Parts(model, sample, tuple(pruned), fixed, tuple(personal))
+        return Parts(model, sample, tuple(pruned), tuple(name for name in shared if name not in pruned), own)
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -119,11 +126,8 @@ class Cycles(Compute):
 
     def __post_init__(self) -> None:
         """Refuse what no processor has."""
-        if min(self.forward, self.backward) < 0 or not 0 < self.slowest <= self.fastest:
-            raise ValueError(
-                f"forward = {self.forward}, backward = {self.backward}, slowest = {self.slowest}, fastest = "
-                f"{self.fastest}: expected cycles >= 0 and 0 < slowest <= fastest, in Hz"
-            )
+        faster = Range(f"Hz >= slowest = {self.slowest}", lambda value: self.slowest <= value < inf)
+        refuse(outside(self, forward=NOT_NEGATIVE, backward=NOT_NEGATIVE, slowest=POSITIVE, fastest=faster))
 
     def frequency(self, ids: Sequence[str], seed: int) -> Floats:
         """Hz of each device."""
