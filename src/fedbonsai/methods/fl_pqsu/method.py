@@ -49,7 +49,7 @@ class State:
     tally: Tally = field(default_factory=Tally)
 
     def needing_full(self, forgot: tuple[str, ...], models: int) -> State:
-        """After a round of which nothing came but who had lost what they held: they get everything next time."""
+        """Note who had lost what they held, after a round of which nothing else came: they get everything next time."""
         own = tuple(id for id in self.own if id not in forgot)
         return replace(self, broadcast=self.broadcast.forgotten(forgot), own=own, tally=self.tally.no_updates(models))
 
@@ -94,7 +94,7 @@ class FlPqsu:
         refuse(found + outside(self, pretrain=NOT_NEGATIVE, finetune=NOT_NEGATIVE))
 
     def samples_before(self, people: Sequence[Client], server: Client, workers: int) -> float:
-        """Samples that the server trains on."""
+        """Count the samples that the server trains on."""
         return (self.pretrain + self.finetune + (self.score == "taylor")) * len(server.train)
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
@@ -147,9 +147,9 @@ class FlPqsu:
         )
 
     def model(self, state: State) -> Model:
-        """The global model, pruned."""
+        """Return the global model, pruned."""
         return state.model
 
     def metrics(self, state: State) -> Mapping[str, float]:
-        """Loss; uploads, skips and drops, share of skips so far; the network's cost; bytes so far as a paper counts."""
+        """Tell loss, uploads, skips and drops, the share of skips, the network's cost, and bytes so far as a paper counts."""
         return state.tally.figures(state.model, self.uplink, self.downlink.chain) | state.cost.figures()

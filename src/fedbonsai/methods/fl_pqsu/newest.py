@@ -70,7 +70,7 @@ def receive(answers: Answers[Upload | Skip], like: Tree, fleet: Fleet, changes: 
 
 
 def opened(packed: Packed, like: Tree, changes: bool) -> Weights:
-    """The weights of an upload, or their changes."""
+    """Decode the weights of an upload, or their changes."""
     return packed.change(like) if changes else packed.dense(like)
 
 
@@ -135,7 +135,7 @@ class Tally:
     uploaded: int = 0
 
     def counted(self, sent: int, found: Received) -> Tally:
-        """With a round in which this many models were sent."""
+        """Count a round in which this many models were sent."""
         total = sum(upload.examples for upload in found.fresh.values())
         return Tally(
             sum(u.examples * u.loss for u in found.fresh.values()) / total if total else self.loss,
@@ -148,11 +148,11 @@ class Tally:
         )
 
     def no_updates(self, sent: int) -> Tally:
-        """With a round in which no answer could be used."""
+        """Count a round in which no answer could be used."""
         return replace(self, uploads=0, skipped=0, dropped=0, sent=self.sent + sent)
 
     def figures(self, model: Model, up: Chain, down: Chain) -> dict[str, float]:
-        """For the log: the share of answers so far that were skips, and bytes so far as the paper would count them."""
+        """Tell the log the share of answers so far that were skips, and bytes so far as the paper would count them."""
         counts = entries(model)
         return {
             "train_loss": self.loss,
@@ -166,7 +166,7 @@ class Tally:
 
 
 def _message(counts: list[int], chain: Chain) -> int:
-    """B_msg of specs/fl-pqsu §2: affine codes, a scale and a zero-point for each tensor; else 4 bytes a value.
+    """Count B_msg of specs/fl-pqsu §2: affine codes, a scale and a zero-point for each tensor; else 4 bytes a value.
 
     Its rule knows no channels, sparsity or entropy coding; what these save is in the ledger only.
     """

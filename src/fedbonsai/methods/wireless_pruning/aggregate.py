@@ -108,7 +108,7 @@ def aggregate(
 def opened(
     value: Trained, arch: Arch, shared: Tree, config: ClientConfig, grant: Allocation, feedback: bool = False
 ) -> tuple[Weights, Masks | None] | None:
-    """Weights and masks of an upload; nothing where it is damaged, not finite, or not what was allocated."""
+    """Decode an upload's weights and masks; None where it is damaged, not finite, or not what was allocated."""
     if value.packed is None:
         return None
     rule, masks = config.rule, None
@@ -165,18 +165,18 @@ class CoverageMean:
             self._mean.add(weights, weight)
 
     def result(self, otherwise: Tree) -> Weights:
-        """The mean; where nobody covers a coordinate, the value of ``otherwise``."""
+        """Divide by the coverage; where nobody covers a coordinate, the value of ``otherwise`` stays."""
         return self._mean.result(otherwise) if isinstance(self._mean, MaskedMean) else self._mean.result()
 
 
 def union(left: Tree | None, right: Tree | None) -> Masks | None:
-    """Where either keeps anything; None stands for everywhere."""
+    """Mark where either keeps anything; None stands for everywhere."""
     if left is None or right is None:
         return None
     return {name: mask | right[name] for name, mask in left.items()}
 
 
 def uncovered(masks: Tree | None) -> float:
-    """Share of the weights that nobody keeps."""
+    """Count the share of the weights that nobody keeps."""
     total = sum(mask.numel() for mask in (masks or {}).values())
     return sum(int((~mask).sum()) for mask in (masks or {}).values()) / total if total else 0.0

@@ -67,7 +67,7 @@ class Allocation:
 
     @property
     def uploads(self) -> bool:
-        """Whether anything is to be sent."""
+        """Tell whether anything is to be sent."""
         return self.trains and self.sends < 1
 
 

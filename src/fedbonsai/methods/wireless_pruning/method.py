@@ -75,7 +75,7 @@ class State:
     figures: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def needing_full(self, forgot: Collection[str], more: Iterable[str] = ()) -> State:
-        """With more devices that have a personal part, and without those that lost theirs: they get all next time."""
+        """Note who has a personal part now, and who lost theirs: these get all they need next time."""
         return replace(self, held=tuple(id for id in dict.fromkeys((*self.held, *more)) if id not in forgot))
 
 
@@ -145,7 +145,7 @@ class WirelessPruning:
         refuse(outside(self, **ranges) + faults)
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
-        """The initial model, and how many samples each device has.
+        """Begin with the initial model, and ask how many samples each device has.
 
         Raises:
             ConfigError: nothing to prune, or nothing to judge on.
@@ -207,25 +207,25 @@ class WirelessPruning:
         return replace(after, figures=measured | (self.judged(after, fleet, parts, allocations) if judges else {}))
 
     def model(self, state: State) -> Model:
-        """The shared part with what personal parts begin with: what a new device would start from."""
+        """Return the shared part with what personal parts begin with: what a new device would start from."""
         return state.model
 
     def metrics(self, state: State) -> Mapping[str, float]:
-        """Figures of the last round; the card explains each."""
+        """Return the figures of the last round; the card explains each."""
         return state.figures
 
     @property
     def personal_sgd(self) -> SGD:
-        """Local training of the personal part."""
+        """Return how the personal part is trained."""
         lr, steps = self.personal_lr or self.sgd.lr, self.personal_steps or self.sgd.steps
         return replace(self.sgd, lr=lr, steps=steps)
 
     def parts(self, model: Model, sample: tuple[int, ...]) -> Parts:
-        """The model by what becomes of its weights."""
+        """Part the model by what becomes of its weights."""
         return Parts.of(model, sample, self.personal, self.mask.never)
 
     def schedule(self, state: State, t: int, ids: Sequence[str], parts: Parts) -> Schedule:
-        """Step 1: ratios and bands of round ``t``, and what of them the true channel carries."""
+        """Solve for ratios and bands of round ``t`` (step 1), and find what of them the true channel carries."""
         known = list(state.examples.values())
         examples = np.array([state.examples.get(id, sum(known) / len(known)) for id in ids], np.float64)
         work = Passes.of(parts, self.sgd, self.personal_sgd, examples, self.order == "sim")
@@ -255,7 +255,7 @@ class WirelessPruning:
     def judged(
         self, state: State, fleet: Fleet, parts: Parts, allocations: Mapping[Device, Allocation]
     ) -> dict[str, float]:
-        """Personalised accuracy of all devices, with all shared weights and under masks of this round's ratios."""
+        """Ask all devices for their personalised accuracy, with all shared weights and under masks of this round's ratios."""
         shared, first = split(state.model.weights, parts.personal)
         tune = replace(self.sgd, steps=self.finetune) if self.finetune else None
         send: dict[Device, Judge] = {}
@@ -267,7 +267,7 @@ class WirelessPruning:
         return found.figures() if found is not None else {}
 
     def notes(self) -> Mapping[str, str]:
-        """What a report must print beside any number of this method: the label, the cell, and the choices made."""
+        """Tell what a report must print beside any number of this method: the label, the cell, and the choices made."""
         cell = {entry.name: getattr(self.cell, entry.name) for entry in fields(self.cell)}
         tuned = f", each after {self.finetune} steps of fine-tuning" if self.finetune else ""
         return {

@@ -41,16 +41,16 @@ class Planner(Choice):
 
     @property
     def prunes(self) -> bool:
-        """Whether anything must be prunable."""
+        """Tell whether anything must be prunable."""
         return True
 
     @property
     def by_error(self) -> bool:
-        """Whether it needs `Problem.error`."""
+        """Tell whether it needs `Problem.error`."""
         return False
 
     def plan(self, problem: Problem) -> Plan:
-        """The plan of a round."""
+        """Plan a round."""
         raise NotImplementedError
 
 
@@ -69,11 +69,11 @@ class Optimum(Planner):
 
     @property
     def by_error(self) -> bool:
-        """With the true errors as surrogate."""
+        """Tell whether the true errors are the surrogate."""
         return self.surrogate == "error"
 
     def plan(self, problem: Problem) -> Plan:
-        """`allocate`, or `allocate_blocks`, of the devices that can be served."""
+        """Solve by `allocate` or `allocate_blocks` for the devices that can be served."""
         error = problem.error if self.by_error else None
 
         def solve(some: Problem) -> Plan:
@@ -99,11 +99,11 @@ class Fixed(Planner):
 
     @property
     def prunes(self) -> bool:
-        """At a ratio above 0."""
+        """Tell whether the ratio is above 0."""
         return self.ratio > 0
 
     def plan(self, problem: Problem) -> Plan:
-        """The bands of `min_latency`."""
+        """Take the bands of `min_latency`."""
         count, kept = len(problem.load), 1 - self.ratio
         seconds, bands = min_latency(problem.load, problem.snr, problem.bandwidth, kept, cap=problem.cap)
         everybody = np.ones(count, np.bool_)
@@ -115,7 +115,7 @@ class Common(Planner):
     """The least ratio that all devices can share (4.6)."""
 
     def plan(self, problem: Problem) -> Plan:
-        """`common_ratio` of the devices that can be served."""
+        """Solve by `common_ratio` for the devices that can be served."""
         return served(problem, lambda some: common_ratio(*some.limits, some.ratio_max, cap=some.cap))
 
 
@@ -124,7 +124,7 @@ class Equal(Planner):
     """Equal bands, each device prunes as little as it can on its own."""
 
     def plan(self, problem: Problem) -> Plan:
-        """`equal_bandwidth`."""
+        """Solve by `equal_bandwidth`."""
         return equal_bandwidth(*problem.limits, problem.ratio_max, cap=problem.cap)
 
 
@@ -140,7 +140,7 @@ class Decoupled(Planner):
         refuse(outside(self, initial=PART))
 
     def plan(self, problem: Problem) -> Plan:
-        """`decoupled`."""
+        """Solve by `decoupled`."""
         return decoupled(*problem.limits, problem.ratio_max, self.initial, cap=problem.cap)
 
 
@@ -152,7 +152,7 @@ class Alternating(Planner):
     """Bands of the shortest round at the ratios, or the bands that the ratios need, with which nothing moves."""
 
     def plan(self, problem: Problem) -> Plan:
-        """`alternating`."""
+        """Solve by `alternating`."""
         return alternating(*problem.limits, problem.ratio_max, self.step, cap=problem.cap)
 
 
@@ -162,18 +162,18 @@ class DropStragglers(Planner):
 
     @property
     def prunes(self) -> bool:
-        """Never."""
+        """Say no: devices send all or nothing."""
         return False
 
     def plan(self, problem: Problem) -> Plan:
-        """`drop_stragglers`."""
+        """Solve by `drop_stragglers`."""
         return drop_stragglers(*problem.limits, cap=problem.cap)
 
 
 def allocated(
     schedule: Schedule, devices: Sequence[Device], explore: float, seed: int, t: int
 ) -> dict[Device, Allocation]:
-    """Each device's part of round ``t``.
+    """Tell each device its part of round ``t``.
 
     Random weights are kept only where every device that trains prunes, so that masks of one ranking would leave weights
     to nobody (specs/wireless §1.5).
@@ -196,7 +196,7 @@ def allocated(
 
 
 def figures(schedule: Schedule) -> dict[str, float]:
-    """Columns of the log; no deadline has none."""
+    """Fill the log's columns of the schedule; no deadline has none."""
     ratios = schedule.ratio[schedule.trains] if schedule.trains.any() else np.zeros(1)
     return {
         "mean_ratio": float(ratios.mean()),

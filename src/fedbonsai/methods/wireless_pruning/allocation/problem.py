@@ -103,7 +103,7 @@ class Plan:
         return float((importance(weights, len(self.ratio)) * self.ratio)[self.active].sum())
 
     def spread(self, chosen: Flags) -> Plan:
-        """This plan, of the chosen devices alone, as a plan for all."""
+        """Make a plan for all of this one, which is of the chosen devices alone."""
 
         def wide(values: Floats) -> Floats:
             found = np.zeros(len(chosen))

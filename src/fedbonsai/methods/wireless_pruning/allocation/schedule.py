@@ -46,16 +46,16 @@ class Problem:
 
     @property
     def limits(self) -> tuple[Load, Floats, float, float]:
-        """Load, products, deadline and bandwidth: what every solver begins with."""
+        """Return load, products, deadline and bandwidth, with which every solver begins."""
         return self.load, self.snr, self.deadline, self.bandwidth
 
     def among(self, chosen: Flags) -> Problem:
-        """The same for some of the devices, all of whom can be served."""
+        """Pose the same for some of the devices, all of whom can be served."""
         load, snr, weights = self.load.among(chosen), self.snr[chosen], self.weights[chosen]
         return replace(self, load=load, snr=snr, weights=weights, values=None)
 
     def shortest(self, kept: float = 1.0) -> float:
-        """Seconds of the shortest round at a kept fraction: T_full at 1, T_min at the least one."""
+        """Find the seconds of the shortest round at a kept fraction: T_full at 1, T_min at the least one."""
         return min_latency(self.load, self.snr, self.bandwidth, kept, cap=self.cap)[0]
 
 
@@ -127,7 +127,7 @@ def scheduled(
 
 
 def served(problem: Problem, solve: Solver) -> Plan:
-    """A plan for everybody, or where there is none for those that can be served together (specs/wireless §7.3)."""
+    """Plan for everybody, or where that cannot be for those that can be served together (specs/wireless §7.3)."""
     plan = solve(problem)
     if plan.feasible:
         return plan
