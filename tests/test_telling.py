@@ -219,16 +219,16 @@ def everything(monkeypatch):
 
 def test_initial_pruning_candidates_and_pretraining_say_how_far_they_are(everything):
     from fedbonsai.core import Client, Samples
+    from fedbonsai.methods.fl_pqsu.one_shot import pretrain
     from fedbonsai.methods.prunefl.initial_prune import Pilot, Scouting, scout
     from fedbonsai.model import Arch, Model
     from fedbonsai.stages.pruning.criteria import Budget, Grounds, SynFlow
-    from fedbonsai.stages.pruning.one_shot import taught
     from fedbonsai.stages.pruning.time_model import Seconds
     from fedbonsai.training.optimizers import SGD
 
     data = Samples(torch.zeros(30, 1, 8, 8), torch.arange(30) % 10)
     me, model = Client("a", 1, data, data[:0]), Model.init(Arch("mlp", {"size": 8}), 0)
-    taught(model, me, SGD(batch=10), 2, "pretrain")
+    pretrain(model, me, SGD(batch=10), 2, "pretrain")
     assert everything[-1] == "pretrain on the server, step 6/6"
     names = [name for name, value in model.weights.items() if value.dim() == 2]
     seconds = Seconds(0.0, 0.0, 0.0, dict.fromkeys(names, 1e-9), 1)

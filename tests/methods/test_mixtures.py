@@ -17,8 +17,8 @@ from fedbonsai.methods.prunefl.importance_round import OwnTrain
 from fedbonsai.methods.prunefl.initial_prune import OwnPilot, Scouted, Scouting
 from fedbonsai.methods.prunefl.local_layers import Judge
 from fedbonsai.methods.prunefl.method import PruneFL
-from fedbonsai.methods.wireless_pruning.coverage import CoverageMean
-from fedbonsai.methods.wireless_pruning.exchange import Owing, Trained, uploaded
+from fedbonsai.methods.wireless_pruning.aggregate import CoverageMean
+from fedbonsai.methods.wireless_pruning.client import Trained, TrainWithFeedback
 from fedbonsai.methods.wireless_pruning.method import WirelessPruning
 from fedbonsai.methods.wireless_pruning.plan import Fixed
 from fedbonsai.model import Arch, Model
@@ -28,7 +28,7 @@ from fedbonsai.stages.masked_upload import Skip, changed, everywhere, faults, se
 from fedbonsai.stages.personal import PERSONAL, split
 from fedbonsai.stages.pruning import gates
 from fedbonsai.stages.pruning.derived_masks import Rule as Mask
-from fedbonsai.stages.pruning.derived_masks import derived
+from fedbonsai.stages.pruning.derived_masks import derived, sent_masks
 from fedbonsai.stages.pruning.masks import masked
 from fedbonsai.stages.pruning.time_model import Measured
 from fedbonsai.stages.selective import Rule
@@ -233,15 +233,18 @@ def test_a_device_sends_what_it_keeps_and_owes_the_rest():
     for t, id, value in fleet.heard:
         if not isinstance(value, Trained) or value.packed is None:
             continue
-        request = next(r.train for at, who, r in fleet.sent if (at, who) == (t, id) and isinstance(r, Owing))
+        request = next(
+            r.train for at, who, r in fleet.sent if (at, who) == (t, id) and isinstance(r, TrainWithFeedback)
+        )
         masks = derived(request.arch, request.shared, request.how.rule, request.grant.mask)
         assert masks is not None
-        sent_masks = uploaded(request.arch, request.shared, request.how.rule, masks, request.grant)
-        got = value.packed.dense(request.shared, everywhere(request.shared, sent_masks))
+        sent = (request.arch, request.shared, request.how.rule, masks)
+        kept = sent_masks(*sent, request.grant.mask.ratio, request.grant.sends)
+        got = value.packed.dense(request.shared, everywhere(request.shared, kept))
         before, after = memories[t].get(id, {}), memories[t + 1][id]
         for name, mask in masks.items():
             like = request.shared[name]
-            assert not got[name][~sent_masks[name]].any()
+            assert not got[name][~kept[name]].any()
             old, new = residual(before, name, like), residual(after, name, like)
             assert torch.equal(new[~mask], old[~mask])  # a debt waits where nothing was learned
             moved = got[name] + new - old  # the change of the kept weights
@@ -259,7 +262,11 @@ def test_the_server_averages_shared_weights_plus_decoded_changes():
         for at, id, value in fleet.heard:
             if at != t or not isinstance(value, Trained):
                 continue
-            grant = next(r.train.grant for at_, who, r in fleet.sent if (at_, who) == (t, id) and isinstance(r, Owing))
+            grant = next(
+                r.train.grant
+                for at_, who, r in fleet.sent
+                if (at_, who) == (t, id) and isinstance(r, TrainWithFeedback)
+            )
             masks = derived(MODEL.arch, shared, RADIO.mask, grant.mask)
             change = value.packed.dense(shared, everywhere(shared, masks))
             mean.add(masked(tree.add(shared, change), masks), masks, value.examples)

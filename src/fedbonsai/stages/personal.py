@@ -115,11 +115,6 @@ def trained_part(model: Model, me: Client, sgd: SGD, names: Collection[str], mas
     return training.train(model, me, sgd, mask=mask, frozen=model.weights.keys() - set(names))
 
 
-def begun(first: Tree, device: Device, held: Collection[str]) -> Tree | None:
-    """What a device's personal part begins with, for who is not among those that have one."""
-    return first if first and device.id not in held else None
-
-
 # --- judging -------------------------------------------------------------------------------------------------------
 
 

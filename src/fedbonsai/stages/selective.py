@@ -12,16 +12,15 @@ from torch import Tensor, nn
 
 from fedbonsai import training, tree
 from fedbonsai.core import Client, Memory
-from fedbonsai.errors import ConfigError, Forgotten
-from fedbonsai.model import Arch, Model
-from fedbonsai.stages.broadcast import Coded, Sent, received
+from fedbonsai.errors import ConfigError
+from fedbonsai.model import Model
 from fedbonsai.stages.codec import Chain, Packed, apply
 from fedbonsai.stages.pruning import gates
 from fedbonsai.stages.pruning.gates import Evidence, Gate, Seen
 from fedbonsai.stages.updates import FEEDBACK
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.training.steps import Trained
-from fedbonsai.tree import Tree, Weights
+from fedbonsai.tree import Tree
 from fedbonsai.wire import message
 
 SEEN, OWN, LAST, ERROR, BEFORE, TOWARD = "seen", "own", "last", "error", "before", "toward"  # what a client keeps
@@ -46,27 +45,6 @@ class Rule:
     gate: Gate
     moved: float
     t: int
-
-
-def begun(sent: Sent | None, arch: Arch, like: Tree, memory: Memory) -> tuple[Weights, Memory]:
-    """What a client trains from, and its memory; if nothing was sent, the model of its own that it kept.
-
-    Args:
-        sent: the server's model.
-        arch: of the network.
-        like: forms of its weights, which are smaller than its builder's where it was pruned.
-        memory: of the client.
-
-    Raises:
-        Forgotten: what was sent, or that nothing was, needs what is not held here.
-    """
-    if sent is None:
-        if OWN not in memory:
-            raise Forgotten("nothing was sent, and there is no model of its own here to go on from")
-        return memory[OWN].dense(like), memory
-    if isinstance(sent, Coded):
-        return sent.packed.dense(like), memory
-    return received(sent, arch, memory)
 
 
 def trained(model: Model, me: Client, sgd: SGD, gate: Gate, masks: Tree | None = None) -> tuple[Trained, float]:

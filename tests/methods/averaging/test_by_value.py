@@ -11,8 +11,8 @@ from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Wrapper
 from fedbonsai.methods.averaging import method as averaging
 from fedbonsai.methods.averaging.method import Averaging
+from fedbonsai.methods.fl_pqsu.client import Train as Asked
 from fedbonsai.methods.fl_pqsu.method import FlPqsu
-from fedbonsai.methods.fl_pqsu.selective_round import Train as Asked
 from fedbonsai.stages.broadcast import Downlink
 from fedbonsai.stages.codec import parse
 from fedbonsai.stages.pruning.filters import All

@@ -5,8 +5,8 @@ from math import ceil
 import numpy as np
 import pytest
 
+from fedbonsai.methods.fl_pqsu.client import Upload
 from fedbonsai.methods.fl_pqsu.method import FlPqsu
-from fedbonsai.methods.fl_pqsu.selective_round import Upload
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.broadcast import Downlink
 from fedbonsai.stages.codec import parse

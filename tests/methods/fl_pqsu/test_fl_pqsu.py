@@ -16,9 +16,9 @@ from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.pool import PoolFleet
 from fedbonsai.fleets.wrappers import Flaky, Metered
 from fedbonsai.methods.averaging.method import Averaging
+from fedbonsai.methods.fl_pqsu.client import Skip, Train, Upload, train
 from fedbonsai.methods.fl_pqsu.method import FlPqsu, State
 from fedbonsai.methods.fl_pqsu.paper_bytes import down_bytes, entries, message_bytes, npy_bytes, quantize, up_bytes
-from fedbonsai.methods.fl_pqsu.selective_round import Skip, Train, Upload, train
 from fedbonsai.model import Arch, Model
 from fedbonsai.runs import recipes
 from fedbonsai.stages.broadcast import Downlink, Whole

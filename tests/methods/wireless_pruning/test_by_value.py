@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedbonsai.devices.channel import Cell
-from fedbonsai.methods.wireless_pruning.exchange import Owing, Train
+from fedbonsai.methods.wireless_pruning.client import Train, TrainWithFeedback
 from fedbonsai.methods.wireless_pruning.load import Cycles
 from fedbonsai.methods.wireless_pruning.method import WirelessPruning
 from fedbonsai.methods.wireless_pruning.plan import Fixed
@@ -50,7 +50,7 @@ SCENES = {
 
 
 def told(method, played, t):
-    requests = played.sent(t, Owing if method.feedback else Train)
+    requests = played.sent(t, TrainWithFeedback if method.feedback else Train)
     return {id: (request.train if method.feedback else request).grant for id, request in requests.items()}
 
 
@@ -117,7 +117,7 @@ def test_an_upload_that_is_lost_counts_for_nobody_and_leaves_its_device_as_it_wa
 def test_who_lost_its_part_is_silent_once_and_begins_again(scene):
     method, seed, _ = SCENES[scene]
     played, _ = followed(method, seed, rounds=5, forgets=((2, "b"), (3, "a")))
-    kind = Owing if method.feedback else Train
+    kind = TrainWithFeedback if method.feedback else Train
     first = [
         {id for id, request in played.sent(t, kind).items() if getattr(request, "train", request).first is not None}
         for t in range(5)

@@ -13,11 +13,10 @@ from fedbonsai.methods.wireless_pruning import load as wireless_load
 from fedbonsai.methods.wireless_pruning.allocation import allocate, min_latency
 from fedbonsai.methods.wireless_pruning.load import Cycles, Measured, Parts, Passes, Profiled, fitted, load_of
 from fedbonsai.model import Arch, Model
-from fedbonsai.stages.personal import personal_names
 from fedbonsai.work import Episode
 
 MNIST = Model.init(Arch("cnn-mnist"), 0)
-PARTS = Parts.of(MNIST, (1, 28, 28), personal_names(MNIST, ["head"]))
+PARTS = Parts.of(MNIST, (1, 28, 28), ["head"])
 IDS = [f"{k}" for k in range(10)]
 BIASES = 32 + 64 + 512
 

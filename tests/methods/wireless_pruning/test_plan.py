@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from fedbonsai.devices.channel import Cell
-from fedbonsai.methods.wireless_pruning.allocation import Load, PruningError, aged, allocate, min_latency, rescued
+from fedbonsai.methods.wireless_pruning.allocation import (
+    Load,
+    Problem,
+    PruningError,
+    aged,
+    allocate,
+    min_latency,
+    rescued,
+)
+from fedbonsai.methods.wireless_pruning.allocation import scheduled as schedule
 from fedbonsai.methods.wireless_pruning.plan import (
     Alternating,
     Common,
@@ -15,9 +24,12 @@ from fedbonsai.methods.wireless_pruning.plan import (
     Equal,
     Fixed,
     Optimum,
-    Problem,
-    scheduled,
 )
+
+
+def scheduled(rule, some, share, true=None, remedy="drop"):
+    return schedule(rule.plan, some, share, true, remedy, rule.waits)
+
 
 IDS = [str(k) for k in range(8)]
 CELL = Cell()

@@ -13,7 +13,8 @@ from fedbonsai.devices.channel import Cell
 from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.methods.averaging.method import Averaging
-from fedbonsai.methods.wireless_pruning.exchange import Grant, How, Train, Trained, opened, train, uploaded
+from fedbonsai.methods.wireless_pruning.aggregate import opened
+from fedbonsai.methods.wireless_pruning.client import Allocation, ClientConfig, Train, Trained, train
 from fedbonsai.methods.wireless_pruning.load import Cycles, load_of
 from fedbonsai.methods.wireless_pruning.method import WirelessPruning
 from fedbonsai.methods.wireless_pruning.plan import Common, DropStragglers, Fixed, Optimum
@@ -22,7 +23,7 @@ from fedbonsai.runs import recipes, setup
 from fedbonsai.runs.loop import loop
 from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.personal import PERSONAL, Judge, Judged, split, trained_part
-from fedbonsai.stages.pruning.derived_masks import Derived, Rule, derived, names_in
+from fedbonsai.stages.pruning.derived_masks import Derived, Rule, derived, names_in, sent_masks
 from fedbonsai.stages.pruning.masks import masked
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import seed_of
@@ -49,7 +50,8 @@ def uploads(fleet):
 
 def masks_of(request, cut=True):
     found = derived(request.arch, request.shared, request.how.rule, request.grant.mask)
-    return uploaded(request.arch, request.shared, request.how.rule, found, request.grant) if cut else found
+    grant, sent = request.grant, (request.arch, request.shared, request.how.rule, found)
+    return sent_masks(*sent, grant.mask.ratio, grant.sends) if cut else found
 
 
 # --- specs/wireless check 9: degenerate cases ----------------------------------------------------------------
@@ -404,10 +406,10 @@ def test_an_upload_that_is_hardly_cut_is_read():
     shared, own = split(MODEL.weights, HEAD)
     for bits in (32, 8):
         for ratio, sends in ((0.0, 1e-6), (1e-7, 1e-6), (0.3, 0.3 + 1e-6)):
-            grant = Grant(True, Derived(ratio), sends, 1.0)
-            how = How(PAPER.mask, "alt", STEPS, STEPS, bits)
+            grant = Allocation(True, Derived(ratio), sends, 1.0)
+            how = ClientConfig(PAPER.mask, "alt", STEPS, STEPS, bits)
             value, _ = train.run(Train(CNN, shared, own, how, grant), PEOPLE[0], {})
-            assert opened(value.packed, None, CNN, shared, how.rule, grant, bits=bits) is not None
+            assert opened(value, CNN, shared, how, grant) is not None
 
 
 def uploaded_by(method, rounds=8):
@@ -533,10 +535,10 @@ def test_damaged_uploads_are_dropped_with_what_their_clients_kept():
 def test_an_upload_must_be_what_was_granted():
     _, fleet = run(replace(PAPER, allocation=Fixed(0.5)), rounds=1)
     (_, _, request), (_, _, value) = requests(fleet)[0], uploads(fleet)[0]
-    rule, grant = request.how.rule, request.grant
-    assert opened(value.packed, None, CNN, request.shared, rule, grant) is not None
+    how, grant = request.how, request.grant
+    assert opened(value, CNN, request.shared, how, grant) is not None
     less = replace(grant, mask=replace(grant.mask, ratio=0.25), sends=0.25)
-    assert opened(value.packed, None, CNN, request.shared, rule, less) is None
+    assert opened(value, CNN, request.shared, how, less) is None
 
 
 # --- specs/wireless check 17: recipes and labels -------------------------------------------------------------

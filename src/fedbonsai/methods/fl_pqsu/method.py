@@ -2,7 +2,7 @@
 
 Xu, Fang, Ding, Zou and Xiong, "Accelerating Federated Learning for IoT in Big Data Analytics With Pruning, Quantization
 and Selective Updating", IEEE Access 9, 2021. ``begin`` is SERVER-INIT, ``round`` one turn of the server's loop, the task
-``train`` of `selective_round` the client's: train, gate, pack. The server keeps each client's newest upload, packed,
+``train`` of `client` the client's: train, gate, pack. The server keeps each client's newest upload, packed,
 for rounds it skips.
 """
 
@@ -14,16 +14,17 @@ from typing import Literal
 
 from fedbonsai.core import Client, Fleet
 from fedbonsai.errors import Unanswered
-from fedbonsai.methods.fl_pqsu.newest import Tally, averaged, heard
-from fedbonsai.methods.fl_pqsu.selective_round import Training, Upload, train
+from fedbonsai.methods.fl_pqsu.client import Train, Upload, train
+from fedbonsai.methods.fl_pqsu.newest import Tally, aggregate, receive
+from fedbonsai.methods.fl_pqsu.one_shot import Score, pretrain, prune_once
 from fedbonsai.methods.fl_pqsu.selective_settings import faults
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
-from fedbonsai.stages.broadcast import Broadcast, Downlink, grouped
+from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, grouped
 from fedbonsai.stages.codec import Chain, parse
-from fedbonsai.stages.pruning.filters import Keep, Target
+from fedbonsai.stages.pruning.count import Cost
+from fedbonsai.stages.pruning.filters import Keep, Target, narrowed
 from fedbonsai.stages.pruning.gates import Gate, Loss
-from fedbonsai.stages.pruning.one_shot import Cost, Score, pruned, taught
 from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.selective import Rule
@@ -46,10 +47,10 @@ class State:
     steps: tuple[float, ...] = ()  # squared norms of the model's last steps, latest first (LAQ)
     tally: Tally = field(default_factory=Tally)
 
-    def mended(self, forgot: tuple[str, ...], models: int) -> State:
-        """After a round of which nothing came but who had lost what they held: they get everything next time."""
+    def needing_full(self, forgot: tuple[str, ...], models: int) -> State:
+        """Note who had lost what they held, after a round of which nothing else came: they get everything next time."""
         own = tuple(id for id in self.own if id not in forgot)
-        return replace(self, broadcast=self.broadcast.forgotten(forgot), own=own, tally=self.tally.unheard(models))
+        return replace(self, broadcast=self.broadcast.forgotten(forgot), own=own, tally=self.tally.no_updates(models))
 
 
 @method("fl-pqsu")
@@ -92,7 +93,7 @@ class FlPqsu:
         refuse(found + outside(self, pretrain=NOT_NEGATIVE, finetune=NOT_NEGATIVE))
 
     def samples_before(self, people: Sequence[Client], server: Client, workers: int) -> float:
-        """Samples that the server trains on."""
+        """Count the samples that the server trains on."""
         return (self.pretrain + self.finetune + (self.score == "taylor")) * len(server.train)
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
@@ -102,47 +103,52 @@ class FlPqsu:
             ConfigError: the server has no samples to do this with.
         """
         size = server.train.size
-        model = taught(model, server, self.sgd, self.pretrain, "pretrain")
-        model = pruned(model, self.keep, self.score, server, size)
-        model = taught(model, server, self.sgd, self.finetune, "finetune")
+        model = pretrain(model, server, self.sgd, self.pretrain, "pretrain")
+        model = prune_once(model, self.keep, self.score, server, size)
+        model = pretrain(model, server, self.sgd, self.finetune, "finetune")
         return State(model, server.seed, Cost.of(model, size, self.sgd), Broadcast.of(model, self.downlink))
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """Broadcast, collect what passes the gates, average the newest uploads."""
-        weights, devices = state.model.weights, cohort(fleet.devices, self.cohort, state.seed, t)
+        model, shapes = state.model, narrowed(state.model)
+        weights, devices = model.weights, cohort(fleet.devices, self.cohort, state.seed, t)
         own, cached = self.after_skip == "own", self.skippers == "cache"
         held, common, _ = state.broadcast.advance(weights, self.downlink, seed_of(state.seed, "down", t, 0))
         rule = Rule(self.uplink, self.changes, own, self.gate, self.gate.threshold(state.steps), t)
-        how = Training(state.model, self.sgd, rule)
-        send = each(grouped(held, devices, common), how.of)
-        send |= dict.fromkeys((device for device in devices if device.id in state.own), how.of(None))
-        models = sum(request.sent is not None for request in send.values())
+
+        def request(sent: Sent | None) -> Train:
+            return Train(model.arch, shapes, sent, self.sgd, rule)
+
+        send = each(grouped(held, devices, common), request)
+        send |= dict.fromkeys((device for device in devices if device.id in state.own), request(None))
+        models = sum(asked.sent is not None for asked in send.values())
         try:
-            found = heard(fleet.ask(train, send), weights, fleet, self.changes)
+            found = receive(fleet.ask(train, send), weights, fleet, self.changes)
         except Unanswered as error:
             if not error.forgot:
                 raise
-            return state.mended(error.forgot, models)
+            return state.needing_full(error.forgot, models)
         cache = {**state.cache, **found.fresh} if cached else found.fresh
         who = [*found.fresh, *found.skipped]
         counted = who if self.changes else cache  # a change is of this round's model, weights are of any
         order = [device.id for device in fleet.devices if device.id in counted]
-        new = averaged(weights, cache, found.fresh, order, self.changes, self.weigh == "examples")
+        new = aggregate(weights, cache, found.fresh, order, self.changes, self.weigh == "examples")
+        tally = state.tally.counted(models, found)
         gone = {*found.fresh, *found.forgot}
         return replace(
             state,
-            model=state.model.replace(new),
+            model=model.replace(new),
             broadcast=held.heard(who).forgotten(found.forgot) if self.downlink.delta else held,
             cache=cache if cached else {},
             own=tuple(sorted({*state.own, *found.skipped} - gone)) if own else (),
             steps=self.gate.stepped(state.steps, new, weights),
-            tally=state.tally.counted(models, found),
+            tally=tally,
         )
 
     def model(self, state: State) -> Model:
-        """The global model, pruned."""
+        """Return the global model, pruned."""
         return state.model
 
     def metrics(self, state: State) -> Mapping[str, float]:
-        """Loss; uploads, skips and drops, share of skips so far; the network's cost; bytes so far as a paper counts."""
+        """Tell loss, uploads, skips and drops, the share of skips, the network's cost, and bytes so far as a paper counts."""
         return state.tally.figures(state.model, self.uplink, self.downlink.chain) | state.cost.figures()

@@ -15,8 +15,8 @@ import torch
 from fedbonsai import tree
 from fedbonsai.core import Answers, Fleet, forgetful
 from fedbonsai.errors import BadMessage, Unanswered
+from fedbonsai.methods.fl_pqsu.client import Skip, Upload
 from fedbonsai.methods.fl_pqsu.paper_bytes import down_bytes, entries, message_bytes, up_bytes
-from fedbonsai.methods.fl_pqsu.selective_round import Skip, Upload
 from fedbonsai.model import Model
 from fedbonsai.stages.codec import Affine, Chain, Packed
 from fedbonsai.stages.updates import MOST, STATISTICS
@@ -25,7 +25,7 @@ from fedbonsai.wire import message
 
 
 @dataclass(frozen=True)
-class Heard:
+class Received:
     """What came of a round: new uploads and skips by device id, how many uploads were dropped, who had forgotten."""
 
     fresh: dict[str, Upload]
@@ -34,7 +34,7 @@ class Heard:
     forgot: tuple[str, ...]
 
 
-def heard(answers: Answers[Upload | Skip], like: Tree, fleet: Fleet, changes: bool) -> Heard:
+def receive(answers: Answers[Upload | Skip], like: Tree, fleet: Fleet, changes: bool) -> Received:
     """Read all answers; an upload that is damaged or not finite is dropped, with what its client kept.
 
     Args:
@@ -50,31 +50,31 @@ def heard(answers: Answers[Upload | Skip], like: Tree, fleet: Fleet, changes: bo
     skipped: list[str] = []
     dropped = 0
     for answer in answers:
-        if not isinstance(answer.value, Upload):
-            skipped.append(answer.device.id)
-        elif _usable(answer.value, like, changes):
-            fresh[answer.device.id] = answer.value
+        value, id = answer.value, answer.device.id
+        if not isinstance(value, Upload):
+            skipped.append(id)
+            continue
+        try:
+            usable = 0 < value.examples < MOST and tree.finite(opened(value.packed, like, changes))
+        except BadMessage:
+            usable = False
+        if usable:
+            fresh[id] = value
         else:
             fleet.reject(answer.device)
             dropped += 1
     forgot = forgetful(answers.silent)
     if not fresh and not skipped:
         raise Unanswered(f"no upload could be used ({dropped} dropped)", forgot)
-    return Heard(fresh, skipped, dropped, forgot)
+    return Received(fresh, skipped, dropped, forgot)
 
 
-def _opened(packed: Packed, like: Tree, changes: bool) -> Weights:
+def opened(packed: Packed, like: Tree, changes: bool) -> Weights:
+    """Decode the weights of an upload, or their changes."""
     return packed.change(like) if changes else packed.dense(like)
 
 
-def _usable(upload: Upload, like: Tree, changes: bool) -> bool:
-    try:
-        return 0 < upload.examples < MOST and tree.finite(_opened(upload.packed, like, changes))
-    except BadMessage:
-        return False
-
-
-def averaged(
+def aggregate(
     weights: Tree,
     cache: Mapping[str, Upload],
     fresh: Collection[str],
@@ -82,7 +82,7 @@ def averaged(
     changes: bool,
     by_examples: bool,
 ) -> Weights:
-    """Mean of newest uploads, decoded one at a time; the same weights if there are none.
+    """Average the newest uploads, decoded one at a time; the same weights if there are none.
 
     Args:
         weights: of the global model.
@@ -100,7 +100,7 @@ def averaged(
     for id in order:
         if id not in cache:
             continue
-        found: Tree = _opened(cache[id].packed, weights, changes)
+        found: Tree = opened(cache[id].packed, weights, changes)
         if changes and id not in fresh:
             found = {n: torch.zeros_like(value) if n.endswith(STATISTICS) else value for n, value in found.items()}
         mean.add(found, cache[id].examples if by_examples else 1)
@@ -134,8 +134,8 @@ class Tally:
     answers: int = 0
     uploaded: int = 0
 
-    def counted(self, sent: int, found: Heard) -> Tally:
-        """With a round in which this many models were sent."""
+    def counted(self, sent: int, found: Received) -> Tally:
+        """Count a round in which this many models were sent."""
         total = sum(upload.examples for upload in found.fresh.values())
         return Tally(
             sum(u.examples * u.loss for u in found.fresh.values()) / total if total else self.loss,
@@ -147,12 +147,12 @@ class Tally:
             self.uploaded + len(found.fresh),
         )
 
-    def unheard(self, sent: int) -> Tally:
-        """With a round in which no answer could be used."""
+    def no_updates(self, sent: int) -> Tally:
+        """Count a round in which no answer could be used."""
         return replace(self, uploads=0, skipped=0, dropped=0, sent=self.sent + sent)
 
     def figures(self, model: Model, up: Chain, down: Chain) -> dict[str, float]:
-        """For the log: the share of answers so far that were skips, and bytes so far as the paper would count them."""
+        """Tell the log the share of answers so far that were skips, and bytes so far as the paper would count them."""
         counts = entries(model)
         return {
             "train_loss": self.loss,
@@ -166,7 +166,7 @@ class Tally:
 
 
 def _message(counts: list[int], chain: Chain) -> int:
-    """B_msg of specs/fl-pqsu §2: affine codes, a scale and a zero-point for each tensor; else 4 bytes a value.
+    """Count B_msg of specs/fl-pqsu §2: affine codes, a scale and a zero-point for each tensor; else 4 bytes a value.
 
     Its rule knows no channels, sparsity or entropy coding; what these save is in the ledger only.
     """

@@ -16,7 +16,7 @@ from fedbonsai.methods.registry import method
 from fedbonsai.methods.small_dense.narrow import narrow
 from fedbonsai.model import Model
 from fedbonsai.stages.codec import Chain
-from fedbonsai.stages.pruning.one_shot import Cost
+from fedbonsai.stages.pruning.count import Cost
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import Update, combine, update
 from fedbonsai.training.optimizers import SGD

@@ -7,8 +7,9 @@ the prunable weights. Cycles for each sample and weight are its default; `profil
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Literal
 
 import numpy as np
@@ -19,10 +20,12 @@ from fedbonsai.devices.networks import all_known, layers
 from fedbonsai.devices.profile import Curve, profile
 from fedbonsai.errors import ConfigError
 from fedbonsai.methods.wireless_pruning.allocation import Floats, Load
-from fedbonsai.methods.wireless_pruning.exchange import EXACT
+from fedbonsai.methods.wireless_pruning.client import EXACT
 from fedbonsai.model import Model, skeleton
 from fedbonsai.stages.choice import Choice, choice
+from fedbonsai.stages.personal import personal_names, split
 from fedbonsai.stages.pruning.derived_masks import names_in, places
+from fedbonsai.stages.settings import NOT_NEGATIVE, POSITIVE, Range, outside, refuse
 from fedbonsai.stages.updates import STATISTICS
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import seed_of, size
@@ -45,20 +48,24 @@ class Parts:
     personal: tuple[str, ...]
 
     @staticmethod
-    def of(model: Model, sample: tuple[int, ...], personal: Sequence[str], never: tuple[str, ...] = ()) -> Parts:
-        """The parts of a model with these personal weights."""
-        shared = {name: value for name, value in model.weights.items() if name not in personal}
+    def of(model: Model, sample: tuple[int, ...], personal: Iterable[str], never: tuple[str, ...] = ()) -> Parts:
+        """Part a model of which layers are personal, as in `personal_names`, and some weights are never pruned.
+
+        Raises:
+            ConfigError: a personal layer that the model has not.
+        """
+        own = personal_names(model, personal)
+        shared, _ = split(model.weights, own)
         pruned = names_in(model.arch, shared, never)
-        fixed = tuple(name for name in shared if name not in pruned)
-        return Parts(model, sample, tuple(pruned), fixed, tuple(personal))
+        return Parts(model, sample, tuple(pruned), tuple(name for name in shared if name not in pruned), own)
 
     @property
     def statistics(self) -> tuple[str, ...]:
-        """Shared statistics of normalisation, which go up exact, whatever the bits of a weight."""
+        """Name the shared statistics of normalisation, which go up exact, whatever the bits of a weight."""
         return tuple(name for name in self.fixed if name.endswith(STATISTICS))
 
     def count(self, names: Sequence[str]) -> int:
-        """Weights of these names."""
+        """Count the weights of these names."""
         return size({name: self.model.weights[name] for name in names})
 
 
@@ -74,13 +81,13 @@ class Passes:
 
     @staticmethod
     def of(parts: Parts, shared: SGD, personal: SGD, examples: Floats, joint: bool) -> Passes:
-        """Of devices with so many training samples; an empty part has no phase, the joint pass takes whatever there is."""
+        """Count for devices with so many samples; an empty part has no phase, the joint pass takes whatever there is."""
         some = joint or bool(parts.prunable or parts.fixed)
         return Passes(samples(personal, examples) * bool(parts.personal), samples(shared, examples) * some, joint)
 
 
 def samples(sgd: SGD, examples: Floats) -> Floats:
-    """Samples of local training on devices of so many examples; steps count as whole batches (2.2: tau x batch)."""
+    """Count the samples of local training on devices of so many examples; steps are whole batches (2.2: tau x batch)."""
     return sgd.steps * np.minimum(sgd.batch, examples) if sgd.steps else max(1, sgd.epochs) * examples
 
 
@@ -88,7 +95,7 @@ class Compute(Choice):
     """Seconds of local training as a + b x."""
 
     def seconds(self, parts: Parts, work: Passes, batch: int, ids: Sequence[str], seed: int) -> tuple[Floats, Floats]:
-        """``a`` and ``b`` of each device.
+        """Tell ``a`` and ``b`` of each device.
 
         Args:
             parts: of the model.
@@ -119,19 +126,16 @@ class Cycles(Compute):
 
     def __post_init__(self) -> None:
         """Refuse what no processor has."""
-        if min(self.forward, self.backward) < 0 or not 0 < self.slowest <= self.fastest:
-            raise ValueError(
-                f"forward = {self.forward}, backward = {self.backward}, slowest = {self.slowest}, fastest = "
-                f"{self.fastest}: expected cycles >= 0 and 0 < slowest <= fastest, in Hz"
-            )
+        faster = Range(f"Hz >= slowest = {self.slowest}", lambda value: self.slowest <= value < inf)
+        refuse(outside(self, forward=NOT_NEGATIVE, backward=NOT_NEGATIVE, slowest=POSITIVE, fastest=faster))
 
     def frequency(self, ids: Sequence[str], seed: int) -> Floats:
-        """Hz of each device."""
+        """Draw the Hz of each device."""
         draws = np.array([np.random.default_rng(seed_of(seed, f"processor/{each}", -1, 0)).random() for each in ids])
         return self.slowest + draws * (self.fastest - self.slowest)
 
     def seconds(self, parts: Parts, work: Passes, batch: int, ids: Sequence[str], seed: int) -> tuple[Floats, Floats]:
-        """The sums over layers of specs/wireless §2.2."""
+        """Sum over layers as specs/wireless §2.2 has it."""
         once = self.forward + self.backward
         if work.joint:
             shared = own = work.shared * once
@@ -144,7 +148,7 @@ class Cycles(Compute):
         return (a, b) if self.prunes else (a + b, np.zeros_like(b))
 
     def _weights(self, parts: Parts, names: Sequence[str]) -> float:
-        """W, or W times the places at which each is used; buffers take no part in it."""
+        """Count W, or W times the places at which each is used; buffers take no part in it."""
         learned = skeleton(parts.model).parameters
         weights = {name: parts.model.weights[name] for name in names if name in learned}
         if not self.reuse:
@@ -161,7 +165,7 @@ class Profiled(Compute):
     """Profile by name or path, as in `fedbonsai run --devices`."""
 
     def seconds(self, parts: Parts, work: Passes, batch: int, ids: Sequence[str], seed: int) -> tuple[Floats, Floats]:
-        """Both phases count as whole passes, which what is frozen falls short of; the curve is shared out by operations."""
+        """Count both phases as whole passes, which what is frozen falls short of, and share the curve out by operations."""
         sheet = profile(self.device)
         intercept, slope = sheet.masked.line()
         bare = replace(sheet, masked=Curve("assumed", "no mask"))
@@ -192,13 +196,13 @@ class Measured(Compute):
     """Seconds of a local round at each."""
 
     def seconds(self, parts: Parts, work: Passes, batch: int, ids: Sequence[str], seed: int) -> tuple[Floats, Floats]:
-        """The line through the measurements."""
+        """Fit the line through the measurements."""
         a, b = fitted(self.kept, self.times)
         return np.full(len(ids), a), np.full(len(ids), b)
 
 
 def fitted(kept: Sequence[float], times: Sequence[float]) -> tuple[float, float]:
-    """Least squares of t = a + b x; a level line where times hardly differ.
+    """Fit t = a + b x by least squares; a level line where times hardly differ.
 
     Raises:
         ConfigError: too few points, or no line fits (R squared < 0.98, b < 0 or a < 0): pruning then costs time, or by
@@ -229,7 +233,7 @@ def load_of(
     snr: Floats,
     downlink: Literal["broadcast", "none"],
 ) -> Load:
-    """The loads of a round (2.2).
+    """Add up the loads of a round (2.2).
 
     Args:
         seconds: of local training, from a `Compute`.

@@ -2,8 +2,8 @@
 
 After Liu, Ratnarajah, Sellathurai, Eldar, IEEE TSP 2024, doi 10.1109/TSP.2024.3459808, arXiv 2309.01816, of which only the
 abstract could be read: see the card. ``round`` is the protocol of specs/wireless §1.3; what a device does in
-it is the task of `exchange`. Ratios and bands are decided in `plan`, by what a round costs
-as `load` has it.
+it is in `client`, what the server makes of their answers in `aggregate`. How ratios and bands are decided is in `plan`, by
+what a round costs as `load` has it; the solvers are `allocation`, a library of its own.
 """
 
 from __future__ import annotations
@@ -14,26 +14,42 @@ from math import inf, isfinite
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedbonsai.core import Client, Device, Fleet, forgetful
 from fedbonsai.devices.channel import Cell
 from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.methods.registry import method
-from fedbonsai.methods.wireless_pruning.allocation import Floats, Load, PruningError, aged
-from fedbonsai.methods.wireless_pruning.count import counted
-from fedbonsai.methods.wireless_pruning.coverage import nowhere, uncovered, union
-from fedbonsai.methods.wireless_pruning.exchange import EXACT, Gathered, Grant, How, Owing, Train, gathered, train
+from fedbonsai.methods.wireless_pruning.aggregate import aggregate, uncovered, union
+from fedbonsai.methods.wireless_pruning.allocation import (
+    Floats,
+    Load,
+    Problem,
+    PruningError,
+    Schedule,
+    aged,
+    scheduled,
+)
+from fedbonsai.methods.wireless_pruning.client import (
+    EXACT,
+    Allocation,
+    ClientConfig,
+    Count,
+    Train,
+    TrainWithFeedback,
+    count,
+    train,
+)
 from fedbonsai.methods.wireless_pruning.load import Compute, Cycles, Parts, Passes, load_of
-from fedbonsai.methods.wireless_pruning.plan import Allocation, Optimum, Problem, Schedule, scheduled
+from fedbonsai.methods.wireless_pruning.plan import Optimum, Planner, allocated, figures
 from fedbonsai.model import Model
-from fedbonsai.stages.personal import Judge, begun, judged, merged, personal_names, split
+from fedbonsai.stages.personal import Judge, judged, merged, split
 from fedbonsai.stages.pruning.derived_masks import Derived, Rule
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import NOT_NEGATIVE, PART, Range, among, outside, refuse
 from fedbonsai.telling import doing
 from fedbonsai.training.optimizers import SGD
-from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
 
 BITS = Range(f"1 to 8, or {EXACT}", lambda value: 1 <= value <= 8 or value == EXACT)
@@ -58,6 +74,10 @@ class State:
     seconds: float = 0.0
     figures: Mapping[str, float] = field(default_factory=dict[str, float])
 
+    def needing_full(self, forgot: Collection[str], more: Iterable[str] = ()) -> State:
+        """Note who has a personal part now, and who lost theirs: these get all they need next time."""
+        return replace(self, held=tuple(id for id in dict.fromkeys((*self.held, *more)) if id not in forgot))
+
 
 @method("wireless-pruning")
 class WirelessPruning:
@@ -79,7 +99,7 @@ class WirelessPruning:
     """q: bits of an uploaded weight; 1 to 8 quantise, 32 sends it as it is."""
     feedback: bool = False
     """Send changes of kept weights, with `bits` each, and what their codes lose with the device's next upload."""
-    allocation: Allocation = field(default_factory=Optimum)
+    allocation: Planner = field(default_factory=Optimum)
     """How pruning ratios and bandwidths are decided."""
     deadline: float = 0.5
     """phi: the deadline of a round as a share of T_full, the shortest round without pruning."""
@@ -125,7 +145,7 @@ class WirelessPruning:
         refuse(outside(self, **ranges) + faults)
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
-        """The initial model, and how many samples each device has.
+        """Begin with the initial model, and ask how many samples each device has.
 
         Raises:
             ConfigError: nothing to prune, or nothing to judge on.
@@ -136,69 +156,76 @@ class WirelessPruning:
                 f"personal = {list(self.personal)}, mask.never = {list(self.mask.never)}: no shared weight of "
                 f"{model.arch.name!r} may be pruned; share more, or set method.allocation to 'fixed'"
             )
-        found = counted(fleet)
+        found = {a.device.id: a.value for a in fleet.ask(count, dict.fromkeys(fleet.devices, Count()))}
         if self.judge and not any(value.valid for value in found.values()):
             raise ConfigError("judge > 0 needs validation parts on the clients: set data.valid > 0, or judge = 0")
         examples = {id: value.examples for id, value in found.items()}
-        return State(model, server.seed, parts.sample, examples, covered=nowhere(parts.prunable, model.weights))
+        covered = {name: torch.zeros_like(model.weights[name], dtype=torch.bool) for name in parts.prunable}
+        return State(model, server.seed, parts.sample, examples, covered=covered)
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """Plan, broadcast, train under masks, average each coordinate over those that kept it; then judge."""
-        parts = self.parts(state.model, state.sample)
+        parts, arch = self.parts(state.model, state.sample), state.model.arch
         shared, first = split(state.model.weights, parts.personal)
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
         with doing(f"planning the cell for {len(devices)} devices"):
             schedule = self.schedule(state, t, [device.id for device in devices], parts)
-        grants = self.grants(state, t, devices, schedule)
-        how = How(self.mask, self.order, self.sgd, self.personal_sgd, self.bits)
-        made = {
-            device: Train(state.model.arch, shared, begun(first, device, state.held), how, grant)
-            for device, grant in grants.items()
-        }
-        send: Mapping[Device, Train | Owing] = {d: Owing(part) for d, part in made.items()} if self.feedback else made
+        allocations = allocated(schedule, devices, self.mask.explore, state.seed, t)
+        planned, seconds = figures(schedule), state.seconds + schedule.latency
+        config = ClientConfig(self.mask, self.order, self.sgd, self.personal_sgd, self.bits)
+        send: dict[Device, Train | TrainWithFeedback] = {}
+        for device, allocation in allocations.items():
+            request = Train(arch, shared, None if device.id in state.held else first or None, config, allocation)
+            send[device] = TrainWithFeedback(request) if self.feedback else request
         answers = fleet.ask(train, send)
         try:
-            found = gathered(
-                answers, state.model.arch, shared, grants, self.mask, self.weights, fleet, self.feedback, self.bits
-            )
+            found = aggregate(answers, fleet, arch, shared, allocations, config, self.weights, self.feedback)
         except Unanswered as error:
             if not error.forgot:
                 raise
-            held = joined(state.held, (), error.forgot)  # they get all they need next time, and this time has passed
-            return replace(state, held=held, seconds=state.seconds + schedule.latency)
+            return replace(state.needing_full(error.forgot), seconds=seconds)  # this time has passed
         after = replace(
-            state,
-            model=merged(state.model.arch, found.shared, first),
+            state.needing_full(forgetful(answers.silent), found.examples if first else ()),
+            model=merged(arch, found.shared, first),
             examples={**state.examples, **found.examples},
             last={**state.last, **dict.fromkeys(found.used, t)},
-            held=joined(state.held, found.examples if first else (), forgetful(answers.silent)),
             covered=union(state.covered, found.covered),
-            seconds=state.seconds + schedule.latency,
+            seconds=seconds,
         )
+        exact = (EXACT - self.bits) * parts.count(parts.statistics) + parts.count(parts.prunable) * self.mask.travels
+        measured = {
+            **({"train_loss": found.loss} if isfinite(found.loss) else {}),
+            "dropped": found.dropped,
+            **planned,
+            "wireless_seconds": seconds,
+            "uncovered": found.uncovered,
+            "never_covered": uncovered(after.covered),
+            "participation": len(found.used) / len(devices),
+            "uplink_bits": float(self.bits * found.values + exact * len(found.used)),
+        }
         judges = bool(self.judge) and (t + 1) % self.judge == 0
-        verdict = self.judged(after, fleet, grants) if judges else {}
-        return replace(after, figures={**self.figures(parts, schedule, found, after), **verdict})
+        return replace(after, figures=measured | (self.judged(after, fleet, parts, allocations) if judges else {}))
 
     def model(self, state: State) -> Model:
-        """The shared part with what personal parts begin with: what a new device would start from."""
+        """Return the shared part with what personal parts begin with: what a new device would start from."""
         return state.model
 
     def metrics(self, state: State) -> Mapping[str, float]:
-        """Figures of the last round; the card explains each."""
+        """Return the figures of the last round; the card explains each."""
         return state.figures
 
     @property
     def personal_sgd(self) -> SGD:
-        """Local training of the personal part."""
+        """Return how the personal part is trained."""
         lr, steps = self.personal_lr or self.sgd.lr, self.personal_steps or self.sgd.steps
         return replace(self.sgd, lr=lr, steps=steps)
 
     def parts(self, model: Model, sample: tuple[int, ...]) -> Parts:
-        """The model by what becomes of its weights."""
-        return Parts.of(model, sample, personal_names(model, self.personal), self.mask.never)
+        """Part the model by what becomes of its weights."""
+        return Parts.of(model, sample, self.personal, self.mask.never)
 
     def schedule(self, state: State, t: int, ids: Sequence[str], parts: Parts) -> Schedule:
-        """Step 1: ratios and bands of round ``t``, and what of them the true channel carries."""
+        """Solve for ratios and bands of round ``t`` (step 1), and find what of them the true channel carries."""
         known = list(state.examples.values())
         examples = np.array([state.examples.get(id, sum(known) / len(known)) for id in ids], np.float64)
         work = Passes.of(parts, self.sgd, self.personal_sgd, examples, self.order == "sim")
@@ -208,74 +235,39 @@ class WirelessPruning:
             return load_of(seconds, parts, self.bits, self.mask.travels, self.cell, snr, self.downlink)
 
         believed = self.cell.predicted(state.seed, ids, t, self.channel)
+        load = costs(believed)
         counts = examples if self.weights == "examples" else np.ones(len(ids))
         weights = counts / counts.sum()
+        values = aged(weights, [t - state.last.get(id, -1) - 1 for id in ids], self.bonus) if self.bonus else None
         error = None
         if self.allocation.by_error:
             flat = [state.model.weights[name].reshape(-1).float().numpy() for name in parts.prunable]
             error = PruningError.of(np.concatenate(flat))
-        ages = [t - state.last.get(id, -1) - 1 for id in ids]
-        problem = Problem(
-            costs(believed),
-            believed,
-            self.cell.bandwidth,
-            weights,
-            self.ratio_max,
-            self.cell.cap,
-            aged(weights, ages, self.bonus) if self.bonus else None,
-            error,
-        )
+        band, cap = self.cell.bandwidth, self.cell.cap
+        problem = Problem(load, believed, band, weights, self.ratio_max, cap, values, error)
         true = None
         if self.channel != "true":
             snr = self.cell.snr_bandwidth(state.seed, ids, t)
             true = (costs(snr), snr)
-        return scheduled(self.allocation, problem, self.deadline, true, self.remedy)
+        rule = self.allocation
+        return scheduled(rule.plan, problem, self.deadline, true, self.remedy, rule.waits)
 
-    def grants(self, state: State, t: int, devices: Sequence[Device], schedule: Schedule) -> dict[Device, Grant]:
-        """Each device's part of the plan; random weights are kept only where every device that trains prunes (1.5)."""
-        explore = self.mask.explore if schedule.explores else 0.0
-        found: dict[Device, Grant] = {}
-        for k, device in enumerate(devices):
-            mask = Derived(float(schedule.ratio[k]), explore, seed_of(state.seed, f"mask/{device.id}", t, 0))
-            sends = float(schedule.sent[k]) if schedule.sends[k] else 1.0
-            found[device] = Grant(bool(schedule.trains[k]), mask, sends, float(schedule.bandwidth[k]))
-        return found
-
-    def judged(self, state: State, fleet: Fleet, grants: Mapping[Device, Grant]) -> dict[str, float]:
-        """Personalised accuracy of all devices, with all shared weights and under masks of this round's ratios."""
-        shared, first = split(state.model.weights, self.parts(state.model, state.sample).personal)
+    def judged(
+        self, state: State, fleet: Fleet, parts: Parts, allocations: Mapping[Device, Allocation]
+    ) -> dict[str, float]:
+        """Ask all devices for their personalised accuracy, with all shared weights and under masks of this round's ratios."""
+        shared, first = split(state.model.weights, parts.personal)
         tune = replace(self.sgd, steps=self.finetune) if self.finetune else None
-        send = {
-            device: Judge(
-                state.model.arch,
-                shared,
-                begun(first, device, state.held),
-                self.mask,
-                grants[device].mask if device in grants else Derived(),
-                tune,
-            )
-            for device in fleet.devices
-        }
+        send: dict[Device, Judge] = {}
+        for device in fleet.devices:
+            mask = allocations[device].mask if device in allocations else Derived()
+            own = None if device.id in state.held else first or None
+            send[device] = Judge(state.model.arch, shared, own, self.mask, mask, tune)
         found = judged(fleet, send)
         return found.figures() if found is not None else {}
 
-    def figures(self, parts: Parts, schedule: Schedule, found: Gathered, after: State) -> dict[str, float]:
-        """What is worth a column of the log; the card explains each."""
-        masks = parts.count(parts.prunable) * len(found.used) if self.mask.travels else 0
-        exact = (EXACT - self.bits) * parts.count(parts.statistics) * len(found.used)
-        return {
-            **({"train_loss": found.loss} if isfinite(found.loss) else {}),
-            "dropped": found.dropped,
-            **schedule.figures(),
-            "wireless_seconds": after.seconds,
-            "uncovered": uncovered(found.covered),
-            "never_covered": uncovered(after.covered),
-            "participation": len(found.used) / len(schedule.trains),
-            "uplink_bits": float(self.bits * found.values + exact + masks),
-        }
-
     def notes(self) -> Mapping[str, str]:
-        """What a report must print beside any number of this method: the label, the cell, and the choices made."""
+        """Tell what a report must print beside any number of this method: the label, the cell, and the choices made."""
         cell = {entry.name: getattr(self.cell, entry.name) for entry in fields(self.cell)}
         tuned = f", each after {self.finetune} steps of fine-tuning" if self.finetune else ""
         return {
@@ -300,8 +292,3 @@ class WirelessPruning:
             "A12 deadline": "of each round",
             "A13 latency": "of the slowest device in each round, and their sum",
         }
-
-
-def joined(held: Iterable[str], more: Iterable[str], less: Collection[str]) -> tuple[str, ...]:
-    """Ids of both, once each and in order, without some."""
-    return tuple(id for id in dict.fromkeys((*held, *more)) if id not in less)

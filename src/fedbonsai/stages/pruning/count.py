@@ -16,7 +16,9 @@ from typing import Literal, get_args
 
 from fedbonsai.devices.networks import counted
 from fedbonsai.model import Model, skeleton
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import Tree
+from fedbonsai.wire import message
 from fedbonsai.work import Episode
 
 Size = tuple[int, int, int]  # of one image: channels, height, width
@@ -157,3 +159,35 @@ def training_bytes(
     held = copies * storage_bytes(model.weights, masks)
     activations = activation_bytes(model, size, batch) if batch else 0
     return held + activations + 8 * sum((counts or {}).values())
+
+
+@message("one-shot/cost@1")
+class Cost:
+    """What the network costs a device.
+
+    Attributes:
+        parameters: trained values.
+        macs: multiply-accumulates of a forward pass of one image.
+        training_flops: operations of one image in a step of training.
+        training_memory: bytes of weights, gradients, momentum and activations of a batch; an upper estimate.
+    """
+
+    parameters: int
+    macs: int
+    training_flops: int
+    training_memory: int
+
+    @staticmethod
+    def of(model: Model, size: Size, sgd: SGD) -> Cost:
+        """Counted, not measured."""
+        copies = 3 if sgd.momentum else 2
+        return Cost(
+            parameters(model),
+            macs(model, size),
+            training_flops(model, size),
+            training_bytes(model, size, sgd.batch, copies=copies),
+        )
+
+    def figures(self) -> dict[str, float]:
+        """For the log."""
+        return {name: getattr(self, name) for name in ("parameters", "macs", "training_flops", "training_memory")}

@@ -164,6 +164,24 @@ def shrunk(shared: Tree, masks: Masks, kept: int) -> Masks:
     return _cut(scores, largest(_flat(scores), kept))
 
 
+def sent_masks(arch: Arch, shared: Tree, rule: Rule, masks: Masks | None, ratio: float, sends: float) -> Masks | None:
+    """The masks of an upload, alike at both ends: those of training, or their largest part where it is cut short.
+
+    Args:
+        arch: of the model.
+        shared: the weights as the server sent them.
+        rule: how masks are found.
+        masks: of what was trained; None where all of it was.
+        ratio: pruning ratio of training.
+        sends: pruning ratio of the upload.
+    """
+    if sends <= ratio:
+        return masks
+    masks = masks or full(arch, shared, rule.never)
+    total = sum(mask.numel() for mask in masks.values())
+    return shrunk(shared, masks, total - pruned_of(sends, total))
+
+
 def full(arch: Arch, shared: Tree, never: tuple[str, ...]) -> Masks:
     """Masks that keep everything."""
     return {name: torch.ones_like(shared[name], dtype=torch.bool) for name in names_in(arch, shared, never)}

@@ -19,6 +19,7 @@ from fedbonsai.methods.wireless_pruning.allocation.linear import allocate_linear
 from fedbonsai.methods.wireless_pruning.allocation.minmax import min_latency
 from fedbonsai.methods.wireless_pruning.allocation.pieces import pieces
 from fedbonsai.methods.wireless_pruning.allocation.problem import Flags, Floats, Load, Plan
+from fedbonsai.methods.wireless_pruning.allocation.schedule import Problem, Schedule, scheduled, served
 from fedbonsai.methods.wireless_pruning.allocation.surrogate import PruningError
 from fedbonsai.methods.wireless_pruning.allocation.waterfill import allocate
 
@@ -28,7 +29,9 @@ __all__ = [
     "Floats",
     "Load",
     "Plan",
+    "Problem",
     "PruningError",
+    "Schedule",
     "admit",
     "aged",
     "allocate",
@@ -42,5 +45,7 @@ __all__ = [
     "min_latency",
     "pieces",
     "rescued",
+    "scheduled",
+    "served",
     "truncated",
 ]

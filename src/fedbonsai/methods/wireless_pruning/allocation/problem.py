@@ -102,6 +102,20 @@ class Plan:
         """Weighted sum of the pruning ratios of those that take part; equal weights sum to 1 over all devices."""
         return float((importance(weights, len(self.ratio)) * self.ratio)[self.active].sum())
 
+    def spread(self, chosen: Flags) -> Plan:
+        """Make a plan for all of this one, which is of the chosen devices alone."""
+
+        def wide(values: Floats) -> Floats:
+            found = np.zeros(len(chosen))
+            found[chosen] = values
+            return found
+
+        missing = int((~chosen).sum())
+        reason = f"{missing} of {len(chosen)} devices are left out: they cannot be served together in time"
+        active = chosen.copy()
+        active[chosen] = self.active
+        return Plan(wide(self.ratio), wide(self.bandwidth), active, wide(self.seconds), reason, None, self.multiplier)
+
 
 def importance(weights: Floats | None, devices: int) -> Floats:
     """The weights of the objective; equal ones, summing to 1, where none are given.

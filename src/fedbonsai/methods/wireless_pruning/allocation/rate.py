@@ -11,15 +11,25 @@ from math import inf, log
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedbonsai.devices.channel import rate
 from fedbonsai.errors import Missing
 from fedbonsai.methods.wireless_pruning.allocation.problem import Floats
-
-__all__ = ["bandwidth_for", "rate", "slope"]
 
 LN2 = log(2)
 NEAR_CEILING = 1e-2  # closer to the ceiling than this, the library's W has lost half of its digits
 FLAT = 1e-2  # below this SNR the slope is a difference of nearly equal numbers: its series has all digits
+
+
+def rate(bandwidth: ArrayLike, snr: ArrayLike, cap: float = inf) -> Floats:
+    """Bits per second over a band, as `fedbonsai.devices.channel.rate` has it, bit for bit; 0 over no band.
+
+    Args:
+        bandwidth: Hz, >= 0.
+        snr: SNR-bandwidth product, Hz, > 0.
+        cap: most bit/s/Hz.
+    """
+    band, product = np.asarray(bandwidth, np.float64), np.asarray(snr, np.float64)
+    some = np.maximum(band, 1e-200)  # no band, no rate, and no 0 x inf
+    return band * np.minimum(np.log1p(product / some) / LN2, cap)
 
 
 def slope(bandwidth: ArrayLike, snr: ArrayLike, cap: float = inf) -> Floats:

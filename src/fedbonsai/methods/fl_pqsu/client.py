@@ -1,19 +1,19 @@
 """A round of selective updating: what a client is asked, what it does with it, and its upload or the mark of a skip.
 
-FL-PQSU (Xu et al. 2021). The client's half is in `stages.selective`, the server's in `newest`.
+FL-PQSU (Xu et al. 2021). Training, gate and packing are `stages.selective`; the server's half is `newest`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from fedbonsai.core import Client, Memory, task
+from fedbonsai.errors import Forgotten
 from fedbonsai.model import Arch, Model
-from fedbonsai.stages.broadcast import Sent
+from fedbonsai.stages.broadcast import Coded, Sent, received
 from fedbonsai.stages.codec import Packed
-from fedbonsai.stages.pruning.filters import Shapes, forms_of, narrowed
-from fedbonsai.stages.selective import Rule, begun, selected, trained
+from fedbonsai.stages.pruning.filters import Shapes, forms_of
+from fedbonsai.stages.selective import OWN, Rule, selected, trained
 from fedbonsai.training.optimizers import SGD
+from fedbonsai.tree import Tree
 from fedbonsai.wire import message
 
 
@@ -44,21 +44,20 @@ class Skip:
 
 @task("fl-pqsu/train")
 def train(request: Train, me: Client, memory: Memory) -> tuple[Upload | Skip, Memory]:
-    """The client's part: dequantize, train in fp32, gate, pack."""
-    start, memory = begun(request.sent, request.arch, forms_of(request.arch, request.shapes), memory)
+    """Dequantize, train in fp32, gate, pack.
+
+    Raises:
+        Forgotten: what was sent, or that nothing was, needs what is not held here.
+    """
+    sent, like = request.sent, forms_of(request.arch, request.shapes)  # forms are smaller than the builder's
+    if sent is None and OWN not in memory:
+        raise Forgotten("nothing was sent, and there is no model of its own here to go on from")
+    if sent is None:
+        start: Tree = memory[OWN].dense(like)
+    elif isinstance(sent, Coded):
+        start = sent.packed.dense(like)
+    else:
+        start, memory = received(sent, request.arch, memory)
     found, loss = trained(Model(request.arch, start), me, request.sgd, request.rule.gate)
     packed, memory = selected(request.rule, start, found.weights, loss, memory, me)
     return Skip() if packed is None else Upload(packed, found.examples, found.loss), memory
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a round is the same in for all clients."""
-
-    model: Model
-    sgd: SGD
-    rule: Rule
-
-    def of(self, sent: Sent | None) -> Train:
-        """The request to those who are sent this, or nothing."""
-        return Train(self.model.arch, narrowed(self.model), sent, self.sgd, self.rule)

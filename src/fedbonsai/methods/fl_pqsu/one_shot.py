@@ -13,19 +13,18 @@ from fedbonsai import training
 from fedbonsai.core import Client
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model
-from fedbonsai.stages.pruning import count, scores
+from fedbonsai.stages.pruning import scores
 from fedbonsai.stages.pruning.count import Size
 from fedbonsai.stages.pruning.filters import Keep, prune, select, units
 from fedbonsai.telling import doing
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import finite, seed_of
-from fedbonsai.wire import message
 
 Score = Literal["l1", "taylor"]
 
 
-def taught(model: Model, server: Client, sgd: SGD, epochs: int, name: str) -> Model:
-    """The model after epochs on the server's samples; the same model for none.
+def pretrain(model: Model, server: Client, sgd: SGD, epochs: int, name: str) -> Model:
+    """Train the model for some epochs on the server's samples; the same model for none.
 
     Args:
         model: to start from.
@@ -50,8 +49,8 @@ def taught(model: Model, server: Client, sgd: SGD, epochs: int, name: str) -> Mo
     return model.replace(found.weights)
 
 
-def pruned(model: Model, keep: Keep, score: Score, server: Client, size: Size) -> Model:
-    """The smaller network: the units of largest score, all scored before any is removed.
+def prune_once(model: Model, keep: Keep, score: Score, server: Client, size: Size) -> Model:
+    """Cut the network down to the units of largest score, all scored before any is removed.
 
     Args:
         model: the full network.
@@ -78,35 +77,3 @@ def _needed(server: Client, setting: str) -> None:
         raise ConfigError(
             f"{setting} needs samples of the server: set data.server, or pretrain and finetune to 0 and score to 'l1'"
         )
-
-
-@message("one-shot/cost@1")
-class Cost:
-    """What the network costs a device.
-
-    Attributes:
-        parameters: trained values.
-        macs: multiply-accumulates of a forward pass of one image.
-        training_flops: operations of one image in a step of training.
-        training_memory: bytes of weights, gradients, momentum and activations of a batch; an upper estimate.
-    """
-
-    parameters: int
-    macs: int
-    training_flops: int
-    training_memory: int
-
-    @staticmethod
-    def of(model: Model, size: Size, sgd: SGD) -> Cost:
-        """Counted, not measured."""
-        copies = 3 if sgd.momentum else 2
-        return Cost(
-            count.parameters(model),
-            count.macs(model, size),
-            count.training_flops(model, size),
-            count.training_bytes(model, size, sgd.batch, copies=copies),
-        )
-
-    def figures(self) -> dict[str, float]:
-        """For the log."""
-        return {name: getattr(self, name) for name in ("parameters", "macs", "training_flops", "training_memory")}
