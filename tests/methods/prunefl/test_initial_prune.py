@@ -40,10 +40,10 @@ from tests.methods.prunefl.test_prunefl import (
 )
 
 SGD5 = SGD(lr=0.1, batch=20, steps=5)
-PILOT = InitialPrune(START, SGD5, QUICK, seconds(COSTS, SIZES, 5), True, 10**9)
+REQUEST = InitialPrune(START, SGD5, QUICK, seconds(COSTS, SIZES, 5), True, 10**9)
 
 
-def explore(how, me=PEOPLE[0], stale=True):
+def prune(how, me=PEOPLE[0], stale=True):
     times = seconds(COSTS, SIZES, 5)
     return initial_prune.run(InitialPrune(START, SGD(lr=0.1, batch=20, steps=5), how, times, stale, 10**9), me, {})[0]
 
@@ -51,7 +51,7 @@ def explore(how, me=PEOPLE[0], stale=True):
 def test_the_gate_decides_when_the_first_reconfiguration_comes(monkeypatch):  # specs/prunefl §8.11
     looks = iter([False, True])
     monkeypatch.setattr(room, "reached", lambda *_: next(looks))
-    found = explore(InitialPruneConfig(batches=1, iterations=120, every=50))
+    found = prune(InitialPruneConfig(batches=1, iterations=120, every=50))
     assert found.at == (11, 61, 111)
 
 
@@ -63,26 +63,26 @@ def test_the_gate_for_62_classes(monkeypatch, accuracy, open_):  # specs/prunefl
 
 
 @pytest.mark.slow
-def test_the_scout_shrinks_only_unless_it_may_regrow():
-    shrinking = explore(replace(QUICK, regrow=False, tolerance=0.0, iterations=400))
+def test_initial_pruning_shrinks_only_unless_it_may_regrow():
+    shrinking = prune(replace(QUICK, regrow=False, tolerance=0.0, iterations=400))
     assert list(shrinking.densities) == sorted(shrinking.densities, reverse=True)
     assert shrinking.densities[-1] < shrinking.densities[0] < 1
     for name, mask in shrinking.masks.items():
         assert not bool(shrinking.weights[name][~mask].any())
         assert not bool(shrinking.shelf[name][mask].any())
         assert bool(mask.any())
-    steady = explore(QUICK)
+    steady = prune(QUICK)
     assert len(steady.at) >= 6  # five changes need six
-    assert explore(QUICK, stale=False).shelf == {}
+    assert prune(QUICK, stale=False).shelf == {}
 
 
-def test_the_scouts_modelled_time():
-    found = explore(InitialPruneConfig(batches=2, iterations=7, gate=99))
+def test_the_modelled_time():
+    found = prune(InitialPruneConfig(batches=2, iterations=7, gate=99))
     assert found.at == ()
     assert found.seconds == pytest.approx(7 * 2 * 0.1)  # no slopes here
 
 
-def test_a_silent_scout_is_replaced():
+def test_a_silent_device_is_replaced():
     fleet = Watching(LocalFleet(PEOPLE), silent={(-1, "a"), (-1, "b")})
     states = run(method(), fleet, 1)
     assert [list(sent) for t, sent in fleet.sent if t < 0] == [["a"], ["b"], ["c"]]
@@ -101,16 +101,16 @@ def test_the_number_of_minibatches_is_that_of_the_setting_and_not_of_local_steps
     assert all(torch.equal(a.x, b.x) for a, b in zip(drawn, first, strict=True))  # drawn once, the same ever after
 
 
-def test_a_scout_without_samples_says_what_to_do():
+def test_a_device_without_samples_says_what_to_do():
     with pytest.raises(ConfigError, match=r"client a has no training samples.*data\.minimum"):
-        initial_prune.run(PILOT, person("a", 0), {})
+        initial_prune.run(REQUEST, person("a", 0), {})
 
 
 @pytest.mark.parametrize(
     ("fault", "match"),
     [({"every": 0}, "every"), ({"batches": 0}, "batches"), ({"fraction": 1.0}, "share"), ({"gate": -1.0}, "gate")],
 )
-def test_scouting_that_cannot_be_meant_is_refused(fault, match):
+def test_settings_that_cannot_be_meant_is_refused(fault, match):
     with pytest.raises(ValueError, match=match):
         InitialPruneConfig(**fault)
 
@@ -131,7 +131,7 @@ def test_momentum_of_weights_that_come_back_is_zero(monkeypatch):  # specs/prune
     monkeypatch.setattr(room, "reconfigured", forced)
     monkeypatch.setattr(room.training, "descend", watched)
     how = InitialPruneConfig(batches=2, iterations=30, every=5, gate=0)
-    initial_prune.run(replace(PILOT, sgd=replace(SGD5, momentum=0.9), how=how), PEOPLE[0], {})
+    initial_prune.run(replace(REQUEST, sgd=replace(SGD5, momentum=0.9), how=how), PEOPLE[0], {})
     found = dict(zip(skeleton(START).parameters, seen, strict=True))
     for name in NAMES:
         assert not bool(found[name][~few[name]].any())
@@ -170,15 +170,17 @@ def test_importances_begin_anew_after_each_reconfiguration(monkeypatch):
 
     monkeypatch.setattr(room, "reconfigured", watched)
     how = InitialPruneConfig(batches=2, iterations=15, every=7, gate=0, fraction=0.0)
-    initial_prune.run(replace(PILOT, sgd=replace(SGD5, lr=0.0), how=how), PEOPLE[0], {})  # every iteration is the same
+    initial_prune.run(
+        replace(REQUEST, sgd=replace(SGD5, lr=0.0), how=how), PEOPLE[0], {}
+    )  # every iteration is the same
     first, second, third = seen  # in iterations 1, 8 and 15
     assert second == pytest.approx((7 * first[0], 7 * first[1]), rel=1e-4)
     assert third == pytest.approx(second, rel=1e-4)
 
 
-def test_what_the_scout_computes_is_reported():
+def test_what_is_computed_is_reported():
     with collecting() as found:
-        result = initial_prune.run(replace(PILOT, how=replace(QUICK, tolerance=0.0)), PEOPLE[0], {})[0]
+        result = initial_prune.run(replace(REQUEST, how=replace(QUICK, tolerance=0.0)), PEOPLE[0], {})[0]
     trained = [episode for episode in found if episode.backward]
     assert sum(episode.steps for episode in trained) == 2 * QUICK.iterations
     assert sum(episode.backward for episode in trained) == 40 * QUICK.iterations
@@ -229,7 +231,7 @@ def test_a_bound_holds_from_the_initial_pruning_on():
     assert sum(int(m.sum()) for m in free[0].held.masks.values()) > 0.5 * every
 
 
-def test_reasons_of_all_scouts_are_told():
+def test_reasons_of_all_devices_are_told():
     hot = replace(SGD5, lr=1e30)
     with pytest.raises(Unanswered, match=r"a: initial pruning gave values that are not finite.*; b: .*; d: "):
         run(method(sgd=hot), LocalFleet(PEOPLE), 0)
@@ -287,7 +289,7 @@ def test_names_come_in_the_servers_order():
     assert all(torch.equal(states[0][1].model.weights[n], w) for n, w in states[1][1].model.weights.items())
 
 
-def test_what_a_scout_sends_beside_its_mask_does_not_count():
+def test_what_a_device_sends_beside_its_mask_does_not_count():
     def leaking(value):
         return replace(value, weights={n: torch.ones_like(w) for n, w in value.weights.items()})
 

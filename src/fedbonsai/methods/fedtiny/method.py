@@ -117,8 +117,7 @@ class FedTiny:
         sent = held.send(weights, devices, seed_of(state.seed, "down", t, 0))
         requests = each(sent, lambda part: Train(state.model.arch, part, self.sgd, counts, self.growth.batch))
         rule = masked_upload.rule_of(self.uplink, self.gate, t)
-        coded = each(requests, lambda request: Selective(request, rule)) if rule is not None else None
-        answers = fleet.ask(train, coded or requests)
+        answers = fleet.ask(train, each(requests, lambda request: Selective(request, rule)) if rule else requests)
         found = aggregate(answers, weights, masks, counts, rule is not None, fleet)
         combined, skips = found.combined, len(found.skipped)
         used = combined.devices if combined else ()

@@ -163,30 +163,31 @@ class PruneFL:
         found = aggregate(answers, weights, masks, wanted, sgd.lr, fleet)
         if found.combined is None:  # all had lost the masks that they get next time
             return replace(state, held=held.silent(map(Device, forgetful(answers.silent))))
-        used = found.combined.devices
-        spent = len(devices), new_to, len(used), found.values
-        state = replace(
-            state,
-            accounts=state.accounts.after(weights, masks, state.seconds, *spent),
-            loss=found.combined.loss,
-            dropped=found.combined.dropped,
-            owners=tuple(dict.fromkeys((*state.owners, *used))) if own else (),
-            verdict={},
-        )
-        weights, shelf = masked(found.combined.mean, masks), state.shelf
+        combined, used = found.combined, found.combined.devices
+        spent = state.accounts.after(weights, masks, state.seconds, len(devices), new_to, len(used), found.values)
+        weights, shelf, since = masked(combined.mean, masks), state.shelf, state.since
         if wanted.asked:
             fraction, most = self.fraction * halved(t, self.fraction_half_life), int(self.density * tree.size(masks))
-            stale = self.regrowth == "stale"
+            since, stale = t, self.regrowth == "stale"
             weights, shelf, masks = reconfigured(
                 weights, shelf, masks, found.importance, state.seconds, fraction, stale, found.rest, most
             )
-            state = replace(state, since=t)
-        held = held.heard(used).silent(answers.silent).renewed(masks)
-        state = replace(state, model=state.model.replace({**state.model.weights, **weights}), held=held, shelf=shelf)
+        state = replace(
+            state,
+            model=state.model.replace({**state.model.weights, **weights}),
+            held=held.heard(used).silent(answers.silent).renewed(masks),
+            shelf=shelf,
+            accounts=spent,
+            since=since,
+            loss=combined.loss,
+            dropped=combined.dropped,
+            owners=tuple(dict.fromkeys((*state.owners, *used))) if own else (),
+            verdict={},
+        )
         if not self.judge or (t + 1) % self.judge:
             return state
         who = [device for device in fleet.devices if own is None or device.id in state.owners]
-        sent = held.send(weights, who, seed_of(state.seed, "judge", t, 0))
+        sent = state.held.send(weights, who, seed_of(state.seed, "judge", t, 0))
         return replace(state, verdict=local_layers.evaluate(fleet, sent, arch, own or NOTHING))
 
     def wanted(self, t: int, since: int, sgd: SGD) -> Wanted:
