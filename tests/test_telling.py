@@ -220,7 +220,7 @@ def everything(monkeypatch):
 def test_initial_pruning_candidates_and_pretraining_say_how_far_they_are(everything):
     from fedbonsai.core import Client, Samples
     from fedbonsai.methods.fl_pqsu.one_shot import pretrain
-    from fedbonsai.methods.prunefl.initial_prune import Pilot, Scouting, scout
+    from fedbonsai.methods.prunefl.initial_prune import InitialPrune, InitialPruneConfig, initial_prune
     from fedbonsai.model import Arch, Model
     from fedbonsai.stages.pruning.criteria import Budget, Grounds, SynFlow
     from fedbonsai.stages.pruning.time_model import Seconds
@@ -232,7 +232,8 @@ def test_initial_pruning_candidates_and_pretraining_say_how_far_they_are(everyth
     assert everything[-1] == "pretrain on the server, step 6/6"
     names = [name for name, value in model.weights.items() if value.dim() == 2]
     seconds = Seconds(0.0, 0.0, 0.0, dict.fromkeys(names, 1e-9), 1)
-    scout.run(Pilot(model, SGD(batch=10), Scouting(iterations=7), seconds, True, 10**6), me, {})
+    how = InitialPruneConfig(iterations=7)
+    initial_prune.run(InitialPrune(model, SGD(batch=10), how, seconds, True, 10**6), me, {})
     assert "initial pruning 6/7" in everything
     masks = {name: torch.ones_like(model.weights[name], dtype=torch.bool) for name in names}
     SynFlow(5).prune(Grounds(model, names, lambda now: {}, 0, (1, 8, 8)), masks, Budget(100, "global", 0.1))

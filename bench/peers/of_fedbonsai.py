@@ -17,7 +17,7 @@ from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.fedtiny.growth import Growth
 from fedbonsai.methods.fedtiny.method import FedTiny
 from fedbonsai.methods.fedtiny.selection import Selection
-from fedbonsai.methods.prunefl.initial_prune import Scouting
+from fedbonsai.methods.prunefl.initial_prune import InitialPruneConfig
 from fedbonsai.methods.prunefl.method import PruneFL
 from fedbonsai.model import Model
 
@@ -39,7 +39,10 @@ def method_of(name: str, how: Settings) -> Any:
             how.sgd, how.density, selection=Selection(by="none"), growth=Growth(**growth, units="entire")
         ),
         "prunefl": lambda: PruneFL(
-            how.sgd, interval=how.interval, density=how.density, scouting=Scouting(batches=5, iterations=200, every=10)
+            how.sgd,
+            interval=how.interval,
+            density=how.density,
+            scouting=InitialPruneConfig(batches=5, iterations=200, every=10),
         ),
     }[name]()
 

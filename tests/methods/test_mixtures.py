@@ -13,8 +13,8 @@ from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.methods.fedtiny.growth import Growth
 from fedbonsai.methods.fedtiny.method import FedTiny
 from fedbonsai.methods.fedtiny.selection import Selection
-from fedbonsai.methods.prunefl.importance_round import OwnTrain
-from fedbonsai.methods.prunefl.initial_prune import OwnPilot, Scouted, Scouting
+from fedbonsai.methods.prunefl.client import OwnTrain
+from fedbonsai.methods.prunefl.initial_prune import InitiallyPruned, InitialPruneConfig, OwnInitialPrune
 from fedbonsai.methods.prunefl.local_layers import Judge
 from fedbonsai.methods.prunefl.method import PruneFL
 from fedbonsai.methods.wireless_pruning.aggregate import CoverageMean
@@ -299,7 +299,7 @@ OWN = PruneFL(
     interval=2,
     personal=("head",),
     judge=1,
-    scouting=Scouting(batches=2, iterations=40, every=10, gate=0.0),
+    scouting=InitialPruneConfig(batches=2, iterations=40, every=10, gate=0.0),
     time=Measured(communication=2e-3, base=0.1),
 )
 
@@ -318,7 +318,7 @@ def test_no_head_is_in_any_message_or_mask():
     assert len(messages) > 8 * len(PEOPLE)
     assert not any(needle in message for message in messages for needle in needles)
     kinds = {type(part) for _, _, part in fleet.sent}
-    assert kinds == {OwnPilot, OwnTrain, Judge}
+    assert kinds == {OwnInitialPrune, OwnTrain, Judge}
     for state in states:
         assert not set(HEAD) & set(state.held.masks)
         assert same(split(state.model.weights, HEAD)[1], split(GROUP.weights, HEAD)[1])
@@ -366,7 +366,7 @@ def test_a_device_that_forgot_begins_with_a_head_of_the_seed():
 @pytest.mark.slow
 def test_scout_sends_the_shared_part_alone():
     _, fleet = run(OWN, rounds=0, model=GROUP)
-    scouted = [value for _, _, value in fleet.heard if isinstance(value, Scouted)]
+    scouted = [value for _, _, value in fleet.heard if isinstance(value, InitiallyPruned)]
     assert scouted
     assert not set(HEAD) & (scouted[0].weights.keys() | scouted[0].shelf.keys() | scouted[0].masks.keys())
 

@@ -155,13 +155,15 @@ def test_masks_that_changed_are_new_to_all_and_equal_ones_to_nobody():
 
 def test_a_part_of_ones_own_is_what_is_kept_else_drawn_anew():
     own = local_layers.Own((HEAD, "3.bias"), 5)
-    drawn = local_layers.held(own, ARCH, {})
-    assert list(drawn) == [HEAD, "3.bias"]
+    shared = {name: value for name, value in SINGLE.weights.items() if name not in own.names}
+    drawn = {name: local_layers.whole(own, ARCH, shared, {}).weights[name] for name in own.names}
+    assert all(torch.equal(value, Model.init(ARCH, 5).weights[name]) for name, value in drawn.items())
     kept = {name: value + 1 for name, value in drawn.items()}
     server = HeldMasks({BODY: MASKS[BODY]}, 2)
-    sent = server.send({n: v for n, v in SINGLE.weights.items() if n not in own.names}, [A], 0)[A]
+    sent = server.send(shared, [A], 0)[A]
     for memory, part in (({}, drawn), ({"personal": kept}, kept)):
-        model, masks, after = local_layers.started(own, sent, ARCH, memory)
+        values, masks, after = held_masks.received(sent, ARCH, memory, own.names)
+        model = local_layers.whole(own, ARCH, values, memory)
         assert list(model.weights) == list(SINGLE.weights)
         assert all(torch.equal(model.weights[name], value) for name, value in part.items())
         assert torch.equal(model.weights[BODY], torch.where(MASKS[BODY], SINGLE.weights[BODY], 0))

@@ -15,7 +15,7 @@ from fedbonsai.methods.fedtiny.selection import Selection
 from fedbonsai.methods.fedtiny.top_gradients import top_gradients
 from fedbonsai.methods.prunefl.importance import Wanted, processed, trained
 from fedbonsai.methods.prunefl.importance import importances as importances_of
-from fedbonsai.methods.prunefl.initial_prune import Scouting
+from fedbonsai.methods.prunefl.initial_prune import InitialPruneConfig
 from fedbonsai.methods.prunefl.method import PruneFL
 from fedbonsai.model import Arch, Model
 from fedbonsai.sparse import growth
@@ -170,7 +170,7 @@ def pruner(importance, sparse):
         sgd=SGD(lr=0.1, batch=8, steps=4, sparse=sparse),
         interval=3,
         importance=importance,
-        scouting=Scouting(batches=2, iterations=60, every=5),
+        scouting=InitialPruneConfig(batches=2, iterations=60, every=5),
         time=Measured(communication=2e-3, base=0.1),
     )
 

@@ -3,8 +3,9 @@
 import torch
 
 from fedbonsai.core import Client, Samples
-from fedbonsai.methods.fedtiny.candidates import Measure, shared
+from fedbonsai.methods.fedtiny.client import Measure
 from fedbonsai.methods.fedtiny.pool import pool
+from fedbonsai.methods.fedtiny.selection import packed
 from fedbonsai.model import Arch
 
 CNN = Arch("cnn-bn", {"size": 8})
@@ -27,4 +28,4 @@ def drawn(model, count=3, density=0.2, noise=0.5, seed=1):
 
 def request(model, counts, **more):
     options = {"statistics": "cumulative", "momentum": 0.1, "merge": "pooled", "batch": 64} | more
-    return Measure(model.arch, shared(model, counts, True), tuple(counts), **options)
+    return Measure(model.arch, packed(model, counts, True), tuple(counts), **options)

@@ -9,6 +9,7 @@ from torch import nn
 
 from fedbonsai.methods.fedtiny.growth import Growth
 from fedbonsai.methods.fedtiny.method import FedTiny
+from fedbonsai.methods.fedtiny.pool import pool as pool_of
 from fedbonsai.methods.fedtiny.selection import Selection
 from fedbonsai.model import Arch, Model, network
 from fedbonsai.stages.codec import parse
@@ -88,7 +89,9 @@ def selected(how):
     """specs/fedtiny §1.2 to §1.4: place, weights and masks of the chosen candidate, and bytes."""
     w, pick = hand.arrays(START.weights), how.selection
     forms = {name: START.weights[name] for name in PRUNED}
-    pool = pick.candidates(forms, budget(how), how.density, seed_of(0, "pool", -1, 0))  # random: an input
+    pool = pool_of(  # random: an input
+        forms, budget(how), pick.size(how.density), pick.noise, seed_of(0, "pool", -1, 0), pick.base
+    )
     assert all(sum(counts.values()) == budget(how) for counts in pool)
     masks = [{name: kept(np.abs(w[name]), counts[name]) for name in PRUNED} for counts in pool]
     made, losses = [], []

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from fedbonsai.errors import ConfigError, Forgotten
-from fedbonsai.methods.fedtiny.candidates import Judge, Measure, candidates, judge, measure, shared
+from fedbonsai.methods.fedtiny.client import Judge, Measure, candidates, judge, measure
 from fedbonsai.methods.fedtiny.norm_statistics import statistics_of
+from fedbonsai.methods.fedtiny.selection import packed
 from fedbonsai.model import Model
 from fedbonsai.wire import encode
 from fedbonsai.work import collecting
@@ -17,7 +18,7 @@ def test_devices_see_the_same_candidates_however_they_are_sent(nested):
     model = Model.init(CNN, 0)
     model = model.replace({n: (v * 20).round() / 20 for n, v in model.weights.items()})  # many ties, and zeros
     counts = drawn(model)
-    sent = Measure(model.arch, shared(model, counts, nested), tuple(counts), "cumulative", 0.1, "pooled", 64)
+    sent = Measure(model.arch, packed(model, counts, nested), tuple(counts), "cumulative", 0.1, "pooled", 64)
     assert len(sent.models) == (1 if nested else 3)
     for (found, masks), each in zip(candidates(sent), counts, strict=True):
         for name in NAMES:

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from fedbonsai import training, tree
-from fedbonsai.core import Answer, Answers, Client, Samples, Scope, scope
+from fedbonsai.core import Answer, Client, Samples, Scope, scope
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.local import LocalFleet
-from fedbonsai.fleets.wrappers import Wrapper
 from fedbonsai.methods.averaging.method import Averaging
-from fedbonsai.methods.fedtiny.grow_prune import checked
+from fedbonsai.methods.fedtiny.client import Train, train
 from fedbonsai.methods.fedtiny.growth import Growth
 from fedbonsai.methods.fedtiny.method import FedTiny
 from fedbonsai.methods.fedtiny.norm_statistics import statistics_of
-from fedbonsai.methods.fedtiny.progressive import Train, train
+from fedbonsai.methods.fedtiny.places import checked
+from fedbonsai.methods.fedtiny.pool import allowed
 from fedbonsai.methods.fedtiny.selection import Selection
 from fedbonsai.model import Arch, Model, skeleton
 from fedbonsai.runs import recipes
@@ -26,56 +26,12 @@ from fedbonsai.stages.pruning import count
 from fedbonsai.stages.pruning.masks import masked
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import seed_of
-from fedbonsai.wire import decode, encode
+from fedbonsai.wire import encode
+from tests.methods.rounds import CNN, PEOPLE, person, run, same
 
-CNN = Arch("cnn-bn", {"size": 8})
 NAMES = ["stem.conv.weight", "features.conv1.weight", "features.conv2.weight"]
 STEPS = SGD(lr=0.1, momentum=0.5, batch=8)
 OFTEN = Growth(interval=1, stop=5, units="layer")
-
-
-def person(id="a", count=20, seed=0):
-    random = torch.Generator().manual_seed(seed)
-    x, y = torch.randn(count, 1, 8, 8, generator=random), torch.randint(0, 10, (count,), generator=random)
-    return Client(id, 7, Samples(x, y), Samples(x[:4], y[:4]))
-
-
-PEOPLE = (person("a", 20, 1), person("b", 12, 2), person("c", 5, 3))
-
-
-class Watch(Wrapper):
-    """Keeps every request and answer, and may change an answer."""
-
-    def __init__(self, inner, change=lambda answer, t: answer):
-        super().__init__(inner)
-        self.change = change
-        self.sent: list[tuple[int, str, object]] = []
-        self.heard: list[tuple[int, str, object]] = []
-
-    def ask(self, task, send, at_least=1):
-        t = self._scope.round
-        self.sent += [(t, device.id, request) for device, request in send.items()]
-
-        def seen():
-            for answer in (answers := self.inner.ask(task, send, at_least)):
-                self.heard.append((t, answer.device.id, answer.value))
-                yield self.change(answer, t)
-            yield from answers.silent.values()
-
-        return Answers(seen(), at_least)
-
-
-def run(method, people=PEOPLE, rounds=3, model=None, change=lambda answer, t: answer):
-    """States after begin and every round, each from its bytes; and what was sent and heard."""
-    fleet = Watch(LocalFleet(people), change)
-    with scope(fleet, Scope("r", 0, -1, 0)) as open_:
-        states = [method.begin(model or Model.init(CNN, 1), open_, people[0])]
-        open_.commit()
-    for t in range(rounds):
-        with scope(fleet, Scope("r", 0, t, 0)) as open_:
-            states.append(method.round(decode(encode(states[-1])), t, open_))
-            open_.commit()
-    return states, fleet
 
 
 def counts_of(state):
@@ -84,10 +40,6 @@ def counts_of(state):
 
 def off_mask(weights, masks):
     return sum(int(weights[name][~mask].count_nonzero()) for name, mask in masks.items())
-
-
-def same(left, right):
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
 @pytest.mark.parametrize("arch", [Arch("mlp", {"size": 8}), Arch("cnn-bn", {"size": 8, "norm": "group"})])
@@ -217,7 +169,7 @@ def test_bytes_of_uploads_are_those_of_the_account():
     """specs/fedtiny check 9: within 2 % and a head, by round type; the account is `count`'s."""
     method = FedTiny(density=0.05, growth=Growth(interval=1), sgd=SGD(steps=1, batch=4))
     model = Model.init(Arch("resnet-tiny"), 0)
-    forms, kept = method.pruned(model)
+    forms, kept = allowed(model, method.density, method.strict, first=False)
     names = list(forms)
     assert names[0].startswith("features")  # at 5 % the input stays dense
     state = run(replace(method, selection=Selection(by="none")), rounds=0, model=model)[0][0]

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedbonsai.errors import BadMessage
-from fedbonsai.methods.fedtiny.grow_prune import adjust, checked, mean_gradients
+from fedbonsai.methods.fedtiny.grow_prune import adjust, mean_gradients
 from fedbonsai.methods.fedtiny.growth import Growth
-from fedbonsai.methods.fedtiny.places import packed_places
-from fedbonsai.methods.fedtiny.top_gradients import Buffer, Pairs, top_gradients
+from fedbonsai.methods.fedtiny.places import Pairs, checked, packed_places
+from fedbonsai.methods.fedtiny.top_gradients import Buffer, top_gradients
 from fedbonsai.training.gradients import gradient
 from tests.pruning.sparse import person, sparse_model
 
@@ -54,7 +54,8 @@ def test_the_worked_step():
         {2: -0.30, 6: 0.2625, 8: 0.15, 4: 0.08}
     )
     found = adjust(w, mask, mean, {"w": 2})
-    assert found.changed["w"].nonzero().flatten().tolist() == [2, 5, 6, 14]
+    assert (found.masks["w"] ^ mask["w"]).nonzero().flatten().tolist() == [2, 5, 6, 14]
+    assert found.regrown == 2
     want = [0.50, -0.10, 0, 0.30, 0, 0, 0, 0.80, 0, 0, 0.20, 0, -0.40, 0, 0, 0]
     assert torch.equal(found.weights["w"], torch.tensor(want))
     assert found.masks["w"].nonzero().flatten().tolist() == [0, 1, 2, 3, 6, 7, 10, 12]
@@ -105,10 +106,10 @@ def test_adjusting_keeps_every_count_and_all_else(data):
     found = adjust({"w": w, "b": w}, {"w": mask}, {"w": (np.array(places, dtype=np.int64), values)}, {"w": count})
     done = min(count, len(places))
     assert int(found.masks["w"].sum()) == int(mask.sum())
-    assert int(found.changed["w"].sum()) == 2 * done
-    assert torch.equal(found.masks["w"], mask ^ found.changed["w"])
-    assert not found.weights["w"][found.changed["w"]].any()
-    assert torch.equal(found.weights["w"][~found.changed["w"]], w[~found.changed["w"]])
+    changed = found.masks["w"] ^ mask
+    assert int(changed.sum()) == 2 * found.regrown == 2 * done
+    assert not found.weights["w"][changed].any()
+    assert torch.equal(found.weights["w"][~changed], w[~changed])
     assert found.weights["b"] is w
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedbonsai.methods.fedtiny.candidates import candidates, measure
+from fedbonsai.methods.fedtiny.client import candidates, measure
 from fedbonsai.methods.fedtiny.norm_statistics import measured, merged
 from fedbonsai.model import Model
 from tests.methods.fedtiny.pools import CNN, drawn, person, request
@@ -25,9 +25,9 @@ def test_the_numbers_of_the_merge():
 
 def test_one_device_has_the_centralised_statistics():
     model, me = Model.init(CNN, 0), person(count=40)
-    counts = drawn(model)
-    answer, _ = measure.run(request(model, counts), me, {})
-    for found, (candidate, _) in zip(answer.statistics, candidates(request(model, counts)), strict=True):
+    sent = request(model, drawn(model))
+    answer, _ = measure.run(sent, me, {})
+    for found, (candidate, _) in zip(answer.statistics, candidates(sent), strict=True):
         net = candidate.build().train()
         for layer in net.modules():
             if isinstance(layer, torch.nn.BatchNorm2d):

@@ -12,7 +12,7 @@ from fedbonsai.errors import Unanswered
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Metered, Wrapper
-from fedbonsai.methods.fedtiny.candidates import Judge, Judged, judge, measure
+from fedbonsai.methods.fedtiny.client import Judge, Judged, judge, measure
 from fedbonsai.methods.fedtiny.norm_statistics import merged, statistics_of
 from fedbonsai.methods.fedtiny.selection import Selection, best, select
 from fedbonsai.model import Model

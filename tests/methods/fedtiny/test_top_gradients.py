@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedbonsai.errors import NotFinite
-from fedbonsai.methods.fedtiny.grow_prune import checked
+from fedbonsai.methods.fedtiny.places import checked
 from fedbonsai.methods.fedtiny.top_gradients import Buffer, top_gradients
 from fedbonsai.stages.pruning.masks import keep_top
 from fedbonsai.training.gradients import gradient

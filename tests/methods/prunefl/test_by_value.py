@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from fedbonsai.methods.prunefl.initial_prune import Scouting
+from fedbonsai.methods.prunefl.initial_prune import InitialPruneConfig
 from fedbonsai.methods.prunefl.method import PruneFL
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.pruning.time_model import Measured
@@ -20,7 +20,7 @@ PRUNED = ("stem.fc1.weight", "classifier.weight")
 PEOPLE = hand.people()
 TIME = Measured(0.02, 0.04, 0.1, {"stem.fc1.weight": 0.004, "classifier.weight": 0.001}, 0.7)
 SGD8 = SGD(lr=0.2, batch=8, steps=3)
-QUICK = Scouting(batches=2, iterations=26, every=5, gate=1.5)
+QUICK = InitialPruneConfig(batches=2, iterations=26, every=5, gate=1.5)
 
 
 def each(how):
@@ -218,14 +218,14 @@ def test_a_bound_on_the_density():
     "more", [{"fraction": 0.5, "tolerance": 0.3}, {"fraction": 0.5, "batches": 3}, {"regrow": False}, {"gate": 0.0}]
 )
 def test_initial_pruning(more):
-    scouting = Scouting(**({"batches": 2, "iterations": 60, "every": 4, "gate": 1.5} | more))
+    scouting = InitialPruneConfig(**({"batches": 2, "iterations": 60, "every": 4, "gate": 1.5} | more))
     agree(method(scouting=scouting, interval=2), 1)
 
 
 @pytest.mark.parametrize("regrowth", ["stale", "zero"])
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 def test_what_comes_back_in_initial_pruning(regrowth, momentum):
-    scouting = Scouting(batches=3, iterations=60, every=4, fraction=0.7)
+    scouting = InitialPruneConfig(batches=3, iterations=60, every=4, fraction=0.7)
     how = method(regrowth=regrowth, sgd=SGD(lr=0.2, batch=8, steps=3, momentum=momentum), scouting=scouting)
     assert next(simulated(how, 0))[3]["scout_growths"]
     agree(how, 1)

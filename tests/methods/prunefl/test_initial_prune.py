@@ -9,8 +9,14 @@ from fedbonsai.core import Answer, Samples, Scope, scope
 from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Wrapper
-from fedbonsai.methods.prunefl import initial_prune as scout
-from fedbonsai.methods.prunefl.initial_prune import Pilot, Scouting
+from fedbonsai.methods.prunefl import initial_prune as room
+from fedbonsai.methods.prunefl.initial_prune import (
+    InitialPrune,
+    InitialPruneConfig,
+    accepted,
+    initial_prune,
+    minibatches,
+)
 from fedbonsai.model import Arch, Model, skeleton
 from fedbonsai.model import _builders as networks_known
 from fedbonsai.stages.pruning.masks import masked
@@ -33,49 +39,49 @@ from tests.methods.prunefl.test_prunefl import (
 )
 
 SGD5 = SGD(lr=0.1, batch=20, steps=5)
-PILOT = Pilot(START, SGD5, QUICK, COSTS.of_sizes(SIZES, 5), True, 10**9)
+REQUEST = InitialPrune(START, SGD5, QUICK, COSTS.of_sizes(SIZES, 5), True, 10**9)
 
 
-def explore(how, me=PEOPLE[0], stale=True):
+def prune(how, me=PEOPLE[0], stale=True):
     times = COSTS.of_sizes(SIZES, 5)
-    return scout.scout.run(Pilot(START, SGD(lr=0.1, batch=20, steps=5), how, times, stale, 10**9), me, {})[0]
+    return initial_prune.run(InitialPrune(START, SGD(lr=0.1, batch=20, steps=5), how, times, stale, 10**9), me, {})[0]
 
 
 def test_the_gate_decides_when_the_first_reconfiguration_comes(monkeypatch):  # specs/prunefl §8.11
     looks = iter([False, True])
-    monkeypatch.setattr(scout, "reached", lambda *_: next(looks))
-    found = explore(Scouting(batches=1, iterations=120, every=50))
+    monkeypatch.setattr(room, "reached", lambda *_: next(looks))
+    found = prune(InitialPruneConfig(batches=1, iterations=120, every=50))
     assert found.at == (11, 61, 111)
 
 
 @pytest.mark.parametrize(("accuracy", "open_"), [(1.49 / 62, False), (1.51 / 62, True), (0.0242, True)])
 def test_the_gate_for_62_classes(monkeypatch, accuracy, open_):  # specs/prunefl §8.11
-    monkeypatch.setattr(scout.local, "evaluate", lambda *_: Score(0.0, accuracy, 1))
+    monkeypatch.setattr(room.training, "evaluate", lambda *_: Score(0.0, accuracy, 1))
     model = Model.init(Arch("mlp", {"widths": (5,), "size": 2, "classes": 62}), 0)
-    assert scout.reached(model, [PEOPLE[0].train], 1.5, "cpu") is open_
+    assert room.reached(model, [PEOPLE[0].train], 1.5, "cpu") is open_
 
 
 @pytest.mark.slow
-def test_the_scout_shrinks_only_unless_it_may_regrow():
-    shrinking = explore(replace(QUICK, regrow=False, tolerance=0.0, iterations=400))
+def test_initial_pruning_shrinks_only_unless_it_may_regrow():
+    shrinking = prune(replace(QUICK, regrow=False, tolerance=0.0, iterations=400))
     assert list(shrinking.densities) == sorted(shrinking.densities, reverse=True)
     assert shrinking.densities[-1] < shrinking.densities[0] < 1
     for name, mask in shrinking.masks.items():
         assert not bool(shrinking.weights[name][~mask].any())
         assert not bool(shrinking.shelf[name][mask].any())
         assert bool(mask.any())
-    steady = explore(QUICK)
+    steady = prune(QUICK)
     assert len(steady.at) >= 6  # five changes need six
-    assert explore(QUICK, stale=False).shelf == {}
+    assert prune(QUICK, stale=False).shelf == {}
 
 
-def test_the_scouts_modelled_time():
-    found = explore(Scouting(batches=2, iterations=7, gate=99))
+def test_the_modelled_time():
+    found = prune(InitialPruneConfig(batches=2, iterations=7, gate=99))
     assert found.at == ()
     assert found.seconds == pytest.approx(7 * 2 * 0.1)  # no slopes here
 
 
-def test_a_silent_scout_is_replaced():
+def test_a_silent_device_is_replaced():
     fleet = Watching(LocalFleet(PEOPLE), silent={(-1, "a"), (-1, "b")})
     states = run(method(), fleet, 1)
     assert [list(sent) for t, sent in fleet.sent if t < 0] == [["a"], ["b"], ["c"]]
@@ -87,29 +93,29 @@ def test_a_silent_scout_is_replaced():
 
 
 def test_the_number_of_minibatches_is_that_of_the_setting_and_not_of_local_steps():
-    drawn = scout.drawn(person(count=300), SGD5, 10)
+    drawn = minibatches(person(count=300), SGD5, 10)
     assert [len(batch) for batch in drawn] == [20] * 10
-    assert [len(batch) for batch in scout.drawn(person(count=45), SGD5, 10)] == [20, 20, 5]
-    first = scout.drawn(person(count=300), SGD5, 10)
+    assert [len(batch) for batch in minibatches(person(count=45), SGD5, 10)] == [20, 20, 5]
+    first = minibatches(person(count=300), SGD5, 10)
     assert all(torch.equal(a.x, b.x) for a, b in zip(drawn, first, strict=True))  # drawn once, the same ever after
 
 
-def test_a_scout_without_samples_says_what_to_do():
+def test_a_device_without_samples_says_what_to_do():
     with pytest.raises(ConfigError, match=r"client a has no training samples.*data\.minimum"):
-        scout.scout.run(PILOT, person("a", 0), {})
+        initial_prune.run(REQUEST, person("a", 0), {})
 
 
 @pytest.mark.parametrize(
     ("fault", "match"),
     [({"every": 0}, "every"), ({"batches": 0}, "batches"), ({"fraction": 1.0}, "share"), ({"gate": -1.0}, "gate")],
 )
-def test_scouting_that_cannot_be_meant_is_refused(fault, match):
+def test_settings_that_cannot_be_meant_is_refused(fault, match):
     with pytest.raises(ValueError, match=match):
-        Scouting(**fault)
+        InitialPruneConfig(**fault)
 
 
 def test_momentum_of_weights_that_come_back_is_zero(monkeypatch):  # specs/prunefl §1.7
-    few, calls, seen, descend = masks_of(), [], [], scout.local.descend
+    few, calls, seen, descend = masks_of(), [], [], room.training.descend
 
     def forced(weights, shelf, old, *_):
         calls.append(1)
@@ -121,10 +127,10 @@ def test_momentum_of_weights_that_come_back_is_zero(monkeypatch):  # specs/prune
             seen.extend(value.clone() for value in momentum)
         descend(params, grads, sgd, momentum)
 
-    monkeypatch.setattr(scout, "reconfigured", forced)
-    monkeypatch.setattr(scout.local, "descend", watched)
-    how = Scouting(batches=2, iterations=30, every=5, gate=0)
-    scout.scout.run(replace(PILOT, sgd=replace(SGD5, momentum=0.9), how=how), PEOPLE[0], {})
+    monkeypatch.setattr(room, "reconfigured", forced)
+    monkeypatch.setattr(room.training, "descend", watched)
+    how = InitialPruneConfig(batches=2, iterations=30, every=5, gate=0)
+    initial_prune.run(replace(REQUEST, sgd=replace(SGD5, momentum=0.9), how=how), PEOPLE[0], {})
     found = dict(zip(skeleton(START).parameters, seen, strict=True))
     for name in NAMES:
         assert not bool(found[name][~few[name]].any())
@@ -147,31 +153,33 @@ def output_first(size: int = 2, classes: int = 3):
 
 
 def test_classes_are_those_of_the_output(monkeypatch):
-    monkeypatch.setattr(scout.local, "evaluate", lambda *_: Score(0.0, 0.4, 1))
+    monkeypatch.setattr(room.training, "evaluate", lambda *_: Score(0.0, 0.4, 1))
     monkeypatch.setitem(networks_known, "output-first", output_first)
     model = Model.init(Arch("output-first"), 0)
-    assert not scout.reached(model, [PEOPLE[0].train], 1.5, "cpu")  # 0.4 < 1.5 / 3
-    assert scout.reached(model, [PEOPLE[0].train], 1.1, "cpu")  # 0.4 > 1.1 / 3, yet also > 1.5 / 5
+    assert not room.reached(model, [PEOPLE[0].train], 1.5, "cpu")  # 0.4 < 1.5 / 3
+    assert room.reached(model, [PEOPLE[0].train], 1.1, "cpu")  # 0.4 > 1.1 / 3, yet also > 1.5 / 5
 
 
 def test_importances_begin_anew_after_each_reconfiguration(monkeypatch):
-    seen, whole = [], scout.reconfigured
+    seen, whole = [], room.reconfigured
 
     def watched(weights, shelf, masks, z, *more):
         seen.append((sum(float(v.double().sum()) for v in z.values()), more[3]))
         return whole(weights, shelf, masks, z, *more)
 
-    monkeypatch.setattr(scout, "reconfigured", watched)
-    how = Scouting(batches=2, iterations=15, every=7, gate=0, fraction=0.0)
-    scout.scout.run(replace(PILOT, sgd=replace(SGD5, lr=0.0), how=how), PEOPLE[0], {})  # every iteration is the same
+    monkeypatch.setattr(room, "reconfigured", watched)
+    how = InitialPruneConfig(batches=2, iterations=15, every=7, gate=0, fraction=0.0)
+    initial_prune.run(
+        replace(REQUEST, sgd=replace(SGD5, lr=0.0), how=how), PEOPLE[0], {}
+    )  # every iteration is the same
     first, second, third = seen  # in iterations 1, 8 and 15
     assert second == pytest.approx((7 * first[0], 7 * first[1]), rel=1e-4)
     assert third == pytest.approx(second, rel=1e-4)
 
 
-def test_what_the_scout_computes_is_reported():
+def test_what_is_computed_is_reported():
     with collecting() as found:
-        result = scout.scout.run(replace(PILOT, how=replace(QUICK, tolerance=0.0)), PEOPLE[0], {})[0]
+        result = initial_prune.run(replace(REQUEST, how=replace(QUICK, tolerance=0.0)), PEOPLE[0], {})[0]
     trained = [episode for episode in found if episode.backward]
     assert sum(episode.steps for episode in trained) == 2 * QUICK.iterations
     assert sum(episode.backward for episode in trained) == 40 * QUICK.iterations
@@ -188,9 +196,11 @@ def test_channels_last_and_batch_statistics_change_nothing_of_the_rules():
     times = COSTS.of_sizes({n: model.weights[n].numel() for n in names}, 5)
     me = person()
     me = replace(me, train=Samples(me.train.x.repeat(1, 1, 4, 4), me.train.y))
-    how = Scouting(batches=2, iterations=12, every=2, gate=0)
-    found, memory = scout.scout.run(Pilot(model, replace(SGD5, channels_last=True), how, times, True, 10**9), me, {})
-    assert scout.fits(found, Pilot(model, SGD5, how, times, True, 10**9))
+    how = InitialPruneConfig(batches=2, iterations=12, every=2, gate=0)
+    found, memory = initial_prune.run(
+        InitialPrune(model, replace(SGD5, channels_last=True), how, times, True, 10**9), me, {}
+    )
+    assert accepted(found, InitialPrune(model, SGD5, how, times, True, 10**9)) is not None
     assert found.densities[-1] < 0.9
     assert all(bool(torch.isfinite(v).all()) for v in found.weights.values())
     assert torch.equal(memory["masks"]["masks"][names[0]], found.masks[names[0]])
@@ -220,9 +230,9 @@ def test_a_bound_holds_from_the_initial_pruning_on():
     assert sum(int(m.sum()) for m in free[0].held.masks.values()) > 0.5 * every
 
 
-def test_reasons_of_all_scouts_are_told():
+def test_reasons_of_all_devices_are_told():
     hot = replace(SGD5, lr=1e30)
-    with pytest.raises(Unanswered, match=r"a: the scout's training gave values that are not finite.*; b: .*; d: "):
+    with pytest.raises(Unanswered, match=r"a: initial pruning gave values that are not finite.*; b: .*; d: "):
         run(method(sgd=hot), LocalFleet(PEOPLE), 0)
 
 
@@ -278,7 +288,7 @@ def test_names_come_in_the_servers_order():
     assert all(torch.equal(states[0][1].model.weights[n], w) for n, w in states[1][1].model.weights.items())
 
 
-def test_what_a_scout_sends_beside_its_mask_does_not_count():
+def test_what_a_device_sends_beside_its_mask_does_not_count():
     def leaking(value):
         return replace(value, weights={n: torch.ones_like(w) for n, w in value.weights.items()})
 

@@ -12,12 +12,11 @@ from fedbonsai.errors import ConfigError, Forgotten, Unanswered
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Metered, Wrapper
-from fedbonsai.methods.prunefl import adaptive
-from fedbonsai.methods.prunefl.adaptive import State
-from fedbonsai.methods.prunefl.importance import KEPT, Wanted, processed
-from fedbonsai.methods.prunefl.importance_round import Train, train
-from fedbonsai.methods.prunefl.initial_prune import Scouting
-from fedbonsai.methods.prunefl.method import PruneFL
+from fedbonsai.methods.prunefl import method as prunefl
+from fedbonsai.methods.prunefl.client import KEPT, Train, train
+from fedbonsai.methods.prunefl.importance import Wanted, processed
+from fedbonsai.methods.prunefl.initial_prune import InitialPruneConfig
+from fedbonsai.methods.prunefl.method import PruneFL, State
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages import held_masks
 from fedbonsai.stages.held_masks import HeldMasks
@@ -32,7 +31,7 @@ START = Model.init(MLP, 1)
 NAMES = prunable(START)
 SIZES = {name: START.weights[name].numel() for name in NAMES}
 COSTS = Measured(communication=2e-3, base=0.1)
-QUICK = Scouting(batches=2, iterations=120, every=10)
+QUICK = InitialPruneConfig(batches=2, iterations=120, every=10)
 
 
 def person(id="a", count=60, seed=0):
@@ -248,13 +247,13 @@ def test_the_learning_rate_halves():  # specs/prunefl §8.9
 
 @pytest.mark.slow
 def test_the_share_that_may_go_halves(monkeypatch):  # specs/prunefl §8.9
-    seen, whole = [], adaptive.reconfigured
+    seen, whole = [], prunefl.reconfigured
 
     def watched(weights, shelf, masks, z, times, fraction, *more):
         seen.append(fraction)
         return whole(weights, shelf, masks, z, times, fraction, *more)
 
-    monkeypatch.setattr(adaptive, "reconfigured", watched)
+    monkeypatch.setattr(prunefl, "reconfigured", watched)
     run(method(interval=2, fraction_half_life=2), LocalFleet(PEOPLE), 7)
     assert seen == pytest.approx([0.15, 0.075, 0.0375])  # rounds 2, 4 and 6
     assert [PruneFL().fraction * halved(t, PruneFL().fraction_half_life) for t in (0, 5_000)] == pytest.approx(
@@ -447,7 +446,7 @@ def test_statistics_of_normalisation_are_averaged_and_nothing_but_matrices_is_pr
     arch = Arch("resnet-tiny", {"channels": 1, "size": 8, "classes": 3})
     start = Model.init(arch, 0)
     wide = [replace(p, train=Samples(p.train.x.repeat(1, 1, 4, 4), p.train.y)) for p in PEOPLE[:2]]
-    how = method(interval=1, scouting=Scouting(batches=1, iterations=3, every=1, gate=0))
+    how = method(interval=1, scouting=InitialPruneConfig(batches=1, iterations=3, every=1, gate=0))
     fleet = Watching(LocalFleet(wide))
     with scope(fleet, Scope("r", 0, -1, 0)) as open_:
         first = how.begin(start, open_, wide[0])

@@ -1,1 +1,1 @@
-"""FedTiny: choose a coarsely pruned model by re-measured batch-norm statistics, then adjust its masks ."""
+"""FedTiny: choose a coarsely pruned model by re-measured batch-norm statistics, then adjust its masks block by block."""

@@ -14,33 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedbonsai.errors import BadMessage
-from fedbonsai.methods.fedtiny.places import places_of
-from fedbonsai.methods.fedtiny.top_gradients import Pairs
+from fedbonsai.methods.fedtiny.places import Gradients
 from fedbonsai.stages.codec.bits import Ints
 from fedbonsai.stages.pruning.masks import Masks, keep_top
 from fedbonsai.tree import Tree, Weights
-
-Gradients = Mapping[str, tuple[Ints, Tensor]]  # ascending places and values, by name
-
-
-def checked(pairs: Mapping[str, Pairs], masks: Tree, counts: Mapping[str, int]) -> Gradients:
-    """Places and values of an answer.
-
-    Raises:
-        BadMessage: not as many pairs as were asked for, or some that are not at pruned places or not finite.
-    """
-    if pairs.keys() != counts.keys():
-        raise BadMessage(f"gradients of {sorted(pairs)}, expected {sorted(counts)}")
-    found: dict[str, tuple[Ints, Tensor]] = {}
-    for name, sent in pairs.items():
-        mask = masks[name].reshape(-1)
-        places = places_of(sent.places, len(mask))
-        fits = sent.values.dtype == torch.float32 and tuple(sent.values.shape) == (counts[name],) == places.shape
-        if not fits or bool(mask[torch.from_numpy(places)].any()) or not bool(torch.isfinite(sent.values).all()):
-            raise BadMessage(f"gradients of {name}: expected {counts[name]} finite ones at pruned places")
-        found[name] = places, sent.values
-    return found
 
 
 def mean_gradients(answers: Sequence[tuple[float, Gradients]]) -> Gradients:
@@ -60,16 +37,11 @@ def mean_gradients(answers: Sequence[tuple[float, Gradients]]) -> Gradients:
 
 @dataclass(frozen=True)
 class Adjusted:
-    """Weights and masks after growing and pruning, and where the masks changed."""
+    """Weights and masks after growing and pruning, and how many weights grew: as many as were pruned."""
 
     weights: Weights
     masks: Masks
-    changed: Masks
-
-    @property
-    def traded(self) -> int:
-        """Weights that grew, and as many that were pruned."""
-        return sum(int(changed.sum()) for changed in self.changed.values()) // 2
+    regrown: int
 
 
 def adjust(weights: Tree, masks: Tree, gradients: Gradients, counts: Mapping[str, int]) -> Adjusted:
@@ -78,7 +50,7 @@ def adjust(weights: Tree, masks: Tree, gradients: Gradients, counts: Mapping[str
     Grown and pruned places come from disjoint sets, and both are left at exactly 0. Fewer distinct places than
     ``counts`` grow and prune that smaller number. Ties go to the lower place.
     """
-    new_weights, new_masks, changed = dict(weights), dict(masks), Masks()
+    new_weights, new_masks, regrown = dict(weights), dict(masks), 0
     for name, (places, values) in gradients.items():
         count = min(counts[name], len(places))
         flat, active = weights[name].reshape(-1), masks[name].reshape(-1)
@@ -87,5 +59,5 @@ def adjust(weights: Tree, masks: Tree, gradients: Gradients, counts: Mapping[str
         flipped[grown] = True
         new_masks[name] = (active ^ flipped).reshape(masks[name].shape)
         new_weights[name] = torch.where(flipped, torch.zeros_like(flat), flat).reshape(weights[name].shape)
-        changed[name] = flipped.reshape(masks[name].shape)
-    return Adjusted(new_weights, new_masks, changed)
+        regrown += count
+    return Adjusted(new_weights, new_masks, regrown)

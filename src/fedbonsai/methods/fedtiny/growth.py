@@ -1,4 +1,4 @@
-"""When layers of a pruned network are adjusted, which ones, and how many of their weights are traded.
+"""When layers of a pruned network are adjusted, which ones, and how many of their weights are regrown.
 
 FedTiny (Huang et al., ICDCS 2023, arXiv 2212.01977; specs/fedtiny §2.1 to §2.3), after RigL (Evci et al., ICML 2020).
 """
@@ -23,9 +23,9 @@ class Growth:
     stop: int = 100
     """Last round that may adjust (R_stop); at it the share is 0."""
     share: float = 0.3
-    """Share of a layer's active weights that is traded at the start (alpha); it falls to 0 as a cosine."""
+    """Share of a layer's active weights that is regrown at the start (alpha); it falls to 0 as a cosine."""
     rounding: Literal["floor", "ceil"] = "floor"
-    """Of the number of weights that are traded."""
+    """Of the number of weights that are regrown."""
     units: Literal["block", "layer", "entire"] = "block"
     """What is adjusted at a time: a group of layers, one layer, or all."""
     blocks: int = 5
@@ -70,7 +70,7 @@ class Growth:
         return groups[turn] if self.direction == "forward" else groups[-1 - turn]
 
     def counts(self, r: int, masks: Tree) -> dict[str, int]:
-        """How many weights each layer of the unit trades in round ``r``; layers that trade none are left out."""
+        """How many weights each layer of the unit regrows in round ``r``; layers that regrow none are left out."""
         if not self.due(r):
             return {}
         found: dict[str, int] = {}

@@ -2,8 +2,8 @@
 
 Huang, Zhang, Sun, Fang, Yuan and Wu, "Distributed Pruning Towards Tiny Neural Networks in Federated Learning", ICDCS 2023.
 ``begin`` is adaptive batch-norm selection (`selection`); ``round`` is FedAvg under masks that both ends
-hold (a device's part is the task ``train`` of `progressive`), and in adjusting rounds progressive pruning
-(`grow_prune`) of one group of layers.
+hold (a device's part is the task ``train`` of `client`, what comes of it `aggregate`), and in adjusting rounds progressive
+pruning (`growth`, `grow_prune`) of one group of layers.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from math import nan
 from typing import Literal
 
 from fedbonsai.core import Client, Device, Fleet, forgetful
-from fedbonsai.methods.fedtiny.candidates import development
+from fedbonsai.methods.fedtiny.aggregate import aggregate
+from fedbonsai.methods.fedtiny.client import Selective, Train, development, train
 from fedbonsai.methods.fedtiny.grow_prune import adjust
 from fedbonsai.methods.fedtiny.growth import Growth
 from fedbonsai.methods.fedtiny.norm_statistics import needed
-from fedbonsai.methods.fedtiny.pool import allowed, pool_size
-from fedbonsai.methods.fedtiny.progressive import Gathered, Training, train
+from fedbonsai.methods.fedtiny.pool import allowed, pool
 from fedbonsai.methods.fedtiny.selection import Selection, select
 from fedbonsai.methods.fedtiny.sparse_accounts import round_bytes, selection_bytes
 from fedbonsai.methods.registry import method
@@ -32,9 +32,8 @@ from fedbonsai.stages.pruning.gates import Gate, Open
 from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import SHARE, outside, refuse
-from fedbonsai.stages.updates import combine_if_any
 from fedbonsai.training.optimizers import SGD
-from fedbonsai.tree import Weights, seed_of
+from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
 
 
@@ -90,8 +89,7 @@ class FedTiny:
         """Samples of the selection: two passes forward for each candidate, of which three take as long as a step."""
         if self.selection.by == "none":
             return 0.0
-        count = self.selection.pool or pool_size(self.density)
-        return 2 / 3 * count * sum(len(development(person)) for person in people) / workers
+        return 2 / 3 * self.selection.size(self.density) * sum(len(development(person)) for person in people) / workers
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """Prune candidates by magnitude and let all devices choose, in two exchanges.
@@ -100,44 +98,43 @@ class FedTiny:
             ConfigError: the network has no batch normalisation, or too few weights that may be pruned.
         """
         needed(model)
-        forms, budget = self.pruned(model)
-        counts = self.selection.candidates(forms, budget, self.density, seed_of(server.seed, "pool", -1, 0))
-        chosen = select(model, counts, self.selection, fleet)
-        spent = selection_bytes(model.weights, counts, len(fleet.devices), self.selection.by)
+        how, first = (
+            self.selection,
+            self.input_layer == "pruned" or (self.input_layer == "auto" and self.density > 0.05),
+        )
+        forms, budget = allowed(model, self.density, self.strict, first)
+        seed = seed_of(server.seed, "pool", -1, 0)
+        counts = pool(forms, budget, how.size(self.density), how.noise, seed, how.base)
+        chosen = select(model, counts, how, fleet)
+        spent = selection_bytes(model.weights, counts, len(fleet.devices), how.by)
         return State(chosen.model, HeldMasks(chosen.masks), server.seed, server.train.size, chosen.index, spent)
-
-    def pruned(self, model: Model) -> tuple[Weights, int]:
-        """The weights that are pruned, and how many of their values are kept in all."""
-        first = self.input_layer == "pruned" or (self.input_layer == "auto" and self.density > 0.05)
-        return allowed(model, self.density, self.strict, first)
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """Train under the masks and average; in adjusting rounds grow and prune."""
-        weights, masks = state.model.weights, state.held.masks
+        weights, held, masks = state.model.weights, state.held, state.held.masks
         counts = self.growth.counts(t + 1, masks)  # the paper counts rounds from 1
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
-        sent = state.held.send(weights, devices, seed_of(state.seed, "down", t, 0))
+        sent = held.send(weights, devices, seed_of(state.seed, "down", t, 0))
+        requests = each(sent, lambda part: Train(state.model.arch, part, self.sgd, counts, self.growth.batch))
         rule = masked_upload.rule_of(self.uplink, self.gate, t)
-        how = Training(state.model.arch, self.sgd, counts, self.growth.batch, rule)
-        answers = fleet.ask(train, each(sent, how.under))
-        gathered = Gathered(masks, counts, rule is not None)
-        combined = combine_if_any(answers, gathered.updates(answers, weights), weights, fleet, gathered.skipped)
-        used, skips = combined.devices if combined else (), len(gathered.skipped)
-        held = state.held.heard([*used, *gathered.skipped]).silent(map(Device, forgetful(answers.silent)))
+        answers = fleet.ask(train, each(requests, lambda request: Selective(request, rule)) if rule else requests)
+        found = aggregate(answers, weights, masks, counts, rule is not None, fleet)
+        combined, skips = found.combined, len(found.skipped)
+        used = combined.devices if combined else ()
+        adjusted = adjust(combined.mean if combined else weights, masks, found.gradients, counts)
+        held = held.heard([*used, *found.skipped]).silent(map(Device, forgetful(answers.silent)))
+        state = replace(state, held=held.renewed(adjusted.masks))
         paper = round_bytes(weights, masks, counts, len(devices), len(used))
         if combined is None:  # all skipped, or had lost the masks that they get next time
-            state = replace(state, held=held)
             return replace(state, paper=paper, dropped=0, traded=0, skips=skips) if skips else state
-        adjusted = adjust(combined.mean, masks, gathered.mean(combined.shares), counts)
         return replace(
             state,
             model=state.model.replace(adjusted.weights),
-            held=held.renewed(adjusted.masks),
             paper=paper,
             counts=counts,
             loss=combined.loss,
             dropped=combined.dropped,
-            traded=adjusted.traded,
+            traded=adjusted.regrown,
             skips=skips,
         )
 
@@ -146,7 +143,7 @@ class FedTiny:
         return state.model
 
     def metrics(self, state: State) -> Mapping[str, float]:
-        """Loss, dropped updates, size and cost of the model (`figures`), weights traded, candidate, the paper's bytes, skips."""
+        """Loss, dropped updates, size and cost of the model (`figures`), weights regrown, candidate, the paper's bytes, skips."""
         return {
             "train_loss": state.loss,
             "dropped": state.dropped,

@@ -1,4 +1,4 @@
-"""Places of a tensor, and whole masks, on the wire: the smallest of the codecs' positions.
+"""Places of a tensor, gradients at places, and whole masks, on the wire: the smallest of the codecs' positions.
 
 A layout that a device sent decides nothing about memory: the receiver knows how many places a tensor has.
 """
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedbonsai.errors import BadMessage
 from fedbonsai.stages.codec import positions
@@ -16,6 +17,17 @@ from fedbonsai.stages.codec.bits import Ints
 from fedbonsai.stages.codec.cursor import Cursor, varint
 from fedbonsai.stages.pruning.masks import Masks
 from fedbonsai.tree import Tree
+from fedbonsai.wire import message
+
+Gradients = Mapping[str, tuple[Ints, Tensor]]  # ascending places and values, by name
+
+
+@message("grow-prune/pairs@1")
+class Pairs:
+    """Places of one tensor, packed, and the signed gradients there, float32."""
+
+    places: bytes
+    values: Tensor
 
 
 def packed_places(places: Ints, n: int) -> bytes:
@@ -43,6 +55,25 @@ def places_of(packed: bytes, n: int) -> Ints:
         found = positions.decode(code, cursor, n, count)
     if cursor.left:
         raise BadMessage(f"{cursor.left} bytes after the last place")
+    return found
+
+
+def checked(pairs: Mapping[str, Pairs], masks: Tree, counts: Mapping[str, int]) -> Gradients:
+    """Places and values of an answer.
+
+    Raises:
+        BadMessage: not as many pairs as were asked for, or some that are not at pruned places or not finite.
+    """
+    if pairs.keys() != counts.keys():
+        raise BadMessage(f"gradients of {sorted(pairs)}, expected {sorted(counts)}")
+    found: dict[str, tuple[Ints, Tensor]] = {}
+    for name, sent in pairs.items():
+        mask = masks[name].reshape(-1)
+        places = places_of(sent.places, len(mask))
+        fits = sent.values.dtype == torch.float32 and tuple(sent.values.shape) == (counts[name],) == places.shape
+        if not fits or bool(mask[torch.from_numpy(places)].any()) or not bool(torch.isfinite(sent.values).all()):
+            raise BadMessage(f"gradients of {name}: expected {counts[name]} finite ones at pruned places")
+        found[name] = places, sent.values
     return found
 
 

@@ -1,4 +1,4 @@
-"""The pool of FedTiny's candidates: how many weights each keeps in each layer (specs/fedtiny §1.1).
+"""The pool of FedTiny's candidates: how many weights each keeps in each layer (specs/fedtiny §1.1), and which.
 
 Huang et al., ICDCS 2023. Candidates are magnitude-pruned copies of one model at one density; they differ in how that is
 spread over the layers.
@@ -16,7 +16,8 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model
 from fedbonsai.stages.pruning.count import parameters
 from fedbonsai.stages.pruning.distributions import erk, exactly
-from fedbonsai.stages.pruning.masks import prunable
+from fedbonsai.stages.pruning.masks import Masks, keep_each, prunable
+from fedbonsai.stages.pruning.scores import magnitude
 from fedbonsai.tree import Tree, Weights, generator, size
 
 Counts = Mapping[str, int]  # weights kept, by name
@@ -108,3 +109,8 @@ def pool(
         if len(found) == count:
             break
     return found
+
+
+def by_magnitude(weights: Tree, counts: Counts) -> Masks:
+    """The largest weights of each layer."""
+    return keep_each(magnitude({name: weights[name] for name in counts}), counts)

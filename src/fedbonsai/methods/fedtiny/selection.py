@@ -2,25 +2,30 @@
 
 Huang et al., ICDCS 2023 (arXiv 2212.01977; specs/fedtiny §1.3). Devices measure the normalisation statistics of every
 candidate, the server merges them, devices judge the candidates with the merged ones, and the least mean loss wins.
-Whoever is silent in an exchange has no part in its mean.
+Whoever is silent in an exchange has no part in its mean. Candidates are nested, layer by layer, since all keep the largest
+weights of one model: their union and a number for each layer tell all of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
-from fedbonsai.core import Device, Fleet
+from fedbonsai.core import Answer, Answers, Fleet
 from fedbonsai.errors import Unanswered
-from fedbonsai.methods.fedtiny.candidates import Judge, Judged, Measure, Measured, by_magnitude, judge, measure, shared
+from fedbonsai.methods.fedtiny.client import Judge, Judged, Measure, Measured, Sparse, judge, measure
 from fedbonsai.methods.fedtiny.norm_statistics import merged, statistics_of, usable
-from fedbonsai.methods.fedtiny.pool import Counts, pool, pool_size
+from fedbonsai.methods.fedtiny.places import packed_masks
+from fedbonsai.methods.fedtiny.pool import Counts, by_magnitude, pool_size
 from fedbonsai.model import Model
+from fedbonsai.stages.held_masks import pack
 from fedbonsai.stages.pruning.masks import Masks, masked
 from fedbonsai.stages.updates import MOST
 from fedbonsai.tree import Tree
+
+R = TypeVar("R", Measured, Judged)
 
 
 @dataclass(frozen=True)
@@ -55,10 +60,9 @@ class Selection:
         if not (0 <= self.noise <= 1 and 0 < self.momentum <= 1):
             raise ValueError(f"noise = {self.noise}, momentum = {self.momentum}: expected shares of 1")
 
-    def candidates(self, forms: Tree, budget: int, density: float, seed: int) -> list[dict[str, int]]:
-        """How many weights each candidate keeps in each layer; arguments are those of `pool.pool`."""
-        count = 1 if self.by == "none" else self.pool or pool_size(density)
-        return pool(forms, budget, count, self.noise, seed, self.base)
+    def size(self, density: float) -> int:
+        """C, the number of candidates at a density."""
+        return 1 if self.by == "none" else self.pool or pool_size(density)
 
 
 @dataclass(frozen=True)
@@ -72,24 +76,66 @@ class Selected:
 
 
 def select(model: Model, counts: Sequence[Counts], how: Selection, fleet: Fleet) -> Selected:
-    """Choose among candidates: pass A with all devices, pass B with those that answered it; ``none`` takes the first.
+    """Choose among candidates: by the devices' losses, or without asking anybody the first.
 
     Raises:
         Unanswered: no device gave statistics or losses that can be used.
     """
-    if how.by == "none":
-        masks = by_magnitude(model.weights, counts[0])
-        return Selected(0, masks, model.replace(masked(model.weights, masks)), ())
-    parts = _statistics(model, counts, how, fleet)
-    known: tuple[Tree, ...] = (statistics_of(model.weights),) * len(counts)
-    if how.by == "adaptive":
-        known = tuple(merged([(p.examples, p.statistics[c]) for _, p in parts], how.merge) for c in range(len(counts)))
-    index, losses = best(_losses([device for device, _ in parts], known, fleet), how.weighted)
+    nobody: tuple[int, tuple[float, ...], Tree] = (0, (), {})
+    index, losses, statistics = nobody if how.by == "none" else least_loss(model, counts, how, fleet)
     masks = by_magnitude(model.weights, counts[index])
-    weights = masked(model.weights, masks)
-    return Selected(
-        index, masks, model.replace({name: known[index].get(name, v) for name, v in weights.items()}), losses
+    return Selected(index, masks, model.replace({**masked(model.weights, masks), **statistics}), losses)
+
+
+def least_loss(
+    model: Model, counts: Sequence[Counts], how: Selection, fleet: Fleet
+) -> tuple[int, tuple[float, ...], Tree]:
+    """Passes A and B: the place of the best candidate, the losses of all, and its statistics. Who is silent in A is out of B."""
+    shown = Measure(
+        model.arch, packed(model, counts, how.nested), tuple(counts), how.statistics, how.momentum, how.merge, how.batch
     )
+    own = statistics_of(model.weights)
+    measured = _usable(
+        fleet.ask(measure, dict.fromkeys(fleet.devices, shown)),
+        lambda found: len(found.statistics) == len(counts) and all(usable(each, own) for each in found.statistics),
+        "statistics",
+        fleet,
+    )
+    known: tuple[Tree, ...] = (own,) * len(counts)
+    if how.by == "adaptive":
+        parts = [(answer.value.examples, answer.value.statistics) for answer in measured]
+        known = tuple(merged([(n, part[c]) for n, part in parts], how.merge) for c in range(len(counts)))
+    judged = _usable(
+        fleet.ask(judge, dict.fromkeys([answer.device for answer in measured], Judge(known))),
+        lambda found: len(found.losses) == len(known) and any(map(math.isfinite, found.losses)),
+        "losses",
+        fleet,
+    )
+    index, losses = best([answer.value for answer in judged], how.weighted)
+    return index, losses, known[index]
+
+
+def packed(model: Model, counts: Sequence[Counts], nested: bool) -> tuple[Sparse, ...]:
+    """The candidates as they are sent: the union of all if ``nested``, else one after another."""
+    union = {name: max(each[name] for each in counts) for name in counts[0]}
+    made: list[Sparse] = []
+    for kept in [union] if nested else counts:
+        masks = by_magnitude(model.weights, kept)
+        made.append(Sparse(packed_masks(masks), pack(model.weights, masks, 0)))
+    return tuple(made)
+
+
+def _usable(answers: Answers[R], fits: Callable[[R], bool], what: str, fleet: Fleet) -> list[Answer[R]]:
+    """The answers that fit; what the other devices keep is dropped with theirs."""
+    found: list[Answer[R]] = []
+    for answer in answers:
+        if fits(answer.value) and 0 < answer.value.examples < MOST:
+            found.append(answer)
+        else:
+            fleet.reject(answer.device)
+    if not found:
+        raise Unanswered(f"no {what} could be used")
+    return found
 
 
 def best(judged: Sequence[Judged], weighted: bool = True) -> tuple[int, tuple[float, ...]]:
@@ -101,35 +147,3 @@ def best(judged: Sequence[Judged], weighted: bool = True) -> tuple[int, tuple[fl
     )
     means = tuple(mean if math.isfinite(mean) else math.inf for mean in means)
     return means.index(min(means)), means
-
-
-def _statistics(model: Model, counts: Sequence[Counts], how: Selection, fleet: Fleet) -> list[tuple[Device, Measured]]:
-    """Pass A: who measured what."""
-    shown = Measure(
-        model.arch, shared(model, counts, how.nested), tuple(counts), how.statistics, how.momentum, how.merge, how.batch
-    )
-    own, parts = statistics_of(model.weights), list[tuple[Device, Measured]]()
-    for answer in fleet.ask(measure, dict.fromkeys(fleet.devices, shown)):
-        found = answer.value
-        fits = len(found.statistics) == len(counts) and all(usable(each, own) for each in found.statistics)
-        if fits and 0 < found.examples < MOST:
-            parts.append((answer.device, found))
-        else:
-            fleet.reject(answer.device)
-    if not parts:
-        raise Unanswered("no statistics could be used")
-    return parts
-
-
-def _losses(devices: Sequence[Device], known: tuple[Tree, ...], fleet: Fleet) -> list[Judged]:
-    """Pass B: losses of those to whom a candidate at least has one that is a number."""
-    judged: list[Judged] = []
-    for answer in fleet.ask(judge, dict.fromkeys(devices, Judge(known))):
-        found = answer.value
-        if len(found.losses) == len(known) and any(map(math.isfinite, found.losses)) and 0 < found.examples < MOST:
-            judged.append(found)
-        else:
-            fleet.reject(answer.device)
-    if not judged:
-        raise Unanswered("no losses could be used")
-    return judged

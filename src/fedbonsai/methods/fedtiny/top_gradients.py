@@ -15,22 +15,13 @@ from torch import Tensor
 from fedbonsai import training, work
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import NotFinite
-from fedbonsai.methods.fedtiny.places import packed_places
+from fedbonsai.methods.fedtiny.places import Pairs, packed_places
 from fedbonsai.model import Model, skeleton
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.training.sparse import sparse_form, tiles
 from fedbonsai.tree import Tree, seeded
-from fedbonsai.wire import message
 
 ENTRY = 8  # bytes of an entry of the buffer: place and value
-
-
-@message("grow-prune/pairs@1")
-class Pairs:
-    """Places of one tensor, packed, and the signed gradients there, float32."""
-
-    places: bytes
-    values: Tensor
 
 
 class Buffer:

@@ -36,7 +36,7 @@ class Accounts:
 
     @staticmethod
     def began(weights: Tree, masks: Tree, times: Seconds, scouted: float, stale: bool) -> Accounts:
-        """After the initial pruning: the dense model went to the scout and back, with its mask and stored values."""
+        """After the initial pruning: the dense model went to the selected device and back, with its mask and stored values."""
         values = sum(value.numel() for value in weights.values())
         prunable = sum(mask.numel() for mask in masks.values())
         return Accounts(scouted, 0.0, scouted + times.travel(8 * values + prunable / 8 + 4 * prunable * stale))

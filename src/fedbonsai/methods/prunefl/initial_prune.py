@@ -1,6 +1,6 @@
 """Initial pruning at one device, which trains on a few fixed batches and reconfigures until the density settles (PruneFL).
 
-`explored` is the server's side, a conversation with one device after another until one answers; `scout` is the task.
+`first_answer` is the server's side, a conversation with one device after another until one answers; `initial_prune` is the task.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from dataclasses import replace
 from math import isfinite
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fedbonsai import training, tree, work
 from fedbonsai.core import Client, Device, Fleet, Memory, Samples, task
-from fedbonsai.errors import ConfigError, NotFinite, Unanswered
+from fedbonsai.errors import NotFinite, Unanswered
 from fedbonsai.methods.prunefl import local_layers
-from fedbonsai.methods.prunefl.local_layers import Own
+from fedbonsai.methods.prunefl.local_layers import NOTHING, Own
 from fedbonsai.model import Model, skeleton
 from fedbonsai.stages import held_masks
-from fedbonsai.stages.personal import PERSONAL, merged, split
+from fedbonsai.stages.personal import PERSONAL, split
 from fedbonsai.stages.pruning.masks import Masks, density, masked
 from fedbonsai.stages.pruning.per_time import reconfigured, settled
 from fedbonsai.stages.pruning.time_model import Seconds
+from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, PART, outside, refuse
 from fedbonsai.telling import each
 from fedbonsai.training.optimizers import SGD
-from fedbonsai.training.steps import autocast
+from fedbonsai.training.steps import autocast, cross_entropy, prepare
 from fedbonsai.tree import Tree, generator, seeded
 from fedbonsai.wire import message
 
@@ -34,7 +34,7 @@ LOOK = 10  # iterations from one look at the gate to the next
 
 
 @message("prunefl/scouting@1")
-class Scouting:
+class InitialPruneConfig:
     """Initial pruning at one device."""
 
     batches: int = 10
@@ -54,37 +54,32 @@ class Scouting:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        for name in ("batches", "iterations", "every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"scouting.{name} = {getattr(self, name)}: expected at least 1")
-        if not 0 <= self.fraction < 1:
-            raise ValueError(f"scouting.fraction = {self.fraction}: expected a share in [0, 1)")
-        if min(self.gate, self.tolerance) < 0:
-            raise ValueError(f"scouting.gate = {self.gate}, tolerance = {self.tolerance}: expected numbers >= 0")
+        counts = dict.fromkeys(("batches", "iterations", "every"), COUNT)
+        refuse(outside(self, **counts, gate=NOT_NEGATIVE, tolerance=NOT_NEGATIVE, fraction=PART))
 
 
 @message("prunefl/pilot@1")
-class Pilot:
+class InitialPrune:
     """The dense model, and how to prune it; what ``seconds`` names may be pruned, and ``most`` of it may be kept."""
 
     model: Model
     sgd: SGD
-    how: Scouting
+    how: InitialPruneConfig
     seconds: Seconds
     stale: bool
     most: int
 
 
 @message("prunefl/own-pilot@1")
-class OwnPilot:
-    """A pilot whose model is the shared part alone; the scout draws its personal part and keeps it."""
+class OwnInitialPrune:
+    """A request whose model is the shared part alone; the device draws its local layers and keeps them."""
 
-    pilot: Pilot
+    pilot: InitialPrune
     own: Own
 
 
 @message("prunefl/scouted@1")
-class Scouted:
+class InitiallyPruned:
     """Pruned and trained: ``densities`` after the reconfigurations in iterations ``at``, ``seconds`` by the time model."""
 
     weights: Mapping[str, Tensor]
@@ -95,83 +90,79 @@ class Scouted:
     seconds: float
 
 
-def explored(fleet: Fleet, pilot: Pilot, own: Own | None = None) -> tuple[Device, Scouted]:
+def first_answer(fleet: Fleet, request: InitialPrune, own: Own | None = None) -> tuple[Device, InitiallyPruned]:
     """The first device that answers with a model that fits, and its answer, with names in the model's order.
 
     Args:
         fleet: the clients.
-        pilot: what is asked of it; with ``own`` its model is the shared part.
-        own: the personal part, if there is one.
+        request: what is asked of it; with ``own`` its model is the shared part.
+        own: the local layers, if there are any.
 
     Raises:
         Unanswered: there is none; the text has every device's reason.
     """
     reasons: list[str] = []
-    request = pilot if own is None else OwnPilot(pilot, own)
+    sent = request if own is None else OwnInitialPrune(request, own)
     for device in fleet.devices:
-        answers = fleet.ask(scout, {device: request}, at_least=0)
+        answers = fleet.ask(initial_prune, {device: sent}, at_least=0)
         for answer in list(answers):
-            if fits(answer.value, pilot):
-                return device, ordered(answer.value, pilot)
+            if (found := accepted(answer.value, request)) is not None:
+                return device, found
             fleet.reject(device)
             reasons.append(f"{device.id}: its answer does not fit the network, or is not finite")
         reasons += [f"{silent.id}: {why.reason}" for silent, why in answers.silent.items()]
     raise Unanswered(f"no device could do the initial pruning ({'; '.join(reasons[:5]) or 'there is none'})")
 
 
-def fits(found: Scouted, pilot: Pilot) -> bool:
-    """Whether an answer is of this network, keeps something of every layer, and is finite."""
-    like = pilot.model.weights
-    kept = {name: like[name] for name in pilot.seconds.slopes}
-    return (
+def accepted(found: InitiallyPruned, request: InitialPrune) -> InitiallyPruned | None:
+    """An answer in the server's order, exactly zero where nothing is kept; None if it is not of this network, or not finite."""
+    like = request.model.weights
+    prunable = {name: like[name] for name in request.seconds.slopes}
+    fits = (
         _forms(found.weights) == _forms(like)
-        and _forms(found.masks) == {name: (value.shape, torch.bool) for name, value in kept.items()}
-        and _forms(found.shelf) == (_forms(kept) if found.shelf else {})
+        and _forms(found.masks) == {name: (value.shape, torch.bool) for name, value in prunable.items()}
+        and _forms(found.shelf) == (_forms(prunable) if found.shelf else {})
         and all(bool(mask.any()) for mask in found.masks.values())
         and tree.finite(found.weights)
         and tree.finite(found.shelf)
         and isfinite(found.seconds)
     )
+    if not fits:
+        return None
+    masks = {name: found.masks[name] for name in prunable}
+    shelf = {name: found.shelf[name] for name in masks} if request.stale and found.shelf else {}
+    return replace(found, weights=masked({name: found.weights[name] for name in like}, masks), masks=masks, shelf=shelf)
 
 
 def _forms(weights: Tree) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {name: (value.shape, value.dtype) for name, value in weights.items()}
 
 
-def ordered(found: Scouted, pilot: Pilot) -> Scouted:
-    """An answer with exact zeros where nothing is kept, and its names in the server's order."""
-    masks = {name: found.masks[name] for name in pilot.seconds.slopes}
-    weights = masked({name: found.weights[name] for name in pilot.model.weights}, masks)
-    shelf = {name: found.shelf[name] for name in masks} if pilot.stale and found.shelf else {}
-    return replace(found, weights=weights, masks=masks, shelf=shelf)
-
-
 @task("prunefl/scout")
-def scout(request: Pilot | OwnPilot, me: Client, memory: Memory) -> tuple[Scouted, Memory]:
-    """Train on a few fixed batches and reconfigure until the density settles; a personal part is trained too, and stays."""
-    if isinstance(request, OwnPilot):
-        own, pilot = request.own, request.pilot
-        mine = local_layers.held(own, pilot.model.arch, memory)
-        found = flown(replace(pilot, model=merged(pilot.model.arch, pilot.model.weights, mine)), me)
+def initial_prune(
+    request: InitialPrune | OwnInitialPrune, me: Client, memory: Memory
+) -> tuple[InitiallyPruned, Memory]:
+    """Train on a few fixed batches and reconfigure until the density settles; local layers are trained too, and stay."""
+    own, request = (request.own, request.pilot) if isinstance(request, OwnInitialPrune) else (NOTHING, request)
+    if own.names:
+        model = request.model
+        request = replace(request, model=local_layers.whole(own, model.arch, model.weights, memory))
+    found = prune(request, me)
+    if own.names:
         shared, mine = split(found.weights, own.names)
         found, memory = replace(found, weights=shared), {**memory, PERSONAL: mine}
-    else:
-        found = flown(request, me)
     return found, held_masks.hold(memory, found.masks, held_masks.FIRST)
 
 
-def flown(request: Pilot, me: Client) -> Scouted:
-    """The pilot, carried out on one device's samples."""
+def prune(request: InitialPrune, me: Client) -> InitiallyPruned:
+    """Initial pruning on one device's samples."""
     how, sgd = request.how, replace(request.sgd, proximal=0.0)
-    batches = drawn(me, sgd, how.batches)
+    batches = minibatches(me, sgd, how.batches)
     net = skeleton(request.model, me.device, sgd.channels_last)
     params = list(net.parameters.values())
     momentum = [torch.zeros_like(p) for p in params] if sgd.momentum else []
     summed = [torch.zeros_like(p) for p in params]  # of squared gradients: nothing is summed before the square here
-    masks: Masks = {
-        name: torch.ones(request.model.weights[name].shape, dtype=torch.bool) for name in request.seconds.slopes
-    }
-    places = {name: place for place, name in enumerate(net.parameters)}
+    masks: Masks = {n: torch.ones(request.model.weights[n].shape, dtype=torch.bool) for n in request.seconds.slopes}
     shelf: Tree = {}
     densities, at, start, i, done, cost = list[float](), list[int](), 0, 0, 0, 0.0
     with seeded(me.seed, me.device, net.foreign):
@@ -179,10 +170,10 @@ def flown(request: Pilot, me: Client) -> Scouted:
             if not start and i % LOOK == 1:
                 start = i if reached(request.model.replace(net.snapshot()), batches, how.gate, me.device) else 0
             net.module.train()
-            held = [(params[places[name]], mask.to(me.device)) for name, mask in masks.items()]
+            held = [(net.parameters[name], mask.to(me.device)) for name, mask in masks.items()]
             for batch in batches:
                 with autocast(sgd.precision, me.device):
-                    loss = F.cross_entropy(net.module(batch.x), batch.y)
+                    loss = cross_entropy(net.module, batch.x, batch.y)
                 grads = training.gradients(loss, params)
                 with torch.no_grad():
                     torch._foreach_addcmul_(summed, grads, grads)
@@ -192,9 +183,9 @@ def flown(request: Pilot, me: Client) -> Scouted:
             cost += request.seconds.step(masks) * len(batches)
             if not start or (i - start) % how.every:
                 continue
-            spent(request.model, batches, i - done, masks, summed, momentum)
+            report(request.model, batches, i - done, masks, summed, momentum)
             done = i
-            z = {name: value.cpu() for name, value in zip(places, summed, strict=True)}
+            z = {name: value.cpu() for name, value in zip(net.parameters, summed, strict=True)}
             rest = sum(float(value.double().sum()) for name, value in z.items() if name not in masks)
             z, old = (z if how.regrow else masked(z, masks)), masks
             now = finite(net.snapshot())
@@ -203,17 +194,18 @@ def flown(request: Pilot, me: Client) -> Scouted:
             )
             net.load(weights)
             torch._foreach_zero_(summed)
-            for name, mask in masks.items() if momentum else ():
-                momentum[places[name]].mul_((old[name] & mask).to(me.device))  # what comes back starts at rest
+            for name, value in zip(net.parameters, momentum, strict=False):  # what comes back starts at rest
+                if name in masks:
+                    value.mul_((old[name] & masks[name]).to(me.device))
             densities.append(density(masks))
             at.append(i)
             if settled(densities, how.tolerance):
                 break
-    spent(request.model, batches, i - done, masks, summed, momentum)
-    return Scouted(finite(net.snapshot()), shelf, masks, tuple(densities), tuple(at), cost)
+    report(request.model, batches, i - done, masks, summed, momentum)
+    return InitiallyPruned(finite(net.snapshot()), shelf, masks, tuple(densities), tuple(at), cost)
 
 
-def spent(
+def report(
     model: Model, batches: list[Samples], iterations: int, masks: Tree, summed: list[Tensor], momentum: list[Tensor]
 ) -> None:
     """Report what was computed since the last reconfiguration."""
@@ -229,14 +221,13 @@ def spent(
     )
 
 
-def drawn(me: Client, sgd: SGD, count: int) -> list[Samples]:
+def minibatches(me: Client, sgd: SGD, count: int) -> list[Samples]:
     """The first minibatches of one pass over a client's samples; fewer where it has fewer.
 
     Raises:
         ConfigError: it has none.
     """
-    if not len(me.train):
-        raise ConfigError(f"client {me.id} has no training samples; ask for a larger minimum per client (data.minimum)")
+    prepare(me)
     order, cuts = next(training.epochs(len(me.train), replace(sgd, steps=0, epochs=1), generator(me.seed)))
     layout = torch.channels_last if sgd.channels_last else torch.contiguous_format
     whole = me.train[order[: cuts[:count][-1][1]]].to(me.device)
@@ -253,11 +244,7 @@ def reached(model: Model, batches: list[Samples], gate: float, device: str) -> b
 
 
 def finite(weights: Tree) -> Tree:
-    """The weights, if they are.
-
-    Raises:
-        NotFinite: the device is silent, and the next one is asked.
-    """
+    """The weights if they are finite; else the device is silent, and the next one is asked."""
     if not tree.finite(weights):
-        raise NotFinite("the scout's training gave values that are not finite; lower the learning rate")
+        raise NotFinite("initial pruning gave values that are not finite; lower the learning rate")
     return weights

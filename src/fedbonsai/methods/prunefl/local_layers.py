@@ -1,4 +1,4 @@
-"""A personal part that never travels at all: each device draws its beginning from a seed, trains it and keeps it.
+"""Layers that never travel at all: each device draws their beginning from a seed, trains them and keeps them.
 
 The parts are those of `stages.personal`, and so is the judging; there the server sends what a new device begins with, here
 it sends a seed. A device that lost its part begins again, which nobody needs to be told.
@@ -6,19 +6,18 @@ it sends a seed. A device that lost its part begins again, which nobody needs to
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import cast
 
 from fedbonsai import training
-from fedbonsai.core import Client, Fleet, Memory, task
+from fedbonsai.core import Client, Device, Fleet, Memory, task
 from fedbonsai.model import Arch, Model
-from fedbonsai.stages.held_masks import HeldMasks, Sent, received
+from fedbonsai.stages.held_masks import Sent, received
 from fedbonsai.stages.personal import PERSONAL, Judged, judged, merged, personal_names, split
-from fedbonsai.stages.pruning.masks import Masks
 from fedbonsai.stages.requests import each
 from fedbonsai.training.steps import Trained
-from fedbonsai.tree import Weights
+from fedbonsai.tree import Tree, Weights
 from fedbonsai.wire import message
 
 
@@ -31,14 +30,6 @@ class Own:
 
 
 NOTHING = Own((), 0)
-
-
-def held(own: Own, arch: Arch, memory: Memory) -> Weights:
-    """A device's personal part: what it keeps, or a new one."""
-    if not own.names:
-        return {}
-    found = cast("Weights | None", memory.get(PERSONAL))
-    return dict(found) if found is not None else split(Model.init(arch, own.seed).weights, own.names)[1]
 
 
 def drawn(model: Model, patterns: Iterable[str], seed: int) -> Own | None:
@@ -56,19 +47,13 @@ def drawn(model: Model, patterns: Iterable[str], seed: int) -> Own | None:
     return Own(names, model.drawn if model.drawn >= 0 else seed) if names else None
 
 
-def shared(model: Model, own: Own | None) -> Model:
-    """The part that travels; the very model where nothing is personal."""
-    return model if own is None else model.replace(split(model.weights, own.names)[0])
-
-
-def started(own: Own, sent: Sent, arch: Arch, memory: Memory) -> tuple[Model, Masks, Memory]:
-    """The whole model that a device trains, the masks of its shared part, and the memory that holds them.
-
-    Raises:
-        Forgotten: the masks that came before are not held here.
-    """
-    values, masks, memory = received(sent, arch, memory, own.names)
-    return merged(arch, values, held(own, arch, memory)), masks, memory
+def whole(own: Own, arch: Arch, shared: Tree, memory: Memory) -> Model:
+    """A device's model: the shared part with its own, which it keeps, or draws if it is new."""
+    mine: Weights = {}
+    if own.names:
+        found = cast("Weights | None", memory.get(PERSONAL))
+        mine = found if found is not None else split(Model.init(arch, own.seed).weights, own.names)[1]
+    return merged(arch, shared, mine)
 
 
 def kept(own: Own, trained: Trained, memory: Memory) -> tuple[Trained, Memory]:
@@ -95,28 +80,23 @@ class Judge:
 @task("own-part/judge")
 def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
     """Accuracy of a device's model on its validation part."""
-    model, _, memory = started(request.own, request.sent, request.arch, memory)
+    shared, _, memory = received(request.sent, request.arch, memory, request.own.names)
+    model = whole(request.own, request.arch, shared, memory)
     if not len(me.valid):
         return Judged(0, 0.0, 0.0, 0.0), memory
     found = training.evaluate(model, me.valid, me.device)
     return Judged(len(me.valid), found.accuracy, found.accuracy, found.loss), memory
 
 
-def verdict(
-    fleet: Fleet, model: Model, own: Own, masks: HeldMasks, who: Collection[str], seed: int
-) -> dict[str, float]:
+def evaluate(fleet: Fleet, sent: Mapping[Device, Sent], arch: Arch, own: Own) -> dict[str, float]:
     """How devices' models do on their validation parts; nothing where no device that answers has any.
 
     Args:
         fleet: the clients.
-        model: whose shared part is sent, exactly zero where it is pruned.
-        own: what is not.
-        masks: which the devices hold.
-        who: ids of the devices, such as those that trained a personal part.
-        seed: of this exchange.
+        sent: the shared part under its masks, for each device that is asked.
+        arch: of the whole model.
+        own: what is not shared.
     """
-    devices = [device for device in fleet.devices if device.id in who]
-    sent = masks.send(split(model.weights, own.names)[0], devices, seed)
-    found = judged(fleet, each(sent, lambda part: Judge(model.arch, part, own)), judge)
+    found = judged(fleet, each(sent, lambda part: Judge(arch, part, own)), judge)
     figures = found.figures() if found is not None else {}
     return {name: value for name, value in figures.items() if name.startswith("personal_")}

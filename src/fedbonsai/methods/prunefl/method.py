@@ -2,36 +2,74 @@
 
 Jiang, Wang, Valls, Ko, Lee, Leung, Tassiulas, "Model Pruning Enables Efficient Federated Learning on Edge Devices", IEEE
 TNNLS 34(12), 2023, arXiv 1909.12326. ``begin`` is the initial pruning at a selected client (`initial_prune`),
-``round`` is further pruning: masked FedAvg, where a device's part is the task ``train`` of
-`importance_round`, and every ``interval`` rounds the reconfiguration (`stages.pruning.per_time`) by the
-importances that devices measured (`importance`). The server's state is that of `adaptive`.
+``round`` is further pruning (Algorithm 1): masked FedAvg, where a device's part is the task ``train`` of `client`, and every
+``interval`` rounds the reconfiguration (`stages.pruning.per_time`) by the importances that devices measured (`aggregate`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
+from math import nan
 from typing import Literal
 
+from torch import Tensor
+
 from fedbonsai import tree
-from fedbonsai.core import Client, Fleet
-from fedbonsai.methods.prunefl import local_layers
+from fedbonsai.core import Client, Device, Fleet, forgetful
+from fedbonsai.methods.prunefl import accounts, local_layers
 from fedbonsai.methods.prunefl.accounts import Accounts
-from fedbonsai.methods.prunefl.adaptive import State
+from fedbonsai.methods.prunefl.aggregate import aggregate
+from fedbonsai.methods.prunefl.client import OwnTrain, Train, train
 from fedbonsai.methods.prunefl.importance import Wanted, plain
-from fedbonsai.methods.prunefl.importance_round import Training, train
-from fedbonsai.methods.prunefl.initial_prune import Pilot, Scouting, explored
+from fedbonsai.methods.prunefl.initial_prune import InitialPrune, InitialPruneConfig, first_answer
+from fedbonsai.methods.prunefl.local_layers import NOTHING, Own
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
 from fedbonsai.stages.held_masks import HeldMasks
-from fedbonsai.stages.pruning.per_time import halved
-from fedbonsai.stages.pruning.time_model import Measured, TimeModel
+from fedbonsai.stages.personal import split
+from fedbonsai.stages.pruning.figures import figures
+from fedbonsai.stages.pruning.masks import masked
+from fedbonsai.stages.pruning.per_time import halved, reconfigured
+from fedbonsai.stages.pruning.time_model import Measured, Seconds, TimeModel
 from fedbonsai.stages.pruning.under_masks import names_of
 from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, PART, SHARE, among, outside, refuse
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import Tree, seed_of
+from fedbonsai.wire import message
+
+
+@message("prunefl/state@1")
+class State:
+    """Model with exact zeros, masks and their holders, the shelf of pruned values, the time model, and figures.
+
+    ``size`` is an image's, ``since`` the round of the last reconfiguration, ``densities`` those of the initial pruning.
+    With personal weights, ``own`` names them, ``owners`` are who trained some and ``verdict`` how their models did last;
+    those in ``model`` are what all began with.
+    """
+
+    model: Model
+    seed: int
+    held: HeldMasks
+    shelf: Mapping[str, Tensor]
+    seconds: Seconds
+    size: tuple[int, int, int]
+    accounts: Accounts = Accounts()
+    densities: tuple[float, ...] = ()
+    since: int = 0
+    loss: float = nan
+    dropped: int = 0
+    own: Own | None = None
+    owners: tuple[str, ...] = ()
+    verdict: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def shared(self) -> Tree:
+        """The weights that travel."""
+        local = self.own.names if self.own else ()
+        return {name: value for name, value in self.model.weights.items() if name not in local}
 
 
 @method("prunefl")
@@ -64,7 +102,7 @@ class PruneFL:
     """Layers that stay on the device and are never pruned: `head` (last linear layer), or patterns of names."""
     judge: int = 0
     """Rounds from one judging of each device's model, on its validation part, to the next; 0 never judges."""
-    scouting: Scouting = field(default_factory=Scouting)
+    scouting: InitialPruneConfig = field(default_factory=InitialPruneConfig)
     """Initial pruning at one device."""
     time: TimeModel = field(default_factory=Measured)
     """Seconds of a round: `measured` with one's own coefficients, `table` with the authors', or `profile` of a device."""
@@ -81,7 +119,7 @@ class PruneFL:
         refuse(outside(self, **ranges) + faults)
 
     def samples_before(self, people: Sequence[Client], server: Client, workers: int) -> float:
-        """Samples that the scout trains on at most, one after another."""
+        """Samples that the initial pruning trains on at most, one after another."""
         how = self.scouting
         return how.iterations * min(how.batches * self.sgd.batch, len(people[0].train))
 
@@ -93,19 +131,18 @@ class PruneFL:
             Unanswered: no device answered with a model that fits.
         """
         own = local_layers.drawn(model, self.personal, server.seed)
-        size, stale = server.train.size, self.regrowth == "stale"
         names = names_of(model, self.never, own.names if own else ())
-        times = self.time.seconds(model, names, size, self.sgd)
-        most = self.most({name: model.weights[name] for name in names})
-        pilot = Pilot(local_layers.shared(model, own), self.sgd, self.scouting, times, stale, most)
-        device, found = explored(fleet, pilot, own)
+        times, stale = self.time.seconds(model, names, server.train.size, self.sgd), self.regrowth == "stale"
+        most = int(self.density * sum(model.weights[name].numel() for name in names))
+        shared = model.replace(split(model.weights, own.names)[0]) if own else model
+        device, found = first_answer(fleet, InitialPrune(shared, self.sgd, self.scouting, times, stale, most), own)
         return State(
             model.replace({**model.weights, **found.weights}),
             server.seed,
             HeldMasks(found.masks).heard([device.id]),
             found.shelf,
             times,
-            size,
+            server.train.size,
             Accounts.began(found.weights, found.masks, times, found.seconds, stale),
             found.densities,
             own=own,
@@ -114,34 +151,49 @@ class PruneFL:
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """Masked FedAvg; in every ``interval``-th round, or the next one that has answers, the mask is rebuilt."""
-        weights, held, masks = state.shared, state.held, state.held.masks
-        devices = cohort(fleet.devices, self.cohort, state.seed, t)
         sgd = replace(self.sgd, lr=self.sgd.lr * halved(t, self.lr_half_life, self.lr_every))
         wanted = self.wanted(t, state.since, sgd)
-        how = Training(state.model.arch, sgd, wanted, state.own)
-        sent = held.send(weights, devices, seed_of(state.seed, "down", t, 0))
-        answers = fleet.ask(train, each(sent, how.under))
-        combined, gathered = how.averaged(answers, weights, masks, fleet)
-        if combined is None:
-            return state.unheard(answers.silent)
+        weights, held, masks, own, arch = state.shared, state.held, state.held.masks, state.own, state.model.arch
+        devices = cohort(fleet.devices, self.cohort, state.seed, t)
         new_to = sum(not held.holds(device) for device in devices)
-        state = state.heard(
-            combined, answers.silent, (len(devices), new_to, len(combined.devices), wanted.values(masks))
-        )
+        sent = held.send(weights, devices, seed_of(state.seed, "down", t, 0))
+        requests = each(sent, lambda part: Train(arch, part, sgd, wanted))
+        answers = fleet.ask(train, each(requests, lambda request: OwnTrain(request, own)) if own else requests)
+        found = aggregate(answers, weights, masks, wanted, sgd.lr, fleet)
+        if found.combined is None:  # all had lost the masks that they get next time
+            return replace(state, held=held.silent(map(Device, forgetful(answers.silent))))
+        combined, used = found.combined, found.combined.devices
+        spent = state.accounts.after(weights, masks, state.seconds, len(devices), new_to, len(used), found.values)
+        weights, shelf, since = masked(combined.mean, masks), state.shelf, state.since
         if wanted.asked:
-            fraction = self.fraction * halved(t, self.fraction_half_life)
-            state = state.rebuilt(gathered, t, fraction, self.regrowth == "stale", self.most(masks))
-        due = self.judge and (t + 1) % self.judge == 0
-        return state.judged(t, fleet) if due else replace(state, verdict={})
+            fraction, most = self.fraction * halved(t, self.fraction_half_life), int(self.density * tree.size(masks))
+            since, stale = t, self.regrowth == "stale"
+            weights, shelf, masks = reconfigured(
+                weights, shelf, masks, found.importance, state.seconds, fraction, stale, found.rest, most
+            )
+        state = replace(
+            state,
+            model=state.model.replace({**state.model.weights, **weights}),
+            held=held.heard(used).silent(answers.silent).renewed(masks),
+            shelf=shelf,
+            accounts=spent,
+            since=since,
+            loss=combined.loss,
+            dropped=combined.dropped,
+            owners=tuple(dict.fromkeys((*state.owners, *used))) if own else (),
+            verdict={},
+        )
+        if not self.judge or (t + 1) % self.judge:
+            return state
+        who = [device for device in fleet.devices if own is None or device.id in state.owners]
+        sent = state.held.send(weights, who, seed_of(state.seed, "judge", t, 0))
+        return replace(state, verdict=local_layers.evaluate(fleet, sent, arch, own or NOTHING))
 
     def wanted(self, t: int, since: int, sgd: SGD) -> Wanted:
         """What devices do with importances in round ``t``: a reconfiguration that failed is made up for."""
         accumulate = self.importance == "interval"
-        return Wanted(t // self.interval > since // self.interval, accumulate, plain(sgd) and not accumulate, since)
-
-    def most(self, masks: Tree) -> int:
-        """How many of the prunable weights may be kept."""
-        return int(self.density * tree.size(masks))
+        asked = t // self.interval > since // self.interval
+        return Wanted(asked, accumulate, plain(sgd) and not accumulate, since)
 
     def model(self, state: State) -> Model:
         """The global model, exactly zero where it is pruned; personal weights are what all devices began with."""
@@ -149,4 +201,11 @@ class PruneFL:
 
     def metrics(self, state: State) -> Mapping[str, float]:
         """Loss, dropped updates, size and cost of the model (`figures`), modelled seconds, the paper's bytes, verdict."""
-        return state.figures(self.sgd, 2 + (self.importance == "interval") + (self.sgd.momentum > 0))
+        masks, buffers = state.held.masks, 2 + (self.importance == "interval") + (self.sgd.momentum > 0)
+        return {
+            "train_loss": state.loss,
+            "dropped": state.dropped,
+            **figures(state.model, masks, state.size, self.sgd, buffers),
+            **accounts.figures(state.accounts, state.seconds, masks, state.densities),
+            **state.verdict,
+        }

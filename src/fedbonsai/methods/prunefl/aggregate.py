@@ -1,0 +1,96 @@
+"""What PruneFL's server makes of a round's answers: the mean of the weights, and the sum of the importances.
+
+Jiang et al., TNNLS 2023. Answers are opened one by one; the importances of an update that cannot be used do not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import isfinite
+
+import torch
+
+from fedbonsai import tree
+from fedbonsai.core import Answer, Answers, Fleet
+from fedbonsai.errors import BadMessage
+from fedbonsai.methods.prunefl.client import Result
+from fedbonsai.methods.prunefl.importance import Wanted
+from fedbonsai.stages.codec import Packed
+from fedbonsai.stages.pruning.masks import masked
+from fedbonsai.stages.updates import MOST, Combined, Update, combine_if_any
+from fedbonsai.tree import Tree, Weights
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """What came of a round.
+
+    Attributes:
+        combined: mean weights; None where all had lost the masks.
+        importance: sum over the devices, by name.
+        rest: the same of everything that is never pruned.
+        values: importances that each device sent; None where they were not asked for.
+    """
+
+    combined: Combined | None
+    importance: Weights
+    rest: float
+    values: int | None
+
+
+def aggregate(answers: Answers[Result], start: Tree, masks: Tree, wanted: Wanted, lr: float, fleet: Fleet) -> Aggregate:
+    """The mean and the sum over the devices whose answers can be used.
+
+    Args:
+        answers: of the fleet.
+        start: weights from which devices trained.
+        masks: under which.
+        wanted: what devices were to do with importances.
+        lr: learning rate of the round.
+        fleet: that was asked.
+
+    Raises:
+        Unanswered: no answer could be used.
+    """
+    z, rest = {name: torch.zeros_like(start[name]) for name in masks}, 0.0
+
+    def updates() -> Iterator[Answer[Update]]:
+        """Weights under the masks; an update that is damaged goes on empty, so that `combine` drops it."""
+        nonlocal z, rest
+        for answer in answers:
+            value, weights = answer.value, Weights()
+            try:
+                if not isinstance(value.update.result, Packed):
+                    raise BadMessage("expected packed weights")
+                found = value.update.result.dense(start, masks)
+                if wanted.asked:
+                    z = tree.add(z, importance_of(value, found, start, masks, lr if wanted.derived else 0.0))
+                    rest += value.rest
+                weights = masked(found, masks)
+            except BadMessage:
+                pass
+            yield Answer(answer.device, replace(value.update, result=weights), answer.down, answer.up, answer.work)
+
+    combined = combine_if_any(answers, updates(), start, fleet)
+    values = sum(int((~mask).sum()) if wanted.derived else mask.numel() for mask in masks.values())
+    return Aggregate(combined, z, rest, values if wanted.asked else None)
+
+
+def importance_of(value: Result, weights: Tree, start: Tree, masks: Tree, lr: float) -> Weights:
+    """One device's importances; with ``lr`` those of kept weights are derived from what it trained.
+
+    Raises:
+        BadMessage: they are missing, negative or not finite, or the weights are not.
+    """
+    examples = value.update.examples
+    if value.importance is None or not (isfinite(value.rest) and value.rest >= 0 and 0 < examples < MOST):
+        raise BadMessage("importances are missing, or not finite")
+    pruned = {name: ~mask for name, mask in masks.items()} if lr else {}
+    z = value.importance.dense({name: start[name] for name in masks}, pruned)
+    if lr:
+        kept = {name: examples * ((weights[name] - start[name]) / lr).square() for name in masks}
+        z = {name: torch.where(masks[name], kept[name], z[name]) for name in masks}
+    if not (tree.finite(weights) and tree.finite(z)) or any(bool((part < 0).any()) for part in z.values()):
+        raise BadMessage("importances are negative, or not finite")
+    return z
