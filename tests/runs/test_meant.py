@@ -15,7 +15,7 @@ from fedbonsai.methods.registry import methods
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.recipes import load
 from fedbonsai.runs.structure import structure, unstructure
-from fedbonsai.stages.choice import Choice
+from fedbonsai.choice import Choice
 from fedbonsai.stages.sampling import cohort
 
 NUMBERS = {int: int, int | None: int, float: float, float | None: float}

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import torch
 
+from fedbonsai.choice import Choice, choice
 from fedbonsai.core import Device
-from fedbonsai.stages.choice import Choice, choice
 from fedbonsai.stages.codec import Chain, parse
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import NOT_NEGATIVE, among, outside, refuse

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from fedbonsai.choice import Choice, choice
 from fedbonsai.devices.channel import Cell
 from fedbonsai.devices.clock import compute_seconds, products
 from fedbonsai.devices.networks import all_known, layers
@@ -21,7 +22,6 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.methods.wireless_pruning.allocation import Floats, Load
 from fedbonsai.methods.wireless_pruning.exchange import EXACT
 from fedbonsai.model import Model, skeleton
-from fedbonsai.stages.choice import Choice, choice
 from fedbonsai.stages.pruning.derived_masks import names_in, places
 from fedbonsai.stages.updates import STATISTICS
 from fedbonsai.training.optimizers import SGD

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from fedbonsai.choice import Choice, choice
 from fedbonsai.methods.wireless_pruning.allocation import (
     Flags,
     Floats,
@@ -31,7 +32,6 @@ from fedbonsai.methods.wireless_pruning.allocation import (
     truncated,
 )
 from fedbonsai.methods.wireless_pruning.allocation.curve import curve
-from fedbonsai.stages.choice import Choice, choice
 from fedbonsai.stages.settings import NOT_NEGATIVE, PART, outside, refuse
 
 ROUNDING = 1e-9  # an upload that is cut by less than this is not cut

@@ -17,7 +17,7 @@ from typing import Any, Literal, dataclass_transform
 import torch
 
 from fedbonsai import tree
-from fedbonsai.stages.choice import Choice
+from fedbonsai.choice import Choice
 from fedbonsai.stages.updates import STATISTICS
 from fedbonsai.tree import Tree, Weights, generator, seed_of
 from fedbonsai.wire import message

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from fedbonsai.choice import Choice, choice
 from fedbonsai.errors import ConfigError
-from fedbonsai.stages.choice import Choice, choice
 from fedbonsai.stages.settings import NOT_NEGATIVE, outside, refuse
 from fedbonsai.tree import Tree
 from fedbonsai.wire import message
