@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from fedbonsai import wire
+from fedbonsai.choice import choice, homes
 from fedbonsai.cli import main
 from fedbonsai.errors import ConfigError
 from fedbonsai.modules import own
 from fedbonsai.runs import recipes
 from fedbonsai.runs.run import execute, load
 from fedbonsai.runs.structure import settings
-from fedbonsai.stages.choice import choice, homes
 from fedbonsai.stages.pruning.criteria import Criterion
 from fedbonsai.stages.pruning.gates import Gate
 from fedbonsai.stages.pruning.masks import prunable
@@ -23,7 +23,7 @@ from fedbonsai.wire import encode
 
 FILE = '''"""Two choices of my own."""
 
-from fedbonsai.stages.choice import choice
+from fedbonsai.choice import choice
 from fedbonsai.stages.pruning.criteria import Criterion
 from fedbonsai.stages.pruning.gates import Gate, gate
 

@@ -199,9 +199,9 @@ def test_global_generators_are_lent_and_come_back():
 
 
 def test_who_draws_in_training():
-    assert training.draws(Model.init(Arch("model-draws"), 0), (1, 4, 4))
-    assert training.draws(Model.init(Arch("model-attention"), 0), (1, 4, 4))
-    assert not training.draws(Model.init(Arch("model-cumulative"), 0), (1, 4, 4))
+    assert training.draws(Model.init(Arch("model-draws"), 0), torch.zeros(2, 1, 4, 4))
+    assert training.draws(Model.init(Arch("model-attention"), 0), torch.zeros(2, 1, 4, 4))
+    assert not training.draws(Model.init(Arch("model-cumulative"), 0), torch.zeros(2, 1, 4, 4))
 
 
 def test_a_builder_defined_anew_counts():

@@ -6,7 +6,7 @@ from torch import nn
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Arch, Model, network, skeleton, state
-from fedbonsai.training.batches import augmented, batches
+from fedbonsai.training.batches import Views, batches
 from fedbonsai.training.evaluate import evaluate
 from fedbonsai.training.gradients import gradient
 from fedbonsai.training.loop import train
@@ -160,13 +160,13 @@ def test_evaluation_uses_running_statistics_and_counts():
 
 def test_augmentation_shifts_and_flips_by_seed():
     x = torch.arange(2 * 1 * 16 * 16, dtype=torch.float32).reshape(2, 1, 16, 16) + 1
-    a, b, c = (augmented(x, generator(seed)) for seed in (1, 1, 2))
+    a, b, c = (Views.drawn(len(x), x.shape[1:], generator(seed)).of(x) for seed in (1, 1, 2))
     assert a.shape == x.shape
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
     pixels = set(x.flatten().tolist()) | {0.0}
     assert set(a.flatten().tolist()) <= pixels
-    still = augmented(x[..., :4, :4], generator(0))  # nothing to crop at this width: flips only
+    still = Views.drawn(len(x), (3, 4, 4), generator(0)).of(x[..., :4, :4])  # nothing to crop at this width: flips only
     assert set(still.flatten().tolist()) == set(x[..., :4, :4].flatten().tolist())
 
 

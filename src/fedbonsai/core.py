@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from fedbonsai.errors import ConfigError, Unanswered
@@ -26,27 +27,82 @@ Memory = dict[str, Any]  # what a client keeps between rounds: anything that tra
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Images and labels: ``x`` [samples, channels, height, width] float, ``y`` [samples] int64."""
+class Scale:
+    """How stored inputs become what a network takes: ``(x - mean) / std`` in float32, broadcast over a sample."""
 
-    x: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __call__(self, stored: Tensor) -> Tensor:
+        """Inputs of stored ones, [samples, ...]."""
+        x = stored.to(torch.float32, copy=True)
+        x -= self.mean.to(x.device)
+        x /= self.std.to(x.device)
+        return x
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Inputs and targets of one leading axis.
+
+    Attributes:
+        stored: [samples, ...] of any type, as small as the data are: the bytes of a picture, a window of a sensor, tokens.
+        y: targets [samples, ...]: classes, numbers, tokens, as the objective wants them.
+        scale: how stored inputs become those of a network; None where they are that already.
+    """
+
+    stored: Tensor
     y: Tensor
+    scale: Scale | None = None
 
     def __len__(self) -> int:
         return len(self.y)
 
     @property
-    def size(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image."""
-        channels, height, width = self.x.shape[1:]
-        return channels, height, width
+    def x(self) -> Tensor:
+        """Inputs of a network [samples, ...]. They are made anew at each look: take batches of samples first."""
+        return self.stored if self.scale is None else self.scale(self.stored)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input."""
+        return tuple(self.stored.shape[1:])
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Of one input."""
+        return self.shape
+
+    @property
+    def kind(self) -> torch.dtype:
+        """Type of a network's inputs."""
+        return self.stored.dtype if self.scale is None else torch.float32
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all inputs as a network takes them."""
+        return self.stored.numel() * self.kind.itemsize
+
+    def blank(self, count: int = 1) -> Tensor:
+        """Inputs of zeros, for a look at what a network does with them."""
+        return torch.zeros(count, *self.shape, dtype=self.kind)
 
     def __getitem__(self, part: slice | Tensor) -> Samples:
-        return Samples(self.x[part], self.y[part])
+        return Samples(self.stored[part], self.y[part], self.scale)
 
     def to(self, device: str) -> Samples:
         """The same samples on a torch device."""
-        return self if device == "cpu" else Samples(self.x.to(device), self.y.to(device))
+        return self if device == "cpu" else Samples(self.stored.to(device), self.y.to(device), self.scale)
+
+    def scaled(self) -> Samples:
+        """The same samples with inputs as a network takes them."""
+        return Samples(self.x, self.y)
+
+
+def together(parts: Sequence[Samples]) -> Samples:
+    """All samples of several parts of one data set, in their order."""
+    scale = parts[0].scale
+    return Samples(torch.cat([part.stored for part in parts]), torch.cat([part.y for part in parts]), scale)
 
 
 @message("device@1")
@@ -69,6 +125,7 @@ class Client:
     valid: Samples
     device: str = "cpu"  # torch device
     augment: bool = False  # random crop and flip of training images
+    round: int = 0  # by which schedules go
 
 
 @message("kept@1")

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import field
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from importlib import import_module
 from typing import Any
 
@@ -21,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from fedbonsai.errors import BadMessage, ConfigError
+from fedbonsai.objectives import Classification, Objective
 from fedbonsai.tree import Tree, Weights, seeded
-from fedbonsai.wire import message
+from fedbonsai.wire import OPTIONAL, message
 
 Builder = Callable[..., nn.Module]
 
@@ -78,10 +80,13 @@ def renew_by_hand() -> None:
 
 @message("arch@1")
 class Arch:
-    """Builder name and its keyword arguments."""
+    """Builder name and its keyword arguments, and what the network learns."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    objective: Objective = field(default_factory=Classification, metadata=OPTIONAL)
+    trainable: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
+    """Patterns of the names of parameters that are trained; empty: all that need gradients."""
 
     def takes(self) -> set[str]:
         """Names of the builder's keyword arguments.
@@ -113,12 +118,15 @@ class Arch:
             given = f"the class {made.__name__}" if isinstance(made, type) else f"a {type(made).__name__}"
             raise ConfigError(f"the builder of {self.name!r} gives {given}: expected a network, an object of nn.Module")
         _own_buffers(made)
+        if self.trainable:
+            for name, value in made.named_parameters():
+                value.requires_grad_(any(fnmatchcase(name, pattern) for pattern in self.trainable))
         return made
 
     @property
     def key(self) -> tuple[object, ...]:
         """What caches of network objects go by; another one after a builder was defined anew, and after `renew`."""
-        return _generation, self.name, repr(sorted(self.options.items()))
+        return _generation, self.name, repr(sorted(self.options.items())), self.objective, self.trainable
 
 
 def _own_buffers(module: nn.Module) -> None:

@@ -33,6 +33,7 @@ OWN = 1 << 40  # bytes; the limit for messages that this very process, its worke
 HEADER = (
     1 << 22
 )  # bytes; a value of the header can take a hundred times its bytes in memory, tensors without elements say
+OPTIONAL = {"optional": True}  # metadata of a field that travels only where it is not as by default
 DEPTH = 32  # nesting of values
 DIMENSIONS = 16  # of a tensor
 DTYPES = (
@@ -94,7 +95,7 @@ class _Writer:
     def __init__(self) -> None:
         self.header = bytearray()
         self.buffers: list[tuple[int, memoryview]] = []  # alignment, data
-        self.classes: dict[type[Any], int] = {}
+        self.classes: dict[tuple[type[Any], tuple[str, ...]], int] = {}
 
     def varint(self, value: int) -> None:
         while value > 0x7F:
@@ -159,11 +160,16 @@ class _Writer:
     def instance(self, value: object, depth: int) -> None:
         cls: type[Any] = type(value)
         names, declared = _fields_of(cls)
-        if cls in self.classes:
+        for name, default in _optional_of(cls):
+            if getattr(value, name) != default:
+                names = (*names, name)
+        if len(names) > len(_fields_of(cls)[0]):
+            declared = _declared(names)
+        if (index := self.classes.get((cls, names))) is not None:
             self.header.append(AGAIN)
-            self.varint(self.classes[cls])
+            self.varint(index)
         else:
-            self.classes[cls] = len(self.classes)
+            self.classes[cls, names] = len(self.classes)
             self.header.append(CLASS)
             self.text(cls.wire_name)
             self.header += declared
@@ -189,12 +195,28 @@ class _Writer:
 
 @cache
 def _fields_of(cls: type[Any]) -> tuple[tuple[str, ...], bytes]:
-    """Names of a message class's fields, and how they stand on the wire behind the name of the class."""
-    names, writer = tuple(field.name for field in fields(cls)), _Writer()
+    """Names of the fields that always travel, and how they stand on the wire behind the name of the class."""
+    names = tuple(field.name for field in fields(cls) if not field.metadata.get("optional"))
+    return names, _declared(names)
+
+
+@cache
+def _declared(names: tuple[str, ...]) -> bytes:
+    writer = _Writer()
     writer.varint(len(names))
     for name in names:
         writer.text(name)
-    return names, bytes(writer.header)
+    return bytes(writer.header)
+
+
+@cache
+def _optional_of(cls: type[Any]) -> tuple[tuple[str, object], ...]:
+    """Names and defaults of the fields that travel only where they hold something else."""
+    return tuple(
+        (field.name, field.default if field.default_factory is MISSING else field.default_factory())
+        for field in fields(cls)
+        if field.metadata.get("optional")
+    )
 
 
 def _bytes_of(array: Any) -> memoryview:
@@ -339,14 +361,12 @@ class _Reader:
         cls = _messages.get(name)
         if cls is None:
             raise BadMessage(f"message {name[:80]!r} is not known here; both ends need the same methods installed")
-        if any(cls is held for held, _ in self.classes):
-            raise BadMessage(f"message {name!r} is named twice; only the first of a class has its name")
+        again = {held for kind, held in self.classes if kind is cls}
         own, declared = _fields_of(cls)
         after = self.at + len(declared)
         if after <= self.end and bytes(self.data[self.at : after]) == declared:  # as this library writes it itself
             self.at = after
-            self.classes.append((cls, own))
-            return self.classes[-1]
+            return self.known(cls, own, again)
         names = tuple([self.text() for _ in range(self.count())])
         known = {field.name: field for field in fields(cls)}
         if len(set(names)) != len(names) or not known.keys() >= set(names):
@@ -354,6 +374,13 @@ class _Reader:
         for field in known.values():
             if field.name not in names and field.default is MISSING and field.default_factory is MISSING:
                 raise BadMessage(f"message {name!r} lacks its field {field.name!r}")
+        return self.known(cls, names, again)
+
+    def known(
+        self, cls: type[Any], names: tuple[str, ...], again: set[tuple[str, ...]]
+    ) -> tuple[type[Any], tuple[str, ...]]:
+        if names in again:
+            raise BadMessage(f"message {cls.wire_name!r} is named twice; only the first with these fields has its name")
         self.classes.append((cls, names))
         return self.classes[-1]
 
@@ -365,6 +392,9 @@ class _Reader:
             given[name] = value = self.value(depth + 1)
             if not checks[name](value):
                 raise BadMessage(f"field {name!r} of {cls.wire_name!r} holds a {type(value).__name__}")
+        for name, default in _optional_of(cls):
+            if name in given and given[name] == default:
+                raise BadMessage(f"field {name!r} of {cls.wire_name!r} is as by default: it is left out then")
         try:
             return cls(**given)
         except (ValueError, TypeError, ArithmeticError, LookupError) as error:  # what a __post_init__ may say

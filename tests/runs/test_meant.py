@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 import pytest
 
 import fedbonsai
+from fedbonsai.choice import Choice
 from fedbonsai.cli import main
 from fedbonsai.core import Device
 from fedbonsai.errors import ConfigError
@@ -15,7 +16,6 @@ from fedbonsai.methods.registry import methods
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.recipes import load
 from fedbonsai.runs.structure import structure, unstructure
-from fedbonsai.stages.choice import Choice
 from fedbonsai.stages.sampling import cohort
 
 NUMBERS = {int: int, int | None: int, float: float, float | None: float}

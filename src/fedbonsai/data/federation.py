@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedbonsai.core import Samples
+from fedbonsai.core import Samples, Scale
 from fedbonsai.data.classes import contiguous, few
 from fedbonsai.data.config import DataConfig
 from fedbonsai.data.images import Bytes, Images
@@ -23,7 +23,7 @@ from fedbonsai.data.split import Split, draw
 from fedbonsai.errors import ConfigError
 from fedbonsai.telling import doing, each
 
-CHUNK = 4096  # images that are converted at a time
+CHUNK = 4096  # images that are ordered at a time
 SKEWED = 1.5  # times as many test samples of one class as if all were equally frequent: worth a remark
 
 
@@ -31,14 +31,12 @@ SKEWED = 1.5  # times as many test samples of one class as if all were equally f
 class Federation:
     """Data of all clients.
 
-    ``x`` [samples, channels, size, size] float32, normalised, and ``y`` [samples] hold the training samples in the
-    order of the split; ``test`` is the common test set. ``mean`` and ``std`` are those of each channel over the whole
-    training set, for values from 0 to 1.
+    ``samples`` are those of training in the order of the split, ``test`` the common test set; both stored as small as the
+    data are. ``mean`` and ``std`` are those of each channel over the whole training set, for values from 0 to 1.
     """
 
     name: str
-    x: Tensor
-    y: Tensor
+    samples: Samples
     test: Samples
     split: Split
     class_names: tuple[str, ...]
@@ -56,12 +54,12 @@ class Federation:
     @property
     def channels(self) -> int:
         """Colours of an image."""
-        return self.x.shape[1]
+        return self.samples.shape[0]
 
     @property
     def size(self) -> int:
         """Height and width of an image, in pixels."""
-        return self.x.shape[2]
+        return self.samples.shape[1]
 
     @property
     def classes(self) -> int:
@@ -77,21 +75,21 @@ class Federation:
     def offsets(self) -> tuple[int, ...]:
         """Where the parts begin in ``x``: train and valid of each client in turn, the server's, and the end."""
         pairs = zip(self.split.train, self.split.valid, strict=True)
-        return (*accumulate((len(part) for pair in pairs for part in pair), initial=0), len(self.y))
+        return (*accumulate((len(part) for pair in pairs for part in pair), initial=0), len(self.samples))
 
     @cached_property
     def train(self) -> tuple[Samples, ...]:
-        """What each client trains on: views of ``x`` and ``y``."""
+        """What each client trains on: views of ``samples``."""
         return tuple(self._parts())[:-1:2]
 
     @cached_property
     def valid(self) -> tuple[Samples, ...]:
-        """What each client decides on: views of ``x`` and ``y``."""
+        """What each client decides on: views of ``samples``."""
         return tuple(self._parts())[1::2]
 
     @property
     def server(self) -> Samples:
-        """The server's own samples, often none: a view of ``x`` and ``y``."""
+        """The server's own samples, often none: a view of ``samples``."""
         return self._view(self.offsets[-2], self.offsets[-1])
 
     @property
@@ -123,7 +121,7 @@ class Federation:
 
     def share(self) -> Federation:
         """Move all samples to shared memory, in place, so that worker processes map them instead of copying."""
-        for tensor in (self.x, self.y, self.test.x, self.test.y):
+        for tensor in (self.samples.stored, self.samples.y, self.test.stored, self.test.y):
             tensor.share_memory_()
         return self
 
@@ -131,7 +129,7 @@ class Federation:
         return (self._view(begin, end) for begin, end in pairwise(self.offsets))
 
     def _view(self, begin: int, end: int) -> Samples:
-        return Samples(self.x[begin:end], self.y[begin:end])
+        return self.samples[begin:end]
 
     def __getstate__(self) -> dict[str, Any]:
         # the views are made anew at the other end: hundreds of handles to one storage would exhaust file descriptors
@@ -163,13 +161,11 @@ def load(config: DataConfig, seed: int) -> Federation:
             "can be learned from them; add samples of others, or check the labels and data.limit"
         )
     mean, std = _statistics(images)
+    scale = Scale(*(torch.as_tensor(value).float().view(-1, 1, 1) for value in (mean, std)))
     return Federation(
         name=config.name,
-        x=_normalised(images.x, order, mean, std),
-        y=torch.as_tensor(images.y[order]),
-        test=Samples(
-            _normalised(images.test_x, np.arange(len(images.test_y)), mean, std), torch.as_tensor(images.test_y)
-        ),
+        samples=Samples(_stored(images.x, order), torch.as_tensor(images.y[order]), scale),
+        test=Samples(_stored(images.test_x, np.arange(len(images.test_y))), torch.as_tensor(images.test_y), scale),
         split=split,
         class_names=names,
         mean=tuple((mean / images.top).tolist()),
@@ -191,13 +187,9 @@ def _statistics(images: Images) -> tuple[NDArray[np.float64], NDArray[np.float64
     return mean, np.where(std > 0, std, 1.0)  # a channel of one value becomes zero
 
 
-def _normalised(x: Bytes, order: NDArray[np.int64], mean: NDArray[np.float64], std: NDArray[np.float64]) -> Tensor:
-    """Images in an order: [samples, height, width, channels] bytes to [samples, channels, height, width] float32."""
-    out = torch.empty(len(order), x.shape[3], x.shape[1], x.shape[2])
-    for begin in each(f"converting images, {CHUNK:,} at a time,", range(0, len(order), CHUNK)):
-        part = torch.as_tensor(x[order[begin : begin + CHUNK]])
-        out[begin : begin + CHUNK] = part.permute(0, 3, 1, 2)
-    shape = (1, -1, 1, 1)
-    out -= torch.as_tensor(mean).float().view(shape)
-    out /= torch.as_tensor(std).float().view(shape)
+def _stored(x: Bytes, order: NDArray[np.int64]) -> Tensor:
+    """Images in an order, [samples, height, width, channels] bytes to [samples, channels, height, width]."""
+    out = torch.empty(len(order), x.shape[3], x.shape[1], x.shape[2], dtype=torch.uint8)
+    for begin in each(f"ordering images, {CHUNK:,} at a time,", range(0, len(order), CHUNK)):
+        out[begin : begin + CHUNK] = torch.as_tensor(x[order[begin : begin + CHUNK]]).permute(0, 3, 1, 2)
     return out

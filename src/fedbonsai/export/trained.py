@@ -49,10 +49,10 @@ class Trained:
         """
         model = personal_model(run, client) if client else run.model
         data = federation(run.config)
-        own = data.train[data.ids.index(client)] if client else Samples(data.x, data.y)
+        own = data.train[data.ids.index(client)] if client else data.samples
         order = torch.randperm(len(own.y), generator=generator(seed_of(run.config.seed, "calibration", -1, 0)))
         chosen = order[:CALIBRATION]
-        calibration = Samples(own.x[chosen], own.y[chosen])
+        calibration = own[chosen].scaled()
         return Trained(model, run.info["data"], calibration, data.test, initial_model(run.config, data))
 
     def network(self) -> nn.Module:

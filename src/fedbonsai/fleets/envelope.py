@@ -87,7 +87,7 @@ def failure(error: BaseException) -> Failed:
 
 
 def perform(
-    task: Task[Any, Any], request: object, client: Client, seed: int, memory: Memory
+    task: Task[Any, Any], request: object, client: Client, head: Envelope, memory: Memory
 ) -> tuple[Any, Memory, Work]:
     """Run a task on a client: its answer, the new memory, and what was computed.
 
@@ -102,8 +102,8 @@ def perform(
         kept = dict(memory)
         failed: BaseException | None = None
         try:
-            with tree.seeded(seed, client.device, every=False):  # whatever else a network draws, as in evaluation
-                answer, kept = task.run(request, replace(client, seed=seed), kept)
+            with tree.seeded(head.seed, client.device, every=False):  # whatever else a network draws, as in evaluation
+                answer, kept = task.run(request, replace(client, seed=head.seed, round=max(0, head.round)), kept)
         except KeyboardInterrupt:
             raise
         except BaseException as error:

@@ -55,7 +55,7 @@ class LocalFleet(Remembers):
             try:
                 # a copy, so that a task which writes into it and then fails leaves it as it was
                 before = decode(encode(self._slots.memory(device.id)), OWN)
-                value, memory, work = perform(task, received, self._clients[device.id], head.seed, before)
+                value, memory, work = perform(task, received, self._clients[device.id], head, before)
                 with blamed():
                     reply = encode(value) if self._wire else b""
             except Silent as error:

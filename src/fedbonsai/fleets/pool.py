@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from fedbonsai.choice import homes
 from fedbonsai.core import Answer, Answers, Client, Device, Scope, Silence, Task
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.envelope import envelope
@@ -19,7 +20,6 @@ from fedbonsai.fleets.local import post
 from fedbonsai.fleets.slots import Remembers
 from fedbonsai.fleets.worker import Done, Job, share, work
 from fedbonsai.model import Arch, networks
-from fedbonsai.stages.choice import homes
 from fedbonsai.stages.codec.registry import by_name as codec_stages
 from fedbonsai.telling import each
 from fedbonsai.wire import OWN, decode, encode

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedbonsai.core import Client, Samples, task_named
+from fedbonsai.core import Client, Samples, Scale, task_named
 from fedbonsai.errors import Failed, Forgotten, Silent
 from fedbonsai.fleets.allocator import keep_memory
 from fedbonsai.fleets.envelope import Envelope, blamed, perform, receipt
@@ -72,10 +72,11 @@ class Seat:
     augment: bool
     train: tuple[View, View]
     valid: tuple[View, View]
+    scale: Scale | None
 
     def client(self, storages: Sequence[Tensor]) -> Client:
         """The client, with tensors on shared storages."""
-        train, valid = (Samples(x.of(storages), y.of(storages)) for x, y in (self.train, self.valid))
+        train, valid = (Samples(x.of(storages), y.of(storages), self.scale) for x, y in (self.train, self.valid))
         return Client(self.id, 0, train, valid, self.device, self.augment)
 
 
@@ -94,7 +95,14 @@ def share(clients: Sequence[Client]) -> tuple[list[Tensor], list[Seat]]:
         return View(known[key], tuple(value.shape), value.stride(), int(value.storage_offset()))
 
     seats = [
-        Seat(c.id, c.device, c.augment, (view(c.train.x), view(c.train.y)), (view(c.valid.x), view(c.valid.y)))
+        Seat(
+            c.id,
+            c.device,
+            c.augment,
+            (view(c.train.stored), view(c.train.y)),
+            (view(c.valid.stored), view(c.valid.y)),
+            c.train.scale,
+        )
         for c in clients
     ]
     return storages, seats
@@ -142,7 +150,7 @@ def _do(job: Job, raw: bytes, held: tuple[int, Any], client: Client) -> tuple[Do
         if held[0] != job.payload:
             held = (job.payload, decode(raw, limit=OWN))
         before = decode(job.memory, limit=OWN)
-        value, memory, done = perform(task_named(head.task), held[1], client, head.seed, before)
+        value, memory, done = perform(task_named(head.task), held[1], client, head, before)
         size = len(encode(receipt(head)))
         with blamed():
             reply, kept = bytes(encode(value)), bytes(encode(memory))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from fedbonsai.data.config import DataConfig
 from fedbonsai.errors import ConfigError
+from fedbonsai.objectives import Classification, Objective
 from fedbonsai.stages.settings import PROBABILITY, Range, outside, refuse
 
 BEARABLE = Range("at least 1 and at most 1024", lambda value: 1 <= value <= 1024)  # torch dies of very many threads
@@ -217,6 +218,8 @@ class RunConfig:
     """Data and how it is split."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Network."""
+    objective: Objective = field(default_factory=Classification)
+    """What is learned, and by which measure models are judged."""
     fleet: FleetConfig = field(default_factory=FleetConfig)
     """Where clients run."""
     clock: ClockConfig = field(default_factory=ClockConfig)

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedbonsai import errors
-from fedbonsai.core import Samples
+from fedbonsai.core import Samples, together
 from fedbonsai.data.federation import Federation
 from fedbonsai.errors import ConfigError, FedbonsaiError
 from fedbonsai.model import Model, fresh, skeleton, state
@@ -77,11 +76,11 @@ def rehearse(model: Model, data: Federation, sgd: SGD, device: str = "cpu") -> l
         _built_alike(model)
     with told(f"model {name} cannot take a training step with {len(largest)} samples"):
         _repeated(lambda: _step(model, largest, data.classes, sgd, device), device)
-    with told(f"model {name} cannot score 2 samples of {_shape(largest)}"):
+    with told(f"model {name} cannot score 2 samples of {list(largest.shape)}"):
         _repeated(lambda: _score(model, _twice(largest), data.classes, device), device)
     said: list[str] = []
     try:
-        with told(f"model {name} cannot score 1 sample of {_shape(largest)} alone"):
+        with told(f"model {name} cannot score 1 sample of {list(largest.shape)} alone"):
             _score(model, largest[:1], data.classes, device)
     except ConfigError as error:
         if error.__cause__ is None or len(data.test) % TOGETHER == 1:
@@ -104,11 +103,7 @@ def _smallest(part: Samples, sgd: SGD) -> Samples:
 
 
 def _twice(batch: Samples) -> Samples:
-    return Samples(torch.cat([batch.x[:1], batch.x[-1:]]), torch.cat([batch.y[:1], batch.y[-1:]]))
-
-
-def _shape(batch: Samples) -> tuple[int, ...]:
-    return tuple(batch.x.shape[1:])
+    return together([batch[:1], batch[-1:]])
 
 
 def _step(model: Model, batch: Samples, classes: int, sgd: SGD, device: str) -> list[Tensor]:
@@ -117,8 +112,8 @@ def _step(model: Model, batch: Samples, classes: int, sgd: SGD, device: str) -> 
     held = dict(net.module.named_parameters(remove_duplicate=False))
     with seeded(0, device):
         with autocast(sgd.precision, device):
-            scores = _scores(_in_mode(net.module, True), batch.x.clone(), classes)
-            loss = F.cross_entropy(scores, batch.y)
+            outputs = _outputs(_in_mode(net.module, True), model, batch, classes)
+            loss = model.arch.objective.loss(outputs, batch.y)
         _registered(net.module, held, loss)
         if net.parameters and not loss.requires_grad:
             raise ConfigError("no parameter that is trained has an effect on what it gives")
@@ -137,11 +132,11 @@ def _score(model: Model, batch: Samples, classes: int, device: str) -> list[Tens
     net = skeleton(model, device).module
     held = dict(net.named_parameters(remove_duplicate=False))
     with torch.inference_mode(), seeded(0, device):
-        scores = _scores(_in_mode(net, False), batch.to(device).x.clone(), classes)
+        outputs = _outputs(_in_mode(net, False), model, batch.to(device), classes)
         _registered(net, held)
-        if not bool(torch.isfinite(scores).all()):
-            raise ConfigError("its scores are not finite with initial weights")
-    return [scores]
+        if not bool(torch.isfinite(outputs).all()):
+            raise ConfigError("its outputs are not finite with initial weights")
+    return [outputs]
 
 
 def _in_mode(net: nn.Module, training: bool) -> nn.Module:
@@ -223,23 +218,26 @@ def _repeated(pass_: Callable[[], list[Tensor]], device: str) -> None:
         )
 
 
-def _scores(net: nn.Module, x: Tensor, classes: int) -> Tensor:
-    before = x.clone()
-    scores: object = net(x)
+def _outputs(net: nn.Module, model: Model, batch: Samples, classes: int) -> Tensor:
+    x, before = batch.x.clone(), batch.x
+    outputs: object = net(x)
     if not torch.equal(x, before):
         raise ConfigError("it writes into its input: let its first layer work on a copy (inplace=False)")
-    if not isinstance(scores, Tensor):
+    objective = model.arch.objective
+    want = (len(batch), *objective.width(batch.y, classes))
+    if not isinstance(outputs, Tensor):
         mode = "training" if net.training else "evaluation"
         raise ConfigError(
-            f"it gives a {type(scores).__name__} in {mode}: expected one tensor of scores [samples, {classes}]; "
-            "leave auxiliary outputs out"
+            f"it gives a {type(outputs).__name__} in {mode}: expected one tensor of outputs {_words(want)}; leave auxiliary "
+            "outputs out"
         )
-    if tuple(scores.shape) != (len(x), classes) or not scores.is_floating_point():
+    if tuple(outputs.shape) != want or not outputs.is_floating_point():
+        since = f", since the data has {classes} classes" if classes in want else ""
         raise ConfigError(
-            f"it gives {_words(scores.shape)} of {scores.dtype} for {len(x)} samples: expected scores [{len(x)}, {classes}], "
-            f"since the data has {classes} classes"
+            f"it gives {_words(outputs.shape)} of {outputs.dtype} for {len(batch)} samples: objective "
+            f"{objective.choice_name} expects {_words(want)}{since}"
         )
-    return scores
+    return outputs
 
 
 def _words(shape: Sequence[int]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from fedbonsai.core import Client, Fleet, Samples
+from fedbonsai.core import Client, Fleet
 from fedbonsai.data.federation import Federation
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.allocator import keep_memory
@@ -71,7 +71,7 @@ def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None) -> Bui
         torch.set_num_threads(config.fleet.threads)
         held = _servers(federation(config, split))
         start, said = rehearsed(config, held)
-        form = Form(tuple(held.x.shape[1:]), held.class_names, held.mean, held.std, held.augment)
+        form = Form(held.samples.shape, held.class_names, held.mean, held.std, held.augment)
         asked, ledger = config.fleet.flower, Ledger()
         fleet: Fleet = FlowerFleet(
             grid,
@@ -89,7 +89,7 @@ def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None) -> Bui
             fleet = Flaky(fleet, config.fleet.flaky)
         if config.fleet.record and answers is not None:
             fleet = Recorded(fleet, answers)
-        none = Samples(held.x[:0], held.y[:0])
+        none = held.samples[:0]
         server = Client("server", config.seed, held.server, none, config.fleet.device)
         return Scene(config.method, start, held, server, fleet, ledger, said=said)  # type: ignore[arg-type]
 
@@ -99,7 +99,7 @@ def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None) -> Bui
 def _servers(data: Federation) -> Federation:
     """What of a data set is the server's: its own samples and the test set."""
     own = data.server
-    return replace(data, x=own.x, y=own.y, split=replace(data.split, ids=(), train=(), valid=()))
+    return replace(data, samples=own, split=replace(data.split, ids=(), train=(), valid=()))
 
 
 def result_of(job: Path) -> Path:

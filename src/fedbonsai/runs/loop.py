@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from fedbonsai.core import Samples, Scope, scope
+from fedbonsai.core import Scope, scope
 from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.fleets.costs import Totals
 from fedbonsai.fleets.counted import Counted
@@ -22,7 +22,7 @@ from fedbonsai.runs.layers import layers
 from fedbonsai.runs.setup import Scene
 from fedbonsai.runs.trouble import fruitless, futile, of_round
 from fedbonsai.telling import doing, each
-from fedbonsai.training.evaluate import evaluate, judged
+from fedbonsai.training.evaluate import evaluate, evaluate_each
 
 log = logging.getLogger("fedbonsai")
 
@@ -201,7 +201,7 @@ def _row(
             test = evaluate(model, scene.federation.test, device)
         with doing("testing on the clients' validation parts"):
             own = _own(scene, model, device)
-        row = joined(row, {"accuracy": test.accuracy, "loss": test.loss, **own})
+        row = joined(row, {**test.measures, "loss": test.loss, **own})
         if kept := layers(model, scene.model):
             row["layers"] = kept
     return row
@@ -228,12 +228,10 @@ def _own(scene: Scene, model: Model, device: str) -> dict[str, float]:
     parts = [part for part in scene.federation.valid if len(part)]
     if not parts:
         return {}
-    pooled = Samples(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts]))
-    loss, correct = judged(model, pooled, device)
-    each = torch.stack([part.double().mean() for part in correct.split([len(part) for part in parts])])
-    ends = torch.quantile(each, torch.tensor([0.0, 0.1, 0.5, 1.0], dtype=torch.float64)).tolist()
+    pooled, each = evaluate_each(model, parts, device)
+    ends = torch.tensor(each, dtype=torch.float64).nanquantile(torch.tensor([0.0, 0.1, 0.5, 1.0]).double()).tolist()
     spread = {f"client_{name}": end for name, end in zip(("min", "p10", "median", "max"), ends, strict=True)}
-    return {"valid_accuracy": int(correct.sum()) / len(pooled), "valid_loss": loss, **spread}
+    return {f"valid_{pooled.metric}": pooled.value, "valid_loss": pooled.loss, **spread}
 
 
 def _simulated(scene: Scene, spent: list[dict[str, Any]]) -> dict[str, Any]:

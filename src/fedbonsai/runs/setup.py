@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fedbonsai import data
-from fedbonsai.core import Client, Fleet, Method, Samples
+from fedbonsai.core import Client, Fleet, Method
 from fedbonsai.data.federation import Federation
 from fedbonsai.devices.link import link
 from fedbonsai.devices.networks import all_known
@@ -67,10 +67,12 @@ def initial_model(config: RunConfig, data: Federation) -> Model:
     Raises:
         ConfigError: no such network, or it cannot be built so.
     """
-    takes = options_of(config)
+    takes, objective = options_of(config), config.objective.of(data.samples.y)
+    if faults := objective.faults(torch.cat([data.samples.y, data.test.y]), data.classes):
+        raise ConfigError(f"objective.name = {objective.choice_name!r}: " + "; ".join(faults))
     options = {name: value for name, value in data.options.items() if name in takes} | config.model.options
     with told(f"model {config.model.name!r} cannot be built with {options}"):
-        return Model.init(Arch(config.model.name, options), seed_of(config.seed, "model", -1, 0))
+        return Model.init(Arch(config.model.name, options, objective), seed_of(config.seed, "model", -1, 0))
 
 
 def rehearsed(config: RunConfig, data: Federation) -> tuple[Model, tuple[str, ...]]:
@@ -206,11 +208,11 @@ def scene(config: RunConfig, split: Path | None = None, answers: Path | None = N
         findable(start.arch)
     ledger, costs, timed = Ledger(), None, None
     if config.clock.devices:
-        all_known(Episode(start.arch, {}, tuple(held.x.shape[1:])), "clock.devices")
+        all_known(Episode(start.arch, {}, held.samples.shape), "clock.devices")
         costs = Costs()
         clock = clock_of(config.clock, held.ids, config.seed)
         timed = partial(Timed, clock=clock, costs=costs)
     fleet = fleet_of(config.fleet, clients(held, config.fleet.device), ledger, answers, timed)
-    empty = Samples(held.x[:0], held.y[:0])
+    empty = held.samples[:0]
     server = Client("server", config.seed, held.server if len(held.server) else empty, empty, config.fleet.device)
     return Scene(config.method, start, held, server, fleet, ledger, costs, said)  # type: ignore[arg-type]

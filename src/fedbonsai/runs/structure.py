@@ -17,9 +17,9 @@ from cattrs import Converter, ForbiddenExtraKeysError
 from cattrs.errors import BaseValidationError, IterableValidationNote
 from cattrs.gen import make_dict_structure_fn, override
 
+from fedbonsai.choice import Choice
 from fedbonsai.errors import ConfigError
 from fedbonsai.methods.registry import method_class, methods
-from fedbonsai.stages.choice import Choice
 from fedbonsai.stages.codec import Chain, parse
 
 T = TypeVar("T")

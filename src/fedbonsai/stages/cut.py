@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
+from torch import Tensor
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model, shared
@@ -13,12 +12,12 @@ from fedbonsai.tree import dtype_of, generator, seeded
 PARTS = ("stem", "features", "classifier")
 
 
-def cuttable(model: Model, sample: Sequence[int], who: str) -> None:
+def cuttable(model: Model, blank: Tensor, who: str) -> None:
     """Refuse a network that is not its stem, features and classifier in a row.
 
     Args:
         model: network.
-        sample: shape of one input.
+        blank: two inputs, of any values (`Samples.blank`).
         who: needs it, for the text.
 
     Raises:
@@ -33,7 +32,11 @@ def cuttable(model: Model, sample: Sequence[int], who: str) -> None:
         raise ConfigError(
             f"{want}; {model.arch.name!r} ties weights ({', '.join(crossing[:4])}), which no cut may part"
         )
-    x = torch.randn(2, *sample, generator=generator(0)).to(dtype_of(model.weights))
+    x = (
+        torch.randn(blank.shape, generator=generator(0)).to(dtype_of(model.weights))
+        if blank.is_floating_point()
+        else blank
+    )
     with torch.no_grad(), seeded(0):
         one = net(x)
         for name in PARTS:

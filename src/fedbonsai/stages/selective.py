@@ -7,7 +7,6 @@ gate and those of LAQ and CMFL are in `stages.pruning.gates`. The server's half 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedbonsai import training, tree
@@ -57,7 +56,7 @@ def trained(model: Model, me: Client, sgd: SGD, gate: Gate, masks: Tree | None =
     last = [torch.tensor(torch.nan)]
 
     def objective(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        loss = F.cross_entropy(net(x), y)
+        loss = model.arch.objective.loss(net(x), y)
         last[0] = loss.detach()
         return loss
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -10,32 +11,40 @@ from torch import Tensor
 
 from fedbonsai import work
 from fedbonsai.core import Client, Samples
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.tree import generator
+
+BLOCK = (
+    1 << 22
+)  # bytes of inputs that are gathered and scaled together: a call for each batch would cost small networks
 
 
 def sample_bytes(me: Client) -> int:
-    """Bytes of a client's samples, of an epoch of them as `batches` gathers it, and of that epoch augmented."""
-    return work.size_of([me.train.x]) * (2 + me.augment) + 2 * work.size_of([me.train.y])
+    """Bytes of a client's samples as they are stored, of a block of them as `batches` makes it, and of that augmented."""
+    return work.size_of([me.train.stored, me.train.y, me.train.y]) + min(me.train.bytes, BLOCK) * (1 + me.augment)
 
 
-def batches(me: Client, sgd: SGD) -> Iterator[Samples]:
+def batches(me: Client, sgd: Optimizer) -> Iterator[Samples]:
     """Shuffled batches of a client's training samples: whole epochs, or exactly ``sgd.steps`` of them.
 
-    Each epoch is gathered once and cut into views. A last batch of a single sample joins the one before, because a
+    Some batches are gathered together and cut into views. A last batch of a single sample joins the one before, because a
     normalisation layer has no statistics of one value.
     """
     random = generator(me.seed)
     samples = me.train.to(me.device)
+    together = max(1, BLOCK // max(1, sgd.batch * samples.bytes // max(1, len(samples))))
     for order, cuts in epochs(len(samples), sgd, random):
-        x, y = samples.x[order.to(me.device)], samples.y[order.to(me.device)]
-        if me.augment:
-            x = augmented(x, random)
-        for begin, end in cuts:
-            yield Samples(x[begin:end], y[begin:end])
+        order, views = order.to(me.device), Views.drawn(len(samples), samples.shape, random) if me.augment else None
+        for first in range(0, len(cuts), together):
+            block = cuts[first : first + together]
+            start, stop = block[0][0], block[-1][1]
+            part = samples[order[start:stop]]
+            x = part.x if views is None else views[start:stop].of(part.x)
+            for begin, end in block:
+                yield Samples(x[begin - start : end - start], part.y[begin - start : end - start])
 
 
-def epochs(count: int, sgd: SGD, random: torch.Generator) -> Iterator[tuple[Tensor, list[tuple[int, int]]]]:
+def epochs(count: int, sgd: Optimizer, random: torch.Generator) -> Iterator[tuple[Tensor, list[tuple[int, int]]]]:
     """Order of the samples and the cuts into batches, epoch by epoch: whole epochs, or exactly ``sgd.steps`` batches."""
     begins = list(range(0, count, sgd.batch))
     if len(begins) > 1 and sgd.batch > 1 and count - begins[-1] == 1:
@@ -47,20 +56,38 @@ def epochs(count: int, sgd: SGD, random: torch.Generator) -> Iterator[tuple[Tens
         left -= len(cuts)
 
 
-def augmented(x: Tensor, random: torch.Generator, pad: int = 4) -> Tensor:
-    """Random crop after zero padding by an eighth of the width (at most ``pad``) and random horizontal flip.
+@dataclass(frozen=True)
+class Views:
+    """For each picture a random crop after zero padding, and whether it is flipped.
 
-    Args:
-        x: [samples, channels, height, width], already normalised, so that the padding is the mean colour.
-        random: of the client and round.
+    Attributes:
         pad: pixels.
+        top, left: where the crop begins in the padded picture [samples].
+        flip: left and right [samples].
     """
-    count, _, height, width = x.shape
-    pad = min(pad, width // 8)
-    top, left = (torch.randint(0, 2 * pad + 1, (count,), generator=random) for _ in range(2))
-    flip = torch.rand(count, generator=random) < 0.5
-    rows = top[:, None] + torch.arange(height)
-    columns = torch.where(flip[:, None], torch.arange(width - 1, -1, -1), torch.arange(width)) + left[:, None]
-    padded = F.pad(x, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
-    index = (torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :])
-    return padded[tuple(i.to(x.device) for i in index)].permute(0, 3, 1, 2).contiguous()
+
+    pad: int
+    top: Tensor
+    left: Tensor
+    flip: Tensor
+
+    @staticmethod
+    def drawn(count: int, shape: Sequence[int], random: torch.Generator, pad: int = 4) -> Views:
+        """Of so many pictures of a shape [channels, height, width]; padded by an eighth of the width, at most ``pad``."""
+        pad = min(pad, shape[-1] // 8)
+        top, left = (torch.randint(0, 2 * pad + 1, (count,), generator=random) for _ in range(2))
+        return Views(pad, top, left, torch.rand(count, generator=random) < 0.5)
+
+    def __getitem__(self, part: slice) -> Views:
+        return Views(self.pad, self.top[part], self.left[part], self.flip[part])
+
+    def of(self, x: Tensor) -> Tensor:
+        """Views of pictures [samples, channels, height, width], already scaled, so that the padding is the mean colour."""
+        count, _, height, width = x.shape
+        rows = self.top[:, None] + torch.arange(height)
+        across = (
+            torch.where(self.flip[:, None], torch.arange(width - 1, -1, -1), torch.arange(width)) + self.left[:, None]
+        )
+        padded = F.pad(x, (self.pad,) * 4).permute(0, 2, 3, 1)
+        index = (torch.arange(count)[:, None, None], rows[:, :, None], across[:, None, :])
+        return padded[tuple(i.to(x.device) for i in index)].permute(0, 3, 1, 2).contiguous()

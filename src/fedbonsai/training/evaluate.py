@@ -1,17 +1,18 @@
-"""The one evaluation: mean loss and fraction of correct predictions."""
+"""The one evaluation: mean loss, and the measures of the objective."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fedbonsai import work
-from fedbonsai.core import Samples
+from fedbonsai.core import Samples, together
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model, renew_by_hand, skeleton
+from fedbonsai.objectives import Objective
 from fedbonsai.tree import seeded
 
 TOGETHER = 512  # samples that are scored at a time
@@ -19,11 +20,22 @@ TOGETHER = 512  # samples that are scored at a time
 
 @dataclass(frozen=True)
 class Score:
-    """Evaluation on a set of samples: mean cross-entropy and fraction of correct predictions."""
+    """Evaluation on a set of samples: the mean loss, and measures by name, of which ``metric`` decides."""
 
     loss: float
-    accuracy: float
+    measures: Mapping[str, float]
     examples: int
+    metric: str = "accuracy"
+
+    @property
+    def value(self) -> float:
+        """Of the measure that decides."""
+        return self.measures[self.metric]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers, where the objective knows right ones."""
+        return self.measures["accuracy"]
 
 
 def evaluate(model: Model, samples: Samples, device: str = "cpu", batch: int = TOGETHER) -> Score:
@@ -32,12 +44,25 @@ def evaluate(model: Model, samples: Samples, device: str = "cpu", batch: int = T
     Raises:
         ConfigError: there are no samples.
     """
-    loss, correct = judged(model, samples, device, batch)
-    return Score(loss, int(correct.sum()) / len(samples), len(samples))
+    loss, answers = answered(model, samples, device, batch)
+    return _score(model.arch.objective, loss, answers, samples.y)
 
 
-def judged(model: Model, samples: Samples, device: str = "cpu", batch: int = TOGETHER) -> tuple[float, Tensor]:
-    """Mean cross-entropy, and for each sample whether its class was chosen (on the CPU).
+def evaluate_each(model: Model, parts: Sequence[Samples], device: str = "cpu") -> tuple[Score, list[float]]:
+    """Evaluate on all samples together, and by the measure that decides on each part."""
+    objective, pooled = model.arch.objective, together(parts)
+    loss, answers = answered(model, pooled, device)
+    pieces = answers.split([len(part) for part in parts])
+    each = [_score(objective, loss, piece, part.y).value for piece, part in zip(pieces, parts, strict=True)]
+    return _score(objective, loss, answers, pooled.y), each
+
+
+def _score(objective: Objective, loss: float, answers: Tensor, y: Tensor) -> Score:
+    return Score(loss, {**objective.measured(answers, y), **objective.of_loss(loss)}, len(y), objective.metric)
+
+
+def answered(model: Model, samples: Samples, device: str = "cpu", batch: int = TOGETHER) -> tuple[float, Tensor]:
+    """Mean loss, and what the objective keeps of the outputs for its measures [samples, ...], on the CPU.
 
     Raises:
         ConfigError: there are no samples.
@@ -45,15 +70,16 @@ def judged(model: Model, samples: Samples, device: str = "cpu", batch: int = TOG
     if not len(samples):
         raise ConfigError("nothing to evaluate on: the set of samples is empty")
     renew_by_hand()
-    net = skeleton(model, device)
+    objective, net = model.arch.objective, skeleton(model, device)
     net.module.eval()
-    loss, correct = 0.0, list[Tensor]()
+    loss, weight, kept = 0.0, 0.0, list[Tensor]()
     with torch.inference_mode(), seeded(0, device, net.foreign):  # a network may draw even here
         for begin in range(0, len(samples), batch):
             part = samples[begin : begin + batch].to(device)
-            scores = net.module(part.x)
-            loss += float(F.cross_entropy(scores, part.y, reduction="sum"))
-            correct.append((scores.argmax(1) == part.y).cpu())
+            outputs = net.module(part.x)
+            loss += float(objective.loss(outputs, part.y, "sum"))
+            weight += objective.weight(part.y)
+            kept.append(objective.answers(outputs).cpu())
     passes = -(-len(samples) // batch)
-    work.report(model, samples.x.shape[1:], forward=len(samples), passes=passes, batch=min(batch, len(samples)))
-    return loss / len(samples), torch.cat(correct)
+    work.report(model, samples.shape, forward=len(samples), passes=passes, batch=min(batch, len(samples)))
+    return loss / (weight or 1.0), torch.cat(kept)

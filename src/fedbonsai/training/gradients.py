@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fedbonsai import work
@@ -19,22 +18,22 @@ def gradients(value: Tensor, of: Sequence[Tensor], outer: Tensor | None = None) 
     return list(torch.autograd.grad(value, of, outer, allow_unused=True, materialize_grads=True)) if len(of) else []
 
 
-def draws(model: Model, sample: Sequence[int]) -> bool:
+def draws(model: Model, blank: Tensor) -> bool:
     """Whether the network draws random numbers in training, as dropout in all its forms does.
 
     Args:
         model: network.
-        sample: shape of one input.
+        blank: two inputs, of any values (`Samples.blank`).
     """
     net = skeleton(model).module.train()
     with seeded(0), torch.no_grad():
         before = torch.default_generator.get_state()
-        net(torch.zeros(2, *sample, dtype=dtype_of(model.weights)))
+        net(blank.to(dtype_of(model.weights)) if blank.is_floating_point() else blank)
         return not torch.equal(before, torch.default_generator.get_state())
 
 
 def gradient(model: Model, samples: Samples, device: str = "cpu", batch: int = 256, training: bool = False) -> Weights:
-    """Gradient of the mean cross-entropy over all samples, by parameter name, on the CPU.
+    """Gradient of the objective's mean loss over all samples, by parameter name, on the CPU.
 
     Args:
         model: where it is taken.
@@ -46,20 +45,21 @@ def gradient(model: Model, samples: Samples, device: str = "cpu", batch: int = 2
     renew_by_hand()
     net = skeleton(model, device)
     net.module.train(training)
-    params = list(net.parameters.values())
+    objective, params, weight = model.arch.objective, list(net.parameters.values()), 0.0
     total = [torch.zeros_like(p) for p in params]
     with seeded(0, device, net.foreign):
         for begin in range(0, len(samples), batch):
             part = samples[begin : begin + batch].to(device)
-            loss = F.cross_entropy(net.module(part.x), part.y, reduction="sum")
+            loss = objective.loss(net.module(part.x), part.y, "sum")
             torch._foreach_add_(total, gradients(loss, params))
+            weight += objective.weight(part.y)
     work.report(
         model,
-        samples.x.shape[1:],
+        samples.shape,
         backward=len(samples),
         passes=-(-len(samples) // batch),
         batch=min(batch, len(samples)),
         held=work.size_of(total),
     )
-    torch._foreach_div_(total, max(1, len(samples)))
+    torch._foreach_div_(total, weight or 1)
     return {name: value.cpu() for name, value in zip(net.parameters, total, strict=True)}

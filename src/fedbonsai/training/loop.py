@@ -6,16 +6,16 @@ from collections.abc import Collection
 
 from fedbonsai.core import Client
 from fedbonsai.model import Model, skeleton
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.training.sparse import sparse_form
-from fedbonsai.training.steps import Hook, Loss, Trained, cross_entropy, fit, prepare
+from fedbonsai.training.steps import Hook, Loss, Trained, fit, prepare
 from fedbonsai.tree import Tree
 
 
 def train(
     model: Model,
     me: Client,
-    sgd: SGD,
+    sgd: Optimizer,
     mask: Tree | None = None,
     *,
     hook: Hook | None = None,
@@ -28,10 +28,10 @@ def train(
     Args:
         model: weights to start from; never written into.
         me: whose samples, seed and torch device.
-        sgd: hyper-parameters. With a hook, a loss of one's own, or on an accelerator nothing is computed sparsely.
+        sgd: optimiser and its settings. With a hook, a loss of one's own, or on an accelerator nothing is computed sparsely.
         mask: by parameter name, True where a weight is kept; elsewhere it is exactly zero after every step.
         hook: sees the gradients of every step, before momentum and mask.
-        loss: what is minimised instead of the mean cross-entropy.
+        loss: what is minimised instead of the objective's loss.
         shift: by parameter name, what is added to the gradients of every step: after the clip, before momentum.
         frozen: names of parameters that stay as they are, of which no gradient is taken; ``work`` counts whole passes.
 
@@ -43,4 +43,4 @@ def train(
         compact = net.compact(shift) if shift is not None else None
         return fit(net, model, me, sgd, masks=mask, sparse=net.layers.keys(), shift=compact, frozen=frozen)
     dense = skeleton(model, me.device, sgd.channels_last)
-    return fit(dense, model, me, sgd, masks=mask, loss=loss or cross_entropy, hook=hook, shift=shift, frozen=frozen)
+    return fit(dense, model, me, sgd, masks=mask, loss=loss, hook=hook, shift=shift, frozen=frozen)

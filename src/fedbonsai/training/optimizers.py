@@ -1,18 +1,178 @@
-"""Local stochastic gradient descent: its settings, and one step of a handful of fused calls (``torch._foreach_*``)."""
+"""Local optimisers: their settings, and one step of a handful of fused calls (``torch._foreach_*``), in place."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import field
 from math import inf
-from typing import Literal
+from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform
 
 import torch
 from torch import Tensor
 
-from fedbonsai.wire import message
+from fedbonsai.choice import Choice, registered
+from fedbonsai.wire import OPTIONAL, message
+
+Schedule = Literal["constant", "step", "cosine"]
+Precision = Literal["fp32", "bf16"]
+Sparse = Literal["off", "auto", "on"]
+C = TypeVar("C", bound="Optimizer")
 
 
-@message("sgd@1")
-class SGD:
+class Moving:
+    """Parameters on their way: what an optimiser moves, and what it remembers of each while a client trains.
+
+    Attributes:
+        params: move in place.
+        start: weights that the proximal term pulls to; empty without one.
+        shifts: added to the gradients after the clip; empty where nothing is.
+        slots: what the optimiser remembers, a list of tensors for each kind, zeros at first.
+        counts: steps that each parameter has made.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        slots: int,
+        start: Sequence[Tensor] = (),
+        shifts: Sequence[Tensor] = (),
+    ) -> None:
+        self.params, self.start, self.shifts = list(params), list(start), list(shifts)
+        self.slots = [[torch.zeros_like(p) for p in params] for _ in range(slots)]
+        self.counts = [0] * len(self.params)
+
+    def only(self, which: Sequence[int]) -> Moving:
+        """Some of the parameters, with their counts as they are now."""
+        some = Moving((), 0)
+        some.params, some.start, some.shifts = (
+            [every[i] for i in which] if every else [] for every in (self.params, self.start, self.shifts)
+        )
+        some.slots = [[slot[i] for i in which] for slot in self.slots]
+        some.counts = [self.counts[i] for i in which]
+        return some
+
+    def move(self, how: Optimizer, grads: Sequence[Tensor | None], lr: float) -> None:
+        """One step; what has no gradient is not moved, as in torch.optim. Gradients must be off, and are used up."""
+        used = [i for i, grad in enumerate(grads) if grad is not None]
+        if not used:
+            return
+        some = self if len(used) == len(grads) else self.only(used)
+        how.step(some, [grad for grad in grads if grad is not None], lr)
+        for i in used:
+            self.counts[i] += 1
+
+
+class Optimizer(Choice):
+    """How a client learns in a round: an optimiser, its rate by round, batches and epochs.
+
+    What it remembers of the parameters begins anew in every round: it never travels and is never another client's.
+    """
+
+    lr: float
+    weight_decay: float
+    batch: int
+    epochs: int
+    steps: int
+    proximal: float
+    clip: float
+    precision: Precision
+    channels_last: bool
+    sparse: Sparse
+    schedule: Schedule
+    rounds: int
+    factor: float
+    warmup: int
+
+    def slots(self) -> int:
+        """How many tensors it remembers for each parameter."""
+        raise NotImplementedError
+
+    def step(self, moving: Moving, grads: list[Tensor], lr: float) -> None:
+        """Move all of ``moving`` by its gradients, in place."""
+        raise NotImplementedError
+
+    def rate(self, round: int) -> float:
+        """The learning rate of a round, from 0: grown over the warm-up, then as the schedule has it.
+
+        >>> [round(SGD(lr=1, schedule="cosine", rounds=5, factor=0, warmup=1).rate(t), 3) for t in range(5)]
+        [1.0, 1.0, 0.75, 0.25, 0.0]
+        """
+        if round < self.warmup:
+            return self.lr * (round + 1) / self.warmup
+        if self.schedule == "step":
+            return self.lr * self.factor ** (round // max(1, self.rounds))
+        if self.schedule == "cosine":
+            at = min(1.0, (round - self.warmup) / max(1, self.rounds - 1 - self.warmup))
+            return self.lr * (self.factor + (1 - self.factor) * (1 + math.cos(math.pi * at)) / 2)
+        return self.lr
+
+    def prepared(self, moving: Moving, grads: list[Tensor], decay: float) -> list[Tensor]:
+        """Gradients with the proximal term, decay, clip and shifts."""
+        if self.proximal:
+            torch._foreach_add_(grads, torch._foreach_sub(moving.params, moving.start), alpha=self.proximal)
+        if decay:
+            torch._foreach_add_(grads, moving.params, alpha=decay)
+        if self.clip:
+            total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+            torch._foreach_mul_(grads, (self.clip / (total + 1e-6)).clamp(max=1.0))
+        if moving.shifts:
+            torch._foreach_add_(grads, moving.shifts)
+        return grads
+
+    def faults(self) -> list[str]:
+        """Values that cannot be meant."""
+        found = [
+            f"{name} = {getattr(self, name)}: expected {want}"
+            for name, want, fine in (
+                ("lr", "a finite number >= 0", 0 <= self.lr < inf),
+                ("weight_decay", "a finite number >= 0", 0 <= self.weight_decay < inf),
+                ("batch", "at least 1", self.batch >= 1),
+                ("epochs", "at least 1 (or set steps)", self.epochs >= 1 or self.steps > 0),
+                ("steps", "0 (whole epochs), or a number of steps", self.steps >= 0),
+                ("proximal", "a finite number >= 0", 0 <= self.proximal < inf),
+                ("clip", "0 (none), or a finite norm", 0 <= self.clip < inf),
+                ("precision", "'fp32' or 'bf16'", self.precision in ("fp32", "bf16")),
+                ("sparse", "'off', 'auto' or 'on'", self.sparse in ("off", "auto", "on")),
+                ("schedule", "'constant', 'step' or 'cosine'", self.schedule in ("constant", "step", "cosine")),
+                ("rounds", "a number >= 0", self.rounds >= 0),
+                ("factor", "a share in [0, 1]", 0 <= self.factor <= 1),
+                ("warmup", "a number of rounds >= 0", self.warmup >= 0),
+            )
+            if not fine
+        ]
+        if self.schedule == "constant" and (self.rounds or self.factor != 0.1):
+            found.append(
+                f"rounds = {self.rounds}, factor = {self.factor} have no effect: set schedule to step or cosine"
+            )
+        if self.schedule == "step" and self.rounds < 1:
+            found.append("schedule = step needs rounds, after each of which the rate falls by factor")
+        if self.sparse != "off":
+            found += [
+                f"{name} = {getattr(self, name)} with sparse = {self.sparse}: {why}; leave one of them out"
+                for name, idle, why in (
+                    ("clip", 0.0, "the norm is of the whole gradient, which sparse layers do not compute"),
+                    ("precision", "fp32", "sparse layers compute in fp32"),
+                    ("channels_last", False, "sparse layers have an order of their own"),
+                )
+                if getattr(self, name) != idle
+            ]
+        return found
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def optimizer(name: str) -> Callable[[type[C]], type[C]]:
+    """Register an optimiser, one's own too: ``method.optimizer.name = NAME`` chooses it once its module is imported."""
+    return lambda cls: registered(name, message(f"{name}@1")(cls))
+
+
+def _later(default: Any) -> Any:
+    """A field that travels only where it is not as by default, so that older devices understand all the rest."""
+    return field(default=default, metadata=OPTIONAL)
+
+
+@optimizer("sgd")
+class SGD(Optimizer):
     """Local stochastic gradient descent."""
 
     lr: float = 0.1
@@ -31,76 +191,126 @@ class SGD:
     """FedProx: mu of the term mu/2 * ||w - w_received||^2."""
     clip: float = 0.0
     """If positive: largest norm of a step's whole gradient."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     """Arithmetic of the forward and backward pass; weights stay fp32."""
     channels_last: bool = False
     """Keep images and convolution weights in channels-last layout."""
-    sparse: Literal["off", "auto", "on"] = "off"
+    sparse: Sparse = "off"
     """Under a mask on a CPU, multiply kept weights alone: in layers that this machine has faster so, or in all."""
+    schedule: Schedule = _later("constant")
+    """How the rate falls with the rounds: not, by steps, or as half a cosine."""
+    rounds: int = _later(0)
+    """step: rounds from one fall to the next. cosine: rounds until the last; 0 is the run's."""
+    factor: float = _later(0.1)
+    """step: what is left of the rate after each fall. cosine: what is left of it in the end."""
+    warmup: int = _later(0)
+    """First rounds over which the rate grows to its full size."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        faults = [
+        wrong = [] if 0 <= self.momentum < 1 else [f"momentum = {self.momentum}: expected a number in [0, 1)"]
+        if faults := self.faults() + wrong:
+            raise ValueError("; ".join(faults))
+
+    def slots(self) -> int:
+        """Momentum, where there is any."""
+        return int(self.momentum > 0)
+
+    def step(self, moving: Moving, grads: list[Tensor], lr: float) -> None:
+        """One step of descent with heavy-ball momentum."""
+        grads = self.prepared(moving, grads, self.weight_decay)
+        if moving.slots:
+            momentum = moving.slots[0]
+            torch._foreach_mul_(momentum, self.momentum)
+            torch._foreach_add_(momentum, grads)
+            grads = momentum
+        torch._foreach_add_(moving.params, grads, alpha=-lr)
+
+
+@optimizer("adam")
+class Adam(Optimizer):
+    """Adam (Kingma, Ba, ICLR 2015); what it remembers begins anew in every round."""
+
+    lr: float = 1e-3
+    """Learning rate."""
+    beta1: float = 0.9
+    """Decay of the mean of gradients."""
+    beta2: float = 0.999
+    """Decay of the mean of their squares."""
+    eps: float = 1e-8
+    """Added to the root of the latter."""
+    weight_decay: float = 0.0
+    """Penalty added to the gradient."""
+    batch: int = 20
+    """Samples in a batch; the last one of an epoch may be shorter."""
+    epochs: int = 1
+    """Passes over the client's training samples in a round."""
+    steps: int = 0
+    """If positive: exactly this many steps instead of whole epochs."""
+    proximal: float = 0.0
+    """FedProx: mu of the term mu/2 * ||w - w_received||^2."""
+    clip: float = 0.0
+    """If positive: largest norm of a step's whole gradient."""
+    precision: Precision = "fp32"
+    """Arithmetic of the forward and backward pass; weights stay fp32."""
+    channels_last: bool = False
+    """Keep images and convolution weights in channels-last layout."""
+    sparse: Sparse = "off"
+    """Under a mask on a CPU, multiply kept weights alone: in layers that this machine has faster so, or in all."""
+    schedule: Schedule = "constant"
+    """How the rate falls with the rounds: not, by steps, or as half a cosine."""
+    rounds: int = 0
+    """step: rounds from one fall to the next. cosine: rounds until the last; 0 is the run's."""
+    factor: float = 0.1
+    """step: what is left of the rate after each fall. cosine: what is left of it in the end."""
+    warmup: int = 0
+    """First rounds over which the rate grows to its full size."""
+
+    decoupled: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        faults = self.faults() + [
             f"{name} = {getattr(self, name)}: expected {want}"
             for name, want, fine in (
-                ("lr", "a finite number >= 0", 0 <= self.lr < inf),
-                ("momentum", "a number in [0, 1)", 0 <= self.momentum < 1),
-                ("weight_decay", "a finite number >= 0", 0 <= self.weight_decay < inf),
-                ("batch", "at least 1", self.batch >= 1),
-                ("epochs", "at least 1 (or set steps)", self.epochs >= 1 or self.steps > 0),
-                ("steps", "0 (whole epochs), or a number of steps", self.steps >= 0),
-                ("proximal", "a finite number >= 0", 0 <= self.proximal < inf),
-                ("clip", "0 (none), or a finite norm", 0 <= self.clip < inf),
-                ("precision", "'fp32' or 'bf16'", self.precision in ("fp32", "bf16")),
-                ("sparse", "'off', 'auto' or 'on'", self.sparse in ("off", "auto", "on")),
+                ("beta1", "a number in [0, 1)", 0 <= self.beta1 < 1),
+                ("beta2", "a number in [0, 1)", 0 <= self.beta2 < 1),
+                ("eps", "a number > 0", self.eps > 0),
             )
             if not fine
         ]
-        if self.sparse != "off":
-            faults += [
-                f"{name} = {getattr(self, name)} with sparse = {self.sparse}: {why}; leave one of them out"
-                for name, idle, why in (
-                    ("clip", 0.0, "the norm is of the whole gradient, which sparse layers do not compute"),
-                    ("precision", "fp32", "sparse layers compute in fp32"),
-                    ("channels_last", False, "sparse layers have an order of their own"),
-                )
-                if getattr(self, name) != idle
-            ]
         if faults:
             raise ValueError("; ".join(faults))
 
+    def slots(self) -> int:
+        """Means of gradients and of their squares."""
+        return 2
 
-def descend(
-    params: list[Tensor],
-    grads: list[Tensor],
-    sgd: SGD,
-    momentum: list[Tensor],
-    start: tuple[Tensor, ...] | list[Tensor] = (),
-    shifts: tuple[Tensor, ...] | list[Tensor] = (),
-) -> None:
-    """One step, in place: ``grads`` is used up, ``momentum`` (empty where there is none) moves on.
+    def step(self, moving: Moving, grads: list[Tensor], lr: float) -> None:
+        """One step, as torch.optim has it; parameters of unequal numbers of steps are moved apart."""
+        if len(set(moving.counts)) > 1:
+            for count in sorted(set(moving.counts)):
+                which = [i for i, steps in enumerate(moving.counts) if steps == count]
+                self.step(moving.only(which), [grads[i] for i in which], lr)
+            return
+        count, (first, second) = moving.counts[0] + 1, moving.slots
+        if self.decoupled and self.weight_decay:
+            torch._foreach_mul_(moving.params, 1 - lr * self.weight_decay)
+        grads = self.prepared(moving, grads, 0.0 if self.decoupled else self.weight_decay)
+        torch._foreach_lerp_(first, grads, 1 - self.beta1)
+        torch._foreach_mul_(second, self.beta2)
+        torch._foreach_addcmul_(second, grads, grads, 1 - self.beta2)
+        root = torch._foreach_sqrt(second)
+        torch._foreach_div_(root, math.sqrt(1 - self.beta2**count))
+        torch._foreach_add_(root, self.eps)
+        torch._foreach_addcdiv_(moving.params, first, root, -lr / (1 - self.beta1**count))
 
-    Args:
-        params: what moves; gradients must be off.
-        grads: of the loss, in the same order.
-        sgd: hyper-parameters.
-        momentum: buffers.
-        start: weights that the proximal term pulls to.
-        shifts: added to the gradients after the clip.
-    """
-    if not params:  # of a part that is frozen
-        return
-    if sgd.proximal:
-        torch._foreach_add_(grads, torch._foreach_sub(params, start), alpha=sgd.proximal)
-    if sgd.weight_decay:
-        torch._foreach_add_(grads, params, alpha=sgd.weight_decay)
-    if sgd.clip:
-        total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-        torch._foreach_mul_(grads, (sgd.clip / (total + 1e-6)).clamp(max=1.0))
-    if shifts:
-        torch._foreach_add_(grads, shifts)
-    if momentum:
-        torch._foreach_mul_(momentum, sgd.momentum)
-        torch._foreach_add_(momentum, grads)
-        grads = momentum
-    torch._foreach_add_(params, grads, alpha=-sgd.lr)
+
+@optimizer("adamw")
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov, Hutter, ICLR 2019)."""
+
+    weight_decay: float = 0.01
+    """Share of the weights, times the rate, that each step takes away."""
+
+    decoupled: ClassVar[bool] = True

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedbonsai.core import Client
 from fedbonsai.model import Model, skeleton
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.training.steps import Trained, fit, prepare
 from fedbonsai.tree import Tree
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Rows = Callable[[str, int, Tensor], None]  # sees gradients in parts: parameter name, first row, the rows from there on
 
 
-def train_growing(model: Model, me: Client, sgd: SGD, masks: Tree, growth: Rows) -> Trained:
+def train_growing(model: Model, me: Client, sgd: Optimizer, masks: Tree, growth: Rows) -> Trained:
     """Train under a mask, and show the gradients of pruned weights too, by which a mask grows.
 
     The gradient of a sparse layer comes in tiles of a few rows and never exists as a whole, that of any other in one part.
@@ -29,7 +29,7 @@ def train_growing(model: Model, me: Client, sgd: SGD, masks: Tree, growth: Rows)
     Args:
         model: weights to start from; never written into.
         me: whose samples, seed and torch device.
-        sgd: hyper-parameters.
+        sgd: optimiser and its settings.
         masks: by parameter name, True where a weight is kept.
         growth: sees the gradients of every step, before momentum and mask. It must not keep the rows.
 
@@ -50,7 +50,7 @@ def train_growing(model: Model, me: Client, sgd: SGD, masks: Tree, growth: Rows)
         return fit(net, model, me, sgd, masks=masks, sparse=layers, grown=layers, hook=whole)
 
 
-def sparse_form(model: Model, me: Client, sgd: SGD, masks: Tree | None) -> SparseNet | None:
+def sparse_form(model: Model, me: Client, sgd: Optimizer, masks: Tree | None) -> SparseNet | None:
     """The network that multiplies kept weights alone, loaded; None where nothing shall be computed so, or can be.
 
     That is with ``sparse = "off"``, without a mask, on an accelerator, and with ``auto`` where no layer is faster so on this
@@ -62,7 +62,7 @@ def sparse_form(model: Model, me: Client, sgd: SGD, masks: Tree | None) -> Spars
         return None
     from fedbonsai.sparse.convert import sparse_net  # needs an extra
 
-    sample, batch = tuple(me.train.x.shape[1:]), min(sgd.batch, len(me.train))
+    sample, batch = me.train.shape, min(sgd.batch, len(me.train))
     return sparse_net(model, masks, sample, batch, "on" if sgd.sparse == "on" else "auto")
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedbonsai import work
@@ -20,7 +19,7 @@ from fedbonsai.core import Client
 from fedbonsai.errors import ConfigError, NotFinite
 from fedbonsai.model import Model, renew_by_hand
 from fedbonsai.training.batches import batches, sample_bytes
-from fedbonsai.training.optimizers import SGD, descend
+from fedbonsai.training.optimizers import Moving, Optimizer
 from fedbonsai.tree import Tree, Weights, finite, seeded
 
 Hook = Callable[[Mapping[str, Tensor]], None]  # sees each step's gradients, by parameter name
@@ -81,21 +80,16 @@ def prepare(me: Client) -> None:
     renew_by_hand()
 
 
-def cross_entropy(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """What is minimised where a task names nothing else."""
-    return F.cross_entropy(net(x), y)
-
-
 def fit(
     net: Net,
     model: Model,
     me: Client,
-    sgd: SGD,
+    sgd: Optimizer,
     *,
     masks: Tree | None = None,
     sparse: Collection[str] = (),
     grown: Collection[str] = (),
-    loss: Loss = cross_entropy,
+    loss: Loss | None = None,
     hook: Hook | None = None,
     shift: Tree | None = None,
     frozen: Collection[str] = (),
@@ -106,11 +100,11 @@ def fit(
         net: loaded; its parameters are written over.
         model: whose network it is, for the books.
         me: whose samples, seed and torch device.
-        sgd: hyper-parameters.
+        sgd: optimiser and its settings.
         masks: by name, True where a weight is kept.
         sparse: names of weights whose layers hold kept places alone, which no mask needs to clear.
         grown: of these, the ones whose gradient is taken at all places, for the books.
-        loss: is minimised.
+        loss: is minimised instead of the objective's.
         hook: sees the gradients of every step.
         shift: in the shape of ``net.parameters``.
         frozen: names of parameters that stay.
@@ -119,15 +113,15 @@ def fit(
     names = [name for name in parameters if name not in frozen]
     params = [parameters[name] for name in names]
     start = [p.detach().clone() for p in params] if sgd.proximal else []
-    momentum = [torch.zeros_like(p) for p in params] if sgd.momentum else []
     shifts = [shift[name].to(me.device) for name in names] if shift is not None else []
+    moving, lr = Moving(params, sgd.slots(), start, shifts), sgd.rate(me.round)
     held = [
         (parameters[name], keep.to(me.device, parameters[name].dtype))
         for name, keep in (masks or {}).items()
         if name not in sparse
     ]
     # nothing is decided per step that can be decided here: at batch 20 the interpreter is a third of a small net's time
-    cast = autocast(sgd.precision, me.device)
+    objective, cast = model.arch.objective, autocast(sgd.precision, me.device)
     loss_sum = torch.zeros((), device=me.device)
     steps = seen = 0
     net.module.train()
@@ -136,35 +130,26 @@ def fit(
         for batch in batches(me, sgd):
             x = batch.x.to(memory_format=torch.channels_last) if sgd.channels_last else batch.x
             with cast:
-                value = loss(net.module, x, batch.y)
+                value = objective.loss(net.module(x), batch.y) if loss is None else loss(net.module, x, batch.y)
             # statistics may be all that learns; a parameter that the loss does not depend on has no gradient
             found = _gradients(value, params)
-            used = [i for i, grad in enumerate(found) if grad is not None]
-            grads = [torch.zeros_like(p) if grad is None else grad for p, grad in zip(params, found, strict=True)]
             if hook is not None:
-                hook(dict(zip(names, grads, strict=True)))
+                hook(dict(zip(names, _filled(found, params), strict=True)))
             with torch.no_grad():
-                if len(used) == len(params):
-                    descend(params, grads, sgd, momentum, start, shifts)
-                else:  # what is not used in a step is not moved by it, as in torch.optim
-                    of = (
-                        [every[i] for i in used] if every else [] for every in (params, grads, momentum, start, shifts)
-                    )
-                    moving, by, *rest = of
-                    descend(moving, by, sgd, *rest)
+                moving.move(sgd, found, lr)
                 _clear(held)
                 loss_sum += value.detach() * len(batch)
-            del grads, found, value  # kept until the next ones exist they would double the memory of the gradients
+            del found, value  # kept until the next ones exist they would double the memory of the gradients
             steps += 1
             seen += len(batch)
     work.report(
         model,
-        me.train.x.shape[1:],
+        me.train.shape,
         backward=seen,
         passes=steps,
         steps=steps,
         batch=min(sgd.batch, len(me.train)),
-        held=work.size_of(start, momentum, shifts, (keep for _, keep in held)) + sample_bytes(me),
+        held=work.size_of(start, shifts, *moving.slots, (keep for _, keep in held)) + sample_bytes(me),
         masks=masks,
         sparse=sparse,
         grown=grown,
@@ -174,6 +159,10 @@ def fit(
 
 def _gradients(value: Tensor, params: list[Tensor]) -> Sequence[Tensor | None]:
     return torch.autograd.grad(value, params, allow_unused=True) if params else ()
+
+
+def _filled(grads: Sequence[Tensor | None], params: list[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(p) if grad is None else grad for p, grad in zip(params, grads, strict=True)]
 
 
 def _clear(held: list[tuple[Tensor, Tensor]]) -> None:

@@ -129,7 +129,7 @@ class Part:
         held = data.load(self.data, self.seed)
         if not 0 <= self.part < len(held.ids):
             raise ConfigError(f"--part {self.part}: the data are divided among {len(held.ids)} clients, 0 to n - 1")
-        mine = Form(tuple(held.x.shape[1:]), held.class_names, held.mean, held.std, held.augment)
+        mine = Form(held.samples.shape, held.class_names, held.mean, held.std, held.augment)
         if mine != form:
             raise ConfigError(
                 f"--part of {self.data.name!r} gives samples {mine.shape} of {len(mine.names)} classes, normalised by "

@@ -74,7 +74,7 @@ class Worker:
             memory = self.store.load(head.run, request.start)
             value = decode(payload, LIMIT)
             check(task, value, "request")
-            answer, kept, _ = perform(task, value, self._client(request.form), head.seed, memory)
+            answer, kept, _ = perform(task, value, self._client(request.form), head, memory)
             reply = bytes(encode(answer))
             slot = self.store.save(head, request.start, kept)
             self.store.tidy(head, request.start)

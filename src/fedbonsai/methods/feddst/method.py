@@ -124,7 +124,7 @@ class FedDST:
         weights = {name: model.weights[name] for name in names_of(model, self.never)}
         ones = {name: torch.ones_like(value, dtype=torch.bool) for name, value in weights.items()}
         masks = best(magnitude(weights), ones, kept(self.density, tree.size(weights)), "erk")
-        size = server.train.size
+        size = server.train.shape
         start = model.replace(masked(model.weights, masks))
         return State(start, server.seed, HeldMasks(masks), size, figures(model, masks, size, self.sgd))
 

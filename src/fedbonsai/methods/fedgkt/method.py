@@ -176,7 +176,7 @@ class FedGKT:
         Raises:
             ConfigError: the network is not made of stem, features and classifier.
         """
-        cuttable(model, server.train.x.shape[1:], "fedgkt")
+        cuttable(model, server.train.blank(2), "fedgkt")
         classes = len(model.weights["classifier.weight"])
         arch = Arch("fedgkt-client", {"of": model.arch.name, "options": model.arch.options, "classes": classes})
         drawn = Model.init(arch, tree.seed_of(server.seed, "client network", -1, 0))

@@ -47,7 +47,7 @@ class State:
     model: Model
     held: HeldMasks
     seed: int
-    size: tuple[int, int, int]
+    size: tuple[int, ...]
     candidate: int
     selected: tuple[int, int]
     paper: tuple[int, int] = (0, 0)
@@ -107,7 +107,7 @@ class FedTiny:
         counts = pool(forms, budget, how.size(self.density), how.noise, seed, how.base)
         chosen = select(model, counts, how, fleet)
         spent = selection_bytes(model.weights, counts, len(fleet.devices), how.by)
-        return State(chosen.model, HeldMasks(chosen.masks), server.seed, server.train.size, chosen.index, spent)
+        return State(chosen.model, HeldMasks(chosen.masks), server.seed, server.train.shape, chosen.index, spent)
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """Train under the masks and average; in adjusting rounds grow and prune."""

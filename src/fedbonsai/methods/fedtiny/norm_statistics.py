@@ -100,7 +100,7 @@ def measured(
             net.module(samples[begin:end].to(device).x)
             seen.append((end - begin, _copied(live)))
     work.report(
-        model, samples.x.shape[1:], forward=len(samples), passes=len(cuts), batch=max(n for n, _ in seen), masks=masks
+        model, samples.shape, forward=len(samples), passes=len(cuts), batch=max(n for n, _ in seen), masks=masks
     )
     return merged(seen, merge) if momentum is None else seen[-1][1]
 

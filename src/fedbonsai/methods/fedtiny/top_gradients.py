@@ -9,7 +9,6 @@ import heapq
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fedbonsai import training, work
@@ -94,7 +93,7 @@ def top_gradients(
     sgd: SGD | None = None,
     chunk: int = 1 << 16,
 ) -> dict[str, Pairs]:
-    """The ``counts`` largest gradients of the mean cross-entropy at pruned places, for the layers in question alone.
+    """The ``counts`` largest gradients of the mean loss at pruned places, for the layers in question alone.
 
     Where local training is sparse (`sparse_form`), so is the pass: its memory is that of a tile and the buffers. Else
     the dense gradients of these layers exist for a moment. Neither the model nor its normalisation statistics change: the
@@ -118,7 +117,7 @@ def top_gradients(
     net.module.train()
     batch = batch.to(me.device)
     with seeded(me.seed, me.device, net.foreign), tiles(sparse, search.see, counts):
-        loss = F.cross_entropy(net.module(batch.x), batch.y)
+        loss = model.arch.objective.loss(net.module(batch.x), batch.y)
         gradients = training.gradients(loss, [net.parameters[name] for name in counts])
     for name, gradient in zip(counts, gradients, strict=True):
         if sparse is None or name not in sparse.layers:
@@ -126,7 +125,7 @@ def top_gradients(
     tiled = [name for name in counts if sparse is not None and name in sparse.layers]
     work.report(
         model,
-        batch.x.shape[1:],
+        batch.shape,
         backward=len(batch),
         held=ENTRY * sum(counts.values()),
         masks={name: mask for name, mask in masks.items() if name in tiled or name not in counts},

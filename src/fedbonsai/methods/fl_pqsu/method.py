@@ -102,7 +102,7 @@ class FlPqsu:
         Raises:
             ConfigError: the server has no samples to do this with.
         """
-        size = server.train.size
+        size = server.train.shape
         model = pretrain(model, server, self.sgd, self.pretrain, "pretrain")
         model = prune_once(model, self.keep, self.score, server, size)
         model = pretrain(model, server, self.sgd, self.finetune, "finetune")

@@ -138,7 +138,7 @@ class LotteryFL:
         """The dense initial model, which is everybody's ticket."""
         masks = {name: torch.ones_like(model.weights[name], dtype=torch.bool) for name in names_of(model, self.never)}
         devices = {device.id: HeldMasks(masks) for device in fleet.devices}
-        return State(model, server.seed, model.weights, devices, tuple(server.train.x.shape[1:]))
+        return State(model, server.seed, model.weights, devices, server.train.shape)
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """Ask each device under its mask; average each coordinate over those that keep it."""

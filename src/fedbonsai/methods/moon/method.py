@@ -59,7 +59,7 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Update, Memory]:
 
 
 def objective(request: Train, previous: Tree, device: str) -> training.Loss:
-    """Cross-entropy plus ``mu`` times `contrast`, for the network that is being trained.
+    """The objective's loss plus ``mu`` times `contrast`, for the network that is being trained.
 
     Both anchors are networks of their own, since the one in training is shared by all clients of this process, and
     run in evaluation mode: normalisation uses what they learned and no buffer of theirs moves.
@@ -71,7 +71,9 @@ def objective(request: Train, previous: Tree, device: str) -> training.Loss:
         with torch.no_grad():
             towards, away = (representation(anchor, x) for anchor in anchors)
         scores = net.get_submodule("classifier")(features)
-        return F.cross_entropy(scores, y) + request.mu * contrast(features, towards, away, request.temperature)
+        return request.model.arch.objective.loss(scores, y) + request.mu * contrast(
+            features, towards, away, request.temperature
+        )
 
     return loss
 
@@ -83,7 +85,7 @@ def anchored(request: Train, me: Client, steps: int) -> None:
         between = stem(me.train.x[:1]).shape[1:]
     seen = sum(cuts[-1][1] for _, cuts in training.epochs(len(me.train), request.sgd, generator(me.seed)))
     batch, held = min(request.sgd.batch, len(me.train)), 2 * work.size_of(request.model.weights.values())
-    for part, sample in (("stem", me.train.x.shape[1:]), ("features", between)):
+    for part, sample in (("stem", me.train.shape), ("features", between)):
         work.report(request.model, sample, forward=2 * seen, passes=2 * steps, batch=batch, held=held, part=part)
 
 

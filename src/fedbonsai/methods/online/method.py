@@ -114,7 +114,7 @@ class Online:
         sizes = {name: model.weights[name].numel() for name in names}
         search = Search.begin(sum(sizes.values()), len(names), self.least)
         masks = sized(model.weights, names, search.k)
-        size = server.train.size
+        size = server.train.shape
         times = self.time.seconds(model, names, size, self.sgd)
         classes = list(model.weights.values())[-1].shape[0]  # the classifier's bias has one value for each
         held = HeldMasks(masks)

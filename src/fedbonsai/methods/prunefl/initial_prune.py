@@ -25,8 +25,8 @@ from fedbonsai.stages.pruning.per_time import reconfigured, settled
 from fedbonsai.stages.pruning.time_model import Seconds
 from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, PART, outside, refuse
 from fedbonsai.telling import each
-from fedbonsai.training.optimizers import SGD
-from fedbonsai.training.steps import autocast, cross_entropy, prepare
+from fedbonsai.training.optimizers import SGD, Moving
+from fedbonsai.training.steps import autocast, prepare
 from fedbonsai.tree import Tree, generator, seeded
 from fedbonsai.wire import message
 
@@ -160,7 +160,7 @@ def prune(request: InitialPrune, me: Client) -> InitiallyPruned:
     batches = minibatches(me, sgd, how.batches)
     net = skeleton(request.model, me.device, sgd.channels_last)
     params = list(net.parameters.values())
-    momentum = [torch.zeros_like(p) for p in params] if sgd.momentum else []
+    moving, objective = Moving(params, sgd.slots()), request.model.arch.objective
     summed = [torch.zeros_like(p) for p in params]  # of squared gradients: nothing is summed before the square here
     masks: Masks = {n: torch.ones(request.model.weights[n].shape, dtype=torch.bool) for n in request.seconds.slopes}
     shelf: Tree = {}
@@ -173,17 +173,17 @@ def prune(request: InitialPrune, me: Client) -> InitiallyPruned:
             held = [(net.parameters[name], mask.to(me.device)) for name, mask in masks.items()]
             for batch in batches:
                 with autocast(sgd.precision, me.device):
-                    loss = cross_entropy(net.module, batch.x, batch.y)
+                    loss = objective.loss(net.module(batch.x), batch.y)
                 grads = training.gradients(loss, params)
                 with torch.no_grad():
                     torch._foreach_addcmul_(summed, grads, grads)
-                    training.descend(params, grads, sgd, momentum)
+                    moving.move(sgd, grads, sgd.lr)
                     for parameter, keep in held:
                         parameter.mul_(keep)
             cost += request.seconds.step(masks) * len(batches)
             if not start or (i - start) % how.every:
                 continue
-            report(request.model, batches, i - done, masks, summed, momentum)
+            report(request.model, batches, i - done, masks, [summed, *moving.slots])
             done = i
             z = {name: value.cpu() for name, value in zip(net.parameters, summed, strict=True)}
             rest = sum(float(value.double().sum()) for name, value in z.items() if name not in masks)
@@ -194,29 +194,28 @@ def prune(request: InitialPrune, me: Client) -> InitiallyPruned:
             )
             net.load(weights)
             torch._foreach_zero_(summed)
-            for name, value in zip(net.parameters, momentum, strict=False):  # what comes back starts at rest
-                if name in masks:
-                    value.mul_((old[name] & masks[name]).to(me.device))
+            for slot in moving.slots:
+                for name, value in zip(net.parameters, slot, strict=True):  # what comes back starts at rest
+                    if name in masks:
+                        value.mul_((old[name] & masks[name]).to(me.device))
             densities.append(density(masks))
             at.append(i)
             if settled(densities, how.tolerance):
                 break
-    report(request.model, batches, i - done, masks, summed, momentum)
+    report(request.model, batches, i - done, masks, [summed, *moving.slots])
     return InitiallyPruned(finite(net.snapshot()), shelf, masks, tuple(densities), tuple(at), cost)
 
 
-def report(
-    model: Model, batches: list[Samples], iterations: int, masks: Tree, summed: list[Tensor], momentum: list[Tensor]
-) -> None:
+def report(model: Model, batches: list[Samples], iterations: int, masks: Tree, held: list[list[Tensor]]) -> None:
     """Report what was computed since the last reconfiguration."""
     work.report(
         model,
-        batches[0].x.shape[1:],
+        batches[0].shape,
         backward=iterations * sum(map(len, batches)),
         passes=iterations * len(batches),
         steps=iterations * len(batches),
         batch=max(map(len, batches)),
-        held=work.size_of(summed, momentum, masks.values(), (batch.x for batch in batches)),
+        held=work.size_of(*held, masks.values(), (batch.x for batch in batches)),
         masks=masks,
     )
 
@@ -239,8 +238,8 @@ def reached(model: Model, batches: list[Samples], gate: float, device: str) -> b
     data = Samples(torch.cat([part.x for part in batches]), torch.cat([part.y for part in batches]))
     accuracy = training.evaluate(model, data, device).accuracy
     with torch.inference_mode():
-        classes = skeleton(model, device).module.eval()(data.x[:2]).shape[1]
-    return accuracy >= gate / classes
+        answers = skeleton(model, device).module.eval()(data.x[:2]).shape[-1]
+    return accuracy >= gate / max(2, answers)
 
 
 def finite(weights: Tree) -> Tree:

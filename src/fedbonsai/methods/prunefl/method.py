@@ -55,7 +55,7 @@ class State:
     held: HeldMasks
     shelf: Mapping[str, Tensor]
     seconds: Seconds
-    size: tuple[int, int, int]
+    size: tuple[int, ...]
     accounts: Accounts = Accounts()
     densities: tuple[float, ...] = ()
     since: int = 0
@@ -132,7 +132,7 @@ class PruneFL:
         """
         own = local_layers.drawn(model, self.personal, server.seed)
         names = names_of(model, self.never, own.names if own else ())
-        times, stale = self.time.seconds(model, names, server.train.size, self.sgd), self.regrowth == "stale"
+        times, stale = self.time.seconds(model, names, server.train.shape, self.sgd), self.regrowth == "stale"
         most = int(self.density * sum(model.weights[name].numel() for name in names))
         shared = model.replace(split(model.weights, own.names)[0]) if own else model
         device, found = first_answer(fleet, InitialPrune(shared, self.sgd, self.scouting, times, stale, most), own)
@@ -142,7 +142,7 @@ class PruneFL:
             HeldMasks(found.masks).heard([device.id]),
             found.shelf,
             times,
-            server.train.size,
+            server.train.shape,
             Accounts.began(found.weights, found.masks, times, found.seconds, stale),
             found.densities,
             own=own,

@@ -69,7 +69,7 @@ class SmallDense:
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """The widest network of the same kind that is small enough."""
-        size = server.train.size
+        size = server.train.shape
         small = narrow(model, self.density, size, seed_of(server.seed, "small", -1, 0))
         cost = Cost.of(small, size, self.sgd)
         return State(small, cost, server.seed, cost.parameters / Cost.of(model, size, self.sgd).parameters)

@@ -69,8 +69,9 @@ def show(request: Show, me: Client, memory: Memory) -> tuple[Activations, Memory
     net = front.net(me.device)
     net.module.eval()
     with torch.no_grad():
-        found: Tensor = net.module(me.train.x.to(me.device)).cpu()
-    front.report(me.train.x, forward=len(me.train))
+        x = me.train.x
+        found: Tensor = net.module(x.to(me.device)).cpu()
+    front.report(x, forward=len(x))
     kept = {name: value for name, value in memory.items() if name != FRONT}
     packed = coded(request.activations, found, me.seed)
     return Activations(packed, tuple(found.shape), me.train.y, len(me.train)), kept
@@ -113,8 +114,8 @@ def train_parts(
         value = answer.value
         try:
             whole = decoded(value.packed, value.shape, dtype_of(back.weights))
-            if tuple(value.y.shape) != value.shape[:1]:
-                raise BadMessage(f"activations of {value.shape} with labels of {tuple(value.y.shape)}")
+            if value.y.shape[:1] != value.shape[:1]:
+                raise BadMessage(f"activations of {value.shape} with targets of {tuple(value.y.shape)}")
             for order, cuts in epochs(len(value.y), sgd, generator(seed_of(seed, answer.device.id, 0, 0))):
                 for begin, end in cuts:
                     pick = order[begin:end]

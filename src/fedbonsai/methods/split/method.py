@@ -90,7 +90,7 @@ class Split:
         Raises:
             ConfigError: it cannot be cut, or draws at random (dropout).
         """
-        check_network(model, server.train.x.shape[1:], "split")
+        check_network(model, server.train.blank(2), "split")
         return State(model, server.seed)
 
     @resending
@@ -156,7 +156,7 @@ class LocalLoss:
         Raises:
             ConfigError: the model cannot be cut, or draws at random (dropout).
         """
-        check_network(model, server.train.x.shape[1:], "local-loss")
+        check_network(model, server.train.blank(2), "local-loss")
         drawn = Model.init(sub(model.arch, "auxiliary"), seed_of(server.seed, "heads", -1, 0))
         return State(model, server.seed, heads=cast(part_of(drawn.weights, "head"), dtype_of(model.weights)))
 
@@ -248,7 +248,7 @@ class Clusters:
         Raises:
             ConfigError: the model cannot be cut or draws at random (dropout), or the devices do not make whole clusters.
         """
-        check_network(model, server.train.x.shape[1:], "clusters")
+        check_network(model, server.train.blank(2), "clusters")
         if len(fleet.devices) % self.size:
             raise ConfigError(
                 f"data.clients = {len(fleet.devices)}: do not make clusters of {self.size}; choose a multiple of it"

@@ -14,9 +14,9 @@ from fedbonsai.core import Client, Samples
 from fedbonsai.errors import BadMessage, ConfigError
 from fedbonsai.model import Arch, Model, Skeleton, skeleton
 from fedbonsai.stages.codec import Chain, Packed
-from fedbonsai.training.batches import augmented, epochs
+from fedbonsai.training.batches import Views, epochs
 from fedbonsai.training.gradients import gradients
-from fedbonsai.training.optimizers import SGD, descend
+from fedbonsai.training.optimizers import SGD, Moving
 from fedbonsai.tree import Tree, Weights, generator, seed_of
 from fedbonsai.wire import message
 
@@ -65,16 +65,12 @@ class Part:
     def stepped(self, net: Skeleton, grads: list[Tensor], sgd: SGD) -> Part:
         """The part after one step on gradients of the network's parameters."""
         names, params = list(net.parameters), list(net.parameters.values())
-        momentum: list[Tensor] = []
-        if sgd.momentum:
-            held = self.momentum
-            momentum = [
-                held[n].to(p.device, copy=True) if held else torch.zeros_like(p)
-                for n, p in zip(names, params, strict=True)
-            ]
+        moving = Moving(params, sgd.slots())
         with torch.no_grad():
-            descend(params, grads, sgd, momentum)
-        kept = {name: value.cpu() for name, value in zip(names, momentum, strict=False)}
+            for slot in moving.slots if self.momentum else ():
+                torch._foreach_copy_(slot, [self.momentum[name] for name in names])
+            moving.move(sgd, grads, sgd.lr)
+        kept = {name: value.cpu() for slot in moving.slots for name, value in zip(names, slot, strict=True)}
         return Part(self.arch, net.snapshot(), kept)
 
     def pulled(self, x: Tensor, gradient: Tensor, sgd: SGD, device: str) -> Part:
@@ -107,7 +103,9 @@ def batch(me: Client, seed: int, sgd: SGD, number: int, view: str = "view") -> S
             begin, end = cuts[number]
             found = me.train[order[begin:end]]
             if me.augment:
-                found = Samples(augmented(found.x, generator(seed_of(seed, view, whole, 0))), found.y)
+                found = Samples(
+                    Views.drawn(len(found), found.shape, generator(seed_of(seed, view, whole, 0))).of(found.x), found.y
+                )
             return found.to(me.device)
         number -= len(cuts)
     return None
@@ -143,4 +141,4 @@ def renamed(weights: Tree, old: str, new: str) -> Weights:
 def sub(arch: Arch, kind: str) -> Arch:
     """Architecture of a part (``front``, ``back``, ``auxiliary``) of a network."""
     options: dict[str, Any] = {"of": arch.name, "options": dict(arch.options)}
-    return Arch(kind, options)
+    return Arch(kind, options, arch.objective)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import TypeVar
@@ -117,19 +117,19 @@ def sgd_faults(sgd: SGD) -> list[str]:
     )
 
 
-def check_network(model: Model, sample: Sequence[int], who: str) -> None:
+def check_network(model: Model, blank: Tensor, who: str) -> None:
     """Refuse a network that cannot be cut, or that draws at random: a part that is computed twice would draw twice.
 
     Args:
         model: network.
-        sample: shape of one input.
+        blank: two inputs, of any values (`Samples.blank`).
         who: the method, for the text.
 
     Raises:
         ConfigError: so it is.
     """
-    cuttable(model, sample, f"method {who}")
-    if draws(model, sample):
+    cuttable(model, blank, f"method {who}")
+    if draws(model, blank):
         raise ConfigError(
             f"model.name = {model.arch.name!r} draws random numbers in training (dropout): a part that is computed "
             "twice would draw twice; set it to 0 in model.options, or use method averaging"

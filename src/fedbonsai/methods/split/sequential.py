@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fedbonsai import tree
@@ -169,13 +168,13 @@ def learn(back: Part, got: Activations, sgd: SGD) -> tuple[Part, Tensor, float]:
     Raises:
         BadMessage: activations and labels do not fit each other or the back.
     """
-    if tuple(got.y.shape) != got.shape[:1] or got.y.dtype != torch.int64:
-        raise BadMessage(f"activations of {got.shape} with labels of {tuple(got.y.shape)}")
+    if got.y.shape[:1] != got.shape[:1]:
+        raise BadMessage(f"activations of {got.shape} with targets of {tuple(got.y.shape)}")
     cut = decoded(got.packed, got.shape, dtype_of(back.weights)).requires_grad_()
     net = back.net("cpu")
     try:
-        loss = F.cross_entropy(net.module(cut), got.y)
-    except (RuntimeError, IndexError) as error:
+        loss = back.arch.objective.loss(net.module(cut), got.y)
+    except (RuntimeError, IndexError, ValueError) as error:
         raise BadMessage(f"activations do not fit the network behind the cut: {error}") from None
     gradient, *grads = gradients(loss, [cut, *net.parameters.values()])
     if not bool(torch.isfinite(loss)):

@@ -127,7 +127,7 @@ class StaticMask:
         masks = {name: torch.ones_like(model.weights[name], dtype=torch.bool) for name in names_of(model, self.never)}
         if self.criterion.source == "server" and not len(server.train):
             raise ConfigError("criterion.data = 'server': the server has no samples; set data.server, or 'devices'")
-        size = server.train.size
+        size = server.train.shape
         initial = model.weights if self.rewind == "init" else {}
         state = State(model, server.seed, HeldMasks(masks), initial, size, figures(model, masks, size, self.sgd))
 

@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from fedbonsai.choice import Choice, choice
 from fedbonsai.devices.channel import Cell
 from fedbonsai.devices.clock import compute_seconds, products
 from fedbonsai.devices.networks import all_known, layers
@@ -22,7 +23,6 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.methods.wireless_pruning.allocation import Floats, Load
 from fedbonsai.methods.wireless_pruning.client import EXACT
 from fedbonsai.model import Model, skeleton
-from fedbonsai.stages.choice import Choice, choice
 from fedbonsai.stages.personal import personal_names, split
 from fedbonsai.stages.pruning.derived_masks import names_in, places
 from fedbonsai.stages.settings import NOT_NEGATIVE, POSITIVE, Range, outside, refuse

@@ -150,7 +150,7 @@ class WirelessPruning:
         Raises:
             ConfigError: nothing to prune, or nothing to judge on.
         """
-        parts = self.parts(model, server.train.size)
+        parts = self.parts(model, server.train.shape)
         if not parts.prunable and self.allocation.prunes:
             raise ConfigError(
                 f"personal = {list(self.personal)}, mask.never = {list(self.mask.never)}: no shared weight of "

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from fedbonsai.choice import Choice, choice
 from fedbonsai.core import Device
 from fedbonsai.methods.wireless_pruning.allocation import (
     Plan,
@@ -27,7 +28,6 @@ from fedbonsai.methods.wireless_pruning.allocation import (
     served,
 )
 from fedbonsai.methods.wireless_pruning.client import Allocation
-from fedbonsai.stages.choice import Choice, choice
 from fedbonsai.stages.pruning.derived_masks import Derived
 from fedbonsai.stages.settings import NOT_NEGATIVE, PART, outside, refuse
 from fedbonsai.tree import seed_of

@@ -21,7 +21,7 @@ from fedbonsai.tree import Tree
 from fedbonsai.wire import message
 from fedbonsai.work import Episode
 
-Size = tuple[int, int, int]  # of one image: channels, height, width
+Size = tuple[int, ...]  # of one input
 Format = Literal["dense", "bitmap", "coordinates", "csr"]
 
 BITS = 32  # of a value

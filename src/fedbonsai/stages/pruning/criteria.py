@@ -15,9 +15,9 @@ from typing import ClassVar, Literal
 import torch
 from safetensors.torch import load
 
+from fedbonsai.choice import Choice, choice
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model
-from fedbonsai.stages.choice import Choice, choice
 from fedbonsai.stages.pruning import scores
 from fedbonsai.stages.pruning.distributions import erk, exactly, uniform
 from fedbonsai.stages.pruning.masks import Masks, keep_each, keep_global, masked

@@ -118,7 +118,7 @@ def importance(
     gradient = training.gradient(model, me.train, me.device)
     if rule.criterion == "taylor":
         return {name: (gradient[name].double() * value.double()).square() for name, value in weights.items()}
-    shape = tuple(me.train.x.shape[1:])
+    shape = me.train.shape
     return {
         name: gradient[name].double().square() / max(1.0, uses)
         for name, uses in places(arch, {name: weights[name] for name in weights}, shape).items()

@@ -21,10 +21,10 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from fedbonsai.choice import Choice, choice
 from fedbonsai.devices.networks import all_known
 from fedbonsai.errors import BadMessage, ConfigError, FedbonsaiError, Missing
 from fedbonsai.model import RESIZED, Arch, Model, forms, shared, skeleton, state
-from fedbonsai.stages.choice import Choice, choice
 from fedbonsai.stages.pruning.count import Size, layer_macs
 from fedbonsai.stages.pruning.masks import keep_top
 from fedbonsai.stages.pruning.scores import filters

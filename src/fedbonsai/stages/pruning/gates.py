@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, TypeVar, dataclass_transform
 import torch
 
 from fedbonsai import tree
-from fedbonsai.stages.choice import Choice, registered
+from fedbonsai.choice import Choice, registered
 from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, PART, POSITIVE, PROBABILITY, outside, refuse
 from fedbonsai.stages.updates import STATISTICS
 from fedbonsai.tree import Tree, Weights, generator, seed_of

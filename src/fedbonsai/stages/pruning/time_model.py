@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Literal
 
+from fedbonsai.choice import Choice, choice
 from fedbonsai.devices.clock import compute_seconds
 from fedbonsai.devices.link import Ask, Link, Way, link
 from fedbonsai.devices.networks import all_known, layers
 from fedbonsai.devices.profile import profile
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model
-from fedbonsai.stages.choice import Choice, choice
 from fedbonsai.stages.pruning.count import Size
 from fedbonsai.stages.settings import NOT_NEGATIVE, outside, refuse
 from fedbonsai.training.optimizers import SGD

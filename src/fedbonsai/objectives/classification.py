@@ -1,0 +1,99 @@
+"""One of several classes: cross-entropy, accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import nan
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedbonsai.objectives.base import Objective, Reduction, objective
+
+
+@objective("classification")
+class Classification(Objective):
+    """One of several classes, by cross-entropy of scores [samples, classes]."""
+
+    metric: str = "accuracy"
+    """The measure that decides: accuracy, balanced_accuracy or macro_f1."""
+    weights: tuple[float, ...] = ()
+    """Weight of each class in the loss; empty: all alike."""
+    smoothing: float = 0.0
+    """Share of the target that is spread over all classes."""
+
+    targets: ClassVar[str] = "whole numbers of classes, [samples]"
+    measures: ClassVar[tuple[str, ...]] = ("accuracy", "balanced_accuracy", "macro_f1")
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        super().__post_init__()
+        if not 0 <= self.smoothing < 1 or any(weight < 0 for weight in self.weights):
+            raise ValueError(
+                f"smoothing = {self.smoothing}, weights = {self.weights}: expected a share in [0, 1) and weights >= 0"
+            )
+
+    def loss(self, outputs: Tensor, y: Tensor, reduction: Reduction = "mean") -> Tensor:
+        """Cross-entropy; with class weights the weighted mean."""
+        return F.cross_entropy(outputs, y, self._weights(outputs), reduction=reduction, label_smoothing=self.smoothing)
+
+    def weight(self, y: Tensor) -> float:
+        """Samples, or the sum of their classes' weights."""
+        return float(torch.tensor(self.weights)[y].sum()) if self.weights else len(y)
+
+    def answers(self, outputs: Tensor) -> Tensor:
+        """The chosen classes [samples]."""
+        return outputs.argmax(1)
+
+    def measured(self, answers: Tensor, y: Tensor) -> Mapping[str, float]:
+        """Accuracy, and the means over the classes that occur of recall and of F1."""
+        return of_confusion(confusion(answers, y))
+
+    def width(self, y: Tensor, classes: int) -> tuple[int, ...]:
+        """A score for each class."""
+        return (classes,)
+
+    def faults(self, y: Tensor, classes: int) -> list[str]:
+        """Whole numbers below the number of classes, more than one of them, and as many weights."""
+        if y.ndim != 1 or y.is_floating_point():
+            return [
+                f"targets are {y.dtype} of shape {list(y.shape[1:])} a sample, classification needs {self.targets}: set "
+                "objective.name to regression, multilabel or tokens"
+            ]
+        found: list[str] = []
+        if len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes:
+            found.append(f"labels run from {int(y.min())} to {int(y.max())}: expected 0 to {classes - 1}")
+        if self.weights and len(self.weights) != classes:
+            found.append(
+                f"objective.weights has {len(self.weights)} entries, the data {classes} classes: give one for each"
+            )
+        return found
+
+    def _weights(self, outputs: Tensor) -> Tensor | None:
+        return torch.tensor(self.weights, dtype=outputs.dtype, device=outputs.device) if self.weights else None
+
+
+def confusion(answers: Tensor, y: Tensor) -> Tensor:
+    """How often each class [row] was taken for each [column]."""
+    if not len(y):
+        return torch.zeros(1, 1, dtype=torch.int64)
+    count = 1 + int(torch.maximum(answers.max(), y.max()))
+    return torch.bincount(y * count + answers, minlength=count * count).view(count, count)
+
+
+def of_confusion(table: Tensor) -> dict[str, float]:
+    """Accuracy, balanced accuracy and macro F1 from counts; the latter over the classes that occur or are chosen.
+
+    >>> {name: round(value, 4) for name, value in of_confusion(torch.tensor([[8, 2], [1, 9]])).items()}
+    {'accuracy': 0.85, 'balanced_accuracy': 0.85, 'macro_f1': 0.8496}
+    """
+    hit, real, chosen = table.diagonal().double(), table.sum(1).double(), table.sum(0).double()
+    total = int(table.sum())
+    occurs, known = real > 0, real + chosen > 0
+    return {
+        "accuracy": int(table.diagonal().sum()) / total if total else nan,
+        "balanced_accuracy": float((hit[occurs] / real[occurs]).mean()) if total else nan,
+        "macro_f1": float((2 * hit[known] / (real + chosen)[known]).mean()) if total else nan,
+    }
