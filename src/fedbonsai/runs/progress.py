@@ -7,7 +7,6 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from fedbonsai import training
@@ -61,7 +60,7 @@ def training_seconds(config: RunConfig, scene: Scene, rounds: int) -> float:
     asked = getattr(method, "cohort", 0) or len(people)
     sgd: training.SGD = getattr(method, "sgd", training.SGD())
     me: Client = max(people, key=lambda person: len(person.train))
-    trial = replace(sgd, steps=4)
+    trial = sgd.but(steps=4)
     training.train(scene.model, me, trial)
     start = time.perf_counter()
     seen = training.train(scene.model, me, trial).steps * min(sgd.batch, len(me.train))

@@ -21,7 +21,7 @@ from fedbonsai.errors import ConfigError, Forgotten
 from fedbonsai.model import Arch, Model, forms, skeleton
 from fedbonsai.stages.pruning.derived_masks import Derived, Rule, derived
 from fedbonsai.stages.pruning.masks import Masks, masked
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.training.steps import Trained
 from fedbonsai.tree import Tree, Weights
 from fedbonsai.wire import message
@@ -102,7 +102,7 @@ def owned(memory: Memory, arch: Arch, shared: Tree, first: Tree | None) -> Weigh
     return dict(first or {}) if held is None else held
 
 
-def trained_part(model: Model, me: Client, sgd: SGD, names: Collection[str], mask: Tree | None = None) -> Trained:
+def trained_part(model: Model, me: Client, sgd: Optimizer, names: Collection[str], mask: Tree | None = None) -> Trained:
     """Local training of the parameters in ``names``; the others stay as they are, whatever the weight decay.
 
     Args:
@@ -130,7 +130,7 @@ class Judge:
     first: Mapping[str, Tensor] | None
     rule: Rule
     derived: Derived
-    tune: SGD | None = None
+    tune: Optimizer | None = None
 
 
 @message("personal/judged@1")
@@ -159,7 +159,7 @@ def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
     whole = score(request.shared, None)
     masks = derived(request.arch, request.shared, request.rule, request.derived, me, own)
     under = whole if masks is None else score(masked(request.shared, masks), masks)
-    return Judged(len(me.valid), whole.accuracy, under.accuracy, whole.loss), memory
+    return Judged(len(me.valid), whole.value, under.value, whole.loss), memory
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from fedbonsai.stages.codec import Chain, Packed, apply
 from fedbonsai.stages.pruning import gates
 from fedbonsai.stages.pruning.gates import Evidence, Gate, Seen
 from fedbonsai.stages.updates import FEEDBACK
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.training.steps import Trained
 from fedbonsai.tree import Tree
 from fedbonsai.wire import message
@@ -46,7 +46,7 @@ class Rule:
     t: int
 
 
-def trained(model: Model, me: Client, sgd: SGD, gate: Gate, masks: Tree | None = None) -> tuple[Trained, float]:
+def trained(model: Model, me: Client, sgd: Optimizer, gate: Gate, masks: Tree | None = None) -> tuple[Trained, float]:
     """Local training, under masks if there are any, and the loss by which the gate judges it.
 
     Raises:

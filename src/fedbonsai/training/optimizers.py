@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from math import inf
-from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Literal, TypeVar, cast, dataclass_transform
 
 import torch
 from torch import Tensor
@@ -84,9 +84,31 @@ class Optimizer(Choice):
     factor: float
     warmup: int
 
+    adaptive: ClassVar[bool] = False
+    """Whether steps are not in proportion to gradients."""
+
     def slots(self) -> int:
         """How many tensors it remembers for each parameter."""
         raise NotImplementedError
+
+    @property
+    def plain(self) -> bool:
+        """Whether a weight's change is exactly the learning rate times the sum of its gradients, in every round."""
+        return False
+
+    @property
+    def steady(self) -> bool:
+        """Whether the rate is the same in all rounds."""
+        return self.schedule == "constant" and not self.warmup
+
+    def at(self, round: int) -> Optimizer:
+        """It as it is in a round, without a schedule."""
+        constant = {"schedule": "constant", "rounds": 0, "factor": 0.1, "warmup": 0}
+        return self if self.steady else self.but(lr=self.rate(round), **constant)
+
+    def but(self, **settings: object) -> Optimizer:
+        """The same with other settings."""
+        return replace(cast(Any, self), **settings)
 
     def step(self, moving: Moving, grads: list[Tensor], lr: float) -> None:
         """Move all of ``moving`` by its gradients, in place."""
@@ -216,6 +238,11 @@ class SGD(Optimizer):
         """Momentum, where there is any."""
         return int(self.momentum > 0)
 
+    @property
+    def plain(self) -> bool:
+        """Without momentum, decay, proximal term, clip and schedule."""
+        return self.lr > 0 and self.steady and not (self.momentum or self.weight_decay or self.proximal or self.clip)
+
     def step(self, moving: Moving, grads: list[Tensor], lr: float) -> None:
         """One step of descent with heavy-ball momentum."""
         grads = self.prepared(moving, grads, self.weight_decay)
@@ -266,6 +293,7 @@ class Adam(Optimizer):
     warmup: int = 0
     """First rounds over which the rate grows to its full size."""
 
+    adaptive: ClassVar[bool] = True
     decoupled: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import NOT_NEGATIVE, POSITIVE, among, outside, refuse
 from fedbonsai.stages.updates import FEEDBACK, Combined, Update, combine, idle_ramp, moved, ramped, update
 from fedbonsai.stages.weighting import Weighting
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
 
@@ -38,7 +38,7 @@ class Train:
 
     arch: Arch
     sent: Sent
-    sgd: SGD
+    sgd: Optimizer
     uplink: Chain
     t: int
 
@@ -126,7 +126,7 @@ def warmed(chain: Chain, rounds: int, t: int) -> Chain:
 class Averaging:
     """FedAvg and FedProx, with any codecs on the way up and down."""
 
-    sgd: SGD = field(default_factory=SGD)
+    sgd: Optimizer = field(default_factory=SGD)
     """Local training; ``proximal`` > 0 makes it FedProx."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""

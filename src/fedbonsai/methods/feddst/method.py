@@ -28,7 +28,7 @@ from fedbonsai.stages.pruning.under_masks import averaged, names_of, packed, unp
 from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import MOST, Update, Usable
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import Tree, seed_of
 from fedbonsai.wire import message
 
@@ -39,7 +39,7 @@ class Readjust:
 
     arch: Arch
     sent: Sent
-    sgd: SGD
+    sgd: Optimizer
     fraction: float
     after: int
     batch: int
@@ -71,13 +71,13 @@ class State:
 def readjust(request: Readjust, me: Client, memory: Memory) -> tuple[Readjusted, Memory]:
     """Train, trade the smallest weights for those of largest gradient on one batch, train on."""
     start, masks, memory = received(request.sent, request.arch, memory)
-    before = replace(request.sgd, epochs=request.sgd.epochs - request.after)
+    before = request.sgd.but(epochs=request.sgd.epochs - request.after)
     trained = training.train(Model(request.arch, start), me, before, mask=masks)
     once = replace(me, seed=seed_of(me.seed, "growth", 0, 0))
     batch = next(training.batches(once, SGD(batch=request.batch)))
     slopes = training.gradient(Model(request.arch, trained.weights), batch, me.device, request.batch, training=True)
     weights, new = readjusted(trained.weights, masks, slopes, request.fraction)
-    after = replace(request.sgd, epochs=request.after)
+    after = request.sgd.but(epochs=request.after)
     last = training.train(
         Model(request.arch, weights), replace(me, seed=seed_of(me.seed, "after", 0, 0)), after, mask=new
     )
@@ -90,7 +90,7 @@ def readjust(request: Readjust, me: Client, memory: Memory) -> tuple[Readjusted,
 class FedDST:
     """Sparse FedAvg with masks that clients readjust."""
 
-    sgd: SGD = field(default_factory=lambda: SGD(epochs=2))
+    sgd: Optimizer = field(default_factory=lambda: SGD(epochs=2))
     """Local training by epochs."""
     density: float = 0.1
     """Share of the prunable weights that is kept, spread over layers by Erdős-Rényi-Kernel."""

@@ -22,8 +22,9 @@ from fedbonsai.errors import ConfigError, Forgotten, Unanswered
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model, network, skeleton
 from fedbonsai.stages.cut import cuttable
+from fedbonsai.stages.needs import classes_needed
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.wire import message
 from fedbonsai.zoo.parts import chain
 
@@ -42,7 +43,7 @@ class Train:
     arch: Arch
     weights: Mapping[str, Tensor]
     logits: Tensor
-    sgd: SGD
+    sgd: Optimizer
     alpha: float
     temperature: float
 
@@ -154,7 +155,7 @@ def client_network(of: str, options: Mapping[str, Any], classes: int) -> nn.Modu
 class FedGKT:
     """Small client networks and a larger server network that teach each other by logits."""
 
-    sgd: SGD = field(default_factory=SGD)
+    sgd: Optimizer = field(default_factory=SGD)
     """Training of a client's network."""
     server: SGD = field(default_factory=SGD)
     """Training of the server's network on the features of all who answered."""
@@ -177,6 +178,7 @@ class FedGKT:
             ConfigError: the network is not made of stem, features and classifier.
         """
         cuttable(model, server.train.blank(2), "fedgkt")
+        classes_needed(model, "fedgkt", "teaches by the scores of all classes")
         classes = len(model.weights["classifier.weight"])
         arch = Arch("fedgkt-client", {"of": model.arch.name, "options": model.arch.options, "classes": classes})
         drawn = Model.init(arch, tree.seed_of(server.seed, "client network", -1, 0))

@@ -27,7 +27,7 @@ from fedbonsai.stages.masked_upload import Skip
 from fedbonsai.stages.pruning.masks import Masks, masked
 from fedbonsai.stages.selective import Rule
 from fedbonsai.telling import each
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
 
@@ -84,7 +84,7 @@ class Train:
 
     arch: Arch
     sent: Sent
-    sgd: SGD
+    sgd: Optimizer
     counts: Mapping[str, int]
     batch: int
 

@@ -32,7 +32,7 @@ from fedbonsai.stages.pruning.gates import Gate, Open
 from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import SHARE, outside, refuse
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
 
@@ -62,7 +62,7 @@ class State:
 class FedTiny:
     """Sparse FedAvg from a selected candidate, whose masks are adjusted by the devices' largest gradients."""
 
-    sgd: SGD = field(default_factory=SGD)
+    sgd: Optimizer = field(default_factory=SGD)
     """Local training."""
     density: float = 0.1
     """Share of the weights that is kept (d_target)."""

@@ -16,7 +16,7 @@ from fedbonsai.core import Client, Samples
 from fedbonsai.errors import NotFinite
 from fedbonsai.methods.fedtiny.places import Pairs, packed_places
 from fedbonsai.model import Model, skeleton
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.training.sparse import sparse_form, tiles
 from fedbonsai.tree import Tree, seeded
 
@@ -90,7 +90,7 @@ def top_gradients(
     masks: Tree,
     counts: Mapping[str, int],
     batch: Samples,
-    sgd: SGD | None = None,
+    sgd: Optimizer | None = None,
     chunk: int = 1 << 16,
 ) -> dict[str, Pairs]:
     """The ``counts`` largest gradients of the mean loss at pruned places, for the layers in question alone.

@@ -12,7 +12,7 @@ from fedbonsai.stages.broadcast import Coded, Sent, received
 from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.pruning.filters import Shapes, forms_of
 from fedbonsai.stages.selective import OWN, Rule, selected, trained
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.tree import Tree
 from fedbonsai.wire import message
 
@@ -24,7 +24,7 @@ class Train:
     arch: Arch
     shapes: Shapes
     sent: Sent | None
-    sgd: SGD
+    sgd: Optimizer
     rule: Rule
 
 

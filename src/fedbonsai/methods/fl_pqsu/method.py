@@ -29,7 +29,7 @@ from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.selective import Rule
 from fedbonsai.stages.settings import NOT_NEGATIVE, among, outside, refuse
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
 
@@ -57,7 +57,7 @@ class State:
 class FlPqsu:
     """Pruning, quantization and selective updating."""
 
-    sgd: SGD = field(default_factory=SGD)
+    sgd: Optimizer = field(default_factory=SGD)
     """Training on the clients and on the server's own samples; momentum starts at zero in every round."""
     pretrain: int = 20
     """Epochs on the server's samples (`data.server`) before pruning; 0 for none."""

@@ -17,13 +17,13 @@ from fedbonsai.stages.pruning import scores
 from fedbonsai.stages.pruning.count import Size
 from fedbonsai.stages.pruning.filters import Keep, prune, select, units
 from fedbonsai.telling import doing
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.tree import finite, seed_of
 
 Score = Literal["l1", "taylor"]
 
 
-def pretrain(model: Model, server: Client, sgd: SGD, epochs: int, name: str) -> Model:
+def pretrain(model: Model, server: Client, sgd: Optimizer, epochs: int, name: str) -> Model:
     """Train the model for some epochs on the server's samples; the same model for none.
 
     Args:
@@ -39,7 +39,7 @@ def pretrain(model: Model, server: Client, sgd: SGD, epochs: int, name: str) -> 
     if not epochs:
         return model
     _needed(server, f"{name} = {epochs}")
-    sgd = replace(sgd, epochs=epochs, steps=0, proximal=0.0)
+    sgd = sgd.but(epochs=epochs, steps=0, proximal=0.0)
     passed = itertools.count(1)
     with doing(f"{name} on the server, step", epochs * -(-len(server.train) // sgd.batch)) as at:
         me = replace(server, seed=seed_of(server.seed, name, -1, 0))

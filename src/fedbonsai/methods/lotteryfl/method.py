@@ -20,13 +20,14 @@ from fedbonsai.errors import Forgotten
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.held_masks import HeldMasks, Sent, hold, received
+from fedbonsai.stages.needs import accuracy_needed
 from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.masks import Masks, density, keep_top, masked
 from fedbonsai.stages.pruning.readjust import MaskedMean, changed
 from fedbonsai.stages.pruning.under_masks import names_of, packed, unpacked
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import MOST, Update, Usable
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import Tree, seed_of
 from fedbonsai.wire import message
 
@@ -61,7 +62,7 @@ class Train:
 
     arch: Arch
     sent: Sent
-    sgd: SGD
+    sgd: Optimizer
     rule: Rule
     new: bool
     initial: Mapping[str, Tensor] | None
@@ -125,7 +126,7 @@ def smaller(weights: Tree, masks: Tree, rate: float) -> Masks:
 class LotteryFL:
     """FedAvg of personal tickets."""
 
-    sgd: SGD = field(default_factory=SGD)
+    sgd: Optimizer = field(default_factory=SGD)
     """Local training."""
     rule: Rule = field(default_factory=Rule)
     """When a client prunes, and how much."""
@@ -135,7 +136,12 @@ class LotteryFL:
     """Devices asked in a round; 0 means all."""
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
-        """The dense initial model, which is everybody's ticket."""
+        """The dense initial model, which is everybody's ticket.
+
+        Raises:
+            ConfigError: the objective has no accuracy.
+        """
+        accuracy_needed(model, "method lotteryfl", "prunes a device's ticket once its accuracy is above a threshold")
         masks = {name: torch.ones_like(model.weights[name], dtype=torch.bool) for name in names_of(model, self.never)}
         devices = {device.id: HeldMasks(masks) for device in fleet.devices}
         return State(model, server.seed, model.weights, devices, server.train.shape)

@@ -22,7 +22,7 @@ from fedbonsai.model import Model
 from fedbonsai.stages.codec import Chain
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import Update, combine, update
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import Tree, generator
 from fedbonsai.wire import message
 
@@ -32,7 +32,7 @@ class Train:
     """Global model and how to train it."""
 
     model: Model
-    sgd: SGD
+    sgd: Optimizer
     mu: float
     temperature: float
 
@@ -111,7 +111,7 @@ def contrast(features: Tensor, towards: Tensor, away: Tensor, temperature: float
 class Moon:
     """FedAvg with a contrastive term between the local, the global and the client's last model."""
 
-    sgd: SGD = field(default_factory=SGD)
+    sgd: Optimizer = field(default_factory=SGD)
     """Local training."""
     mu: float = 5.0
     """Weight of the contrastive term; 0 is FedAvg."""

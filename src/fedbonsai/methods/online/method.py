@@ -20,6 +20,7 @@ from fedbonsai.methods.online.rounds import Search, seconds_of
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.held_masks import HeldMasks, Sent, received
+from fedbonsai.stages.needs import classes_needed
 from fedbonsai.stages.pruning.criteria import best
 from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.masks import Masks, masked
@@ -30,7 +31,7 @@ from fedbonsai.stages.pruning.under_masks import names_of, packed, unpacked
 from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import Update, combine_if_any
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import Tree, Weights, generator, seed_of
 from fedbonsai.wire import message
 
@@ -41,7 +42,7 @@ class Train:
 
     arch: Arch
     sent: Sent
-    sgd: SGD
+    sgd: Optimizer
     samples: int
 
 
@@ -84,7 +85,7 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Trained, Memory]:
 class Online:
     """FedAvg under a magnitude mask whose size is found online, by loss per second."""
 
-    sgd: SGD = field(default_factory=lambda: SGD(lr=0.1, steps=5))
+    sgd: Optimizer = field(default_factory=lambda: SGD(lr=0.1, steps=5))
     """Local training; `steps` is E and must be set."""
     warmup: int = 10
     """First round after which the size moves."""
@@ -109,7 +110,12 @@ class Online:
             )
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
-        """The whole model."""
+        """The whole model.
+
+        Raises:
+            ConfigError: something other than classes is learned.
+        """
+        classes_needed(model, "online", "collects labelled samples of devices")
         names = names_of(model, self.never)
         sizes = {name: model.weights[name].numel() for name in names}
         search = Search.begin(sum(sizes.values()), len(names), self.least)

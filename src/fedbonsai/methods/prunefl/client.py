@@ -18,7 +18,7 @@ from fedbonsai.model import Arch
 from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.held_masks import Sent, pack, received
 from fedbonsai.stages.updates import Update
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.wire import message
 
 KEPT = "importance"  # what a device accumulates from one reconfiguration to the next
@@ -30,7 +30,7 @@ class Train:
 
     arch: Arch
     sent: Sent
-    sgd: SGD
+    sgd: Optimizer
     wanted: Wanted
 
 

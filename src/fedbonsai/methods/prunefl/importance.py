@@ -13,7 +13,7 @@ from fedbonsai import training
 from fedbonsai.core import Client
 from fedbonsai.model import Model
 from fedbonsai.training.batches import epochs
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.training.sparse import Rows
 from fedbonsai.training.steps import Trained
 from fedbonsai.tree import Tree, Weights, generator
@@ -36,17 +36,12 @@ class Wanted:
     since: int
 
 
-def plain(sgd: SGD) -> bool:
-    """Whether a weight's change is exactly the learning rate times the sum of its gradients."""
-    return sgd.lr > 0 and not (sgd.momentum or sgd.weight_decay or sgd.proximal or sgd.clip)
-
-
-def processed(count: int, sgd: SGD) -> int:
+def processed(count: int, sgd: Optimizer) -> int:
     """n_k: samples that a device with ``count`` of them goes through in a round; E batches, not its whole data."""
     return sum(end - begin for _, cuts in epochs(count, sgd, generator(0)) for begin, end in cuts)
 
 
-def trained(model: Model, masks: Tree, me: Client, sgd: SGD, wanted: Wanted) -> tuple[Trained, Weights]:
+def trained(model: Model, masks: Tree, me: Client, sgd: Optimizer, wanted: Wanted) -> tuple[Trained, Weights]:
     """Local training under masks, and where they are wanted the gradients of all weights, added up over its steps.
 
     Where training is sparse (`sparse_form`) a step's gradients come in tiles: the sums are the only dense tensors.

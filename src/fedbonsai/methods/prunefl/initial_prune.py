@@ -25,7 +25,7 @@ from fedbonsai.stages.pruning.per_time import reconfigured, settled
 from fedbonsai.stages.pruning.time_model import Seconds
 from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, PART, outside, refuse
 from fedbonsai.telling import each
-from fedbonsai.training.optimizers import SGD, Moving
+from fedbonsai.training.optimizers import Moving, Optimizer
 from fedbonsai.training.steps import autocast, prepare
 from fedbonsai.tree import Tree, generator, seeded
 from fedbonsai.wire import message
@@ -63,7 +63,7 @@ class InitialPrune:
     """The dense model, and how to prune it; what ``seconds`` names may be pruned, and ``most`` of it may be kept."""
 
     model: Model
-    sgd: SGD
+    sgd: Optimizer
     how: InitialPruneConfig
     seconds: Seconds
     stale: bool
@@ -156,7 +156,7 @@ def initial_prune(
 
 def prune(request: InitialPrune, me: Client) -> InitiallyPruned:
     """Initial pruning on one device's samples."""
-    how, sgd = request.how, replace(request.sgd, proximal=0.0)
+    how, sgd = request.how, request.sgd.but(proximal=0.0)
     batches = minibatches(me, sgd, how.batches)
     net = skeleton(request.model, me.device, sgd.channels_last)
     params = list(net.parameters.values())
@@ -220,14 +220,14 @@ def report(model: Model, batches: list[Samples], iterations: int, masks: Tree, h
     )
 
 
-def minibatches(me: Client, sgd: SGD, count: int) -> list[Samples]:
+def minibatches(me: Client, sgd: Optimizer, count: int) -> list[Samples]:
     """The first minibatches of one pass over a client's samples; fewer where it has fewer.
 
     Raises:
         ConfigError: it has none.
     """
     prepare(me)
-    order, cuts = next(training.epochs(len(me.train), replace(sgd, steps=0, epochs=1), generator(me.seed)))
+    order, cuts = next(training.epochs(len(me.train), sgd.but(steps=0, epochs=1), generator(me.seed)))
     layout = torch.channels_last if sgd.channels_last else torch.contiguous_format
     whole = me.train[order[: cuts[:count][-1][1]]].to(me.device)
     return [Samples(whole.x[a:b].to(memory_format=layout), whole.y[a:b]) for a, b in cuts[:count]]

@@ -85,7 +85,7 @@ def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
     if not len(me.valid):
         return Judged(0, 0.0, 0.0, 0.0), memory
     found = training.evaluate(model, me.valid, me.device)
-    return Judged(len(me.valid), found.accuracy, found.accuracy, found.loss), memory
+    return Judged(len(me.valid), found.value, found.value, found.loss), memory
 
 
 def evaluate(fleet: Fleet, sent: Mapping[Device, Sent], arch: Arch, own: Own) -> dict[str, float]:

@@ -21,12 +21,13 @@ from fedbonsai.methods.prunefl import accounts, local_layers
 from fedbonsai.methods.prunefl.accounts import Accounts
 from fedbonsai.methods.prunefl.aggregate import aggregate
 from fedbonsai.methods.prunefl.client import OwnTrain, Train, train
-from fedbonsai.methods.prunefl.importance import Wanted, plain
+from fedbonsai.methods.prunefl.importance import Wanted
 from fedbonsai.methods.prunefl.initial_prune import InitialPrune, InitialPruneConfig, first_answer
 from fedbonsai.methods.prunefl.local_layers import NOTHING, Own
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
 from fedbonsai.stages.held_masks import HeldMasks
+from fedbonsai.stages.needs import accuracy_needed
 from fedbonsai.stages.personal import split
 from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.masks import masked
@@ -36,7 +37,7 @@ from fedbonsai.stages.pruning.under_masks import names_of
 from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, PART, SHARE, among, outside, refuse
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import Tree, seed_of
 from fedbonsai.wire import message
 
@@ -76,7 +77,7 @@ class State:
 class PruneFL:
     """Initial pruning at one device, then FedAvg with a mask that adapts to importance per second."""
 
-    sgd: SGD = field(default_factory=lambda: SGD(lr=0.1, steps=5))
+    sgd: Optimizer = field(default_factory=lambda: SGD(lr=0.1, steps=5))
     """Local training; `steps` is E and must be set."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""
@@ -130,12 +131,16 @@ class PruneFL:
             ConfigError: nothing can be pruned, or no personal weights have such names.
             Unanswered: no device answered with a model that fits.
         """
+        if self.scouting.gate > 0:
+            accuracy_needed(model, "scouting.gate", "waits for an accuracy above that of guessing; set it to 0")
         own = local_layers.drawn(model, self.personal, server.seed)
         names = names_of(model, self.never, own.names if own else ())
         times, stale = self.time.seconds(model, names, server.train.shape, self.sgd), self.regrowth == "stale"
         most = int(self.density * sum(model.weights[name].numel() for name in names))
         shared = model.replace(split(model.weights, own.names)[0]) if own else model
-        device, found = first_answer(fleet, InitialPrune(shared, self.sgd, self.scouting, times, stale, most), own)
+        device, found = first_answer(
+            fleet, InitialPrune(shared, self.sgd.at(0), self.scouting, times, stale, most), own
+        )
         return State(
             model.replace({**model.weights, **found.weights}),
             server.seed,
@@ -151,7 +156,7 @@ class PruneFL:
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """Masked FedAvg; in every ``interval``-th round, or the next one that has answers, the mask is rebuilt."""
-        sgd = replace(self.sgd, lr=self.sgd.lr * halved(t, self.lr_half_life, self.lr_every))
+        sgd = self.sgd.but(lr=self.sgd.lr * halved(t, self.lr_half_life, self.lr_every))
         wanted = self.wanted(t, state.since, sgd)
         weights, held, masks, own, arch = state.shared, state.held, state.held.masks, state.own, state.model.arch
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
@@ -189,11 +194,11 @@ class PruneFL:
         sent = state.held.send(weights, who, seed_of(state.seed, "judge", t, 0))
         return replace(state, verdict=local_layers.evaluate(fleet, sent, arch, own or NOTHING))
 
-    def wanted(self, t: int, since: int, sgd: SGD) -> Wanted:
+    def wanted(self, t: int, since: int, sgd: Optimizer) -> Wanted:
         """What devices do with importances in round ``t``: a reconfiguration that failed is made up for."""
         accumulate = self.importance == "interval"
         asked = t // self.interval > since // self.interval
-        return Wanted(asked, accumulate, plain(sgd) and not accumulate, since)
+        return Wanted(asked, accumulate, sgd.plain and not accumulate, since)
 
     def model(self, state: State) -> Model:
         """The global model, exactly zero where it is pruned; personal weights are what all devices began with."""
@@ -201,7 +206,7 @@ class PruneFL:
 
     def metrics(self, state: State) -> Mapping[str, float]:
         """Loss, dropped updates, size and cost of the model (`figures`), modelled seconds, the paper's bytes, verdict."""
-        masks, buffers = state.held.masks, 2 + (self.importance == "interval") + (self.sgd.momentum > 0)
+        masks, buffers = state.held.masks, 2 + (self.importance == "interval") + self.sgd.slots()
         return {
             "train_loss": state.loss,
             "dropped": state.dropped,

@@ -17,8 +17,10 @@ from fedbonsai import training, tree
 from fedbonsai.core import Client, Fleet, Memory, task
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model, skeleton
+from fedbonsai.stages.needs import descent_needed
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.stages.settings import refuse
+from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.wire import message
 
 
@@ -27,7 +29,7 @@ class Train:
     """Global model, how to train it, and ``control``: the server's c, by parameter name."""
 
     model: Model
-    sgd: SGD
+    sgd: Optimizer
     control: Mapping[str, Tensor]
 
 
@@ -76,7 +78,7 @@ def zeros(like: tree.Tree) -> tree.Weights:
 class Scaffold:
     """FedAvg whose local steps are corrected for client drift by control variates."""
 
-    sgd: SGD = field(default_factory=SGD)
+    sgd: Optimizer = field(default_factory=SGD)
     """Local training; without momentum."""
     rate: float = 1.0
     """eta_g: how far the server goes along the mean change."""
@@ -85,11 +87,8 @@ class Scaffold:
 
     def __post_init__(self) -> None:
         """Refuse values for which the control variate would not be a mean gradient."""
-        if self.sgd.momentum:
-            raise ValueError(
-                f"sgd.momentum = {self.sgd.momentum}: SCAFFOLD needs plain SGD, expected 0, because it reads a "
-                "client's mean gradient off the way that its weights went, (w - w_k) / (steps * lr)"
-            )
+        why = "SCAFFOLD reads a client's mean gradient off the way that its weights went, (w - w_k) / (steps * lr)"
+        refuse(descent_needed(self.sgd, why, momentum=False))
         if not self.sgd.lr > 0 or not self.rate > 0:
             raise ValueError(f"sgd.lr = {self.sgd.lr}, rate = {self.rate}: expected both > 0; SCAFFOLD divides by lr")
 

@@ -19,7 +19,7 @@ from fedbonsai.stages.codec import Chain
 from fedbonsai.stages.pruning.count import Cost
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import Update, combine, update
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
 
@@ -29,7 +29,7 @@ class Train:
     """The model, its shapes with it, and how to train it."""
 
     model: Model
-    sgd: SGD
+    sgd: Optimizer
 
 
 @message("small-dense/state@1")
@@ -55,7 +55,7 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Update, Memory]:
 class SmallDense:
     """FedAvg of a narrower network."""
 
-    sgd: SGD = field(default_factory=SGD)
+    sgd: Optimizer = field(default_factory=SGD)
     """Local training."""
     density: float = 0.1
     """Largest share of the full network's trained values that the narrower one has."""

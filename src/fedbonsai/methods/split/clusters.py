@@ -23,7 +23,7 @@ from fedbonsai.stages.broadcast import Sent, received
 from fedbonsai.stages.codec import Chain, Packed
 from fedbonsai.stages.updates import FEEDBACK, Update, update
 from fedbonsai.training.gradients import gradients
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.training.steps import Trained
 from fedbonsai.tree import Weights, dtype_of, part_of, seed_of
 from fedbonsai.wire import message
@@ -39,7 +39,7 @@ class ClusterConfig:
     back: Arch
     whole: Arch
     members: int
-    sgd: SGD
+    sgd: Optimizer
     activations: Chain
     gradients: Chain
     uplink: Chain

@@ -22,7 +22,7 @@ from fedbonsai.stages.broadcast import Sent, received
 from fedbonsai.stages.codec import Chain
 from fedbonsai.stages.updates import Update, update
 from fedbonsai.training.batches import epochs
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.tree import dtype_of, generator, seed_of
 from fedbonsai.wire import message
 
@@ -35,7 +35,7 @@ class Train:
 
     arch: Arch
     sent: Sent
-    sgd: SGD
+    sgd: Optimizer
     uplink: Chain
     t: int
 
@@ -88,7 +88,13 @@ class Result:
 
 
 def train_parts(
-    fleet: Fleet, requests: Mapping[Device, Train], back: Part, sgd: SGD, activations: Chain, seed: int, shown: bool
+    fleet: Fleet,
+    requests: Mapping[Device, Train],
+    back: Part,
+    sgd: Optimizer,
+    activations: Chain,
+    seed: int,
+    shown: bool,
 ) -> Result:
     """Fronts and heads learn on the devices; then, if ``shown``, the back learns from their activations, device by device.
 

@@ -36,12 +36,13 @@ from fedbonsai.methods.split.rounds import (
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.broadcast import Downlink
 from fedbonsai.stages.codec import Chain, parse
+from fedbonsai.stages.needs import classes_needed
 from fedbonsai.stages.requests import each
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, POSITIVE, among, outside, refuse
 from fedbonsai.stages.updates import ramped
 from fedbonsai.stages.weighting import Weighting
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import Weights, cast, dtype_of, generator, part_of, seed_of
 
 UPDATE = parse(["ef14", {"topk": 0.05}, {"signmag": 8}])
@@ -58,7 +59,7 @@ def behind(model: Model) -> Weights:
 class Split:
     """SplitFed: the front on the device, the back on the server, batch by batch (T1 and T1' of specs/collaborative §1.2)."""
 
-    sgd: SGD = field(default_factory=SGD)
+    sgd: Optimizer = field(default_factory=SGD)
     """Training of both parts; momentum buffers are reset in every round."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""
@@ -102,11 +103,11 @@ class Split:
         front, uplink = sub(arch, "front"), ramped(self.uplink, self.ramp, t)
         requests = each(
             down.to("", devices),
-            lambda sent: sequential.Front(front, sent, self.sgd, self.activations, uplink, t),
+            lambda sent: sequential.Front(front, sent, self.sgd.at(t), self.activations, uplink, t),
         )
         back, shared = Part.fresh(sub(arch, "back"), rest), self.version == 2
         seed = seed_of(state.seed, "split", t, 0)
-        result = sequential.train(fleet, requests, back, self.sgd, self.gradients, seed, shared)
+        result = sequential.train(fleet, requests, back, self.sgd.at(t), self.gradients, seed, shared)
         mean = combined(result.answers, result.silent, down, fleet, self.weighting)
         down.note("", mean.devices, result.silent)
         learned = sequential.averaged(result.backs, mean.shares, shared)
@@ -127,7 +128,7 @@ class Split:
 class LocalLoss:
     """The front learns from a head of its own, the back from activations that only go up (T2 of specs/collaborative §1.2)."""
 
-    sgd: SGD = field(default_factory=SGD)
+    sgd: Optimizer = field(default_factory=SGD)
     """Training of all parts; momentum buffers are reset in every round."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""
@@ -167,10 +168,10 @@ class LocalLoss:
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
         down = Descent.of(state.broadcasts, {"": trained}, self.downlink, state.seed, t)
         auxiliary, uplink = sub(arch, "auxiliary"), ramped(self.uplink, self.ramp, t)
-        requests = each(down.to("", devices), lambda sent: local_loss.Train(auxiliary, sent, self.sgd, uplink, t))
+        requests = each(down.to("", devices), lambda sent: local_loss.Train(auxiliary, sent, self.sgd.at(t), uplink, t))
         back, seed = Part.fresh(sub(arch, "back"), behind(state.model)), seed_of(state.seed, "local loss", t, 0)
         result = local_loss.train_parts(
-            fleet, requests, back, self.sgd, self.activations, seed, shown=t % self.every == 0
+            fleet, requests, back, self.sgd.at(t), self.activations, seed, shown=t % self.every == 0
         )
         mean = combined(result.answers, result.silent, down, fleet, self.weighting)
         down.note("", mean.devices, result.silent)
@@ -199,7 +200,7 @@ def ensemble(model: Model, count: int, seed: int) -> Model:
 class Clusters:
     """Sparse collaborative learning: clusters of devices train an ensemble (T3 of specs/collaborative §1.2)."""
 
-    sgd: SGD = field(default_factory=SGD)
+    sgd: Optimizer = field(default_factory=SGD)
     """Training of all parts; momentum buffers are reset in every round."""
     cohort: int = 0
     """Clusters asked in a round; 0 means all."""
@@ -249,6 +250,7 @@ class Clusters:
             ConfigError: the model cannot be cut or draws at random (dropout), or the devices do not make whole clusters.
         """
         check_network(model, server.train.blank(2), "clusters")
+        classes_needed(model, "clusters", "answers with the mean of its members' probabilities")
         if len(fleet.devices) % self.size:
             raise ConfigError(
                 f"data.clients = {len(fleet.devices)}: do not make clusters of {self.size}; choose a multiple of it"
@@ -281,7 +283,7 @@ class Clusters:
             Arch("back", options),
             state.model.arch,
             self.size,
-            self.sgd,
+            self.sgd.at(t),
             self.activations,
             self.gradients,
             ramped(self.uplink, self.ramp, t),

@@ -16,7 +16,7 @@ from fedbonsai.model import Arch, Model, Skeleton, skeleton
 from fedbonsai.stages.codec import Chain, Packed
 from fedbonsai.training.batches import Views, epochs
 from fedbonsai.training.gradients import gradients
-from fedbonsai.training.optimizers import SGD, Moving
+from fedbonsai.training.optimizers import Moving, Optimizer
 from fedbonsai.tree import Tree, Weights, generator, seed_of
 from fedbonsai.wire import message
 
@@ -62,7 +62,7 @@ class Part:
             inward=inward,
         )
 
-    def stepped(self, net: Skeleton, grads: list[Tensor], sgd: SGD) -> Part:
+    def stepped(self, net: Skeleton, grads: list[Tensor], sgd: Optimizer) -> Part:
         """The part after one step on gradients of the network's parameters."""
         names, params = list(net.parameters), list(net.parameters.values())
         moving = Moving(params, sgd.slots())
@@ -73,7 +73,7 @@ class Part:
         kept = {name: value.cpu() for slot in moving.slots for name, value in zip(names, slot, strict=True)}
         return Part(self.arch, net.snapshot(), kept)
 
-    def pulled(self, x: Tensor, gradient: Tensor, sgd: SGD, device: str) -> Part:
+    def pulled(self, x: Tensor, gradient: Tensor, sgd: Optimizer, device: str) -> Part:
         """The part after one step on the gradient of its output; the forward pass is computed again."""
         net = self.net(device)
         params = list(net.parameters.values())
@@ -82,7 +82,7 @@ class Part:
         return self.stepped(net, grads, sgd)
 
 
-def batch(me: Client, seed: int, sgd: SGD, number: int, view: str = "view") -> Samples | None:
+def batch(me: Client, seed: int, sgd: Optimizer, number: int, view: str = "view") -> Samples | None:
     """The round's batch of that number; None behind the last. Without augmentation it is that of `training.batches`.
 
     Args:

@@ -19,7 +19,7 @@ from fedbonsai.stages.settings import among
 from fedbonsai.stages.updates import Combined, Update, combine, idle_ramp, moved
 from fedbonsai.stages.weighting import Weighting
 from fedbonsai.training.gradients import draws
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.tree import Tree, Weights, seed_of
 from fedbonsai.wire import message
 
@@ -104,16 +104,18 @@ def uplink_faults(uplink: Chain, ramp: int) -> list[str]:
     )
 
 
-def sgd_faults(sgd: SGD) -> list[str]:
+def sgd_faults(sgd: Optimizer) -> list[str]:
     """Settings of local training that have no effect where the network is cut between forward and backward."""
+    adaptive = f"optimizer {sgd.choice_name!r}: parts of a cut network keep momentum alone between steps; set it to sgd"
     return among(
+        (sgd.adaptive, adaptive),
         *(
             (
                 getattr(sgd, name) != idle,
                 f"sgd.{name} = {getattr(sgd, name)} has no effect on a cut network: leave it out",
             )
             for name, idle in IDLE
-        )
+        ),
     )
 
 

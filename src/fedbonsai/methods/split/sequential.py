@@ -22,7 +22,7 @@ from fedbonsai.stages.broadcast import Sent, Whole, received
 from fedbonsai.stages.codec import Chain, Packed
 from fedbonsai.stages.updates import Update, update
 from fedbonsai.training.gradients import gradients
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.training.steps import Trained
 from fedbonsai.tree import Tree, Weights, dtype_of, generator, seed_of
 from fedbonsai.wire import message
@@ -36,7 +36,7 @@ class Front:
 
     arch: Arch
     sent: Sent
-    sgd: SGD
+    sgd: Optimizer
     activations: Chain
     uplink: Chain
     t: int
@@ -107,7 +107,7 @@ def train(
     fleet: Fleet,
     fronts: Mapping[Device, Front],
     back: Part,
-    sgd: SGD,
+    sgd: Optimizer,
     gradients: Chain,
     seed: int,
     shared: bool,
@@ -162,7 +162,7 @@ def train(
     return Result(answers, {key: dict(part.weights) for key, part in backs.items()}, total / max(1.0, count), silent)
 
 
-def learn(back: Part, got: Activations, sgd: SGD) -> tuple[Part, Tensor, float]:
+def learn(back: Part, got: Activations, sgd: Optimizer) -> tuple[Part, Tensor, float]:
     """One step of a back on activations: the back, the gradient by the activations, the loss.
 
     Raises:

@@ -22,6 +22,7 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model, skeleton
 from fedbonsai.stages.held_masks import HeldMasks
+from fedbonsai.stages.needs import descent_needed
 from fedbonsai.stages.pruning.criteria import (
     Budget,
     Criterion,
@@ -39,7 +40,7 @@ from fedbonsai.stages.pruning.masks import Masks, masked
 from fedbonsai.stages.pruning.under_masks import averaged, names_of
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import SHARE, among, outside, refuse
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
 
@@ -67,7 +68,7 @@ class State:
 class StaticMask:
     """FedAvg under one mask for all, made before training or by a schedule, and never regrown."""
 
-    sgd: SGD = field(default_factory=SGD)
+    sgd: Optimizer = field(default_factory=SGD)
     """Local training."""
     density: float = 0.1
     """Share of the weights that is kept in the end."""
@@ -93,7 +94,8 @@ class StaticMask:
         criterion, schedule, of_devices = self.criterion, self.schedule, self.criterion.source == "devices"
         early = criterion.own_density or criterion.source == "server"
         once = schedule.times == 1 and criterion.iterations == 1 and not criterion.own_density
-        faults = among(
+        why = "criterion.data = 'devices' takes the gradient from the change of a round"
+        faults = (descent_needed(self.sgd, why) if of_devices else []) + among(
             (
                 of_devices and (schedule.first < 0 or self.sgd.lr <= 0),
                 "criterion.data = 'devices' takes the gradient from a round: set schedule.first to 0 or more, sgd.lr > 0",

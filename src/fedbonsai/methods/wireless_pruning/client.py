@@ -23,7 +23,7 @@ from fedbonsai.stages.personal import PERSONAL, merged, owned, split, trained_pa
 from fedbonsai.stages.pruning.derived_masks import Derived, Rule, derived, sent_masks
 from fedbonsai.stages.pruning.masks import masked
 from fedbonsai.stages.updates import FEEDBACK
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
 
@@ -77,8 +77,8 @@ class ClientConfig:
 
     rule: Rule
     order: Literal["alt", "sim"]
-    sgd: SGD
-    personal: SGD
+    sgd: Optimizer
+    personal: Optimizer
     bits: int
 
 

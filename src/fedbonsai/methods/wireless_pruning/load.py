@@ -27,7 +27,7 @@ from fedbonsai.stages.personal import personal_names, split
 from fedbonsai.stages.pruning.derived_masks import names_in, places
 from fedbonsai.stages.settings import NOT_NEGATIVE, POSITIVE, Range, outside, refuse
 from fedbonsai.stages.updates import STATISTICS
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.tree import seed_of, size
 from fedbonsai.work import Episode
 
@@ -80,13 +80,13 @@ class Passes:
     joint: bool = False
 
     @staticmethod
-    def of(parts: Parts, shared: SGD, personal: SGD, examples: Floats, joint: bool) -> Passes:
+    def of(parts: Parts, shared: Optimizer, personal: Optimizer, examples: Floats, joint: bool) -> Passes:
         """Count for devices with so many samples; an empty part has no phase, the joint pass takes whatever there is."""
         some = joint or bool(parts.prunable or parts.fixed)
         return Passes(samples(personal, examples) * bool(parts.personal), samples(shared, examples) * some, joint)
 
 
-def samples(sgd: SGD, examples: Floats) -> Floats:
+def samples(sgd: Optimizer, examples: Floats) -> Floats:
     """Count the samples of local training on devices of so many examples; steps are whole batches (2.2: tau x batch)."""
     return sgd.steps * np.minimum(sgd.batch, examples) if sgd.steps else max(1, sgd.epochs) * examples
 

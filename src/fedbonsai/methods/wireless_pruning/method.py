@@ -49,7 +49,7 @@ from fedbonsai.stages.pruning.derived_masks import Derived, Rule
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import NOT_NEGATIVE, PART, Range, among, outside, refuse
 from fedbonsai.telling import doing
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.wire import message
 
 BITS = Range(f"1 to 8, or {EXACT}", lambda value: 1 <= value <= 8 or value == EXACT)
@@ -83,7 +83,7 @@ class State:
 class WirelessPruning:
     """Shared weights pruned for each device and round so that the round is in time; personal ones stay on the device."""
 
-    sgd: SGD = field(default_factory=SGD)
+    sgd: Optimizer = field(default_factory=SGD)
     """Local training of the shared part (tau_u, eta_u), or of both parts in one pass."""
     personal_steps: int = 0
     """tau_v: local steps of the personal part; 0: as many as of the shared one."""
@@ -215,10 +215,10 @@ class WirelessPruning:
         return state.figures
 
     @property
-    def personal_sgd(self) -> SGD:
+    def personal_sgd(self) -> Optimizer:
         """Return how the personal part is trained."""
         lr, steps = self.personal_lr or self.sgd.lr, self.personal_steps or self.sgd.steps
-        return replace(self.sgd, lr=lr, steps=steps)
+        return self.sgd.but(lr=lr, steps=steps)
 
     def parts(self, model: Model, sample: tuple[int, ...]) -> Parts:
         """Part the model by what becomes of its weights."""
@@ -257,7 +257,7 @@ class WirelessPruning:
     ) -> dict[str, float]:
         """Ask all devices for their personalised accuracy, with all shared weights and under masks of this round's ratios."""
         shared, first = split(state.model.weights, parts.personal)
-        tune = replace(self.sgd, steps=self.finetune) if self.finetune else None
+        tune = self.sgd.but(steps=self.finetune) if self.finetune else None
         send: dict[Device, Judge] = {}
         for device in fleet.devices:
             mask = allocations[device].mask if device in allocations else Derived()

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 
 from fedbonsai.devices.networks import counted
 from fedbonsai.model import Model, skeleton
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.tree import Tree
 from fedbonsai.wire import message
 from fedbonsai.work import Episode
@@ -178,9 +178,9 @@ class Cost:
     training_memory: int
 
     @staticmethod
-    def of(model: Model, size: Size, sgd: SGD) -> Cost:
+    def of(model: Model, size: Size, sgd: Optimizer) -> Cost:
         """Counted, not measured."""
-        copies = 3 if sgd.momentum else 2
+        copies = 2 + sgd.slots()
         return Cost(
             parameters(model),
             macs(model, size),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from fedbonsai.model import Model
 from fedbonsai.stages.pruning import count
 from fedbonsai.stages.pruning.masks import density
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.tree import Tree
 
 
@@ -15,7 +15,7 @@ def figures(
     model: Model,
     masks: Tree,
     size: tuple[int, ...],
-    sgd: SGD,
+    sgd: Optimizer,
     dense: int = 0,
     buffers: Mapping[str, int] | None = None,
 ) -> dict[str, float]:
@@ -41,7 +41,7 @@ def figures(
     image = (channels, height, width)
     kept, every = (sum(int(mask.sum()) for mask in masks.values()), sum(mask.numel() for mask in masks.values()))
     total = count.parameters(model)
-    copies = 1 if dense else 2 + (sgd.momentum > 0)
+    copies = 1 if dense else 2 + sgd.slots()
     return {
         "density": density(masks),
         "kept": kept,

@@ -23,7 +23,7 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model
 from fedbonsai.stages.pruning.count import Size
 from fedbonsai.stages.settings import NOT_NEGATIVE, outside, refuse
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.tree import Tree
 from fedbonsai.wire import message
 from fedbonsai.work import Episode
@@ -138,7 +138,7 @@ class Seconds:
 class TimeModel(Choice):
     """What a round costs; a subclass says so in `seconds`, or in `of_sizes` where the numbers of weights are enough."""
 
-    def seconds(self, model: Model, names: list[str], size: Size, sgd: SGD) -> Seconds:
+    def seconds(self, model: Model, names: list[str], size: Size, sgd: Optimizer) -> Seconds:
         """Of a network.
 
         Args:
@@ -234,7 +234,7 @@ class Profiled(TimeModel):
     link: str = ""
     """A shipped link, or the path of one's own; empty is the profile's."""
 
-    def seconds(self, model: Model, names: list[str], size: Size, sgd: SGD) -> Seconds:
+    def seconds(self, model: Model, names: list[str], size: Size, sgd: Optimizer) -> Seconds:
         """By the profile's curve, and the link as a line."""
         held, sizes = profile(self.device), sizes_of(model, names)
         shapes = {name: tuple(value.shape) for name, value in model.weights.items()}

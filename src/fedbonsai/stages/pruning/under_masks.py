@@ -18,7 +18,7 @@ from fedbonsai.stages.held_masks import HeldMasks, Sent, pack, received
 from fedbonsai.stages.pruning.masks import prunable
 from fedbonsai.stages.requests import each
 from fedbonsai.stages.updates import Combined, Update, combine_if_any
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.tree import Tree, seed_of
 from fedbonsai.wire import message
 
@@ -29,7 +29,7 @@ class Train:
 
     arch: Arch
     sent: Sent
-    sgd: SGD
+    sgd: Optimizer
 
 
 @task("under-masks/train")
@@ -49,7 +49,7 @@ def packed(trained: training.Trained, masks: Tree, seed: int) -> Update:
 
 
 def averaged(
-    model: Model, held: HeldMasks, sgd: SGD, devices: Sequence[Device], seed: int, t: int, fleet: Fleet
+    model: Model, held: HeldMasks, sgd: Optimizer, devices: Sequence[Device], seed: int, t: int, fleet: Fleet
 ) -> tuple[Combined | None, HeldMasks]:
     """One round: what came of it, and who holds the masks; nothing came where all who were asked had lost the masks.
 
