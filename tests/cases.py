@@ -49,6 +49,10 @@ CASES = [
     Case("ef21", **AVERAGING, settings={"method.uplink": ["ef21", {"topk": 0.2}]}),
     Case("stc", **AVERAGING, settings={"method.cohort": 2, "method.uplink": ["ef14", {"topk": 0.1}, "ternary"]}),
     Case("qsgd", **AVERAGING),
+    Case("fedavg-momentum", **AVERAGING),
+    Case("fedadam", **AVERAGING),
+    Case("fedyogi", **AVERAGING),
+    Case("fedadagrad", **AVERAGING),
     Case(
         "sparse-collaborative",
         asks=52,

@@ -14,9 +14,10 @@ from math import nan
 
 from torch import Tensor
 
-from fedbonsai import training
+from fedbonsai import training, tree
 from fedbonsai.core import Client, Fleet, Memory, forgetful, task
 from fedbonsai.errors import Unanswered
+from fedbonsai.methods.averaging.server import Plain, ServerOptimizer
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, grouped, received
@@ -29,7 +30,7 @@ from fedbonsai.stages.updates import FEEDBACK, Combined, Update, combine, idle_r
 from fedbonsai.stages.weighting import Weighting
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import seed_of
-from fedbonsai.wire import message
+from fedbonsai.wire import OPTIONAL, message
 
 
 @message("averaging/train@1")
@@ -68,6 +69,7 @@ class State:
     """Global model, the run's seed, what clients hold, and figures of the last round.
 
     ``estimate`` and ``examples`` are of EF21 alone: the mean of the clients' estimates, and the samples of all clients.
+    ``moments`` are what the server's optimiser remembers.
     """
 
     model: Model
@@ -78,6 +80,9 @@ class State:
     withheld: float = 0.0
     estimate: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     examples: int = 0
+    moments: Mapping[str, Mapping[str, Tensor]] = field(
+        default_factory=dict[str, Mapping[str, Tensor]], metadata=OPTIONAL
+    )
 
 
 @message("averaging/weighed@1")
@@ -142,6 +147,8 @@ class Averaging:
     """How updates count: by samples, and with `beta` by distance."""
     rate: float = 1.0
     """The server's step."""
+    server: ServerOptimizer = Plain()
+    """How the server steps: `plain` (FedAvg), `momentum` (FedAvgM), `adagrad`, `adam` or `yogi`."""
 
     def __post_init__(self) -> None:
         """Refuse settings that have no effect or no meaning."""
@@ -166,6 +173,10 @@ class Averaging:
                 (
                     self.uplink.estimates and (self.weighting != Weighting() or self.ramp > 0),
                     "ef21 sends changes of an estimate, which neither weighting nor ramp can change: use ef14",
+                ),
+                (
+                    self.uplink.estimates and self.server != Plain(),
+                    f"server = {self.server.choice_name}: ef21 sends changes of an estimate, no steps: use ef14",
                 ),
             )
             + outside(self, ramp=NOT_NEGATIVE, rate=POSITIVE)
@@ -208,6 +219,10 @@ class Averaging:
         state = replace(state, broadcast=held, loss=combined.loss, dropped=combined.dropped, withheld=combined.withheld)
         if isinstance(state, Weighed):
             state = replace(state, spread=combined.spread)
+        if self.server != Plain():
+            change = tree.subtract(combined.mean, start) if combined.whole else combined.mean
+            new, moments = self.server.step(weights, change, self.rate, state.moments)
+            return replace(state, model=state.model.replace(new), moments=moments)
         if not ef21:
             return replace(state, model=state.model.replace(moved(weights, start, combined, self.rate)))
         state = self._estimated(state, combined)
