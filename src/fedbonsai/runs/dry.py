@@ -19,7 +19,7 @@ from fedbonsai.model import Model, fresh, skeleton, state
 from fedbonsai.training.batches import epochs
 from fedbonsai.training.evaluate import TOGETHER
 from fedbonsai.training.gradients import gradients
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.training.steps import autocast
 from fedbonsai.tree import generator, same, seeded
 
@@ -52,7 +52,7 @@ def _where(error: BaseException) -> str:
     return ""
 
 
-def rehearse(model: Model, data: Federation, sgd: SGD, device: str = "cpu") -> list[str]:
+def rehearse(model: Model, data: Federation, sgd: Optimizer, device: str = "cpu") -> list[str]:
     """Take one training step, and score samples, as devices will; neither model nor data change.
 
     Args:
@@ -96,7 +96,7 @@ def rehearse(model: Model, data: Federation, sgd: SGD, device: str = "cpu") -> l
     return said
 
 
-def _smallest(part: Samples, sgd: SGD) -> Samples:
+def _smallest(part: Samples, sgd: Optimizer) -> Samples:
     """The smallest batch that an epoch of these samples is cut into."""
     _, cuts = next(epochs(len(part), SGD(batch=sgd.batch), generator(0)))
     return part[: min(end - begin for begin, end in cuts)]
@@ -106,7 +106,7 @@ def _twice(batch: Samples) -> Samples:
     return together([batch[:1], batch[-1:]])
 
 
-def _step(model: Model, batch: Samples, classes: int, sgd: SGD, device: str) -> list[Tensor]:
+def _step(model: Model, batch: Samples, classes: int, sgd: Optimizer, device: str) -> list[Tensor]:
     """Loss, gradients and what is held after a step's forward and backward pass."""
     net, batch = skeleton(model, device, sgd.channels_last), batch.to(device)
     held = dict(net.module.named_parameters(remove_duplicate=False))

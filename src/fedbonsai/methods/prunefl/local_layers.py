@@ -94,12 +94,12 @@ class Judge:
 
 @task("own-part/judge")
 def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
-    """Accuracy of a device's model on its validation part."""
+    """How a device's model does on its validation part."""
     model, _, memory = started(request.own, request.sent, request.arch, memory)
     if not len(me.valid):
         return Judged(0, 0.0, 0.0, 0.0), memory
     found = training.evaluate(model, me.valid, me.device)
-    return Judged(len(me.valid), found.accuracy, found.accuracy, found.loss), memory
+    return Judged(len(me.valid), found.value, found.value, found.loss), memory
 
 
 def verdict(
