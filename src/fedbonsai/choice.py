@@ -13,7 +13,7 @@ class Choice:
 
     choice_name: ClassVar[str] = ""
     choices: ClassVar[dict[str, type[Any]]]
-    stays: ClassVar[frozenset[str]] = frozenset()
+    stays: ClassVar[tuple[str, ...]] = ()
     """Settings that stay as they are when another choice of the family is taken."""
 
     def __init_subclass__(cls) -> None:

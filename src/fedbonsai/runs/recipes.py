@@ -136,7 +136,7 @@ def merge(base: Table, over: Table, known: Mapping[str, Any] | None = None) -> T
             before = merged[key].get("name", default)
             # other data keep their split; any other choice has settings of its own
             if "name" in value and before not in (None, value["name"]) and key != "data":
-                stays = family.stays if family is not None else frozenset[str]()
+                stays = family.stays if family is not None else ()
                 merged[key] = {name: item for name, item in merged[key].items() if name in stays} | value
             else:
                 merged[key] = merge(merged[key], value, here if isinstance(here, dict) else None)

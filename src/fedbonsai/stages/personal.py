@@ -152,7 +152,7 @@ class Judge:
 
 @message("personal/judged@1")
 class Judged:
-    """How a model does on the client's validation part, by the measure that decides: with all shared weights, and under its mask."""
+    """How a model does on the client's validation part, with all shared weights and with the kept ones alone."""
 
     examples: int
     dense: float

@@ -84,9 +84,10 @@ class Optimizer(Choice):
     factor: float
     warmup: int
 
-    stays = frozenset(
-        ("batch", "epochs", "steps", "proximal", "clip", "precision", "channels_last", "sparse")
-    ) | frozenset(("schedule", "rounds", "factor", "warmup"))
+    stays = (  # a rate and a decay belong to one optimiser, all else to how the method trains
+        *("batch", "epochs", "steps", "proximal", "clip", "precision", "channels_last", "sparse"),
+        *("schedule", "rounds", "factor", "warmup"),
+    )
 
     def slots(self) -> int:
         """How many tensors it remembers for each parameter."""
