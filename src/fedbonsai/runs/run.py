@@ -279,8 +279,7 @@ def described(data: Federation, objective: Objective) -> dict[str, Any]:
         "metric": objective.metric,
         "data": {
             "name": data.name,
-            "channels": data.channels,
-            "size": data.size,
+            "shape": list(data.samples.shape),
             "mean": list(data.mean),
             "std": list(data.std),
             "classes": list(data.class_names),
