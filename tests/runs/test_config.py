@@ -1,15 +1,14 @@
 import re
 from dataclasses import field
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import tomli_w
 
 from fedbonsai.cli import main
 from fedbonsai.errors import ConfigError
+from fedbonsai.methods import registry
 from fedbonsai.methods.averaging.method import Averaging
-from fedbonsai.methods.registry import method
 from fedbonsai.objectives import Classification, Objective, Regression
 from fedbonsai.runs import recipes
 from fedbonsai.runs.config import RunConfig, local_training
@@ -153,7 +152,7 @@ def test_words_of_the_command_line():
     assert recipes.overrides_of(["--rounds", "2", "--rounds=3"]) == {"rounds": "3"}
 
 
-def test_every_setting_has_a_help_text():
+def test_every_setting_has_a_help_text(optimised):
     for objective in Objective.choices:
         for optimizer in Optimizer.choices:
             chosen = {"objective": {"name": objective}, "method": {"optimizer": {"name": optimizer}}}
@@ -161,19 +160,23 @@ def test_every_setting_has_a_help_text():
                 assert setting.help, f"{setting.path} has no docstring"
 
 
-@method("test-optimised")
-class Optimised(Averaging):
-    """FedAvg by any optimiser."""
+@pytest.fixture
+def optimised(monkeypatch):
+    """A method whose local training is any optimiser; no other test sees it."""
+    monkeypatch.setattr(registry, "_methods", registry.methods())
 
-    optimizer: Optimizer = field(default_factory=SGD)
-    """Local training."""
-    sgd: ClassVar[SGD] = SGD()
+    @registry.method("test-optimised")
+    class Optimised:
+        optimizer: Optimizer = field(default_factory=SGD)
+        """Local training."""
+
+    return Optimised
 
 
 MINE = {"name": "test-optimised"}
 
 
-def test_the_settings_of_what_is_chosen_are_shown(tmp_path, capsys):
+def test_the_settings_of_what_is_chosen_are_shown(optimised, tmp_path, capsys):
     file = tmp_path / "mine.toml"
     file.write_text(
         '[method]\nname = "test-optimised"\n[method.optimizer]\nname = "adamw"\n[objective]\nname = "regression"\n'
@@ -197,7 +200,7 @@ def test_the_settings_of_what_is_chosen_are_shown(tmp_path, capsys):
         assert part in capsys.readouterr().out
 
 
-def test_an_earlier_name_of_a_setting_is_today_s_everywhere(tmp_path):
+def test_an_earlier_name_of_a_setting_is_today_s_everywhere(optimised, tmp_path):
     table = {"method": MINE | {"sgd": {"lr": 0.5, "momentum": 0.9}}}
     config = structure(table, RunConfig)
     assert config.method.optimizer == SGD(lr=0.5, momentum=0.9)
@@ -218,7 +221,7 @@ def test_an_earlier_name_of_a_setting_is_today_s_everywhere(tmp_path):
             recipes.load(str(file))
 
 
-def test_a_table_without_a_name_is_of_the_choice_by_default():
+def test_a_table_without_a_name_is_of_the_choice_by_default(optimised):
     config = structure({"method": MINE | {"optimizer": {"lr": 0.3}}, "objective": {"smoothing": 0.1}}, RunConfig)
     assert (config.method.optimizer, config.objective) == (SGD(lr=0.3), Classification(smoothing=0.1))
     with pytest.raises(ConfigError, match=r"method.optimizer: expected a table with a name among .*near is 'adam'"):
@@ -227,7 +230,7 @@ def test_a_table_without_a_name_is_of_the_choice_by_default():
         structure({"method": MINE, "objective": {"loss_of": "mae"}}, RunConfig)
 
 
-def test_another_optimiser_keeps_batches_and_the_proximal_term_but_no_rate(tmp_path):
+def test_another_optimiser_keeps_batches_and_the_proximal_term_but_no_rate(optimised, tmp_path):
     file = tmp_path / "mine.toml"
     own = {"lr": 0.5, "momentum": 0.9, "batch": 7, "epochs": 3, "proximal": 0.1}
     for name in ({}, {"name": "sgd"}):
@@ -241,7 +244,7 @@ def test_another_optimiser_keeps_batches_and_the_proximal_term_but_no_rate(tmp_p
 
 
 @pytest.mark.parametrize("key", ["sgd", "optimizer"])
-def test_a_cosine_ends_with_the_run_unless_it_says_when(key):
+def test_a_cosine_ends_with_the_run_unless_it_says_when(optimised, key):
     name = {"sgd": "averaging", "optimizer": "test-optimised"}[key]
     config = structure({"rounds": 17, "method": {"name": name, key: {"schedule": "cosine"}}}, RunConfig)
     assert getattr(config.method, key).rounds == 17
