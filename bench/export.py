@@ -49,9 +49,16 @@ def main() -> None:
                 for int8 in (False, True):
                     file = Path(home) / f"{recipe}-{int8}.{FORMATS[name].ending}"
                     FORMATS[name].write(trained, file, int8)
-                    found = compare(name, file, FORMATS[name].runner(trained, file), network, trained.test)
+                    found = compare(
+                        name,
+                        file,
+                        FORMATS[name].runner(trained, file),
+                        network,
+                        trained.test,
+                        trained.model.arch.objective,
+                    )
                     row = {"model": label, "format": name, "weights": "int8" if int8 else "fp32", "bytes": found.bytes}
-                    rows.append(row | {"agreement": found.agreement, "accuracy": found.accuracy})
+                    rows.append(row | {"agreement": found.agreement, "accuracy": found.score})
                     runners[f"{label} {name} {row['weights']}"] = FORMATS[name].runner(trained, file)
                     image = trained.test.x[:1]
         # the files must be there as long as they run

@@ -16,6 +16,8 @@ class Choice:
 
     choice_name: ClassVar[str] = ""
     choices: ClassVar[dict[str, type[Any]]]
+    stays: ClassVar[tuple[str, ...]] = ()
+    """Settings that stay as they are when another choice of the family is taken."""
 
     def __init_subclass__(cls) -> None:
         if Choice in cls.__bases__:

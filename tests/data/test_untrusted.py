@@ -378,7 +378,7 @@ def test_a_run_says_what_its_accuracy_is_held_against(
     assert told in run.info["notes"]["warning"]
     assert "neither trained on nor tested: outputs without a use: unknown" in run.info["notes"]["warning"]
     assert run.info["data"]["name"] == run.config.data.name == "blood"
-    assert run.info["data"]["majority"] == {"class": "well", "accuracy": 0.96}
+    assert run.info["data"]["floor"] == {"answer": "'well'", "metric": "accuracy", "value": 0.96}
     assert json.loads((run.path / "split.json").read_text())["parameters"]["name"] == "blood"
     text = summary([Series("x", (run,))])
     assert text.startswith("1 run on blood. Always answering &#x27;well&#x27; reaches 96.0% on its test set.")

@@ -189,7 +189,9 @@ def test_an_exported_file_agrees_with_the_trained_model(runs, tmp_path, recipe, 
     form = FORMATS[name]
     target = tmp_path / f"model.{form.ending}"
     form.write(trained, target, int8)
-    found = compare(name, target, form.runner(trained, target), trained.network(), trained.test)
+    found = compare(
+        name, target, form.runner(trained, target), trained.network(), trained.test, trained.model.arch.objective
+    )
     assert found.agreement >= 0.99
     assert found.bytes == target.stat().st_size
     if not int8:

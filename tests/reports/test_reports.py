@@ -15,7 +15,7 @@ from fedbonsai.reports.anatomy import layers, remaining
 from fedbonsai.reports.costs import measured, outcomes, to_goal
 from fedbonsai.reports.files import KINDS, curves, kind_of, write
 from fedbonsai.reports.page import embedded
-from fedbonsai.reports.series import AXES, OWN, TEST, Series, baseline, cautions, goal_of, together
+from fedbonsai.reports.series import AXES, Series, baseline, cautions, goal_of, together
 from fedbonsai.reports.terminal import show
 from fedbonsai.runs import recipes
 from fedbonsai.runs.run import Run
@@ -199,7 +199,7 @@ def test_personal_models_and_global_ones_are_judged_the_same_way():
     plain = made("plain", [0.8, 0.9], 1, valid_accuracy=[0.7, 0.85], client_p10=[0.5, 0.6])
     own = made("own", [0.1, 0.2], 1, 0, "topk", personal_accuracy=[0.9, 0.95], valid_accuracy=[0.1, 0.1])
     both = together([plain, own])
-    assert [each.measure for each in both] == [OWN, OWN]
+    assert [each.own for each in both] == [True, True]
     assert [points[1] for points in both[0].curve(AXIS["rounds"])] == [0.7, 0.85], (
         "the global model on the devices' data"
     )
@@ -215,7 +215,7 @@ def test_a_personal_run_beside_one_without_validation_parts_carries_a_warning():
     plain = made("plain", [0.8], 1)
     own = made("own", [0.1], 1, 0, "topk", personal_accuracy=[0.9])
     both = together([plain, own])
-    assert [each.measure for each in both] == [TEST, TEST]
+    assert [each.own for each in both] == [False, False]
     assert "a head that nobody trained" in cautions(both)[0]
 
 

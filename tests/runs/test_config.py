@@ -1,14 +1,19 @@
 import re
+from dataclasses import field
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from fedbonsai.cli import main
 from fedbonsai.errors import ConfigError
+from fedbonsai.methods import registry
 from fedbonsai.methods.averaging.method import Averaging
+from fedbonsai.objectives import Classification, Objective, Regression
 from fedbonsai.runs import recipes
-from fedbonsai.runs.config import RunConfig
+from fedbonsai.runs.config import RunConfig, local_training
 from fedbonsai.runs.structure import settings, structure, unstructure
+from fedbonsai.training.optimizers import SGD, Adam, Optimizer
 
 
 def test_a_recipe_its_overrides_and_its_table_are_one():
@@ -147,10 +152,106 @@ def test_words_of_the_command_line():
     assert recipes.overrides_of(["--rounds", "2", "--rounds=3"]) == {"rounds": "3"}
 
 
-def test_every_setting_has_a_help_text():
-    for name in ("averaging",):
-        for setting in settings(RunConfig, name):
-            assert setting.help, f"{setting.path} has no docstring"
+def test_every_setting_has_a_help_text(optimised):
+    for objective in Objective.choices:
+        for optimizer in Optimizer.choices:
+            chosen = {"objective": {"name": objective}, "method": {"optimizer": {"name": optimizer}}}
+            for setting in settings(RunConfig, "test-optimised", chosen=chosen):
+                assert setting.help, f"{setting.path} has no docstring"
+
+
+@pytest.fixture
+def optimised(monkeypatch):
+    """A method whose local training is any optimiser; no other test sees it."""
+    monkeypatch.setattr(registry, "_methods", registry.methods())
+
+    @registry.method("test-optimised")
+    class Optimised:
+        optimizer: Optimizer = field(default_factory=SGD)
+        """Local training."""
+
+    return Optimised
+
+
+MINE = {"name": "test-optimised"}
+
+
+def test_the_settings_of_what_is_chosen_are_shown(optimised, tmp_path, capsys):
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        '[method]\nname = "test-optimised"\n[method.optimizer]\nname = "adamw"\n[objective]\nname = "regression"\n'
+    )
+    assert main(["run", str(file), "--help"]) == 0
+    out = capsys.readouterr().out
+    for part in (
+        "--objective.name str ('regression')\n        One of classification, binary, multilabel, regression, tokens.",
+        "--objective.loss_of mse | mae | huber ('mse')\n        Squared, absolute or Huber loss.",
+        "--method.optimizer.name str ('adamw')\n        One of sgd, adam, adamw. Local training.",
+        "--method.optimizer.beta2 float (0.999)\n        Decay of the mean of their squares.",
+        "--method.optimizer.weight_decay float (0.01)\n        Share of the weights, times the rate, that each step takes away.",
+    ):
+        assert part in out
+    assert "smoothing" not in out
+    for what, part in (
+        ("objectives", "regression      (metric, loss_of, delta,"),
+        ("optimizers", "adamw  (lr, beta1,"),
+    ):
+        assert main(["ls", what]) == 0
+        assert part in capsys.readouterr().out
+
+
+def test_an_earlier_name_of_a_setting_is_today_s_everywhere(optimised, tmp_path):
+    table = {"method": MINE | {"sgd": {"lr": 0.5, "momentum": 0.9}}}
+    config = structure(table, RunConfig)
+    assert config.method.optimizer == SGD(lr=0.5, momentum=0.9)
+    assert unstructure(config)["method"]["optimizer"]["name"] == "sgd"
+    assert structure(unstructure(config), RunConfig) == config
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        '[method]\nname = "test-optimised"\n[method.optimizer]\nlr = 0.5\n[presets.old]\nmethod.sgd.batch = 7\n'
+    )
+    loaded = recipes.load(str(file), "old", {"method.sgd.momentum": "0.5", "method.optimizer.epochs": 2})
+    assert loaded.method.optimizer == SGD(lr=0.5, momentum=0.5, batch=7, epochs=2)
+    assert recipes.load("fedavg", "", {"method.sgd.lr": 0.3}).method.sgd.lr == 0.3, "where it is called so today"
+    for both in ({"sgd": {}, "optimizer": {}}, {"sgd": {"lr": 1.0}, "optimizer": {"lr": 1.0}}):
+        with pytest.raises(ConfigError, match="method: sgd and optimizer are the same setting: leave sgd out"):
+            structure({"method": MINE | both}, RunConfig)
+        file.write_text(tomli_w.dumps({"method": MINE | both}))
+        with pytest.raises(ConfigError, match="method: sgd and optimizer are the same setting: leave sgd out"):
+            recipes.load(str(file))
+
+
+def test_a_table_without_a_name_is_of_the_choice_by_default(optimised):
+    config = structure({"method": MINE | {"optimizer": {"lr": 0.3}}, "objective": {"smoothing": 0.1}}, RunConfig)
+    assert (config.method.optimizer, config.objective) == (SGD(lr=0.3), Classification(smoothing=0.1))
+    with pytest.raises(ConfigError, match=r"method.optimizer: expected a table with a name among .*near is 'adam'"):
+        structure({"method": MINE | {"optimizer": {"name": "adamm"}}}, RunConfig)
+    with pytest.raises(ConfigError, match=r"objective.loss_of: there is no such setting"):
+        structure({"method": MINE, "objective": {"loss_of": "mae"}}, RunConfig)
+
+
+def test_another_optimiser_keeps_batches_and_the_proximal_term_but_no_rate(optimised, tmp_path):
+    file = tmp_path / "mine.toml"
+    own = {"lr": 0.5, "momentum": 0.9, "batch": 7, "epochs": 3, "proximal": 0.1}
+    for name in ({}, {"name": "sgd"}):
+        file.write_text(tomli_w.dumps({"method": MINE | {"optimizer": name | own}}))
+        made = recipes.load(str(file), "", {"method.optimizer.name": "adam", "method.optimizer.beta1": "0.8"}).method
+        assert made.optimizer == Adam(batch=7, epochs=3, proximal=0.1, beta1=0.8)
+        made = recipes.load(str(file), "", {"method.optimizer.name": "sgd"}).method
+        assert made.optimizer == SGD(**own)
+    other = recipes.load("fedavg", "", {"objective.name": "regression", "objective.loss_of": "mae"})
+    assert other.objective == Regression(loss_of="mae")
+
+
+@pytest.mark.parametrize("key", ["sgd", "optimizer"])
+def test_a_cosine_ends_with_the_run_unless_it_says_when(optimised, key):
+    name = {"sgd": "averaging", "optimizer": "test-optimised"}[key]
+    config = structure({"rounds": 17, "method": {"name": name, key: {"schedule": "cosine"}}}, RunConfig)
+    assert getattr(config.method, key).rounds == 17
+    assert structure(unstructure(config), RunConfig) == config
+    config = structure({"rounds": 17, "method": {"name": name, key: {"schedule": "cosine", "rounds": 5}}}, RunConfig)
+    assert getattr(config.method, key).rounds == 5
+    assert local_training(config.method) is getattr(config.method, key)
 
 
 def test_a_faulty_part_hides_no_fault_of_the_whole():

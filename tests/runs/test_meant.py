@@ -24,6 +24,7 @@ BELOW_ZERO = {  # what is meant by a number below zero: decibels, before the fir
     *(f"method.cell.{name}" for name in ("noise", "noise_figure", "power", "station_power", "gap")),
     "method.schedule.first",
     "method.weighting.beta",
+    "objective.offset",
 }
 
 
@@ -76,7 +77,9 @@ def test_no_number_is_infinite_a_truth_or_text():
 def test_nothing_below_zero_is_taken_where_it_means_nothing():
     taken = set()
     for method, path, kind, _, chosen in every():
-        if path.split(".")[-2:-1] != ["sgd"] and not path.startswith("method.server."):  # local training says it itself
+        if not {"sgd", "optimizer"} & {*path.split(".")} and not path.startswith(
+            "method.server."
+        ):  # local training says it itself
             for value in (-1, -7) if kind is int else (-1.0, -1e-9):
                 taken |= {path} if faults(method, **chosen, **{path: value}) == faults(method, **chosen) else set()
     assert taken == BELOW_ZERO

@@ -17,7 +17,7 @@ from io import TextIOWrapper
 
 VERBS = {
     "run": "train: run a recipe, or resume a run",
-    "ls": "list recipes, methods, models, data, devices, links or runs",
+    "ls": "list recipes, methods, models, objectives, optimizers, data, devices, links or runs",
     "show": "print a recipe with everything that it leaves to defaults",
     "cp": "copy a recipe to a file of your own",
     "validate": "name every fault of a recipe, and whether data, network and method go together",

@@ -24,7 +24,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", default="", help="data for all of them (default: each recipe's own)")
     parser.add_argument("--seeds", type=int, default=1, help="seeds for each recipe (default: 1)")
     parser.add_argument("--first-seed", type=int, default=0, help="the first of the seeds (default: 0)")
-    parser.add_argument("--target", type=float, default=0.0, help="accuracy to which costs are told")
+    parser.add_argument(
+        "--target", type=float, default=0.0, help="value of the measure that decides to which costs are told"
+    )
     parser.add_argument("--name", default="comparison", help="folder below --runs (default: comparison)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the comparison's folder")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time (default: all cores)")
@@ -39,8 +41,6 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     from fedbonsai.runs.config import check_name
     from fedbonsai.runs.shown import span
 
-    if not 0 <= args.target <= 1:
-        raise ConfigError(f"--target {args.target:g}: expected an accuracy between 0 and 1, such as 0.95")
     if args.workers < 1:
         raise ConfigError(f"--workers {args.workers}: expected at least 1")
     check_name("--name", args.name)
@@ -49,6 +49,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     home: Path = args.runs / args.name
     overrides = dict(recipes.overrides_of(rest)) | ({"data.name": args.data} if args.data else {})
     jobs = plan(args.recipes, args.seeds, home, overrides, args.first_seed)
+    if args.target and (expected := jobs[0].config.objective.measure.refusal(args.target)):
+        raise ConfigError(f"--target {args.target:g}: expected {expected}")
     left = [job for job in jobs if job.status != "finished"]
     for job in jobs:
         print(f"{job.name:40} {job.config.rounds:5} rounds   {job.status}")

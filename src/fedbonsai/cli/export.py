@@ -50,29 +50,42 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     torch.set_num_threads(1)
     run = load(args.run)
     trained = Trained.of(run, args.client)
+    objective, measure = trained.model.arch.objective, run.measure
     _writable(target, args.run)
     with doing(f"writing {target.name}"):
         form.write(trained, target, args.int8)
     network = trained.network()
     with doing(f"comparing {target.name} with what was trained"):
-        rows = [compare(target.name, target, form.runner(trained, target), network, trained.test)]
+        rows = [compare(target.name, target, form.runner(trained, target), network, trained.test, objective)]
     with doing("the same for the dense network"), tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"dense.{form.ending}"
         whole = replace(trained, model=trained.dense)
         form.write(whole, file, False)
         full = compare(
-            f"dense fp32 as {args.to}, untrained", file, form.runner(whole, file), whole.network(), trained.test
+            f"dense fp32 as {args.to}, untrained",
+            file,
+            form.runner(whole, file),
+            whole.network(),
+            trained.test,
+            objective,
         )
     table = Table(
-        Column("", no_wrap=True), "bytes", "accuracy, %", "same class, %", "largest difference", "ms an image"
+        Column("", no_wrap=True),
+        "bytes",
+        measure.headed(measure.words),
+        "same answer, %",
+        "largest difference",
+        "ms a sample",
     )
     table.add_row(full.name, f"{full.bytes:,}", "", "", "", f"{full.milliseconds:.3f}")
-    rows.insert(0, compare("as trained, in PyTorch", args.run / "model.safetensors", network, network, trained.test))
+    rows.insert(
+        0, compare("as trained, in PyTorch", args.run / "model.safetensors", network, network, trained.test, objective)
+    )
     for row in rows:
         table.add_row(
             row.name,
             f"{row.bytes:,}",
-            f"{100 * row.accuracy:.2f}",
+            measure.cell(row.score),
             f"{100 * row.agreement:.2f}",
             f"{row.difference:.2g}",
             f"{row.milliseconds:.3f}",
@@ -83,7 +96,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     if not args.client and (having := owners(run)):
         print(f"clients have parts of their own: --client ID writes the model of one of {', '.join(having)}")
     if found.agreement < LEAST:
-        print(f"it agrees with the trained model on less than {100 * LEAST:.0f} % of the test images: do not ship it")
+        print(f"it agrees with the trained model on less than {100 * LEAST:.0f} % of the test samples: do not ship it")
         return 1
     return 0
 

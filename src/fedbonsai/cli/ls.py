@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import inspect
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from fedbonsai.errors import ConfigError
 
-WHAT = ("recipes", "methods", "models", "data", "devices", "links", "runs")
+WHAT = ("recipes", "methods", "models", "objectives", "optimizers", "data", "devices", "links", "runs")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +27,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> None:
         "recipes": _recipes,
         "methods": _methods,
         "models": _models,
+        "objectives": _objectives,
+        "optimizers": _optimizers,
         "data": _data,
         "devices": _devices,
         "links": _links,
@@ -58,6 +62,26 @@ def _models(args: argparse.Namespace) -> list[tuple[str, str]]:
     ]
 
 
+def _objectives(args: argparse.Namespace) -> list[tuple[str, str]]:
+    from fedbonsai.objectives import Objective
+
+    return [
+        (name, f"({settings(cls)})  {first_line(cls)} Measures: {', '.join(cls.measures)}.")
+        for name, cls in sorted(Objective.choices.items())
+    ]
+
+
+def _optimizers(args: argparse.Namespace) -> list[tuple[str, str]]:
+    from fedbonsai.training.optimizers import Optimizer
+
+    return [(name, f"({settings(cls)})  {first_line(cls)}") for name, cls in sorted(Optimizer.choices.items())]
+
+
+def settings(cls: Any) -> str:
+    """Names of a choice's settings."""
+    return ", ".join(field.name for field in fields(cls))
+
+
 def _data(args: argparse.Namespace) -> list[tuple[str, str]]:
     from fedbonsai.data.config import HUB
 
@@ -84,6 +108,7 @@ def _links(args: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def _runs(args: argparse.Namespace) -> list[tuple[str, str]]:
+    from fedbonsai.objectives import measure_named
     from fedbonsai.runs.folder import Folder
 
     found: list[tuple[str, str]] = []
@@ -97,8 +122,9 @@ def _runs(args: argparse.Namespace) -> list[tuple[str, str]]:
         except (ConfigError, ValueError) as error:
             found.append((str(info.parent), f"cannot be read: {error}"))
             continue
-        accuracy = next((f"{row['accuracy']:.4f}" for row in reversed(rows) if "accuracy" in row), "-")
-        found.append((str(info.parent), f"{facts['status']}, {len(rows)} rounds, accuracy {accuracy}"))
+        measure = measure_named(facts.get("metric", "accuracy"))  # runs of earlier versions do not say it
+        score = next((measure.plain(row[measure.name]) for row in reversed(rows) if measure.name in row), "-")
+        found.append((str(info.parent), f"{facts['status']}, {len(rows)} rounds, {measure.words} {score}"))
     return found
 
 

@@ -13,7 +13,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run", nargs="+", type=Path, help="folders of runs; seeds of one configuration are put together"
     )
-    parser.add_argument("--target", type=float, default=0.0, help="accuracy to which costs are told")
+    parser.add_argument(
+        "--target", type=float, default=0.0, help="value of the measure that decides to which costs are told"
+    )
     parser.add_argument("--baseline", default="", help="run that costs are held against (default: the first)")
     parser.add_argument(
         "--out",

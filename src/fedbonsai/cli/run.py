@@ -65,7 +65,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         return 130
     moved = {way: size / 1e6 for way, size in run.bytes.items()}
     rounds = f"{len(run.metrics)} round{'s' * (len(run.metrics) != 1)}"
-    print(f"accuracy {run.accuracy:.4f} on the test set after {rounds} ({run.info['reason']})")
+    reached = f"{run.measure.words} {run.measure.plain(run.score)}"
+    print(f"{reached} on the test set after {rounds} ({run.info['reason']})")
     print(f"{moved['up']:.2f} MB up, {moved['down']:.2f} MB down; everything is in {folder}")
     if config.clock.devices:
         print(
@@ -94,7 +95,7 @@ def _help(recipe: str, preset: str) -> None:
     load(recipe, preset)  # refuses what is no recipe
     merged = table(recipe, preset)
     print(f"settings of {recipe} (value in this recipe):")
-    for setting in settings(RunConfig, merged["method"]["name"]):
+    for setting in settings(RunConfig, merged["method"]["name"], chosen=merged):
         here: object = merged
         for part in setting.path.split("."):
             here = here.get(part) if isinstance(here, dict) else None

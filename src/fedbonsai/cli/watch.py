@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 DAY = 86_400.0
 BLOCKS = " ▁▂▃▄▅▆▇█"
-SHOWN = ("personal_accuracy", "valid_accuracy", "loss", "train_loss", "density", "simulated_seconds", "total_joules")
+SHOWN = ("loss", "train_loss", "density", "simulated_seconds", "total_joules")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +54,7 @@ def running(folder: Path) -> bool:
 
 
 def view(run: Any) -> RenderableType:
-    """Where a run stands: figures of its last round and how accuracy got there."""
+    """Where a run stands: figures of its last round and how its measure got there."""
     from rich.markup import escape
     from rich.panel import Panel
     from rich.table import Table
@@ -61,19 +62,21 @@ def view(run: Any) -> RenderableType:
     from fedbonsai.runs.progress import size
     from fedbonsai.runs.trouble import of_run
 
-    rows = run.metrics
-    scores = [row["accuracy"] for row in rows if "accuracy" in row]
+    rows, measure = run.metrics, run.measure
+    scores = [row[measure.name] for row in rows if measure.name in row]
     grid = Table.grid(padding=(0, 2))
     grid.add_row("status", str(run.info["status"]))
     if run.info["status"] == "failed":
         grid.add_row("reason", escape(str(run.info.get("reason", ""))))
     grid.add_row("round", f"{len(rows)} of {run.config.rounds}")
     if scores:
-        grid.add_row("accuracy", f"{scores[-1]:.4f} (best {max(scores):.4f})  {sparkline(scores)}")
+        best = measure.plain(measure.best(scores))
+        grid.add_row(measure.words, f"{measure.plain(scores[-1])} (best {best})  {sparkline(scores)}")
     if rows:
         grid.add_row("moved", f"{size(run.bytes['up'])} up, {size(run.bytes['down'])} down")
         last = rows[-1]
-        for name in SHOWN:
+        others = [name for name in run.config.objective.measures if name != measure.name]
+        for name in (f"personal_{measure.name}", f"valid_{measure.name}", *others, *SHOWN):
             if name in last:
                 grid.add_row(name.replace("_", " "), f"{last[name]:.4g}")
         for said in of_run(rows):
@@ -83,9 +86,10 @@ def view(run: Any) -> RenderableType:
 
 
 def sparkline(values: list[float], width: int = 40) -> str:
-    """Values as blocks, at most ``width`` of them, from the lowest to the highest."""
+    """Values as blocks, at most ``width`` of them, from the lowest to the highest; what has no meaning is a gap."""
     step = max(1, -(-len(values) // width))
     taken = values[::-step][::-1]
-    low, high = min(taken), max(taken)
+    known = [value for value in taken if isfinite(value)]
+    low, high = min(known, default=0.0), max(known, default=0.0)
     scale = (len(BLOCKS) - 2) / (high - low) if high > low else 0.0
-    return "".join(BLOCKS[1 + round(scale * (value - low))] for value in taken)
+    return "".join(BLOCKS[1 + round(scale * (value - low)) if isfinite(value) else 0] for value in taken)

@@ -1,6 +1,6 @@
 """What is learned: losses, the measures of models, and which one decides."""
 
-from fedbonsai.objectives.base import MEASURES, Measure, Objective, objective
+from fedbonsai.objectives.base import MEASURES, Measure, Objective, measure_named, objective
 from fedbonsai.objectives.binary import Binary, Multilabel
 from fedbonsai.objectives.classification import Classification
 from fedbonsai.objectives.regression import Regression
@@ -15,5 +15,6 @@ __all__ = [
     "Objective",
     "Regression",
     "Tokens",
+    "measure_named",
     "objective",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import inf, isfinite, isnan, nan
 from typing import ClassVar, Literal, TypeVar, dataclass_transform
 
 import torch
@@ -18,20 +19,65 @@ Reduction = Literal["mean", "sum"]
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure by which models are judged: which way is better, and how it is written."""
+    """A figure by which models are judged: which way is better, between which limits it lies, and how it is written."""
 
     name: str
     better: Literal["higher", "lower"]
     unit: str = ""
     """`%` for shares, which are written as percentages; empty where it has the unit of the target or none."""
+    least: float = -inf
+    """No value is below."""
+    most: float = inf
+    """No value is above."""
+
+    @property
+    def words(self) -> str:
+        """Its name in a sentence."""
+        return self.name.replace("_", " ")
+
+    def headed(self, words: str) -> str:
+        """Words over a column or an axis, with the unit of `cell` and `scaled`.
+
+        >>> Measure("macro_f1", "higher", "%").headed("test macro f1")
+        'test macro f1, %'
+        """
+        return f"{words}, {self.unit}" if self.unit else words
 
     def reached(self, value: float, goal: float) -> bool:
         """Whether a value is at least as good as a goal."""
         return value >= goal if self.better == "higher" else value <= goal
 
-    def best(self, values: Sequence[float]) -> float:
-        """The best of several values."""
-        return max(values) if self.better == "higher" else min(values)
+    def best(self, values: Iterable[float]) -> float:
+        """The best of several values, of those that have a meaning; NaN where none has."""
+        known = [value for value in values if not isnan(value)]
+        return (max if self.better == "higher" else min)(known, default=nan)
+
+    def worst(self, values: Iterable[float]) -> float:
+        """The worst of several values, of those that have a meaning; NaN where none has."""
+        known = [value for value in values if not isnan(value)]
+        return (min if self.better == "higher" else max)(known, default=nan)
+
+    def nearly(self, value: float) -> float:
+        """What is as good but for one point, where 1 is best; else but for 2 % of the value.
+
+        >>> Measure("accuracy", "higher", "%", 0, 1).nearly(0.96), Measure("rmse", "lower").nearly(15.0)
+        (0.95, 15.3)
+        """
+        if self.most == 1:
+            return value - 0.01
+        return value + abs(value) / (50 if self.better == "lower" else -50)
+
+    def scaled(self, value: float) -> float:
+        """A value in its unit, as precise as it is drawn."""
+        return round(100 * value, 3) if self.unit == "%" else float(f"{value:.6g}")
+
+    def cell(self, value: float) -> str:
+        """A value under its heading."""
+        return f"{100 * value:.2f}" if self.unit == "%" else f"{value:.4g}"
+
+    def plain(self, value: float) -> str:
+        """A value beside its name, as in the lines of a run; shares between 0 and 1."""
+        return f"{value:.4f}" if self.most == 1 else f"{value:.4g}"
 
     def text(self, value: float, digits: int = 2) -> str:
         """A value as people read it.
@@ -39,21 +85,37 @@ class Measure:
         >>> Measure("accuracy", "higher", "%").text(0.9643)
         '96.43 %'
         """
-        return f"{100 * value:.{digits}f} %" if self.unit == "%" else f"{value:.{digits + 2}g}"
+        if self.unit == "%":
+            return f"{100 * value:.{digits}f} %"
+        return f"{value:.{digits + 2}g} {self.unit}".rstrip()
+
+    def refusal(self, value: float) -> str:
+        """What is expected instead of a value that it cannot have; empty where it can.
+
+        >>> Measure("accuracy", "higher", "%", 0, 1).refusal(95)
+        'an accuracy between 0 and 1, such as 0.95'
+        """
+        if self.least <= value <= self.most and isfinite(value):
+            return ""
+        article = "an" if self.words[0] in "aeio" else "a"
+        if (self.least, self.most) == (0, 1):
+            return f"{article} {self.words} between 0 and 1, such as 0.95"
+        ends = [f"{word} {end:g}" for word, end in (("at least", self.least), ("at most", self.most)) if isfinite(end)]
+        return f"{article} {self.words}, which is {' and '.join(ends) or 'a finite number'}"
 
 
 MEASURES = {
     each.name: each
     for each in (
-        Measure("accuracy", "higher", "%"),
-        Measure("balanced_accuracy", "higher", "%"),
-        Measure("macro_f1", "higher", "%"),
-        Measure("auroc", "higher"),
-        Measure("average_precision", "higher"),
-        Measure("rmse", "lower"),
-        Measure("mae", "lower"),
-        Measure("r2", "higher"),
-        Measure("perplexity", "lower"),
+        Measure("accuracy", "higher", "%", 0, 1),
+        Measure("balanced_accuracy", "higher", "%", 0, 1),
+        Measure("macro_f1", "higher", "%", 0, 1),
+        Measure("auroc", "higher", "", 0, 1),
+        Measure("average_precision", "higher", "", 0, 1),
+        Measure("rmse", "lower", "", 0),
+        Measure("mae", "lower", "", 0),
+        Measure("r2", "higher", "", -inf, 1),
+        Measure("perplexity", "lower", "", 1),
     )
 }
 
@@ -107,6 +169,10 @@ class Objective(Choice):
         """Measures that follow from the mean loss; most objectives have none."""
         return {}
 
+    def constant(self, y: Tensor) -> Tensor | None:
+        """The best `answers` that are the same for all samples: what a model must beat; None where nobody knows them."""
+        return None
+
     def width(self, y: Tensor, classes: int) -> tuple[int, ...]:
         """Shape of the outputs for one sample.
 
@@ -123,7 +189,12 @@ class Objective(Choice):
     @property
     def measure(self) -> Measure:
         """The measure that decides, with its direction."""
-        return MEASURES.get(self.metric, Measure(self.metric, "higher"))
+        return measure_named(self.metric)
+
+
+def measure_named(name: str) -> Measure:
+    """A measure by name; one that is not known here is the better the higher it is."""
+    return MEASURES.get(name, Measure(name, "higher"))
 
 
 @dataclass_transform(frozen_default=True)

@@ -19,6 +19,12 @@ class _Logistic(Objective):
 
     positive: float
 
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        super().__post_init__()
+        if self.positive <= 0:
+            raise ValueError(f"positive = {self.positive}: expected a weight > 0")
+
     def loss(self, outputs: Tensor, y: Tensor, reduction: Reduction = "mean") -> Tensor:
         """Logistic loss of logits; the mean is over samples and labels."""
         weight = torch.tensor(self.positive, dtype=outputs.dtype, device=outputs.device) if self.positive != 1 else None
@@ -32,6 +38,10 @@ class _Logistic(Objective):
     def answers(self, outputs: Tensor) -> Tensor:
         """Probabilities."""
         return outputs.sigmoid()
+
+    def constant(self, y: Tensor) -> Tensor:
+        """The share of ones, of each label."""
+        return y.double().mean(0).expand(y.shape)
 
 
 def _faults(y: Tensor) -> list[str]:

@@ -51,6 +51,10 @@ class Classification(Objective):
         """Accuracy, and the means over the classes that occur of recall and of F1."""
         return of_confusion(confusion(answers, y))
 
+    def constant(self, y: Tensor) -> Tensor:
+        """The most frequent class."""
+        return torch.full_like(y, int(y.bincount(minlength=1).argmax()))
+
     def width(self, y: Tensor, classes: int) -> tuple[int, ...]:
         """A score for each class."""
         return (classes,)
@@ -75,11 +79,11 @@ class Classification(Objective):
         return torch.tensor(self.weights, dtype=outputs.dtype, device=outputs.device) if self.weights else None
 
 
-def confusion(answers: Tensor, y: Tensor) -> Tensor:
-    """How often each class [row] was taken for each [column]."""
+def confusion(answers: Tensor, y: Tensor, classes: int = 1) -> Tensor:
+    """How often each class [row] was taken for each [column], for so many classes at least."""
     if not len(y):
-        return torch.zeros(1, 1, dtype=torch.int64)
-    count = 1 + int(torch.maximum(answers.max(), y.max()))
+        return torch.zeros(classes, classes, dtype=torch.int64)
+    count = max(classes, 1 + int(torch.maximum(answers.max(), y.max())))
     return torch.bincount(y * count + answers, minlength=count * count).view(count, count)
 
 

@@ -72,6 +72,12 @@ class Regression(Objective):
             "r2": float(1 - gap.square().sum() / spread) if spread else nan,
         }
 
+    def constant(self, y: Tensor) -> Tensor:
+        """The mean of the targets, or their median, which has the least mean distance."""
+        values = y.double().reshape(len(y), -1)
+        middle = values.median(0).values if self.metric == "mae" else values.mean(0)
+        return middle.expand(values.shape)
+
     def width(self, y: Tensor, classes: int) -> tuple[int, ...]:
         """A value for each of the target's."""
         return tuple(y.shape[1:]) or (1,)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from math import nan
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -45,6 +46,10 @@ class Tokens(Objective):
     def of_loss(self, loss: float) -> Mapping[str, float]:
         """Exp of the mean loss."""
         return {"perplexity": math.exp(min(loss, 700.0))}
+
+    def constant(self, y: Tensor) -> Tensor:
+        """The most frequent token."""
+        return torch.full_like(y, int(y[y != PADDING].bincount(minlength=1).argmax()))
 
     def width(self, y: Tensor, classes: int) -> tuple[int, ...]:
         """A score for each token at each place."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fedbonsai.reports.anatomy import remaining
-from fedbonsai.reports.series import AXES, TEST, Axis, Series
+from fedbonsai.reports.series import AXES, Axis, Series, goal_of
 
 SHOWN = {"rounds": "rounds", "bytes": "MB", "seconds": "simulated s", "energy": "J", "work": "device MMACs"}
 
@@ -40,28 +40,35 @@ def measured(series: Sequence[Series]) -> list[Axis]:
 
 
 def outcomes(series: Sequence[Series]) -> Table:
-    """Accuracy and total costs of every series over its whole run."""
-    axes, measure = measured(series), series[0].measure
-    test = ["on the test set, %"] if measure.own else []
-    head = ["run", "seeds", f"{measure.label}, %", *test, *(SHOWN[axis.name] for axis in axes), "parameters left"]
+    """What it reached, and total costs, of every series over its whole run."""
+    axes, first = measured(series), series[0]
+    test = [first.measure.headed("on the test set")] if first.own else []
+    head = [
+        "run",
+        "seeds",
+        first.measure.headed(first.judged),
+        *test,
+        *(SHOWN[axis.name] for axis in axes),
+        "parameters left",
+    ]
     rows: list[list[str]] = []
     for each in series:
-        judged = [spread(each)] + ([] if not test else [""] if each.personal else [spread(replace(each, measure=TEST))])
+        judged = [spread(each)] + ([] if not test else [""] if each.personal else [spread(replace(each, own=False))])
         ends = [points[-1][0] if (points := each.curve(axis)) else None for axis in axes]
         left = remaining(each)
         size = f"{left[-1][1]:,.0f}" if left else ""
         rows.append([each.label, str(len(each.runs)), *judged, *(number(end) for end in ends), size])
-    return Table("Outcome; accuracy is the mean of the last five evaluated rounds", head, rows)
+    return Table(f"Outcome; {first.measure.words} is the mean of the last five evaluated rounds", head, rows)
 
 
 def spread(series: Series) -> str:
-    """Final accuracy in percent, and its deviation over the seeds where there are several."""
-    mean, deviation = series.final()
-    return f"{100 * mean:.2f}" + (f" ± {100 * deviation:.2f}" if len(series.runs) > 1 else "")
+    """What a series ends with, in the unit of its measure, and the deviation over the seeds where there are several."""
+    mean, deviation = map(series.measure.cell, series.final())
+    return mean + (f" ± {deviation}" if len(series.runs) > 1 else "")
 
 
 def to_goal(series: Sequence[Series], reference: Series, goal: float) -> Table:
-    """Costs until the accuracy first reaches a goal, and how many times less than the reference's they are."""
+    """Costs until the measure first reaches a goal, and how many times less than the reference's they are."""
     axes = measured(series)
     head = ["run", *(heading for axis in axes for heading in (SHOWN[axis.name], "ratio"))]
     rows: list[list[str]] = []
@@ -72,8 +79,15 @@ def to_goal(series: Sequence[Series], reference: Series, goal: float) -> Table:
             missing = "not reached" if each.curve(axis) else ""
             cells += [number(ours) or missing, f"{theirs / ours:.2f}" if ours and theirs else ""]
         rows.append(cells)
-    text = f"Costs to {100 * goal:.1f} % {reference.measure.label}; ratio: those of {reference.label} by these"
-    return Table(text, head, rows)
+    measure = reference.measure
+    less = "1 point" if measure.most == 1 else "2 %"
+    since = f" ({less} worse than {reference.label} ends with)" if goal == goal_of(reference) else ""
+    value = (
+        f"{measure.text(goal, 1)} {reference.judged}"
+        if measure.unit == "%"
+        else f"{reference.judged} {measure.text(goal)}"
+    )
+    return Table(f"Costs to {value}{since}; ratio: those of {reference.label} by these", head, rows)
 
 
 def clocked(series: Sequence[Series]) -> Table:

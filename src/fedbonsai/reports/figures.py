@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedbonsai.objectives import Measure
 from fedbonsai.reports.anatomy import Layers, remaining
 from fedbonsai.reports.series import AXES, Series
 
@@ -16,7 +17,12 @@ from fedbonsai.reports.series import AXES, Series
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6bb1", "#7f7f7f")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 MARKERS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "pentagon")
-ENDS = {"worst": "client_min", "tenth percentile": "client_p10", "median": "client_median", "best": "client_max"}
+WRITTEN = 12  # classes for which counts have room in a figure
+TAIL = "tenth from the worst"
+ENDS = {  # of clients, by which way is better
+    "higher": {"worst": "client_min", TAIL: "client_p10", "median": "client_median", "best": "client_max"},
+    "lower": {"worst": "client_max", TAIL: "client_p90", "median": "client_median", "best": "client_min"},
+}
 PATTERNS = ("", "/", "x", ".", "-", "+", "\\", "|")
 
 
@@ -34,9 +40,10 @@ class Figure:
 def figures(series: Sequence[Series], layers: Mapping[str, Layers]) -> list[Figure]:
     """All figures for which there is something to draw."""
     found = [
-        *accuracies(series),
+        *scores(series),
         sizes(series),
         *(heat(label, each) for label, each in layers.items() if each.kept),
+        *(confusion(each) for each in series if not each.personal),
         kinds(series),
         fairness(series),
     ]
@@ -53,10 +60,11 @@ def style(number: int) -> dict[str, Any]:
     }
 
 
-def accuracies(series: Sequence[Series]) -> list[Figure]:
-    """Accuracy along every axis, with the range of the seeds behind it."""
+def scores(series: Sequence[Series]) -> list[Figure]:
+    """The measure along every axis, with the range of the seeds behind it."""
     found: list[Figure] = []
-    floor = max(0.0, 100 * min(each.final()[0] for each in series) - 25)
+    measure = series[0].measure
+    y = {"title": {"text": measure.headed(series[0].judged)}} | window(measure, [each.final()[0] for each in series])
     for axis in AXES:
         data: list[dict[str, Any]] = []
         for number, each in enumerate(series):
@@ -65,20 +73,37 @@ def accuracies(series: Sequence[Series]) -> list[Figure]:
                 continue
             x, mean, low, high = (list(values) for values in zip(*points, strict=True))
             if len(each.runs) > 1:
-                shade = {"type": "scatter", "x": x + x[::-1], "y": percent(high + low[::-1]), "fill": "toself"}
+                shade = {"type": "scatter", "x": x + x[::-1], "y": scaled(measure, high + low[::-1]), "fill": "toself"}
                 quiet = {"hoverinfo": "skip", "showlegend": False, "line": {"width": 0}, "mode": "lines"}
                 colour = {"fillcolor": COLOURS[number % len(COLOURS)], "opacity": 0.15}
                 data.append({**shade, **quiet, **colour, "legendgroup": each.label})
-            line = {"type": "scatter", "name": each.label, "x": x, "y": percent(mean), "legendgroup": each.label}
+            line = {
+                "type": "scatter",
+                "name": each.label,
+                "x": x,
+                "y": scaled(measure, mean),
+                "legendgroup": each.label,
+            }
             data.append({**line, **style(number)})
         layout = {
             "xaxis": {"title": {"text": axis.label}, "type": "log" if axis.log else "linear"},
-            # from a little below the worst end, so that the differences can be seen; the start is a double click away
-            "yaxis": {"title": {"text": f"{series[0].measure.label}, %"}, "range": [floor, 101]},
+            "yaxis": y,
         }
-        text = "Mean over the seeds; the shaded band runs from the lowest to the highest seed."
-        found.append(Figure(f"accuracy-{axis.name}", f"Accuracy against {axis.name}", text, data, layout))
+        lower = " Lower is better." if measure.better == "lower" else ""
+        text = f"Mean over the seeds; the shaded band runs from the lowest to the highest seed.{lower}"
+        title = f"{measure.words.capitalize()} against {axis.name}"
+        found.append(Figure(f"{measure.name}-{axis.name}", title, text, data, layout))
     return found
+
+
+def window(measure: Measure, ends: Sequence[float]) -> dict[str, Any]:
+    """From a little beyond the worst end, so that differences can be seen; the start of the curves is a double click away."""
+    worst, best = measure.worst(ends), measure.best(ends)
+    if measure.most == 1:
+        return {"range": scaled(measure, [max(measure.least, worst - 0.25), 1.01])}
+    if measure.better == "lower" and best > 0:
+        return {"range": scaled(measure, [0.8 * best, 1.5 * worst])}
+    return {}
 
 
 def sizes(series: Sequence[Series]) -> Figure:
@@ -104,7 +129,7 @@ def heat(label: str, layers: Layers) -> Figure:
             "type": "heatmap",
             "x": layers.rounds,
             "y": layers.names,
-            "z": [percent(row) for row in layers.kept],
+            "z": [[round(100 * kept, 3) for kept in row] for row in layers.kept],
             "zmin": 0,
             "zmax": 100,
             "colorscale": "Cividis",
@@ -115,6 +140,34 @@ def heat(label: str, layers: Layers) -> Figure:
     return Figure(
         f"layers-{label}", f"Layers of {label}", "Share of each layer's weights that is not zero.", data, layout
     )
+
+
+def confusion(series: Series) -> Figure:
+    """How often the first run's final model took each class of the test set for each; nothing where it is not known."""
+    info = series.runs[0].info
+    counts: list[list[int]] = info.get("confusion", [])
+    names = [str(name) for name in info["data"].get("classes", [])]
+    data = [
+        {
+            "type": "heatmap",
+            "x": names,
+            "y": names,
+            "z": [[round(100 * count / max(1, sum(row)), 3) for count in row] for row in counts],
+            "text": counts,
+            "hovertemplate": "%{y} taken for %{x}: %{text} samples, %{z:.1f} %<extra></extra>",
+            "zmin": 0,
+            "zmax": 100,
+            "colorscale": "Cividis",
+            "colorbar": {"title": {"text": "%"}},
+            **({"texttemplate": "%{text}"} if len(counts) <= WRITTEN else {}),
+        }
+    ]
+    layout = {
+        "xaxis": {"title": {"text": "taken for"}, "type": "category", "automargin": True},
+        "yaxis": {"title": {"text": "class"}, "type": "category", "autorange": "reversed", "automargin": True},
+    }
+    text = "Of the test samples of each class, how many the final model took for each; colours are shares of the class."
+    return Figure(f"confusion-{series.label}", f"Classes by {series.label}", text, data if counts else [], layout)
 
 
 def kinds(series: Sequence[Series]) -> Figure:
@@ -151,24 +204,26 @@ def kinds(series: Sequence[Series]) -> Figure:
 
 
 def fairness(series: Sequence[Series]) -> Figure:
-    """Spread of the clients' accuracies on their own validation parts: worst, tenth percentile, median, best."""
+    """Spread of the clients on their own validation parts: worst, tenth percentile of bad ones, median, best."""
     data: list[dict[str, Any]] = []
+    measure = series[0].measure
+    every = ENDS[measure.better]
     for number, each in enumerate(series):
         # of personal models a run has the tenth percentile alone; the other columns are of a head that nobody trained
-        columns = {"tenth percentile": "personal_p10"} if each.personal else ENDS
+        columns = {TAIL: every[TAIL].replace("client", "personal")} if each.personal else every
         ends = {name: each.column(column) for name, column in columns.items()}
         if all(ends.values()):
             place = {"type": "scatter", "name": each.label}
-            points = {"x": percent([end[-1][1] for end in ends.values()]), "y": list(ends)}
+            points = {"x": scaled(measure, [end[-1][1] for end in ends.values()]), "y": list(ends)}
             data.append({**place, **points, **style(number)})
     layout = {
-        "xaxis": {"title": {"text": "accuracy on the client's own validation part, %"}},
-        "yaxis": {"automargin": True, "categoryorder": "array", "categoryarray": list(ENDS)},
+        "xaxis": {"title": {"text": measure.headed(f"{measure.words} on the client's own validation part")}},
+        "yaxis": {"automargin": True, "categoryorder": "array", "categoryarray": list(every)},
     }
-    text = "After the last round: the client that fares worst, the tenth percentile, the median and the best client."
+    text = "After the last round: the client that fares worst, the one than which a tenth fare worse, the median, and the best."
     return Figure("fairness", "Clients", text, data, layout)
 
 
-def percent(values: Sequence[float]) -> list[float]:
-    """Fractions as percent, as precise as they are drawn."""
-    return [round(100 * value, 3) for value in values]
+def scaled(measure: Measure, values: Sequence[float]) -> list[float]:
+    """Values in the unit of their measure."""
+    return [measure.scaled(value) for value in values]

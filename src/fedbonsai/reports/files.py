@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedbonsai.errors import ConfigError, Missing
 from fedbonsai.reports.costs import classes, clocked, measured, outcomes, to_goal
-from fedbonsai.reports.figures import COLOURS
+from fedbonsai.reports.figures import COLOURS, scaled
 from fedbonsai.reports.page import page
 from fedbonsai.reports.series import Series, cautions
 
@@ -75,10 +75,10 @@ def noted(series: Sequence[Series]) -> str:
 
 
 def curves(series: Sequence[Series]) -> str:
-    """Every point of every curve as comma-separated values: run, axis, place, mean, lowest and highest accuracy."""
+    """Every point of every curve as comma-separated values: run, axis, place, mean, lowest and highest value."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["run", "axis", "value", "accuracy", "lowest", "highest"])
+    table.writerow(["run", "axis", "value", series[0].measure.name, "lowest", "highest"])
     for each in series:
         for axis in measured(series):
             table.writerows(
@@ -89,7 +89,7 @@ def curves(series: Sequence[Series]) -> str:
 
 
 def picture(target: Path, series: Sequence[Series]) -> None:
-    """Accuracy along every axis on which there are figures; lines differ by dash and marker as well as by colour.
+    """The measure along every axis on which there are figures; lines differ by dash and marker as well as by colour.
 
     Raises:
         Missing: matplotlib is not installed.
@@ -101,7 +101,7 @@ def picture(target: Path, series: Sequence[Series]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    axes = measured(series)
+    axes, measure = measured(series), series[0].measure
     columns = min(3, len(axes))
     rows = -(-len(axes) // columns)
     figure, places = pyplot.subplots(
@@ -115,7 +115,7 @@ def picture(target: Path, series: Sequence[Series]) -> None:
             if not points:
                 continue
             x, mean, low, high = (list(values) for values in zip(*points, strict=True))
-            mean, low, high = ([100 * value for value in values] for values in (mean, low, high))
+            mean, low, high = (scaled(measure, values) for values in (mean, low, high))
             colour = COLOURS[number % len(COLOURS)]
             place.plot(
                 x,
@@ -132,7 +132,7 @@ def picture(target: Path, series: Sequence[Series]) -> None:
         place.set(xlabel=axis.label, xscale="log" if axis.log else "linear")
         place.grid(alpha=0.3)
     for line in places:
-        line[0].set_ylabel(f"{series[0].measure.label} (%)")
-    places.flat[0].legend(loc="lower right", fontsize=8)
+        line[0].set_ylabel(measure.headed(series[0].judged))
+    places.flat[0].legend(loc="lower right" if measure.better == "higher" else "upper right", fontsize=8)
     figure.savefig(target, dpi=150)
     pyplot.close(figure)

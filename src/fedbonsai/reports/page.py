@@ -22,7 +22,7 @@ def page(series: Sequence[Series], reference: Series, goal: float, title: str, r
     Args:
         series: what is shown, in this order.
         reference: against which costs are told.
-        goal: accuracy to which they are told.
+        goal: value to which they are told.
         title: of the page.
         remarks: that stand before the tables.
 
@@ -70,8 +70,10 @@ def summary(series: Sequence[Series]) -> str:
     first = series[0].runs[0]
     count = sum(len(each.runs) for each in series)
     data = first.info["data"]["name"]
-    most = first.info["data"].get("majority")  # runs of earlier versions have none
-    floor = f" Always answering {most['class']!r} reaches {most['accuracy']:.1%} on its test set." if most else ""
+    most = first.info["data"].get("majority")  # as runs of earlier versions have it
+    least = first.info["data"].get("floor", most and {"answer": repr(most["class"]), "value": most["accuracy"]})
+    reached = f"{first.measure.words} {first.measure.text(least['value'], 1)}" if least else ""
+    floor = f" Always answering {least['answer']} reaches {reached} on its test set." if least else ""
     runs = "1 run" if count == 1 else f"{count} runs of {len(series)} configurations"
     hint = "Drag in a plot to zoom, double-click to see all of it."
     told = f"{runs} on {html.escape(str(data))}.{html.escape(floor)}"

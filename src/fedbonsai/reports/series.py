@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedbonsai.errors import ConfigError
+from fedbonsai.objectives import Measure
 from fedbonsai.runs.run import Run
 from fedbonsai.runs.structure import unstructure
 from fedbonsai.runs.trouble import of_run
@@ -24,7 +25,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Axis:
-    """What an accuracy can be drawn against: sums over the run up to a round, of one or more columns of the metrics."""
+    """What a measure can be drawn against: sums over the run up to a round, of one or more columns of the metrics."""
 
     name: str
     columns: tuple[str, ...]
@@ -48,26 +49,16 @@ AXES = (
 )
 
 
-@dataclass(frozen=True)
-class Measure:
-    """Which accuracy is compared, by name: on the test set, or (``own``) on the devices' own data."""
-
-    own: bool
-    label: str
-
-    def scored(self, run: Run) -> list[tuple[Row, float]]:
-        """Rounds in which a run was judged so, with the verdict."""
-        column = "accuracy" if not self.own else "personal_accuracy" if personal(run) else "valid_accuracy"
-        return [(row, float(row[column])) for row in run.metrics if column in row]
-
-
-TEST = Measure(False, "test accuracy")
-OWN = Measure(True, "accuracy on own data")
+def scored(run: Run, own: bool = False) -> list[tuple[Row, float]]:
+    """Rounds in which a run was judged on the test set, or on the devices' own data, with the verdict."""
+    kind = "" if not own else "personal_" if personal(run) else "valid_"
+    column = f"{kind}{run.measure.name}"
+    return [(row, float(row[column])) for row in run.metrics if column in row]
 
 
 def personal(run: Run) -> bool:
     """Whether each client has a model of its own, by which the run was judged."""
-    return any("personal_accuracy" in row for row in run.metrics)
+    return any(f"personal_{run.measure.name}" in row for row in run.metrics)
 
 
 @dataclass(frozen=True)
@@ -76,27 +67,38 @@ class Series:
 
     label: str
     runs: tuple[Run, ...]
-    measure: Measure = TEST
+    own: bool = False
+    """Judged on the devices' own data, not on the test set."""
+
+    @property
+    def measure(self) -> Measure:
+        """By which it is judged."""
+        return self.runs[0].measure
+
+    @property
+    def judged(self) -> str:
+        """What its figures are, in words."""
+        return f"{self.measure.words} on own data" if self.own else f"test {self.measure.words}"
 
     @property
     def personal(self) -> bool:
-        """Whether each client has a model of its own; then the accuracy of the common part means nothing."""
+        """Whether each client has a model of its own; then a measure of the common part means nothing."""
         return personal(self.runs[0])
 
     def scored(self) -> list[list[tuple[Row, float]]]:
         """Rounds that were judged, with the verdict, by run."""
-        return [self.measure.scored(run) for run in self.runs]
+        return [scored(run, self.own) for run in self.runs]
 
     def curve(self, axis: Axis) -> list[tuple[float, float, float, float]]:
-        """Points (x, mean accuracy, lowest, highest) over the rounds that all seeds have; empty without such figures."""
+        """Points (x, mean, lowest, highest) over the rounds that all seeds have; empty without such figures."""
         points: list[tuple[float, float, float, float]] = []
         for rows in zip(*self.scored(), strict=False):
             places = [axis.value(row) for row, _ in rows]
             if any(place is None for place in places):
                 return []
-            accuracies = [accuracy for _, accuracy in rows]
+            values = [value for _, value in rows]
             place = statistics.mean(place for place in places if place is not None)
-            points.append((place, statistics.mean(accuracies), min(accuracies), max(accuracies)))
+            points.append((place, statistics.mean(values), min(values), max(values)))
         return points
 
     def column(self, name: str) -> list[tuple[int, float]]:
@@ -109,22 +111,22 @@ class Series:
         return found
 
     def final(self) -> tuple[float, float]:
-        """Accuracy over the last five evaluated rounds: mean over the seeds and sample standard deviation (0 for one).
+        """The measure over the last five evaluated rounds: mean over the seeds and sample standard deviation (0 for one).
 
         Of personal models, which may be judged in fewer rounds, it is the mean of the judgements in those rounds.
         """
         each: list[float] = []
-        for run, scored in zip(self.runs, self.scored(), strict=True):
-            first = [row["round"] for row in run.metrics if "accuracy" in row][-5:][0]
-            late = [accuracy for row, accuracy in scored if row["round"] >= first]
-            each.append(statistics.mean(late or [scored[-1][1]]))
+        for run, judged in zip(self.runs, self.scored(), strict=True):
+            first = [row["round"] for row, _ in scored(run)][-5:][0]
+            late = [value for row, value in judged if row["round"] >= first]
+            each.append(statistics.mean(late or [judged[-1][1]]))
         return statistics.mean(each), statistics.stdev(each) if len(each) > 1 else 0.0
 
     def to(self, goal: float, axis: Axis) -> float | None:
-        """Mean place on an axis where the accuracy first reaches a goal; None unless every seed gets there."""
+        """Mean place on an axis where the measure first reaches a goal; None unless every seed gets there."""
         places: list[float] = []
         for rows in self.scored():
-            first = next((row for row, accuracy in rows if accuracy >= goal), None)
+            first = next((row for row, value in rows if self.measure.reached(value, goal)), None)
             place = axis.value(first) if first is not None else None
             if place is None:
                 return None
@@ -145,25 +147,30 @@ def together(runs: Sequence[Run]) -> list[Series]:
     """Group runs by configuration, in the order in which they were given, and choose how all of them are judged.
 
     Raises:
-        ConfigError: a run has no evaluated round yet, or two folders hold the same configuration and seed.
+        ConfigError: a run has no evaluated round yet, two folders hold the same configuration and seed, or runs are not
+            judged by one measure.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        if not any("accuracy" in row for row in run.metrics):
+        if not scored(run):
             status = run.info.get("status", "running")
             then = "wait for one" if status == "running" else f"go on with it: fedbonsai run --resume {run.path}"
             raise ConfigError(f"{run.path} ({status}) has no evaluated round yet; {then}, or leave it out")
         settings = {key: value for key, value in unstructure(run.config).items() if key not in ("seed", "name")}
         groups.setdefault(json.dumps(settings, sort_keys=True, default=str), []).append(run)
+    judges = {run.measure.name: run for run in reversed(runs)}
+    if len(judges) > 1:
+        told = ", ".join(f"{run.path} by {name}" for name, run in reversed(judges.items()))
+        raise ConfigError(f"runs are judged by different measures, {told}: compare those of one objective.metric")
     # one way for all; where a run was not judged by its devices' own data, the test set is all there is
-    measure = OWN if any(personal(run) for run in runs) and all(OWN.scored(run) for run in runs) else TEST
+    own = any(personal(run) for run in runs) and all(scored(run, own=True) for run in runs)
     found: list[Series] = []
     for group in groups.values():
         seeds = [run.config.seed for run in group]
         if twice := {seed for seed in seeds if seeds.count(seed) > 1}:
             same = ", ".join(str(run.path) for run in group if run.config.seed in twice)
             raise ConfigError(f"{same} hold the same configuration and seed; name one of them")
-        found.append(Series(_label(group[0], {series.label for series in found}), tuple(group), measure))
+        found.append(Series(_label(group[0], {series.label for series in found}), tuple(group), own))
     return found
 
 
@@ -182,25 +189,27 @@ def baseline(series: Sequence[Series], name: str = "") -> Series:
 
 
 def goal_of(reference: Series, wanted: float = 0.0) -> float:
-    """The accuracy to which costs are told: what was asked for, else what the reference ends with minus one point.
+    """The value to which costs are told: what was asked for, else a little less than what the reference ends with.
+
+    That is one point less of a measure up to 1, and 2 % worse of any other (`Measure.nearly`).
 
     Raises:
-        ConfigError: it is no accuracy.
+        ConfigError: the measure cannot have that value.
     """
-    if not 0 <= wanted <= 1:
-        raise ConfigError(f"target {wanted:g}: expected an accuracy between 0 and 1, such as 0.95")
-    return wanted or reference.final()[0] - 0.01
+    if wanted and (expected := reference.measure.refusal(wanted)):
+        raise ConfigError(f"target {wanted:g}: expected {expected}")
+    return wanted or reference.measure.nearly(reference.final()[0])
 
 
 def cautions(series: Sequence[Series]) -> list[str]:
-    """What must be said beside the accuracies, so that nobody holds unlike things against each other."""
+    """What must be said beside the figures, so that nobody holds unlike things against each other."""
     names = ", ".join(each.label for each in series if each.personal)
     notes = [(each.label, each.runs[0].info.get("notes", {}).get("judged", "")) for each in series]
     said = [f"{label}: {note}." for label, note in notes if note]
     said += [f"{run.path.resolve().name}: {text}." for each in series for run in each.runs if (text := _troubled(run))]
     if not names:
         return said
-    if series[0].measure.own:
+    if series[0].own:
         return [
             *said,
             f"{names}: each device's own model. All are therefore judged on the devices' own validation parts, by the "
@@ -209,7 +218,7 @@ def cautions(series: Sequence[Series]) -> list[str]:
     return [
         *said,
         f"{names}: each device has a model of its own, but other runs were not judged on the devices' own data "
-        "(data.valid = 0). The test accuracy shown for it is that of the common part with a head that nobody trained.",
+        f"(data.valid = 0). The {series[0].judged} shown for it is that of the common part with a head that nobody trained.",
     ]
 
 

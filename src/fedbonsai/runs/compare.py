@@ -81,9 +81,14 @@ def plan(
 
 
 def _apart(names: Sequence[str], jobs: Sequence[Job]) -> None:
-    """Refuse what would be found out when all hours are spent: runs in one folder, and runs that are the same."""
+    """Refuse what would be found out when all hours are spent: runs in one folder, that are the same, or judged unlike."""
     for place, (name, job) in enumerate(zip(names, jobs, strict=True)):
         for other, earlier in zip(names[:place], jobs, strict=False):
+            judges = [each.config.objective.metric for each in (earlier, job)]
+            if judges[0] != judges[1]:
+                raise ConfigError(
+                    f"{other} is judged by {judges[0]}, {name} by {judges[1]}: set --objective.metric for both"
+                )
             if job.folder == earlier.folder:
                 raise ConfigError(f"{other} and {name} would both run in {job.folder}; give one of them another name")
             if unstructure(replace(job.config, name="")) == unstructure(replace(earlier.config, name="")):
@@ -171,6 +176,7 @@ def _run(job: Job) -> str:
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     moved = sum(run.bytes.values()) / 1e6
-    own = next((row["personal_accuracy"] for row in reversed(run.metrics) if "personal_accuracy" in row), None)
-    accuracy = f"{100 * run.accuracy:.2f} %" if own is None else f"{100 * own:.2f} % by the devices' own models"
-    return f"{accuracy}, {moved:.2f} MB, {time.perf_counter() - start:.0f} s"
+    measure, column = run.measure, f"personal_{run.measure.name}"
+    own = next((row[column] for row in reversed(run.metrics) if column in row), None)
+    reached = measure.text(run.score) if own is None else f"{measure.text(own)} by the devices' own models"
+    return f"{measure.words} {reached}, {moved:.2f} MB, {time.perf_counter() - start:.0f} s"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from math import inf
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from fedbonsai.data.config import DataConfig
 from fedbonsai.errors import ConfigError
 from fedbonsai.objectives import Classification, Objective
 from fedbonsai.stages.settings import PROBABILITY, Range, outside, refuse
+from fedbonsai.training.optimizers import SGD, Optimizer
 
 BEARABLE = Range("at least 1 and at most 1024", lambda value: 1 <= value <= 1024)  # torch dies of very many threads
 LONGEST = 200  # bytes of a run's name: folders' names may have 255
@@ -207,7 +208,7 @@ class RunConfig:
     evaluate_every: int = 1
     """Rounds between evaluations on the test set; the last round is always evaluated."""
     target: float = 0.0
-    """If positive: stop when the accuracy on the clients' validation parts reaches it."""
+    """If not 0: stop when the measure that decides (`objective.metric`) reaches it on the clients' validation parts."""
     retries: int = 2
     """How often a round that too few devices answered is tried again before it is skipped."""
     fruitless: int = 3
@@ -229,12 +230,13 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
+        goal = self.objective.measure.refusal(self.target) if self.target else ""
         faults = [
             f"{name} = {getattr(self, name)}: expected {want}"
             for name, want, fine in (
                 ("rounds", "at least 1", self.rounds >= 1),
                 ("evaluate_every", "at least 1", self.evaluate_every >= 1),
-                ("target", "an accuracy in [0, 1]", 0 <= self.target <= 1),
+                ("target", goal, not goal),
                 ("retries", "a number >= 0", self.retries >= 0),
                 ("fruitless", "a number >= 0", self.fruitless >= 0),
                 ("seed", "a number >= 0", self.seed >= 0),
@@ -249,3 +251,25 @@ class RunConfig:
             faults.append("clock.devices needs fleet.wire: a clock counts the seconds of real bytes")
         if faults:
             raise ValueError("; ".join(faults))
+        object.__setattr__(self, "method", _scheduled(self.method, self.rounds))
+
+
+def _scheduled(method: object, rounds: int) -> object:
+    """A method whose cosine schedules end with the run, where they do not say when."""
+    open_ = {
+        name: replace(how, rounds=rounds)  # pyright: ignore[reportArgumentType] - every optimiser is a dataclass
+        for name, how in optimizers_of(method).items()
+        if how.schedule == "cosine" and not how.rounds
+    }
+    return replace(method, **open_) if open_ else method  # pyright: ignore[reportArgumentType, reportUnknownVariableType]
+
+
+def optimizers_of(method: object) -> dict[str, Optimizer]:
+    """Optimisers among a method's settings, by name."""
+    values = {entry.name: getattr(method, entry.name) for entry in fields(method)} if is_dataclass(method) else {}
+    return {name: value for name, value in values.items() if isinstance(value, Optimizer)}
+
+
+def local_training(method: object) -> Optimizer:
+    """How clients train: the first of a method's optimisers; as by default where it has none."""
+    return next(iter(optimizers_of(method).values()), SGD())

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import nan
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +26,11 @@ from fedbonsai.telling import doing, each
 from fedbonsai.training.evaluate import evaluate, evaluate_each
 
 log = logging.getLogger("fedbonsai")
+# the spread over the clients by which way is better: names of columns, and where they lie among the clients' values
+PARTED = {
+    "higher": {"min": 0.0, "p10": 0.1, "median": 0.5, "max": 1.0},
+    "lower": {"min": 0.0, "median": 0.5, "p90": 0.9, "max": 1.0},
+}
 
 
 class Observer(Protocol):
@@ -223,14 +229,16 @@ def joined(row: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
 def _own(scene: Scene, model: Model, device: str) -> dict[str, float]:
     """How the model does on the clients' validation parts, which decide; the test set only reports.
 
-    Over all of them together, and the spread over the clients: the worst, the tenth percentile, the median, the best.
+    Over all of them together, and the spread over the clients: both ends, the median, and the client that a tenth of the
+    clients fare worse than: the tenth percentile, or the ninetieth where lower is better.
     """
     parts = [part for part in scene.federation.valid if len(part)]
     if not parts:
         return {}
     pooled, each = evaluate_each(model, parts, device)
-    ends = torch.tensor(each, dtype=torch.float64).nanquantile(torch.tensor([0.0, 0.1, 0.5, 1.0]).double()).tolist()
-    spread = {f"client_{name}": end for name, end in zip(("min", "p10", "median", "max"), ends, strict=True)}
+    parted = PARTED[scene.model.arch.objective.measure.better]
+    ends = torch.tensor(each, dtype=torch.float64).nanquantile(torch.tensor([*parted.values()]).double()).tolist()
+    spread = {f"client_{name}": end for name, end in zip(parted, ends, strict=True)}
     return {f"valid_{pooled.metric}": pooled.value, "valid_loss": pooled.loss, **spread}
 
 
@@ -254,7 +262,8 @@ def _simulated(scene: Scene, spent: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _ended(config: RunConfig, scene: Scene, row: Mapping[str, Any]) -> str:
     """Why the run ends after this round; empty if it goes on."""
-    if config.target and row.get("valid_accuracy", 0.0) >= config.target:
+    measure = config.objective.measure
+    if config.target and measure.reached(row.get(f"valid_{measure.name}", nan), config.target):
         return "target reached"
     return _used_up(config, scene)
 

@@ -13,7 +13,7 @@ from fedbonsai import training
 from fedbonsai.core import Client
 from fedbonsai.fleets.envelope import failure
 from fedbonsai.model import Model
-from fedbonsai.runs.config import RunConfig
+from fedbonsai.runs.config import RunConfig, local_training
 from fedbonsai.runs.loop import Observer
 from fedbonsai.runs.setup import Scene, clients
 from fedbonsai.runs.shown import Screen, span
@@ -58,14 +58,14 @@ def training_seconds(config: RunConfig, scene: Scene, rounds: int) -> float:
     method: Any = config.method
     people = clients(scene.federation, config.fleet.device)
     asked = getattr(method, "cohort", 0) or len(people)
-    sgd: training.SGD = getattr(method, "sgd", training.SGD())
+    how = local_training(method)
     me: Client = max(people, key=lambda person: len(person.train))
-    trial = sgd.but(steps=4)
+    trial = how.but(steps=4)
     training.train(scene.model, me, trial)
     start = time.perf_counter()
-    seen = training.train(scene.model, me, trial).steps * min(sgd.batch, len(me.train))
+    seen = training.train(scene.model, me, trial).steps * min(how.batch, len(me.train))
     rate = seen / (time.perf_counter() - start)
-    each = sgd.steps * sgd.batch or sgd.epochs * sum(len(person.train) for person in people) / len(people)
+    each = how.steps * how.batch or how.epochs * sum(len(person.train) for person in people) / len(people)
     share = min(config.fleet.workers, asked) if config.fleet.kind == "pool" else 1
     start = time.perf_counter()
     training.evaluate(scene.model, scene.federation.test[:256], config.fleet.device)
@@ -105,9 +105,9 @@ def line(config: RunConfig, row: Mapping[str, Any], left: float) -> str:
     if row["skipped"]:
         parts.append("skipped: too few answers")
     parts += [said] if (said := of_round(row)) else []
-    parts += [
-        f"{name} {row[key]:.4f}" for name, key in (("accuracy", "accuracy"), ("loss", "train_loss")) if key in row
-    ]
+    measure = config.objective.measure
+    parts += [f"{measure.words} {measure.plain(row[measure.name])}"] if measure.name in row else []
+    parts += [f"loss {row['train_loss']:.4f}"] if "train_loss" in row else []
     parts += [f"up {size(row['total_bytes_up'])}", f"down {size(row['total_bytes_down'])}"]
     if "simulated_seconds" in row:
         parts += [f"simulated {simulated(row['simulated_seconds'])}", energy(row["total_joules"])]

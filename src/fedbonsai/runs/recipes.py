@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin
 
 from fedbonsai.errors import ConfigError
+from fedbonsai.methods.registry import methods
 from fedbonsai.modules import own
 from fedbonsai.runs import former
 from fedbonsai.runs.config import RunConfig, check_name
-from fedbonsai.runs.structure import Table, names, settings, structure
+from fedbonsai.runs.structure import Table, families, names, renamed, settings, structure
 from fedbonsai.text import text_of, toml
 
 METHODS = "fedbonsai.methods"  # each has its recipes in its own folder
@@ -67,14 +68,14 @@ def table(name: str, preset: str = "", overrides: Mapping[str, object] | None = 
     Raises:
         ConfigError: no such recipe or preset, or TOML that cannot be read.
     """
-    merged = toml(text(name), name)
+    merged = _laid({}, toml(text(name), name))
     presets = merged.pop("presets", {})
     if not isinstance(presets, dict) or not all(isinstance(each, dict) for each in cast(Table, presets).values()):
         raise ConfigError(f"{name}: presets: expected tables such as [presets.small], got {presets!r}")
     if preset and preset != "modern":
         if preset not in presets:
             raise ConfigError(f"preset {preset!r}: {name!r} has {['modern', *presets]}")
-        merged = merge(merged, presets[preset])
+        merged = _laid(merged, presets[preset])
     overrides = overrides or {}
     given = overrides.get("imports")
     if given is not None:
@@ -91,7 +92,7 @@ def table(name: str, preset: str = "", overrides: Mapping[str, object] | None = 
         inner = [other for other in overrides if other.startswith(f"{path}.")]
         if inner and not isinstance(leaf[last], dict):
             raise ConfigError(f"{path} = {value!r} and {inner[0]} exclude each other: {path} is a table; leave one out")
-        merged = merge(merged, branch)
+        merged = _laid(merged, branch)
     if "data.path" in overrides and "data.name" not in overrides:
         merged["data"].pop("name", None)  # the recipe names its own data, these are others
     return former.configuration(merged)
@@ -108,14 +109,38 @@ def load(name: str, preset: str = "", overrides: Mapping[str, object] | None = N
     return config
 
 
-def merge(base: Table, over: Table) -> Table:
-    """``over`` laid on ``base``: tables merge, other values replace; another method or network drops the old one's."""
-    merged = copy.deepcopy(base)
+def _laid(base: Table, over: Table) -> Table:
+    """`merge` for configurations, with a method's settings by today's names."""
+    method = _method_name(over) or _method_name(base)
+    if isinstance(over.get("method"), dict):
+        try:
+            over = over | {"method": renamed(over["method"], method)}
+        except ValueError as error:
+            raise ConfigError(f"method: {error}") from None
+    chosen = {"method": families(methods()[method])} if method else {}
+    return merge(base, over, {**families(RunConfig), **chosen})
+
+
+def merge(base: Table, over: Table, known: Mapping[str, Any] | None = None) -> Table:
+    """``over`` laid on ``base``: tables merge, other values replace; another choice, such as of a method, drops the old one's.
+
+    Args:
+        base: below.
+        over: on top.
+        known: families of choices by key, or such a mapping for a table; some of their settings stay with another choice.
+    """
+    merged, known = copy.deepcopy(base), known or {}
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            renamed = "name" in value and "name" in merged[key] and value["name"] != merged[key]["name"]
-            renamed = renamed and key != "data"  # other data keep their split; any other choice has settings of its own
-            merged[key] = value if renamed else merge(merged[key], value)
+            here = known.get(key, {})
+            family, default = here if isinstance(here, tuple) else (None, None)
+            before = merged[key].get("name", default)
+            # other data keep their split; any other choice has settings of its own
+            if "name" in value and before not in (None, value["name"]) and key != "data":
+                stays = family.stays if family is not None else ()
+                merged[key] = {name: item for name, item in merged[key].items() if name in stays} | value
+            else:
+                merged[key] = merge(merged[key], value, here if isinstance(here, dict) else None)
         else:
             merged[key] = copy.deepcopy(value)
     return merged
@@ -123,7 +148,7 @@ def merge(base: Table, over: Table) -> Table:
 
 def _read(value: str, path: str, merged: Table) -> Any:
     """A word of the command line as the value that its setting wants."""
-    kinds = {setting.path: setting.kind for setting in settings(RunConfig, _method_name(merged))}
+    kinds = {setting.path: setting.kind for setting in settings(RunConfig, _method_name(merged), chosen=merged)}
     kind = kinds.get(path)
     if kind is str or (get_origin(kind) is Literal and all(isinstance(arg, str) for arg in get_args(kind))):
         return value
@@ -145,8 +170,6 @@ def own_modules(table: Table) -> None:
 
 
 def _method_name(merged: Table) -> str:
-    from fedbonsai.methods.registry import methods
-
     method: object = merged.get("method")
     name = cast(Table, method).get("name") if isinstance(method, dict) else None
     return name if isinstance(name, str) and name in methods() else ""

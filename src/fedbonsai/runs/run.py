@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from safetensors import torch as tensors
 from fedbonsai.data.federation import Federation
 from fedbonsai.errors import ConfigError, NothingLearned, Unwritable
 from fedbonsai.model import Arch, Model, keeping
+from fedbonsai.objectives import Classification, Measure, Objective
+from fedbonsai.objectives.classification import confusion
 from fedbonsai.runs import former
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Folder, write
@@ -32,6 +35,9 @@ from fedbonsai.runs.setup import Scene, scene
 from fedbonsai.runs.structure import structure, unstructure
 from fedbonsai.runs.trouble import fruitless
 from fedbonsai.text import text_of, toml
+from fedbonsai.training.evaluate import answered
+
+MOST = 100  # classes of which a table is kept, of each by each
 
 
 @dataclass(frozen=True)
@@ -53,12 +59,33 @@ class Run:
         file = Folder(self.path).model
         if not file.exists():
             raise ConfigError(f"{self.path} has no final model yet; finish it: fedbonsai run --resume {self.path}")
-        return Model(Arch(**self.info["arch"]), tensors.load(file.read_bytes()))
+        return Model(structure(self.info["arch"], Arch), tensors.load(file.read_bytes()))
+
+    @property
+    def measure(self) -> Measure:
+        """By which its models are judged: `objective.metric`."""
+        return self.config.objective.measure
+
+    @property
+    def score(self) -> float:
+        """The measure that decides, on the test set, in the last evaluated round; not a number before the first."""
+        return self._last(self.measure.name)
 
     @property
     def accuracy(self) -> float:
-        """Test accuracy of the last evaluated round."""
-        return next((row["accuracy"] for row in reversed(self.metrics) if "accuracy" in row), float("nan"))
+        """Test accuracy of the last evaluated round.
+
+        Raises:
+            ConfigError: what was learned has no right answers, as a regression.
+        """
+        if "accuracy" not in self.config.objective.measures:
+            raise ConfigError(
+                f"objective {self.config.objective.choice_name!r} has no accuracy: take `score`, which is {self.measure.name}"
+            )
+        return self._last("accuracy")
+
+    def _last(self, column: str) -> float:
+        return next((row[column] for row in reversed(self.metrics) if column in row), nan)
 
     @property
     def bytes(self) -> dict[str, int]:
@@ -132,7 +159,7 @@ def _execute(
         files.set_info(
             id=hashlib.blake2b(text, digest_size=4).hexdigest(),
             **provenance(),
-            **described(stage.federation),
+            **described(stage.federation, stage.model.arch.objective),
             notes=_notes(stage),
         )
         write(files.config, text)
@@ -149,7 +176,8 @@ def _execute(
         final = stage.method.model(outcome.state)
         write(files.model, tensors.save({name: value.contiguous() for name, value in final.weights.items()}))
         files.set_info(
-            arch={"name": final.arch.name, "options": dict(final.arch.options)},
+            arch=unstructure(final.arch),
+            confusion=confused(final, stage.federation, config.fleet.device),
             kinds=[[way, kind, size] for (way, kind), size in sorted(stage.ledger.kinds.items())],
         )
         if outcome.futile:  # the model is that of the rounds before
@@ -215,18 +243,49 @@ def name_of(recipe: str, config: RunConfig) -> str:
     return config.name or f"{Path(recipe).stem}-{data}-{config.seed}"
 
 
-def described(data: Federation) -> dict[str, Any]:
-    """What a device needs beside the model: how images were normalised, the names of the classes, the floor of accuracies."""
+def floor(data: Federation, objective: Objective) -> dict[str, Any]:
+    """What a model reaches on the test set that always answers the same; empty where nobody knows.
+
+    Args:
+        data: whose test set.
+        objective: what is learned.
+    """
+    y = data.test.y
+    answers = objective.constant(y) if len(y) else None
+    value = nan if answers is None else objective.measured(answers, y).get(objective.metric, nan)
+    if answers is None or isnan(value):
+        return {}
+    first = answers[0].flatten()
+    answer = f"{float(first[0]):.4g}" if len(first) == 1 else "the same"
+    if not answers.is_floating_point() and data.class_names:
+        answer = repr(data.class_names[int(first[0])])
+    return {"floor": {"answer": answer, "metric": objective.metric, "value": value}}
+
+
+def confused(model: Model, data: Federation, device: str) -> list[list[int]]:
+    """How often a model takes each class of the test set for each; empty where no classes are learned, or very many."""
+    count = data.classes
+    if not isinstance(model.arch.objective, Classification) or not 0 < count <= MOST:
+        return []
+    _, answers = answered(model, data.test, device)
+    return confusion(answers, data.test.y, count).tolist()
+
+
+def described(data: Federation, objective: Objective) -> dict[str, Any]:
+    """What a device needs beside the model, and a reader beside the figures.
+
+    How images were normalised, the names of the classes, which measure decides, and its floor.
+    """
     return {
+        "metric": objective.metric,
         "data": {
             "name": data.name,
-            "channels": data.channels,
-            "size": data.size,
+            "shape": list(data.samples.shape),
             "mean": list(data.mean),
             "std": list(data.std),
             "classes": list(data.class_names),
-            "majority": {"class": data.majority[0], "accuracy": data.majority[1]},
-        }
+            **floor(data, objective),
+        },
     }
 
 

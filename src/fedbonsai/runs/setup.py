@@ -24,9 +24,8 @@ from fedbonsai.fleets.pool import PoolFleet, findable
 from fedbonsai.fleets.timed import Clock, Timed
 from fedbonsai.fleets.wrappers import Flaky, Metered, Recorded
 from fedbonsai.model import Arch, Model, renew
-from fedbonsai.runs.config import ClockConfig, FleetConfig, RunConfig, too_many
+from fedbonsai.runs.config import ClockConfig, FleetConfig, RunConfig, local_training, too_many
 from fedbonsai.runs.dry import rehearse, told
-from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import seed_of
 from fedbonsai.work import Episode
 
@@ -83,8 +82,7 @@ def rehearsed(config: RunConfig, data: Federation) -> tuple[Model, tuple[str, ..
     """
     renew()
     made = initial_model(config, data)
-    sgd = getattr(config.method, "sgd", SGD())
-    return made, (*data.remarks(), *rehearse(made, data, sgd, config.fleet.device))
+    return made, (*data.remarks(), *rehearse(made, data, local_training(config.method), config.fleet.device))
 
 
 def options_of(config: RunConfig) -> set[str]:
@@ -200,7 +198,7 @@ def scene(config: RunConfig, split: Path | None = None, answers: Path | None = N
         )
     if config.target and not any(len(part) for part in held.valid):
         raise ConfigError(
-            f"target = {config.target:g} is an accuracy on the clients' validation parts, and no client has one: "
+            f"target = {config.target:g} is of the clients' validation parts, and no client has one: "
             f"data.valid = {config.data.valid:g}; raise it, or set target = 0"
         )
     start, said = rehearsed(config, held)

@@ -7,7 +7,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from itertools import pairwise
 from math import inf, isfinite
@@ -72,7 +72,7 @@ def _table(value: object, _: object) -> object:
 def _method(value: object, _: object) -> object:
     if not isinstance(value, dict) or not isinstance(cast(Table, value).get("name"), str):
         raise ValueError(f"expected a table with the method's name, got {value!r}")
-    table = dict(cast(Table, value))
+    table = renamed(dict(cast(Table, value)), str(cast(Table, value)["name"]))
     name = str(table.pop("name"))
     if name not in methods() and any(
         (room / "recipes" / f"{name}.toml").is_file() for room in files("fedbonsai.methods").iterdir()
@@ -84,20 +84,54 @@ def _method(value: object, _: object) -> object:
     return made
 
 
+OLD = {"sgd": "optimizer"}  # settings of methods by the names that they had before
+
+
+def renamed(table: Table, method: str) -> Table:
+    """A method's table with settings by today's names, wherever the method has them so.
+
+    Raises:
+        ValueError: one is given by both names.
+    """
+    known = {field.name for field in fields(methods()[method])} if method in methods() else set[str]()
+    old = {was: now for was, now in OLD.items() if was in table and now in known and was not in known}
+    if both := [f"{was} and {now}" for was, now in old.items() if now in table]:
+        raise ValueError(f"{both[0]} are the same setting: leave {both[0].partition(' ')[0]} out, its earlier name")
+    return {old.get(name, name): value for name, value in table.items()}
+
+
 def _is_family(kind: Any) -> bool:
     return isinstance(kind, type) and Choice in kind.__bases__
 
 
-def _choice(value: object, family: Any) -> object:
+def _choice(value: object, family: Any, default: str | None = None) -> object:
     names = list(family.choices)
     table = dict(cast(Table, value)) if isinstance(value, dict) else {"name": value}
-    name = table.pop("name", None)
+    name = table.pop("name", default)
     if name not in family.choices:
         near = get_close_matches(str(name), names, 1)
         raise ValueError(
             f"expected a table with a name among {names}, got {value!r}{f'; near is {near[0]!r}' if near else ''}"
         )
     return converter().structure(table, family.choices[name])
+
+
+@cache
+def families(cls: type[Any]) -> Mapping[str, tuple[Any, str]]:
+    """Fields that are one choice of a family, and the choice that is so by default."""
+    hints = get_type_hints(cls)
+    return {
+        field.name: (hints[field.name], _default(field).choice_name)
+        for field in fields(cls)
+        if _is_family(hints[field.name]) and _default(field) is not None
+    }
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """What a field is where nothing is given; None where something must be."""
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return None if field.default is MISSING else field.default
 
 
 def _is_table(kind: Any) -> bool:
@@ -107,13 +141,19 @@ def _is_table(kind: Any) -> bool:
 
 def _strict_table(cls: Any) -> Any:
     lax = {field.name: override(struct_hook=_may_be_infinite) for field in fields(cls) if field.default == inf}
+    for name, (_, default) in families(cls).items():  # a table without a name is of the choice that is so by default
+        lax[name] = override(struct_hook=partial(_choice, default=default))
+    choice_name: str = getattr(cls, "choice_name", "")
     made: Any = make_dict_structure_fn(cls, cast(Converter, _converter), _cattrs_forbid_extra_keys=True, **lax)  # type: ignore[arg-type]
 
     def hook(value: object, kind: Any) -> object:
         if not isinstance(value, dict):
             known = ", ".join(field.name for field in fields(cls))
             raise ValueError(f"expected a table of settings ({known}), got {value!r}")
-        return made(cast(Table, value), kind)
+        table = dict(cast(Table, value))
+        if choice_name and table.get("name") == choice_name:  # it may say what it is where nothing is to be chosen, too
+            del table["name"]
+        return made(table, kind)
 
     return hook
 
@@ -231,39 +271,45 @@ class Setting:
     help: str
 
 
-def settings(cls: type[Any], method: str = "", prefix: str = "") -> list[Setting]:
-    """Every setting of a configuration class, depth first; ``method`` names the class behind a method field."""
-    hints, texts = get_type_hints(cls), docstrings(cls)
+def settings(cls: type[Any], method: str = "", prefix: str = "", chosen: object = None) -> list[Setting]:
+    """Every setting of a configuration class, depth first.
+
+    Args:
+        cls: the class.
+        method: name of the class behind a method field.
+        prefix: of the paths.
+        chosen: table of a configuration, which says whose settings those of a family are; else the default's.
+    """
+    hints, texts, table = get_type_hints(cls), docstrings(cls), cast(Table, chosen) if isinstance(chosen, dict) else {}
     found: list[Setting] = []
     for field in fields(cls):
-        kind, path = hints[field.name], f"{prefix}{field.name}"
+        kind, path, here = hints[field.name], f"{prefix}{field.name}", table.get(field.name)
         if kind is object:
             kind = method_class(method) if method else kind
             found.append(Setting(f"{path}.name", str, method, "Name of the method."))
         if _is_family(kind):
-            now: Any = field.default if field.default_factory is MISSING else field.default_factory()
-            kind = type(now)
-            text = f"One of {', '.join(kind.choices)}. {texts.get(field.name, '')}"
-            found.append(Setting(f"{path}.name", str, kind.choice_name, text))
+            family, default = cast(Any, kind), _default(field).choice_name
+            name = cast(Table, here).get("name", default) if isinstance(here, dict) else here
+            kind = family.choices.get(name if isinstance(name, str) else default, family.choices[default])
+            text = f"One of {', '.join(family.choices)}. {texts.get(field.name, '')}"
+            found.append(Setting(f"{path}.name", str, default, text))
         if _is_table(kind):
-            found += settings(kind, method, f"{path}.")
+            found += settings(kind, method, f"{path}.", here)
             continue
-        default = field.default if field.default is not MISSING else None
-        if field.default_factory is not MISSING:
-            default = field.default_factory()
-        found.append(Setting(path, kind, default, texts.get(field.name, "")))
+        found.append(Setting(path, kind, _default(field), texts.get(field.name, "")))
     return found
 
 
 @cache
 def docstrings(cls: type[Any]) -> Mapping[str, str]:
-    """The string literal under each field, which is its documentation."""
+    """The string literal under each field, which is its documentation; inherited fields have that of their class."""
     import ast
     import inspect
     import textwrap
 
+    bases = [base for base in reversed(cls.__bases__) if is_dataclass(base)]
+    texts = {name: text for base in bases for name, text in docstrings(base).items()}
     body = cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]).body
-    texts: dict[str, str] = {}
     for field, text in pairwise(body):
         if (
             isinstance(field, ast.AnnAssign)

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import TypeVar
+from math import isnan
+from typing import Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from fedbonsai import training
 from fedbonsai.core import Client, Device, Fleet, Memory, Task, task
 from fedbonsai.errors import ConfigError, Forgotten
 from fedbonsai.model import Arch, Model, forms, skeleton
+from fedbonsai.objectives import MEASURES, Measure
 from fedbonsai.stages.pruning.derived_masks import Derived, Rule, derived
 from fedbonsai.stages.pruning.masks import Masks, masked
 from fedbonsai.training.optimizers import Optimizer
@@ -26,7 +28,17 @@ from fedbonsai.training.steps import Trained
 from fedbonsai.tree import Tree, Weights
 from fedbonsai.wire import message
 
-M = TypeVar("M")
+
+class Judging(Protocol):
+    """A request to judge a model."""
+
+    @property
+    def arch(self) -> Arch:
+        """Of the model."""
+        ...
+
+
+M = TypeVar("M", bound=Judging)
 
 PERSONAL = "personal"  # the personal weights, in a client's memory
 
@@ -135,7 +147,7 @@ class Judge:
 
 @message("personal/judged@1")
 class Judged:
-    """Accuracies on the client's validation part, with all shared weights and with the kept ones alone."""
+    """How a model does on the client's validation part, with all shared weights and with the kept ones alone."""
 
     examples: int
     dense: float
@@ -145,7 +157,7 @@ class Judged:
 
 @task("personal/judge")
 def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
-    """Accuracy of a client's model on its validation part, which decides nothing in a method that only judges by it."""
+    """How a client's model does on its validation part, which decides nothing in a method that only judges by it."""
     if not len(me.valid):
         return Judged(0, 0.0, 0.0, 0.0), memory
     own = owned(memory, request.arch, request.shared, request.first)
@@ -164,7 +176,7 @@ def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Personalised accuracy: means weighted by samples, and that of the device at the tenth percentile."""
+    """How personal models do: means weighted by samples, and the device than which a tenth of the devices fare worse."""
 
     dense: float
     masked: float
@@ -172,14 +184,16 @@ class Verdict:
     masked_p10: float
     loss: float
     devices: int
+    measure: Measure = MEASURES["accuracy"]
 
     def figures(self) -> dict[str, float]:
         """Columns of the log."""
+        name, tail = self.measure.name, tail_of(self.measure)
         return {
-            "personal_accuracy": self.dense,
-            "personal_p10": self.dense_p10,
-            "masked_accuracy": self.masked,
-            "masked_p10": self.masked_p10,
+            f"personal_{name}": self.dense,
+            f"personal_{tail}": self.dense_p10,
+            f"masked_{name}": self.masked,
+            f"masked_{tail}": self.masked_p10,
             "personal_loss": self.loss,
         }
 
@@ -187,21 +201,40 @@ class Verdict:
 def judged(fleet: Fleet, send: Mapping[Device, M], how: Task[M, Judged] = judge) -> Verdict | None:
     """Ask devices to judge their models; None where no device that answered has a validation part.
 
+    A device on whose part the measure has no meaning, such as an area under a curve of one class, does not count.
+
     Args:
         fleet: the clients.
         send: what each is to judge.
         how: the task that judges.
     """
     answers = [answer.value for answer in fleet.ask(how, send, at_least=0)]
-    found = [value for value in answers if value.examples > 0]
+    found = [value for value in answers if value.examples > 0 and not isnan(value.dense + value.masked)]
     if not found:
         return None
+    measure = next(iter(send.values())).arch.objective.measure
     shares = np.array([value.examples for value in found], np.float64)
     shares /= shares.sum()
     dense, under, loss = (np.array([getattr(value, name) for value in found]) for name in ("dense", "masked", "loss"))
     return Verdict(
-        float(shares @ dense), float(shares @ under), tenth(dense), tenth(under), float(shares @ loss), len(found)
+        float(shares @ dense),
+        float(shares @ under),
+        tail(dense, measure),
+        tail(under, measure),
+        float(shares @ loss),
+        len(found),
+        measure,
     )
+
+
+def tail_of(measure: Measure) -> str:
+    """How columns are called of the device than which a tenth of the devices fare worse."""
+    return "p10" if measure.better == "higher" else "p90"
+
+
+def tail(values: np.ndarray, measure: Measure) -> float:
+    """The value of that device."""
+    return tenth(values) if measure.better == "higher" else -tenth(-values)
 
 
 def tenth(values: Sequence[float] | np.ndarray) -> float:

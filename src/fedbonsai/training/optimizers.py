@@ -86,6 +86,10 @@ class Optimizer(Choice):
 
     adaptive: ClassVar[bool] = False
     """Whether steps are not in proportion to gradients."""
+    stays = (  # a rate and a decay belong to one optimiser, all else to how the method trains
+        *("batch", "epochs", "steps", "proximal", "clip", "precision", "channels_last", "sparse"),
+        *("schedule", "rounds", "factor", "warmup"),
+    )
 
     def slots(self) -> int:
         """How many tensors it remembers for each parameter."""

@@ -79,7 +79,7 @@ class Judge:
 
 @task("own-part/judge")
 def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
-    """Accuracy of a device's model on its validation part."""
+    """How a device's model does on its validation part."""
     shared, _, memory = received(request.sent, request.arch, memory, request.own.names)
     model = whole(request.own, request.arch, shared, memory)
     if not len(me.valid):
