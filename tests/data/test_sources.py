@@ -114,7 +114,7 @@ def test_natural_ids(tmp_path: Path) -> None:
     parquet(tmp_path, held, columns(grey(4)))
     federation = load(DataConfig(name="own", path=str(tmp_path), partition="natural", by="writer", clients=3), 0)
     assert federation.ids == ("w0", "w1", "w2")
-    with pytest.raises(ConfigError, match=r"data\.by = 'author': no such column in .*; columns: image .*writer"):
+    with pytest.raises(ConfigError, match=r"data\.client = 'author': no such column in .*; columns: image .*writer"):
         read(DataConfig(name="own", path=str(tmp_path), partition="natural", by="author"))
 
 

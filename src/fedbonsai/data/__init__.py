@@ -8,9 +8,10 @@ from fedbonsai.data.config import DataConfig
 
 if TYPE_CHECKING:
     from fedbonsai.data.federation import Federation, load
+    from fedbonsai.data.given import Given, of
     from fedbonsai.data.split import Split
 
-__all__ = ["DataConfig", "Federation", "Split", "load"]
+__all__ = ["DataConfig", "Federation", "Given", "Split", "load", "of"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,6 +20,10 @@ def __getattr__(name: str) -> Any:
         from fedbonsai.data import federation
 
         return getattr(federation, name)
+    if name in ("Given", "of"):
+        from fedbonsai.data import given
+
+        return getattr(given, name)
     if name == "Split":
         from fedbonsai.data.split import Split
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from fedbonsai.data.images import Labels
+from fedbonsai.data.arrays import Labels
 from fedbonsai.errors import ConfigError
 
 SHOWN = 5  # names or numbers in one error

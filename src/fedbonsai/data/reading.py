@@ -1,0 +1,352 @@
+"""How columns become samples, with all that was learned of the training set: the same for a test set and on a device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from math import prod
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedbonsai.data.arrays import NOBODY
+from fedbonsai.data.audio import recordings
+from fedbonsai.data.classes import few, numbers, plain
+from fedbonsai.data.columns import decode, labels
+from fedbonsai.data.config import DataConfig, SeriesConfig
+from fedbonsai.data.kinds import Values
+from fedbonsai.data.missing import filled, fills, refuse
+from fedbonsai.data.series import ordered, windows
+from fedbonsai.data.tables import Table, missing, taken
+from fedbonsai.data.transforms import Part, Transform, data_of, parse
+from fedbonsai.data.transforms.pictures import Resize
+from fedbonsai.errors import ConfigError
+from fedbonsai.telling import doing
+
+SMALL = ("int8", "uint8", "int16")  # types that are stored as they are where all features have them
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Columns to samples.
+
+    Attributes:
+        x, y: columns of inputs and targets; no ``y`` where a transform makes the targets.
+        client: column that says whose samples are; empty where nobody knows.
+        role: of the inputs: number, picture, sound or text.
+        shape: of an input that is one column; None for columns of single numbers.
+        units: what stored inputs are multiplied with.
+        targets: `classes` or `numbers`.
+        names: of the classes; empty where they are bare numbers.
+        series: windows of rows.
+        impute, fill: how missing inputs are filled in, and with what.
+        drop: whether samples without a target are left out.
+        transforms: with what they learned.
+        dtype: of stored inputs.
+    """
+
+    x: tuple[str, ...]
+    y: tuple[str, ...]
+    client: str
+    role: str
+    shape: tuple[int, ...] | None
+    units: tuple[float, ...] = ()
+    targets: str = ""
+    names: tuple[str, ...] = ()
+    series: SeriesConfig = field(default_factory=SeriesConfig)
+    impute: str = ""
+    fill: Mapping[str, float] = field(default_factory=dict[str, float])
+    drop: bool = False
+    transforms: tuple[Transform, ...] = ()
+    dtype: str = ""
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Names of all columns that it needs."""
+        series = (self.series.by, *self.series.order) if self.series.length else ()
+        return tuple(dict.fromkeys(name for name in (*self.x, *self.y, self.client, *series) if name))
+
+    def text(self) -> str:
+        """It as JSON, for devices."""
+        body = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        body |= {"series": asdict(self.series), "transforms": [data_of(each) for each in self.transforms]}
+        return json.dumps(body)
+
+    @staticmethod
+    def of(text: str) -> Reading:
+        """What `text` wrote.
+
+        Raises:
+            ConfigError: it is none, or names a transform that is not known here.
+        """
+        try:
+            body: dict[str, Any] = json.loads(text)
+            body = {name: tuple(value) if isinstance(value, list) else value for name, value in body.items()}
+            series: dict[str, Any] = body.pop("series")
+            order = tuple(series.pop("order"))
+            transforms = parse(body.pop("transforms"))
+            return Reading(**body, series=SeriesConfig(**series, order=order), transforms=transforms)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ConfigError(f"how the task's data are read cannot be understood here: {error}") from None
+
+    def learned(self, table: Table) -> tuple[Reading, Part]:
+        """The same with what it must know of the training set, and its samples."""
+        columns = {name: table.columns[name] for name in self.x}
+        transforms = tuple(each.learned(columns) for each in self.transforms)
+        made = replace(self, transforms=transforms)
+        if self.impute:
+            made = replace(made, fill=fills(made._columns(table), self.impute))
+        made, part = made._with_classes(table, made._raw(table, True))
+        fitted: list[Transform] = []
+        for each in made.transforms:
+            fitted.append(each.fitted(part))
+            part = fitted[-1](part)
+        part = _stored(part, table.what)
+        return replace(made, transforms=tuple(fitted), dtype=str(cast("NDArray[Any]", part.x).dtype)), part
+
+    def __call__(self, table: Table, training: bool = False, scored: NDArray[np.bool_] | None = None) -> Part:
+        """Samples of other rows: a test set, or a device's own.
+
+        Raises:
+            ConfigError: they do not fit.
+        """
+        part = self._raw(table, training, scored)
+        part = replace(part, y=self._numbered(part.y, table.what), names=self.names)
+        for each in self.transforms:
+            part = each(part)
+        return _stored(part, table.what)
+
+    def _columns(self, table: Table) -> Mapping[str, Values]:
+        columns: Mapping[str, Values] = {name: table.columns[name] for name in self.x}
+        for each in self.transforms:
+            columns = each.columns(columns, table.what)
+        return columns
+
+    def _raw(self, table: Table, training: bool, scored: NDArray[np.bool_] | None = None) -> Part:
+        """Inputs as they were, or in windows, and targets as they were."""
+        owners = table.text(self.client, "data.client =") if self.client else NOBODY
+        y = self._targets(table)
+        parts: Sequence[NDArray[np.int64]] = [np.arange(len(table))]
+        if self.series.length or self.impute == "last":
+            parts = self._series(table, owners)
+        if self.role == "number":
+            x = self._numbers(table, parts)
+        elif self.role == "picture":
+            x = self._pictures(table)
+        else:
+            x = table.columns[self.x[0]]
+            if (absent := missing(x)).any():
+                raise ConfigError(
+                    f"{table.what}: {int(absent.sum())} values of {self.x[0]!r} are missing; drop these rows"
+                )
+        rate = 0
+        if self.role == "sound":
+            x, rate = recordings(cast("list[Any]", x), table.what)
+        if self.series.length:
+            rows, ends = windows(parts, self.series, scored)
+            x, y = cast("NDArray[Any]", x)[rows], y[ends]
+            owners = owners[ends] if owners.size else owners
+        x, y, owners = self._without_missing_targets(x, y, owners, table)
+        if not len(y) and not self._makes_targets():
+            raise ConfigError(f"{table.what}: no samples are left; expected at least one")
+        return Part(table.what, x, y, owners, training, self.names, self.units, rate)
+
+    def _makes_targets(self) -> bool:
+        return any(each.makes_targets for each in self.transforms)
+
+    def _series(self, table: Table, owners: NDArray[np.str_]) -> list[NDArray[np.int64]]:
+        by = self.series.by or self.client
+        keys = table.text(by, "data.series.by =") if by != self.client else owners
+        if not by:
+            keys = np.zeros(len(table), np.str_)
+        order: list[NDArray[Any]] = []
+        for name in self.series.order:
+            if missing(table.columns[name]).any():
+                raise ConfigError(f"{table.what}: data.series.order = {name!r} is missing in some rows; drop these")
+            order.append(np.asarray(table.columns[name]))
+        return ordered(keys, order)
+
+    def _numbers(self, table: Table, parts: Sequence[NDArray[np.int64]]) -> Values:
+        columns = self._columns(table)
+        if self.impute:
+            columns = filled(columns, self.fill, self.impute, parts)
+        refuse(columns, table.what)
+        if words := [name for name, values in columns.items() if isinstance(values, list) and _is_text(values)]:
+            raise ConfigError(
+                f"{table.what}: {few([repr(name) for name in words])} hold text, expected numbers; leave these columns out of "
+                f"data.x, or set data.transforms = [{{onehot = {words}}}, ...]"
+            )
+        if self.shape is None:
+            if wrong := [name for name, values in columns.items() if len(values) and np.ndim(values[0])]:
+                raise ConfigError(
+                    f"{table.what}: {', '.join(wrong)}: lists beside other columns; give each alone as data.x"
+                )
+            kind = np.result_type(*(np.asarray(values).dtype for values in columns.values()))
+            kind = kind if str(kind) in SMALL else np.dtype(np.float32)
+            return np.stack([np.asarray(values).astype(kind) for values in columns.values()], 1)
+        (values,) = columns.values()
+        if isinstance(values, list):
+            shapes = sorted({np.shape(value) for value in values})
+            if len(shapes) > 1 and not any(each.short == "window" for each in self.transforms):
+                raise ConfigError(
+                    f"{table.what}: values of {self.x[0]!r} have {len(shapes)} shapes, such as {list(shapes[0])} and "
+                    f"{list(shapes[-1])}; bring them to one length: data.transforms = [{{window = {max(shapes)[0]}}}]"
+                )
+            return np.stack(values) if len(shapes) == 1 else values
+        if prod(values.shape[1:]) != prod(self.shape):
+            raise ConfigError(
+                f"{table.what}: {self.x[0]!r} has {prod(values.shape[1:])} values a row, {list(values.shape[1:])}; expected "
+                f"{list(self.shape)} (data.shape)"
+            )
+        return values.reshape(-1, *self.shape)
+
+    def _pictures(self, table: Table) -> Values:
+        values = table.columns[self.x[0]]
+        if isinstance(values, np.ndarray):
+            return _channels_last(values)
+        first = self.transforms[0] if self.transforms else None
+        resize = first.size if isinstance(first, Resize) else None
+        with doing(f"decoding {table.what} images", len(values)) as told:
+            return decode(values, table.what, told, resize)
+
+    def _targets(self, table: Table) -> NDArray[Any]:
+        """Targets [rows] or [rows, columns] as they were."""
+        found = [table.columns[name] for name in self.y]
+        if not found:
+            return np.zeros(len(table), np.int64)
+        if len(found) == 1:
+            values = found[0]
+            return values if isinstance(values, np.ndarray) else np.array(values, object)
+        if words := [name for name, values in zip(self.y, found, strict=True) if isinstance(values, list)]:
+            raise ConfigError(
+                f"{table.what}: {', '.join(words)}: text among several targets; expected numbers in all of data.y"
+            )
+        return np.stack([np.asarray(values) for values in found], 1)
+
+    def _without_missing_targets(
+        self, x: Values, y: NDArray[Any], owners: NDArray[np.str_], table: Table
+    ) -> tuple[Values, NDArray[Any], NDArray[np.str_]]:
+        what, absent = table.what, missing(y if y.dtype.kind != "O" else y.tolist())
+        if not absent.any():
+            return x, y, owners
+        if not self.drop:
+            if self.targets == "classes" or y.dtype.kind == "O":
+                raise ConfigError(
+                    f"{what}: the label of row {int(absent.argmax())} is missing, as are {int(absent.sum()) - 1} more; drop "
+                    "these rows, or set data.drop_missing_targets = true"
+                )
+            raise ConfigError(
+                f"{what}: {int(absent.sum()):,} of {len(y):,} targets ({', '.join(self.y)}) are missing; drop these rows, or "
+                "set data.drop_missing_targets = true"
+            )
+        rows = np.flatnonzero(~absent)
+        left = y[rows]
+        if left.dtype.kind == "f" and all("int" in table.kinds[name].words for name in self.y):
+            left = left.astype(np.int64)  # as they were, but for what was missing
+        return taken(x, rows), left, owners[rows] if owners.size else owners
+
+    def _with_classes(self, table: Table, part: Part) -> tuple[Reading, Part]:
+        """With names of the classes where targets are text; what whole numbers are is told later, of both sets."""
+        made = self
+        if not self.names and part.y.dtype.kind in "OU":
+            made = replace(
+                self, targets="classes", names=tuple(sorted({plain(str(value)) for value in part.y.tolist()}))
+            )
+        return made, replace(part, y=made._numbered(part.y, table.what), names=made.names)
+
+    def _numbered(self, y: NDArray[Any], what: str) -> NDArray[Any]:
+        """Targets as class numbers int64, or as numbers."""
+        if y.dtype.kind in "OU":
+            known = numbers(self.names)
+            words = [plain(str(value)) for value in y.tolist()]
+            if strange := sorted({word for word in words if word not in known}):
+                raise ConfigError(
+                    f"{what} holds classes that the training files do not name: {few(strange)}; theirs are {few(self.names)}"
+                )
+            return np.asarray([known[word] for word in words], np.int64)
+        if self.targets == "classes" and y.ndim == 1:
+            return labels(y, len(self.names), what)
+        if y.dtype.kind == "f" and not np.isfinite(y).all():
+            raise ConfigError(f"{what}: {int((~np.isfinite(y)).sum())} targets are infinite; drop these rows")
+        whole = y.dtype.kind in "iub" and self.targets != "numbers"
+        return y.astype(np.int64 if whole else np.float32)
+
+
+def _is_text(values: list[Any]) -> bool:
+    return any(isinstance(value, str) for value in values)
+
+
+def _channels_last(x: NDArray[Any]) -> NDArray[Any]:
+    """Bytes [samples, height, width], or with channels first or last, as [samples, height, width, channels]."""
+    if x.ndim == 3:
+        return x[..., None]
+    return x if x.shape[3] in (1, 3) or x.shape[1] not in (1, 3) else np.moveaxis(x, 1, 3)
+
+
+def _stored(part: Part, what: str) -> Part:
+    """Inputs in the type that they are stored in.
+
+    Raises:
+        ConfigError: they are no array of numbers, or not finite.
+    """
+    if not isinstance(part.x, np.ndarray):
+        kind = "text" if part.x and isinstance(part.x[0], str) else "of lengths of their own"
+        advice = "[{chars = 80}]" if kind == "text" else "[{window = 8000}], for recordings with 'logmel' behind it"
+        raise ConfigError(f"{what}: inputs are {kind}; set data.transforms = {advice}")
+    x = part.x
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        raise ConfigError(
+            f"{what}: {int((~np.isfinite(x)).sum()):,} input values are NaN or infinite; clean the data first"
+        )
+    if not part.vocabulary and str(x.dtype) not in SMALL:
+        x = x.astype(np.float32)
+    return replace(part, x=x)
+
+
+def reading_of(table: Table, config: DataConfig, x: tuple[str, ...], y: tuple[str, ...], client: str) -> Reading:
+    """How the columns of a training set are read, before anything is learned of it."""
+    kinds = [table.kinds[name] for name in x]
+    role = kinds[0].role if len(x) == 1 else "number"
+    role = "sound" if role == "bytes" and len(x) == 1 else role
+    if wrong := [
+        name for name, kind in zip(x, kinds, strict=True) if len(x) > 1 and kind.role in ("picture", "sound", "other")
+    ]:
+        raise ConfigError(
+            f"{table.what}: {few(wrong)} hold {table.kinds[wrong[0]].words}, expected numbers beside other columns"
+        )
+    if role == "other":
+        raise ConfigError(f"{table.what}: {x[0]!r} holds {kinds[0].words}; expected numbers, images, sounds or text")
+    transforms = parse(config.transforms)
+    role = "number" if role == "class" else role
+    if role == "text" and any(each.short == "onehot" for each in transforms):
+        role = "number"
+    lists = len(x) == 1 and kinds[0].shape != () and role == "number"
+    shape = (config.shape or kinds[0].shape or (0,)) if lists else None
+    if config.shape and not lists:
+        raise ConfigError(f"data.shape = {list(config.shape)}: {', '.join(x)} are no lists; leave it out")
+    units = kinds[0].units if lists and shape else ()
+    if units and len(units) not in (1, shape[-1] if shape else 0):
+        raise ConfigError(
+            f"{table.what}: {len(units)} scales for {shape and shape[-1]} features; expected one for each"
+        )
+    if config.series.length and (role != "number" or lists):
+        raise ConfigError(
+            "data.series gathers rows of single numbers; leave it out where each row is a sample of its own"
+        )
+    return Reading(
+        x,
+        y,
+        client,
+        role,
+        shape,
+        units,
+        config.targets if config.targets else "classes" if y and table.kinds[y[0]].names and len(y) == 1 else "",
+        table.kinds[y[0]].names if len(y) == 1 and table.kinds[y[0]].names else (),
+        config.series,
+        config.impute,
+        {},
+        config.drop_missing_targets,
+        transforms,
+    )
