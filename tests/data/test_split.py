@@ -123,9 +123,9 @@ def test_natural_ids_all_that_have_enough(written: Arrays) -> None:
     [
         ({"clients": 200}, "need 2000, there are 1400; lower data.clients"),
         ({"server": 1390, "clients": 2}, "for the server"),
-        ({"limit": 50}, "there are 50"),
+        ({"partition": "iid", "limit": 50}, "there are 50"),
         ({"limit": 2000}, "data.limit = 2000: the training set has 1400"),
-        ({"clients": 100, "alpha": 0.01}, "alpha = 0.01 .*raise data.alpha"),
+        ({"partition": "dirichlet", "clients": 100, "alpha": 0.01}, "alpha = 0.01 .*raise data.alpha"),
         ({"partition": "iid", "clients": 10, "minimum": 141}, "lower data"),
         ({"partition": "pathological", "classes_per_client": 11}, "lower .*classes_per_client"),
         ({"partition": "pathological", "classes_per_client": 10, "clients": 140, "minimum": 11}, "lower"),

@@ -123,7 +123,7 @@ def test_names_that_are_the_numbers_go_with_bare_numbers(tmp_path: Path) -> None
         ([0, 1, None], [0, 1], "the label of row 2 is missing"),
         ([0, 1], [0, None], "test-0.*the label of row 1 is missing"),
         ([0, 1], [-1, 1], "test-0.*labels run from -1 to 1"),
-        ([0, 1], [0.0, 1.5], r"test-0.*the label of row 0 is 0\.0; expected a whole number"),
+        ([0, 1], [0.0, 1.5], r"test-0.*the label of row 1 is 1\.5; expected a whole number"),
         ([0.0, 1.0], [0, 1], r"0 columns of classes, .*label \(double|float64\)"),
         ([1, 1], [0, 1], "one class, '1': nothing can be learned"),
     ],

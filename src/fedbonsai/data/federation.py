@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -212,8 +212,7 @@ def load(config: DataConfig, seed: int) -> Federation:
     x = _stored(held.x, order) if pictures else _tensor(held.x[order])
     test_x = _stored(held.test_x, np.arange(len(held.test_y))) if pictures else _tensor(held.test_x)
     mean, std = _statistics(held, split)
-    across = (-1, 1, 1) if x.ndim == 4 else (-1,)
-    scale = Scale(*(torch.as_tensor(value).float().view(across) for value in (mean, std))) if mean.size else None
+    scale = scale_of(mean.tolist(), std.tolist(), tuple(x.shape[1:]))
     top = held.top if pictures else 1
     return Federation(
         name=config.name,
@@ -231,6 +230,21 @@ def load(config: DataConfig, seed: int) -> Federation:
         vocabulary=held.vocabulary,
         notes=held.notes,
     )
+
+
+def scale_of(mean: Sequence[float], std: Sequence[float], shape: Sequence[int], top: int = 1) -> Scale | None:
+    """How stored inputs of a shape are normalised: by one mean and deviation a channel or feature; None where there are none.
+
+    Args:
+        mean: of values from 0 to ``top``, divided by it.
+        std: of the same.
+        shape: of one input.
+        top: the largest stored value that may be.
+    """
+    if not mean:
+        return None
+    across = (-1, 1, 1) if len(shape) == 3 else (-1,)
+    return Scale(*((torch.tensor(value, dtype=torch.float64) * top).float().view(across) for value in (mean, std)))
 
 
 def _tested(held: Arrays, split: Split) -> str:

@@ -126,7 +126,7 @@ class Reading:
 
     def _raw(self, table: Table, training: bool, scored: NDArray[np.bool_] | None = None) -> Part:
         """Inputs as they were, or in windows, and targets as they were."""
-        owners = table.text(self.client, "data.client =") if self.client else NOBODY
+        owners = table.text(self.client, "data.client =") if self.client in table.columns else NOBODY
         y = self._targets(table)
         parts: Sequence[NDArray[np.int64]] = [np.arange(len(table))]
         if self.series.length or self.impute == "last":

@@ -40,14 +40,14 @@ class Shard:
         """All columns in words, for errors."""
         return "columns: " + ", ".join(f"{name} ({kind.words})" for name, kind in self.kinds.items())
 
-    def of_client(self, name: str) -> Shard:
+    def of_client(self, client: str, column: str = CLIENT) -> Shard:
         """The same with a column that says whose all of it is."""
 
         def rows(names: Sequence[str]) -> Mapping[str, Values]:
-            own = [each for each in names if each != CLIENT]
-            return {**self.rows(own), **({CLIENT: [name] * self.count} if CLIENT in names else {})}
+            found = self.rows([each for each in names if each != column])
+            return {**found, **({column: [client] * self.count} if column in names else {})}
 
-        return replace(self, kinds={**self.kinds, CLIENT: Kind("text", "text")}, rows=rows, by_client=True)
+        return replace(self, kinds={**self.kinds, column: Kind("text", "text")}, rows=rows, by_client=True)
 
 
 def of_file(file: Path) -> Shard:

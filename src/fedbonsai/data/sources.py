@@ -116,13 +116,14 @@ def _samples(found: Mapping[str, Sequence[Shard]], config: DataConfig) -> Arrays
     other = next((found[name] for name in TESTS if name in found), None)
     begun, names = begin(train, config)
     keys = (*begun.wanted, *(config.holdout.order if config.holdout else ()))
-    required(train[0], keys)
+    for shard in train:
+        required(shard, keys)
     names = tuple(dict.fromkeys((*keys, *([config.series.scored] if config.series.scored else ()))))
     classes = declared(train, begun.y)
     # labels of which nothing more is said are classes; what is wrong with one is told with its file
     bare = begun.y if not config.y and not config.drop_missing_targets and config.targets != "numbers" else ()
     rows = table(train, names, classes, "training", bare)
-    tested = None if other is None else table(filled(other), names, classes, "test", bare)
+    tested = None if other is None else _test(filled(other), names, classes, bare, begun, config)
     rows, tested = divided(rows, tested, config, begun.client)
     begun = reading_of(rows, config, begun.x, begun.y, begun.client)
     begun = replace(begun, names=classes.get(begun.y[0], ())) if len(begun.y) == 1 else begun
@@ -135,6 +136,21 @@ def _samples(found: Mapping[str, Sequence[Shard]], config: DataConfig) -> Arrays
             "one shape first, such as data.transforms = [{resize = 32}]"
         )
     return _arrays(*_as_meant(reading, part, test, config), config)
+
+
+def _test(
+    shards: Sequence[Shard],
+    names: Sequence[str],
+    classes: Mapping[str, Sequence[str]],
+    bare: Sequence[str],
+    reading: Reading,
+    config: DataConfig,
+) -> Table:
+    """Rows of the test files, which need not say whose they are."""
+    spared = (
+        not config.holdout and not config.series.length and any(reading.client not in each.kinds for each in shards)
+    )
+    return table(shards, [name for name in names if not spared or name != reading.client], classes, "test", bare)
 
 
 def begin(train: Sequence[Shard], config: DataConfig) -> tuple[Reading, tuple[str, ...]]:

@@ -1,0 +1,108 @@
+"""A device's own columns, read as the server's were: the same columns, shapes, windows and transforms."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedbonsai.core import Samples
+from fedbonsai.data.federation import scale_of
+from fedbonsai.data.folders import local
+from fedbonsai.data.reading import Reading
+from fedbonsai.data.shards import Shard
+from fedbonsai.data.shards import of_arrays as shard_of
+from fedbonsai.data.sources import filled
+from fedbonsai.data.tables import table
+from fedbonsai.errors import ConfigError
+from fedbonsai.fleets.flower.frames import Form
+
+
+def of_path(path: Path, form: Form, device: str) -> Samples:
+    """Samples of files; of those with a name, the training files.
+
+    Raises:
+        ConfigError: they do not fit the form.
+    """
+    reading = Reading.of(form.reading)
+    shards = [_renamed(shard, reading) for shard in filled(local(path)["train"])]
+    return _samples(shards, reading, form, str(path), device)
+
+
+def of_arrays(arrays: tuple[Any, Any], form: Form, what: str, device: str) -> Samples:
+    """Samples of inputs and targets that a function returned.
+
+    Raises:
+        ConfigError: they do not fit the form.
+    """
+    reading = Reading.of(form.reading)
+    held = {
+        name: value if isinstance(value, list) else np.asarray(value) for name, value in zip("xy", arrays, strict=True)
+    }
+    return _samples([_renamed(shard_of(what, held), reading)], reading, form, what, device)
+
+
+def _renamed(shard: Shard, reading: Reading) -> Shard:
+    """Arrays ``x`` and ``y`` under the names of the task's columns, a matrix as the columns that it has."""
+    if set(reading.x) <= set(shard.kinds) or "x" not in shard.kinds:
+        return shard
+    columns = dict(shard.rows(list(shard.kinds)))
+    for mine, names in (("x", reading.x), ("y", reading.y)):
+        if mine not in columns or not names:
+            continue
+        values = columns.pop(mine)
+        if len(names) == 1 and (reading.shape is not None or np.ndim(values) < 2):
+            columns[names[0]] = values
+        elif isinstance(values, np.ndarray) and values.shape[1:] == (len(names),):
+            columns |= {name: values[:, place] for place, name in enumerate(names)}
+        else:
+            raise ConfigError(
+                f"{shard.what}: {mine} has the shape {np.shape(values)[1:]}; expected columns {', '.join(names)}"
+            )
+    names = shard.kinds["y"].names if "y" in shard.kinds else ()
+    made = shard_of(shard.what, columns)
+    named = {name: replace(made.kinds[name], role="class", names=names) for name in reading.y if names}
+    return replace(made, kinds={**made.kinds, **named})
+
+
+def _samples(shards: list[Shard], reading: Reading, form: Form, what: str, device: str) -> Samples:
+    for key in {reading.client, reading.series.by} - {""}:  # all of it is this device's, whoever says so
+        shards = [shard if key in shard.kinds else shard.of_client(device, key) for shard in shards]
+    classes = {
+        name: form.names for name in reading.y if form.names and len(reading.y) == 1 and shards[0].kinds.get(name)
+    }
+    classes = {name: names for name, names in classes.items() if shards[0].kinds[name].names}
+    part = reading(table(shards, reading.wanted, classes, what), training=True)
+    x = _fitting(np.asarray(part.x), reading.dtype, what)
+    if reading.role == "picture" and x.ndim == 4 and x.dtype == np.uint8:
+        x = np.moveaxis(x, 3, 1)
+    if x.shape[1:] != form.shape:
+        raise ConfigError(f"{what} holds samples of shape {x.shape[1:]}, the task wants {form.shape}")
+    if form.names and part.y.size and int(part.y.max()) >= len(form.names):
+        raise ConfigError(
+            f"labels of {what} run from {part.y.min()} to {part.y.max()}, the task has {len(form.names)} classes, 0 to n - 1"
+        )
+    return Samples(
+        torch.as_tensor(np.require(x, requirements=["C", "W"])),
+        torch.as_tensor(np.require(part.y, requirements=["C", "W"])),
+        scale_of(form.mean, form.std, form.shape, 255 if reading.role == "picture" and reading.dtype == "uint8" else 1),
+    )
+
+
+def _fitting(x: NDArray[Any], dtype: str, what: str) -> NDArray[Any]:
+    """Inputs in the type that the task's are stored in, if nothing is lost by it.
+
+    Raises:
+        ConfigError: something is.
+    """
+    found = x.astype(dtype)
+    if not np.array_equal(found, x):
+        raise ConfigError(
+            f"{what} holds {x.dtype} values from {x.min():g} to {x.max():g}, the task stores {dtype}: give them in the same unit "
+            "and type as the task's data"
+        )
+    return found
