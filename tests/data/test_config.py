@@ -49,7 +49,10 @@ def test_all_faults_are_told_at_once() -> None:
         ({"client": "writer", "partition": "iid", "clients": 0}, "clients = 0: expected at least 1"),
         ({"shape": (3, 0)}, "shape = "),
         ({"transforms": ("resise",)}, "transforms: transform 1: 'resise' is not known; did you mean 'resize'"),
-        ({"transforms": ({"resize": 0}, {"chars": {"windw": 3}})}, "transform 1: size = 0.*transform 2: chars has no field"),
+        (
+            {"transforms": ({"resize": 0}, {"chars": {"windw": 3}})},
+            "transform 1: size = 0.*transform 2: chars has no field",
+        ),
         ({"seed": -1}, "seed = -1"),
         ({"server": -1}, "server = -1"),
         ({"limit": -1}, "limit = -1"),
@@ -96,6 +99,8 @@ def test_the_old_name_of_the_client_column() -> None:
 def test_a_table_of_plain_values_is_read_back() -> None:
     from dataclasses import asdict
 
-    held = DataConfig(x=("a", "b"), series=config.SeriesConfig(3, order=("t",)), transforms=({"clip": 3},), client="who")
+    held = DataConfig(
+        x=("a", "b"), series=config.SeriesConfig(3, order=("t",)), transforms=({"clip": 3},), client="who"
+    )
     table = {name: value for name, value in asdict(held).items() if value is not None}
     assert DataConfig.of(table) == held

@@ -63,8 +63,8 @@ def kept(path: Path) -> Arrays | None:
     found = cache.held(path, tuple(each.name for each in fields(Arrays)))
     if found is None:
         return None
-    words = {name: str(found.pop(name)) for name in ("fingerprint", "kind", "held_out", "reading")}
-    lists = {name: tuple(map(str, found.pop(name))) for name in ("names", "notes")}
+    words: dict[str, Any] = {name: str(found.pop(name)) for name in ("fingerprint", "kind", "held_out", "reading")}
+    lists: dict[str, Any] = {name: tuple(map(str, found.pop(name))) for name in ("names", "notes")}
     return Arrays(**found | {name: int(found[name]) for name in ("top", "vocabulary")}, **words, **lists)
 
 

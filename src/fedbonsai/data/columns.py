@@ -67,7 +67,9 @@ def label_columns(shard: Shard) -> tuple[str, ...]:
         ConfigError: none, or several of which none has a usual name.
     """
     found = [name for name, kind in shard.kinds.items() if kind.role == "class"]
-    usual = [name for name in LABELS if name in shard.kinds and (name in found or _names_classes(shard.kinds[name]))]
+    usual = [name for name in LABELS if name in shard.kinds and (name in found or names_classes(shard.kinds[name]))]
+    if len(found) != 1 and not usual and {"x", "y"} <= set(shard.kinds):
+        return ("y",)  # arrays so called are inputs and targets, whatever they hold
     if len(found) != 1 and not usual:
         raise ConfigError(
             f"{shard.what}: {len(found)} columns of classes, expected one ClassLabel, or text or whole numbers named "
@@ -76,7 +78,8 @@ def label_columns(shard: Shard) -> tuple[str, ...]:
     return (usual[0] if usual else found[0],)
 
 
-def _names_classes(kind: Kind) -> bool:
+def names_classes(kind: Kind) -> bool:
+    """Whether values are text or whole numbers, one for each sample."""
     return kind.role == "text" or (kind.role == "number" and kind.shape == () and "int" in kind.words)
 
 

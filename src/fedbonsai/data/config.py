@@ -204,7 +204,7 @@ class DataConfig:
     def of(table: Mapping[str, Any]) -> DataConfig:
         """From a table of plain values, as TOML gives it."""
         kinds = {"series": SeriesConfig, "holdout": HoldoutConfig}
-        made = {name: kinds[name](**_tuples(value)) for name, value in table.items() if name in kinds}
+        made: dict[str, Any] = {name: kinds[name](**_tuples(table[name])) for name in kinds if name in table}
         return DataConfig(**_tuples(table) | made)
 
 

@@ -52,7 +52,7 @@ def _kind(arrow: Any, feature: Any, told: Mapping[str, Any], name: str) -> Kind:
     words = str(getattr(feature, "dtype", type(feature).__name__))
     if isinstance(feature, datasets.Audio):
         return Kind(words, "sound")
-    if isinstance(feature, datasets.Image) or (isinstance(feature, Mapping) and "bytes" in feature):
+    if isinstance(feature, datasets.Image) or _is_encoded(feature):
         return Kind(words, "picture")
     if isinstance(feature, datasets.ClassLabel):
         return Kind(words, "class", names=tuple(feature.names or ()))
@@ -76,6 +76,10 @@ def _kind(arrow: Any, feature: Any, told: Mapping[str, Any], name: str) -> Kind:
     return Kind(words, "other")
 
 
+def _is_encoded(feature: object) -> bool:
+    return isinstance(feature, Mapping) and "bytes" in feature
+
+
 def _counts(arrow: Any) -> bool:
     types = extra("pyarrow").types
     return types.is_integer(arrow) or types.is_floating(arrow) or types.is_boolean(arrow)
@@ -84,9 +88,12 @@ def _counts(arrow: Any) -> bool:
 def of_array(values: Values, names: Sequence[str] = ()) -> Kind:
     """Kind of values that were given as an array, the first axis of which are samples."""
     if isinstance(values, list):
-        if values and isinstance(values[0], str | None) and all(isinstance(value, str | None) for value in values):
+        present: list[Any] = [value for value in values if value is not None]
+        if present and all(isinstance(value, str) for value in present):
             return Kind("text", "text")
-        return Kind("list", "number", None) if values and np.ndim(values[0]) else Kind("list", "other")
+        if present and all(isinstance(value, bytes) for value in present):
+            return Kind("bytes", "sound")
+        return Kind("list", "number", None) if present and np.ndim(present[0]) else Kind("list", "other")
     if values.dtype.kind in "UT":
         return Kind("text", "text")
     if values.dtype.kind not in "biuf":

@@ -16,7 +16,7 @@ from fedbonsai.data.audio import recordings
 from fedbonsai.data.classes import few, numbers, plain
 from fedbonsai.data.columns import decode, labels
 from fedbonsai.data.config import DataConfig, SeriesConfig
-from fedbonsai.data.kinds import Values
+from fedbonsai.data.kinds import Kind, Values
 from fedbonsai.data.missing import filled, fills, refuse
 from fedbonsai.data.series import ordered, windows
 from fedbonsai.data.tables import Table, missing, taken
@@ -306,47 +306,55 @@ def _stored(part: Part, what: str) -> Part:
 
 
 def reading_of(table: Table, config: DataConfig, x: tuple[str, ...], y: tuple[str, ...], client: str) -> Reading:
-    """How the columns of a training set are read, before anything is learned of it."""
-    kinds = [table.kinds[name] for name in x]
-    role = kinds[0].role if len(x) == 1 else "number"
-    role = "sound" if role == "bytes" and len(x) == 1 else role
-    if wrong := [
-        name for name, kind in zip(x, kinds, strict=True) if len(x) > 1 and kind.role in ("picture", "sound", "other")
-    ]:
-        raise ConfigError(
-            f"{table.what}: {few(wrong)} hold {table.kinds[wrong[0]].words}, expected numbers beside other columns"
-        )
-    if role == "other":
-        raise ConfigError(f"{table.what}: {x[0]!r} holds {kinds[0].words}; expected numbers, images, sounds or text")
-    transforms = parse(config.transforms)
-    role = "number" if role == "class" else role
-    if role == "text" and any(each.short == "onehot" for each in transforms):
-        role = "number"
-    lists = len(x) == 1 and kinds[0].shape != () and role == "number"
-    shape = (config.shape or kinds[0].shape or (0,)) if lists else None
+    """How the columns of a training set are read, before anything is learned of it.
+
+    Raises:
+        ConfigError: columns of kinds that do not go together, or settings that have no meaning for them.
+    """
+    first, transforms = table.kinds[x[0]], parse(config.transforms)
+    role = _role([table.kinds[name] for name in x], x, table.what, any(each.short == "onehot" for each in transforms))
+    lists = len(x) == 1 and first.shape != () and role == "number"
     if config.shape and not lists:
         raise ConfigError(f"data.shape = {list(config.shape)}: {', '.join(x)} are no lists; leave it out")
-    units = kinds[0].units if lists and shape else ()
-    if units and len(units) not in (1, shape[-1] if shape else 0):
-        raise ConfigError(
-            f"{table.what}: {len(units)} scales for {shape and shape[-1]} features; expected one for each"
-        )
     if config.series.length and (role != "number" or lists):
         raise ConfigError(
             "data.series gathers rows of single numbers; leave it out where each row is a sample of its own"
         )
+    shape = (config.shape or first.shape or (0,)) if lists else None
+    names = table.kinds[y[0]].names if len(y) == 1 else ()
     return Reading(
         x,
         y,
         client,
         role,
-        shape,
-        units,
-        config.targets if config.targets else "classes" if y and table.kinds[y[0]].names and len(y) == 1 else "",
-        table.kinds[y[0]].names if len(y) == 1 and table.kinds[y[0]].names else (),
-        config.series,
-        config.impute,
-        {},
-        config.drop_missing_targets,
-        transforms,
+        shape=shape,
+        units=_units(first.units, shape, table.what) if shape and first.units else (),
+        targets=config.targets or ("classes" if names else ""),
+        names=names,
+        series=config.series,
+        impute=config.impute,
+        drop=config.drop_missing_targets,
+        transforms=transforms,
     )
+
+
+def _units(units: tuple[float, ...], shape: tuple[int, ...], what: str) -> tuple[float, ...]:
+    """One unit for each of the last axis; where that runs over several rows of the file's own shape, they come again and again."""
+    if len(units) == 1 or len(units) == shape[-1]:
+        return units
+    if len(shape) == 1 and shape[0] % len(units) == 0:
+        return units * (shape[0] // len(units))
+    raise ConfigError(
+        f"{what}: the files give {len(units)} scales, data.shape = {list(shape)} ends with {shape[-1]} features"
+    )
+
+
+def _role(kinds: Sequence[Kind], names: Sequence[str], what: str, categories: bool) -> str:
+    """What inputs are: number, picture, sound or text."""
+    odd = ("other",) if len(kinds) == 1 else ("other", "picture", "sound", "bytes")
+    if wrong := [f"{name!r} ({kind.words})" for name, kind in zip(names, kinds, strict=True) if kind.role in odd]:
+        raise ConfigError(
+            f"{what}: {few(wrong)}: expected columns of numbers, or one of images, sounds or text as data.x"
+        )
+    role = kinds[0].role if len(kinds) == 1 else "number"
+    return {"class": "number", "bytes": "sound", "text": "number" if categories else "text"}.get(role, role)

@@ -12,7 +12,7 @@ from fedbonsai.data import given
 from fedbonsai.data.arrays import NOBODY, Arrays, fingerprint, keep, kept
 from fedbonsai.data.cache import file_of, version
 from fedbonsai.data.classes import few
-from fedbonsai.data.columns import input_columns, label_columns, matched, required
+from fedbonsai.data.columns import input_columns, label_columns, matched, names_classes, required
 from fedbonsai.data.config import HUB, DataConfig
 from fedbonsai.data.extras import extra, quiet
 from fedbonsai.data.folders import CLIENT, TESTS, local, marked, splits
@@ -121,7 +121,8 @@ def _samples(found: Mapping[str, Sequence[Shard]], config: DataConfig) -> Arrays
     names = tuple(dict.fromkeys((*keys, *([config.series.scored] if config.series.scored else ()))))
     classes = declared(train, begun.y)
     # labels of which nothing more is said are classes; what is wrong with one is told with its file
-    bare = begun.y if not config.y and not config.drop_missing_targets and config.targets != "numbers" else ()
+    said = config.y or config.drop_missing_targets or config.targets == "numbers"
+    bare = [name for name in begun.y if not said and names_classes(train[0].kinds[name])]
     rows = table(train, names, classes, "training", bare)
     tested = None if other is None else _test(filled(other), names, classes, bare, begun, config)
     rows, tested = divided(rows, tested, config, begun.client)
@@ -218,7 +219,7 @@ def _arrays(reading: Reading, part: Part, test: Part, config: DataConfig) -> Arr
     pictures = reading.role == "picture" and x.dtype == np.uint8 and x.ndim == 4
     plain = pictures and not any(each.short != "standardise" for each in reading.transforms)
     notes: list[str] = []
-    if part.units:
+    if part.units and not any(each.short == "standardise" for each in reading.transforms):
         scale = f"are multiplied with {', '.join(f'{unit:g}' for unit in part.units[:6])}{' ...' if len(part.units) > 6 else ''}"
         shape = "" if config.shape else f"have the shape {list(x.shape[1:])} and "
         notes.append(f"inputs {shape}{scale}, as the files' metadata say")

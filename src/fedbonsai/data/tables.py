@@ -62,8 +62,9 @@ def taken(values: Values, rows: NDArray[np.int64]) -> Values:
 def missing(values: Values) -> NDArray[np.bool_]:
     """Which values are missing: None, or not a number."""
     if isinstance(values, np.ndarray):
-        absent = np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
-        return absent.reshape(len(values), -1).any(1) if absent.ndim > 1 else absent
+        if values.dtype.kind != "f":
+            return np.zeros(len(values), bool)
+        return np.asarray(np.isnan(values).reshape(len(values), -1).any(1)) if len(values) else np.zeros(0, bool)
     return np.asarray([value is None for value in values], bool)
 
 

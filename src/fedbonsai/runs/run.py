@@ -215,16 +215,19 @@ def name_of(recipe: str, config: RunConfig) -> str:
 
 
 def described(data: Federation) -> dict[str, Any]:
-    """What a device needs beside the model: how images were normalised, the names of the classes, the floor of accuracies."""
+    """What a device needs beside the model: how inputs were normalised, the names of the classes, the floor of accuracies."""
+    floor = {"majority": {"class": data.majority[0], "accuracy": data.majority[1]}} if data.classes else {}
     return {
         "data": {
             "name": data.name,
+            "tested": data.tested,
+            "shape": list(data.samples.shape),
             "channels": data.channels,
             "size": data.size,
             "mean": list(data.mean),
             "std": list(data.std),
             "classes": list(data.class_names),
-            "majority": {"class": data.majority[0], "accuracy": data.majority[1]},
+            **floor,
         }
     }
 

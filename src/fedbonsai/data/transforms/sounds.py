@@ -56,7 +56,8 @@ class LogMel(Transform):
     def _filters(self, rate: int, size: int) -> NDArray[np.float64]:
         """Weights [frequencies, bands] of triangles that are equally wide in mel, 1127 ln(1 + f / 700)."""
         high = self.high or rate / 2
-        edges = np.linspace(*(1127 * np.log1p(np.array([self.low, high]) / 700)), self.bands + 2)
+        low, top = (1127 * float(np.log1p(hertz / 700)) for hertz in (self.low, high))
+        edges = np.linspace(low, top, self.bands + 2)
         of_bins = 1127 * np.log1p(np.arange(size // 2 + 1) * rate / size / 700)[:, None]
         left, centre, right = edges[:-2], edges[1:-1], edges[2:]
         return np.clip(np.minimum((of_bins - left) / (centre - left), (right - of_bins) / (right - centre)), 0, None)
