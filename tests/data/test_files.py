@@ -189,7 +189,7 @@ def test_recordings(tmp_path: Path) -> None:
     for name in ("low", "high"):
         (tmp_path / "b" / name / "0.wav").rename(tmp_path / "b" / name / "0.flac")
         (tmp_path / "b" / name / "0.flac").write_bytes(b"fLaC ...")
-    with pytest.raises((Missing, ConfigError), match="FLAC, which needs soundfile|cannot be read"):
+    with pytest.raises((Missing, ConfigError), match=r"FLAC, which needs soundfile|cannot be read"):
         opened(tmp_path / "b")
     picture(tmp_path / "b" / "low" / "0.png", 3)
     with pytest.raises(ConfigError, match=r"holds pictures and recordings \(0.flac, 0.flac\)"):

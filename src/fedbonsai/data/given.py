@@ -107,7 +107,7 @@ def _pair(value: Any, what: str, classes: Sequence[str], marks: Any) -> Shard:
             f"{what}: {type(cast(object, value)).__name__}; expected (x, y), a dict {{client: (x, y)}}, or a Dataset of Hugging "
             "Face or torch"
         )
-    arrays = {name: _values(each) for name, each in zip(("x", "y"), cast("Sequence[Any]", value), strict=True)}
+    arrays = {name: as_values(each) for name, each in zip(("x", "y"), cast("Sequence[Any]", value), strict=True)}
     for array in arrays.values():
         marks.update(repr(np.shape(array) if isinstance(array, np.ndarray) else len(array)).encode())
         for part in array if isinstance(array, list) else [array]:
@@ -115,7 +115,8 @@ def _pair(value: Any, what: str, classes: Sequence[str], marks: Any) -> Shard:
     return of_arrays(what, arrays, classes)
 
 
-def _values(value: Any) -> Values:
+def as_values(value: Any) -> Values:
+    """Arrays, tensors and lists as an array; as a list where its items are text, bytes, or have shapes of their own."""
     if isinstance(value, list | tuple):
         parts: list[Any] = [_array(part) for part in cast("Sequence[Any]", value)]
         if parts and all(isinstance(part, np.ndarray) and part.ndim for part in parts):

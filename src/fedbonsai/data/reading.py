@@ -339,7 +339,7 @@ def reading_of(table: Table, config: DataConfig, x: tuple[str, ...], y: tuple[st
 
 
 def _units(units: tuple[float, ...], shape: tuple[int, ...], what: str) -> tuple[float, ...]:
-    """One unit for each of the last axis; where that runs over several rows of the file's own shape, they come again and again."""
+    """One unit for each of the last axis; where that runs over several rows of the file's own shape, they are repeated."""
     if len(units) == 1 or len(units) == shape[-1]:
         return units
     if len(shape) == 1 and shape[0] % len(units) == 0:

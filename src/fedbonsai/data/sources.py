@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from inspect import getsource
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def read(config: DataConfig) -> Arrays:
         ConfigError: they cannot be found, fetched or understood.
         Missing: the packages of the ``sim`` extra are not installed.
     """
-    settings = tuple(getattr(config, name) for name in SETTINGS)
+    settings = (*(getattr(config, name) for name in SETTINGS), *_code(config))
     if config.path.startswith(given.PREFIX):
         return _samples(given.recalled(config.path), config)
     if config.path:
@@ -72,6 +73,12 @@ def read(config: DataConfig) -> Arrays:
             arrays = _samples(_hub(config), config)
     keep(arrays, place)
     return arrays
+
+
+def _code(config: DataConfig) -> list[str]:
+    """Text of the transforms that are not ours, as a part of a key: they read otherwise when it changes."""
+    kinds = [type(each) for each in parse(config.transforms)]
+    return [getsource(kind) for kind in kinds if not kind.__module__.startswith("fedbonsai.")]
 
 
 def _there(path: Path) -> bool:
@@ -217,7 +224,8 @@ def _as_meant(reading: Reading, part: Part, test: Part, config: DataConfig) -> t
 def _arrays(reading: Reading, part: Part, test: Part, config: DataConfig) -> Arrays:
     x, test_x = np.asarray(part.x), np.asarray(test.x)
     pictures = reading.role == "picture" and x.dtype == np.uint8 and x.ndim == 4
-    plain = pictures and not any(each.short != "standardise" for each in reading.transforms)
+    # devices have words of their own for pictures as they are: see fleets/flower/samples.py
+    plain = pictures and not (reading.transforms or config.x or config.y)
     notes: list[str] = []
     if part.units and not any(each.short == "standardise" for each in reading.transforms):
         scale = f"are multiplied with {', '.join(f'{unit:g}' for unit in part.units[:6])}{' ...' if len(part.units) > 6 else ''}"

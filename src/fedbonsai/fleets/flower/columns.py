@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from fedbonsai.core import Samples
+from fedbonsai.data.classes import few
+from fedbonsai.data.columns import required
 from fedbonsai.data.federation import scale_of
 from fedbonsai.data.folders import local
+from fedbonsai.data.given import as_values
+from fedbonsai.data.kinds import Kind, Values
 from fedbonsai.data.reading import Reading
 from fedbonsai.data.shards import Shard
 from fedbonsai.data.shards import of_arrays as shard_of
@@ -20,6 +25,8 @@ from fedbonsai.data.sources import filled
 from fedbonsai.data.tables import table
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.flower.frames import Form
+
+INPUTS, TARGETS = ("x", "image", "sound"), ("y", "label")  # names in arrays, and in folders for each class
 
 
 def of_path(path: Path, form: Form, device: str) -> Samples:
@@ -40,42 +47,45 @@ def of_arrays(arrays: tuple[Any, Any], form: Form, what: str, device: str) -> Sa
         ConfigError: they do not fit the form.
     """
     reading = Reading.of(form.reading)
-    held = {
-        name: value if isinstance(value, list) else np.asarray(value) for name, value in zip("xy", arrays, strict=True)
-    }
+    held = {name: as_values(value) for name, value in zip("xy", arrays, strict=True)}
     return _samples([_renamed(shard_of(what, held), reading)], reading, form, what, device)
 
 
 def _renamed(shard: Shard, reading: Reading) -> Shard:
-    """Arrays ``x`` and ``y`` under the names of the task's columns, a matrix as the columns that it has."""
-    if set(reading.x) <= set(shard.kinds) or "x" not in shard.kinds:
-        return shard
-    columns = dict(shard.rows(list(shard.kinds)))
-    for mine, names in (("x", reading.x), ("y", reading.y)):
-        if mine not in columns or not names:
+    """Arrays and folders, whose columns have names of their own, under those of the task; a matrix as the columns that it has."""
+    made: dict[str, Values] = {}
+    kinds: dict[str, Kind] = {}
+    for usual, names in ((INPUTS, reading.x), (TARGETS, reading.y)):
+        mine = next((name for name in usual if name in shard.kinds), "")
+        if not mine or set(names) <= set(shard.kinds):
             continue
-        values = columns.pop(mine)
+        values, kind = shard.rows([mine])[mine], shard.kinds[mine]
         if len(names) == 1 and (reading.shape is not None or np.ndim(values) < 2):
-            columns[names[0]] = values
+            found: dict[str, Values] = {names[0]: values}
         elif isinstance(values, np.ndarray) and values.shape[1:] == (len(names),):
-            columns |= {name: values[:, place] for place, name in enumerate(names)}
+            found, kind = {name: values[:, place] for place, name in enumerate(names)}, replace(kind, shape=())
         else:
             raise ConfigError(
-                f"{shard.what}: {mine} has the shape {np.shape(values)[1:]}; expected columns {', '.join(names)}"
+                f"{shard.what}: {mine} has the shape {np.shape(values)[1:]}; the task wants {len(names)} columns, "
+                f"{few(names)}"
             )
-    names = shard.kinds["y"].names if "y" in shard.kinds else ()
-    made = shard_of(shard.what, columns)
-    named = {name: replace(made.kinds[name], role="class", names=names) for name in reading.y if names}
-    return replace(made, kinds={**made.kinds, **named})
+        made |= found
+        kinds |= dict.fromkeys(found, kind)
+
+    def rows(wanted: Sequence[str]) -> Mapping[str, Values]:
+        return {
+            **shard.rows([name for name in wanted if name not in made]),
+            **{name: made[name] for name in wanted if name in made},
+        }
+
+    return replace(shard, kinds={**shard.kinds, **kinds}, rows=rows) if made else shard
 
 
 def _samples(shards: list[Shard], reading: Reading, form: Form, what: str, device: str) -> Samples:
     for key in {reading.client, reading.series.by} - {""}:  # all of it is this device's, whoever says so
         shards = [shard if key in shard.kinds else shard.of_client(device, key) for shard in shards]
-    classes = {
-        name: form.names for name in reading.y if form.names and len(reading.y) == 1 and shards[0].kinds.get(name)
-    }
-    classes = {name: names for name, names in classes.items() if shards[0].kinds[name].names}
+    required(shards[0], reading.wanted)
+    classes = {name: form.names for name in reading.y if shards[0].kinds[name].names}
     part = reading(table(shards, reading.wanted, classes, what), training=True)
     x = _fitting(np.asarray(part.x), reading.dtype, what)
     if reading.role == "picture" and x.ndim == 4 and x.dtype == np.uint8:
