@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fedbonsai.data.extras import extra
 
 Values = NDArray[Any] | list[Any]
-Role = Literal["number", "class", "text", "bytes", "sound", "picture", "other"]
+Role = Literal["number", "class", "text", "bytes", "sound", "picture", "time", "other"]
 
 SOUNDS = ("wav", "flac", "audio", "sound")  # names of columns whose bytes are recordings
 
@@ -25,7 +25,7 @@ class Kind:
 
     Attributes:
         words: its type, for people.
-        role: what can be done with it.
+        role: what can be done with it; times only give an order.
         shape: of one value; None where values have shapes of their own.
         units: what stored values are multiplied with, one for each of the last axis; empty where nothing is said.
         names: of classes, in the order of their numbers.
@@ -38,46 +38,42 @@ class Kind:
     names: tuple[str, ...] = ()
 
 
-def of_schema(schema: Any, features: Mapping[str, Any]) -> dict[str, Kind]:
-    """Kinds of the columns of an Arrow schema whose features the datasets library tells.
+def of_schema(schema: Any) -> dict[str, Kind]:
+    """Kinds of the columns of an Arrow schema, with what its metadata tell of them.
 
-    Metadata under the key ``shape``, ``{"shape": [...], "scale": [...]}``, are those of each list that has as many values.
+    The datasets library writes its features under the key ``huggingface``. Under the key ``shape``, ``{"shape": [...],
+    "scale": [...]}`` are those of each list that has as many values.
     """
-    told: dict[str, Any] = json.loads((schema.metadata or {}).get(b"shape", b"{}"))
-    return {name: _kind(schema.field(name).type, feature, told, name) for name, feature in features.items()}
+    metadata = schema.metadata or {}
+    hub: dict[str, Any] = json.loads(metadata.get(b"huggingface", b"{}"))
+    features = hub.get("info", {}).get("features", {})
+    told: dict[str, Any] = json.loads(metadata.get(b"shape", b"{}"))
+    return {field.name: _kind(field.name, field.type, features.get(field.name), told) for field in schema}
 
 
-def _kind(arrow: Any, feature: Any, told: Mapping[str, Any], name: str) -> Kind:
-    datasets, types = extra("datasets"), extra("pyarrow").types
-    words = str(getattr(feature, "dtype", type(feature).__name__))
-    if isinstance(feature, datasets.Audio):
-        return Kind(words, "sound")
-    if isinstance(feature, datasets.Image) or _is_encoded(feature):
-        return Kind(words, "picture")
-    if isinstance(feature, datasets.ClassLabel):
-        return Kind(words, "class", names=tuple(feature.names or ()))
+def _kind(name: str, arrow: Any, feature: Any, told: Mapping[str, Any]) -> Kind:
+    types = extra("pyarrow").types
+    words, declared = str(arrow), feature if isinstance(feature, dict) else {}
+    if declared.get("_type") == "Audio":
+        return Kind("Audio", "sound")
+    if declared.get("_type") == "Image" or (types.is_struct(arrow) and arrow.get_field_index("bytes") >= 0):
+        return Kind("Image", "picture")
+    if declared.get("_type") == "ClassLabel" and declared.get("names"):
+        return Kind(f"ClassLabel {words}", "class", names=tuple(declared["names"]))
     if types.is_fixed_size_list(arrow) and _counts(arrow.value_type):
         shape = tuple(map(int, told.get("shape", ())))
         fits = bool(shape) and prod(shape) == arrow.list_size
-        return Kind(
-            f"{arrow.value_type}[{arrow.list_size}]",
-            "number",
-            shape if fits else (arrow.list_size,),
-            tuple(map(float, told.get("scale", ()))) if fits else (),
-        )
-    if types.is_list(arrow) or types.is_large_list(arrow) or hasattr(feature, "shape"):
-        return Kind(str(arrow), "number", None)
+        units = tuple(map(float, told.get("scale", ()))) if fits else ()
+        return Kind(f"{arrow.value_type}[{arrow.list_size}]", "number", shape if fits else (arrow.list_size,), units)
+    if types.is_list(arrow) or types.is_large_list(arrow) or hasattr(arrow, "shape"):
+        return Kind(words, "number", None)
     if _counts(arrow):
         return Kind(words, "number")
     if types.is_string(arrow) or types.is_large_string(arrow):
         return Kind(words, "text")
     if types.is_binary(arrow) or types.is_large_binary(arrow):
         return Kind(words, "sound" if name.lower() in SOUNDS else "bytes")
-    return Kind(words, "other")
-
-
-def _is_encoded(feature: object) -> bool:
-    return isinstance(feature, Mapping) and "bytes" in feature
+    return Kind(words, "time" if types.is_temporal(arrow) else "other")
 
 
 def _counts(arrow: Any) -> bool:
@@ -108,6 +104,8 @@ def of_array(values: Values, names: Sequence[str] = ()) -> Kind:
 
 def values_of(column: Any, kind: Kind) -> Values:
     """Values of an Arrow column: numbers as an array, in which what is missing is NaN, all else as a list."""
+    if kind.role == "time":
+        return column.to_numpy()
     if kind.role not in ("number", "class"):
         return cast("list[Any]", column.to_pylist())
     if kind.shape is None:

@@ -351,7 +351,7 @@ def _units(units: tuple[float, ...], shape: tuple[int, ...], what: str) -> tuple
 
 def _role(kinds: Sequence[Kind], names: Sequence[str], what: str, categories: bool) -> str:
     """What inputs are: number, picture, sound or text."""
-    odd = ("other",) if len(kinds) == 1 else ("other", "picture", "sound", "bytes")
+    odd = ("other", "time") if len(kinds) == 1 else ("other", "time", "picture", "sound", "bytes")
     if wrong := [f"{name!r} ({kind.words})" for name, kind in zip(names, kinds, strict=True) if kind.role in odd]:
         raise ConfigError(
             f"{what}: {few(wrong)}: expected columns of numbers, or one of images, sounds or text as data.x"

@@ -61,7 +61,7 @@ def of_file(file: Path) -> Shard:
 
 def of_hub(dataset: Any, what: str) -> Shard:
     """A split of the datasets library; its own decoding of images is several times slower than ours."""
-    kinds = of_schema(dataset.features.arrow_schema, dataset.features)
+    kinds = of_schema(dataset.features.arrow_schema)
 
     def rows(names: Sequence[str]) -> Mapping[str, Values]:
         table = dataset.select_columns(list(names)).with_format("arrow")[:]
@@ -95,7 +95,7 @@ def _parquet(file: Path) -> Shard:
             held = extra("pyarrow.parquet").ParquetFile(raw)
             count, schema = held.metadata.num_rows, held.schema_arrow
         _unique(file, schema.names)
-        kinds = of_schema(schema, extra("datasets").Features.from_arrow_schema(schema))
+        kinds = of_schema(schema)
     except ConfigError:
         raise
     except Exception as error:  # whatever the readers say of a damaged or odd file
@@ -118,7 +118,7 @@ def _csv(file: Path) -> Shard:
             options = extra("pyarrow.csv").ConvertOptions(strings_can_be_null=True)
             table = extra("pyarrow.csv").read_csv(raw, convert_options=options)
         _unique(file, table.schema.names)
-        kinds = of_schema(table.schema, extra("datasets").Features.from_arrow_schema(table.schema))
+        kinds = of_schema(table.schema)
     except ConfigError:
         raise
     except Exception as error:

@@ -8,6 +8,7 @@ from inspect import getsource
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedbonsai.data import given
 from fedbonsai.data.arrays import NOBODY, Arrays, fingerprint, keep, kept
@@ -136,7 +137,7 @@ def _samples(found: Mapping[str, Sequence[Shard]], config: DataConfig) -> Arrays
     begun = reading_of(rows, config, begun.x, begun.y, begun.client)
     begun = replace(begun, names=classes.get(begun.y[0], ())) if len(begun.y) == 1 else begun
     reading, part = begun.learned(rows)
-    scored = np.asarray(tested.columns[config.series.scored], bool) if config.series.scored else None
+    scored = _scored(tested, config.series.scored) if config.series.scored and config.series.length else None
     test = reading(tested, scored=scored)
     if part.x.shape[1:] != test.x.shape[1:]:  # pyright: ignore[reportAttributeAccessIssue]
         raise ConfigError(
@@ -144,6 +145,15 @@ def _samples(found: Mapping[str, Sequence[Shard]], config: DataConfig) -> Arrays
             "one shape first, such as data.transforms = [{resize = 32}]"
         )
     return _arrays(*_as_meant(reading, part, test, config), config)
+
+
+def _scored(rows: Table, name: str) -> NDArray[np.bool_]:
+    values = rows.columns[name]
+    if not isinstance(values, np.ndarray) or not np.isin(values, (0, 1)).all():
+        raise ConfigError(
+            f"data.series.scored = {name!r} is {rows.kinds[name].words}; expected true or false in every row"
+        )
+    return values.astype(bool)
 
 
 def _test(

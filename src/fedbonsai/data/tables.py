@@ -62,9 +62,10 @@ def taken(values: Values, rows: NDArray[np.int64]) -> Values:
 def missing(values: Values) -> NDArray[np.bool_]:
     """Which values are missing: None, or not a number."""
     if isinstance(values, np.ndarray):
-        if values.dtype.kind != "f":
+        if values.dtype.kind not in "fM" or not len(values):
             return np.zeros(len(values), bool)
-        return np.asarray(np.isnan(values).reshape(len(values), -1).any(1)) if len(values) else np.zeros(0, bool)
+        absent = np.isnat(values) if values.dtype.kind == "M" else np.isnan(values)
+        return np.asarray(absent.reshape(len(values), -1).any(1))
     return np.asarray([value is None for value in values], bool)
 
 

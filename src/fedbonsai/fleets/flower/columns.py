@@ -61,7 +61,7 @@ def _renamed(shard: Shard, reading: Reading) -> Shard:
             continue
         values, kind = shard.rows([mine])[mine], shard.kinds[mine]
         if len(names) == 1 and (reading.shape is not None or np.ndim(values) < 2):
-            found: dict[str, Values] = {names[0]: values}
+            found: Mapping[str, Values] = {names[0]: values}
         elif isinstance(values, np.ndarray) and values.shape[1:] == (len(names),):
             found, kind = {name: values[:, place] for place, name in enumerate(names)}, replace(kind, shape=())
         else:
