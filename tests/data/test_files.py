@@ -83,7 +83,7 @@ def test_columns_of_numbers_are_features(tmp_path: Path) -> None:
     assert held.class_names == ("no", "yes")
     assert held.ids == ("x", "y")
     assert held.test.x.tolist() == [[9, 3, 4]]
-    assert held.tested == "1 samples of 1 other clients"
+    assert held.tested == "1 sample of 1 other client"
     every = opened(tmp_path, x="*", y="kind", client="who")
     assert every.samples.shape == (4,)
     both = opened(tmp_path, x="a", y=("b", "c1"), partition="iid", clients=2)
@@ -146,7 +146,7 @@ def test_a_folder_of_classes_for_each_client(tmp_path: Path) -> None:
     assert held.ids == ("anna", "bert")
     assert held.split.parameters["partition"] == "natural"
     assert sum(map(len, held.train)) == 18
-    assert opened(tmp_path, holdout=HoldoutConfig(names=("bert",))).tested == "10 samples of 1 other clients"
+    assert opened(tmp_path, holdout=HoldoutConfig(names=("bert",))).tested == "10 samples of 1 other client"
 
 
 def test_a_file_or_folder_of_rows_for_each_client(tmp_path: Path) -> None:

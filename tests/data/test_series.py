@@ -83,7 +83,7 @@ def test_a_test_set_of_other_clients(tmp_path: Path) -> None:
     place = engines(tmp_path, **{f"e{n}": 6 for n in range(5)})
     named = opened(place, SeriesConfig(3, order=("cycle",)), holdout=HoldoutConfig(names=("e1",)))
     assert named.ids == ("e0", "e2", "e3", "e4")
-    assert named.tested == "10 samples of 1 other clients"  # of both files
+    assert named.tested == "10 samples of 1 other client"  # of both files
     drawn = opened(place, SeriesConfig(3, order=("cycle",)), holdout=HoldoutConfig(clients=2))
     assert len(drawn.ids) == 3
     assert drawn.tested == "20 samples of 2 other clients"

@@ -249,21 +249,21 @@ def scale_of(mean: Sequence[float], std: Sequence[float], shape: Sequence[int], 
 
 def _tested(held: Arrays, split: Split) -> str:
     """The test set in words: how many samples, and whose."""
-    later = "later " if held.held_out == "later" else ""
-    said = f"{len(held.test_y):,} {later}samples"
+    said = _number(len(held.test_y), f"{'later ' * (held.held_out == 'later')}sample")
     whose = set(held.test_owners.tolist())
     if not whose:
         return said
-    known = set(held.owners.tolist() if split.parameters.get("partition") != "natural" else split.ids)
+    known = set(split.ids if split.parameters.get("partition") == "natural" else held.owners.tolist())
     others = len(whose - known)
     if not others:
-        return f"{said} of the same {len(whose)} clients"
-    mixed = "" if others == len(whose) else f" {len(whose)} clients,"
-    return (
-        f"{said} of{mixed} {others} other clients"
-        if not mixed
-        else f"{said} of{mixed} {others} of them without training"
-    )
+        return f"{said} of the same {_number(len(whose), 'client')}"
+    if others == len(whose):
+        return f"{said} of {_number(others, 'other client')}"
+    return f"{said} of {_number(len(whose), 'client')}, {others:,} of them without training"
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _statistics(held: Arrays, split: Split) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -229,9 +229,7 @@ class Reading:
         self, x: Values, y: NDArray[Any], owners: NDArray[np.str_], table: Table
     ) -> tuple[Values, NDArray[Any], NDArray[np.str_]]:
         what, absent = table.what, missing(y if y.dtype.kind != "O" else y.tolist())
-        if not absent.any():
-            return x, y, owners
-        if not self.drop:
+        if absent.any() and not self.drop:
             if self.targets == "classes" or y.dtype.kind == "O":
                 raise ConfigError(
                     f"{what}: the label of row {int(absent.argmax())} is missing, as are {int(absent.sum()) - 1} more; drop "
@@ -241,11 +239,12 @@ class Reading:
                 f"{what}: {int(absent.sum()):,} of {len(y):,} targets ({', '.join(self.y)}) are missing; drop these rows, or "
                 "set data.drop_missing_targets = true"
             )
-        rows = np.flatnonzero(~absent)
-        left = y[rows]
-        if left.dtype.kind == "f" and all("int" in table.kinds[name].words for name in self.y):
-            left = left.astype(np.int64)  # as they were, but for what was missing
-        return taken(x, rows), left, owners[rows] if owners.size else owners
+        if absent.any():
+            rows = np.flatnonzero(~absent)
+            x, y, owners = taken(x, rows), y[rows], owners[rows] if owners.size else owners
+        if self.y and y.dtype.kind == "f" and all("int" in table.kinds[name].words for name in self.y):
+            y = y.astype(np.int64)  # floats only for what was missing
+        return x, y, owners
 
     def _with_classes(self, table: Table, part: Part) -> tuple[Reading, Part]:
         """With names of the classes where targets are text; what whole numbers are is told later, of both sets."""

@@ -22,7 +22,7 @@ from fedbonsai.data.holdout import divided
 from fedbonsai.data.reading import Reading, reading_of
 from fedbonsai.data.shards import Shard, first, of_hub
 from fedbonsai.data.tables import Table, declared, table
-from fedbonsai.data.transforms import Part, parse
+from fedbonsai.data.transforms import Part, Transform, parse
 from fedbonsai.errors import ConfigError
 from fedbonsai.telling import doing
 
@@ -46,15 +46,9 @@ def read(config: DataConfig) -> Arrays:
     if config.path.startswith(given.PREFIX):
         return _samples(given.recalled(config.path), config)
     if config.path:
-        path = Path(config.path)
-        marks = (
-            [mark for part in splits(path).values() for file in part for mark in marked(file)] if _there(path) else []
-        )
-        place = file_of("samples", "files", READING, marks or (marked(path) if _there(path) else []), settings)
+        place = file_of("samples", "files", READING, _marks(Path(config.path)), settings)
     elif config.name == "digits":
-        if own := [
-            name for name, value in zip(SETTINGS, settings, strict=True) if value != getattr(DataConfig(), name)
-        ]:
+        if own := [name for name in SETTINGS if getattr(config, name) != getattr(DataConfig(), name)]:
             raise ConfigError(
                 f"data.{own[0]} = {getattr(config, own[0])!r}: the digits are pictures and say nothing of their writers; choose "
                 "other data"
@@ -79,14 +73,22 @@ def read(config: DataConfig) -> Arrays:
 def _code(config: DataConfig) -> list[str]:
     """Text of the transforms that are not ours, as a part of a key: they read otherwise when it changes."""
     kinds = [type(each) for each in parse(config.transforms)]
-    return [getsource(kind) for kind in kinds if not kind.__module__.startswith("fedbonsai.")]
+    return [_text(kind) for kind in kinds if not kind.__module__.startswith("fedbonsai.")]
 
 
-def _there(path: Path) -> bool:
+def _text(kind: type[Transform]) -> str:
     try:
-        return path.exists()
+        return getsource(kind)
+    except OSError:  # typed in, or made by exec
+        return kind.__call__.__code__.co_code.hex()
+
+
+def _marks(path: Path) -> list[tuple[str, int, int]]:
+    """Files of a path with their sizes and times: those of splits where names say so, else all."""
+    try:
+        return [mark for part in splits(path).values() for file in part for mark in marked(file)] or marked(path)
     except OSError:  # a name that is too long
-        return False
+        return []
 
 
 def digits() -> Arrays:
@@ -121,25 +123,26 @@ def _samples(found: Mapping[str, Sequence[Shard]], config: DataConfig) -> Arrays
     if "train" not in found:
         raise ConfigError(f"data set {config.name!r} has no split 'train'; it has {sorted(found)}")
     train = filled(found["train"])
-    other = next((found[name] for name in TESTS if name in found), None)
-    begun, names = begin(train, config)
-    keys = (*begun.wanted, *(config.holdout.order if config.holdout else ()))
-    for shard in train:
-        required(shard, keys)
-    names = tuple(dict.fromkeys((*keys, *([config.series.scored] if config.series.scored else ()))))
-    classes = declared(train, begun.y)
+    other = next((filled(found[name]) for name in TESTS if name in found), None)
+    reading = _begun(train, config)
+    scored = config.series.scored if config.series.length else ""
+    keys = dict.fromkeys((*reading.wanted, *(config.holdout.order if config.holdout else ()), scored))
+    names = [name for name in keys if name]
+    classes = declared(train, reading.y)
     # labels of which nothing more is said are classes; what is wrong with one is told with its file
     said = config.y or config.drop_missing_targets or config.targets == "numbers"
-    bare = [name for name in begun.y if not said and names_classes(train[0].kinds[name])]
-    rows = table(train, names, classes, "training", bare)
-    tested = None if other is None else _test(filled(other), names, classes, bare, begun, config)
-    rows, tested = divided(rows, tested, config, begun.client)
-    begun = reading_of(rows, config, begun.x, begun.y, begun.client)
-    begun = replace(begun, names=classes.get(begun.y[0], ())) if len(begun.y) == 1 else begun
-    reading, part = begun.learned(rows)
-    scored = _scored(tested, config.series.scored) if config.series.scored and config.series.length else None
-    test = reading(tested, scored=scored)
-    if part.x.shape[1:] != test.x.shape[1:]:  # pyright: ignore[reportAttributeAccessIssue]
+    bare = [name for name in reading.y if not said and names_classes(train[0].kinds[name])]
+    rows, tested = table(train, names, classes, "training", bare), None
+    if other is not None:
+        spared = (
+            "" if config.holdout or config.series.length else reading.client
+        )  # only what is divided must say whose it is
+        there = [name for name in names if name != spared or all(name in shard.kinds for shard in other)]
+        tested = table(other, there, classes, "test", bare)
+    rows, tested = divided(rows, tested, config, reading.client)
+    reading, part = replace(reading, names=classes.get("".join(reading.y[:1]), ())).learned(rows)
+    test = reading(tested, scored=_scored(tested, scored) if scored else None)
+    if np.shape(part.x)[1:] != np.shape(test.x)[1:]:
         raise ConfigError(
             f"training samples are {list(np.shape(part.x)[1:])} and test samples {list(np.shape(test.x)[1:])}; bring them to "
             "one shape first, such as data.transforms = [{resize = 32}]"
@@ -156,46 +159,28 @@ def _scored(rows: Table, name: str) -> NDArray[np.bool_]:
     return values.astype(bool)
 
 
-def _test(
-    shards: Sequence[Shard],
-    names: Sequence[str],
-    classes: Mapping[str, Sequence[str]],
-    bare: Sequence[str],
-    reading: Reading,
-    config: DataConfig,
-) -> Table:
-    """Rows of the test files, which need not say whose they are."""
-    spared = (
-        not config.holdout and not config.series.length and any(reading.client not in each.kinds for each in shards)
-    )
-    return table(shards, [name for name in names if not spared or name != reading.client], classes, "test", bare)
-
-
-def begin(train: Sequence[Shard], config: DataConfig) -> tuple[Reading, tuple[str, ...]]:
-    """Which columns are read, of the first training file."""
+def _begun(train: Sequence[Shard], config: DataConfig) -> Reading:
+    """Which columns are read, and how, before anything is learned of them."""
     shard = train[0]
-    client = config.client or (CLIENT if all(CLIENT in each.kinds for each in train) and _by_itself(train) else "")
-    required(shard, (client,), "data.client = ")
+    by_folder = any(each.by_client for each in train)  # of a column in files one must say that it names clients
+    client = config.client or (CLIENT if by_folder else "")
+    series = (config.series.by, *config.series.order, config.series.scored) if config.series.length else ()
+    for each in train:
+        required(each, (client,), "data.client = ")
+        required(each, series, "data.series: ")
+        required(each, config.holdout.order, "data.holdout.order = ")
     made = any(each.makes_targets for each in parse(config.transforms))
-    keys = [client, config.series.by, *config.series.order, config.series.scored] if config.series.length else [client]
-    if made:
-        y: tuple[str, ...] = ()
-    else:
-        y = matched(shard, config.y, (), "data.y") if config.y else ()
-    x = input_columns(shard, config.x, [*y, *keys])
+    y = matched(shard, config.y, (), "data.y") if config.y and not made else ()
+    x = input_columns(shard, config.x, [*y, client, *series])
     if not y and not made:
         y = label_columns(shard)
         x = tuple(name for name in x if name not in y or name in config.x)
     later = config.series.length and config.series.horizon  # what was measured before may tell what comes
     if both := [name for name in x if name in y and not later]:
         raise ConfigError(f"{few(both)}: both an input and a target; leave it out of data.x or data.y")
-    empty = Table(shard.what, shard.kinds, {})
-    return reading_of(empty, config, x, y, client), x
-
-
-def _by_itself(shards: Sequence[Shard]) -> bool:
-    """Whether folders, files or keys of a dict are clients: of a column in files one must say so."""
-    return any(shard.by_client for shard in shards)
+    for each in train:
+        required(each, (*x, *y))
+    return reading_of(Table(shard.what, shard.kinds, {}), config, x, y, client)
 
 
 def filled(shards: Sequence[Shard]) -> list[Shard]:
@@ -215,13 +200,14 @@ def filled(shards: Sequence[Shard]) -> list[Shard]:
 def _as_meant(reading: Reading, part: Part, test: Part, config: DataConfig) -> tuple[Reading, Part, Part]:
     """Whole numbers as classes or as quantities, which only both sets together tell."""
     y = part.y
-    if y.dtype.kind == "f" or y.ndim > 1 or reading.names or part.names:
-        return replace(reading, targets=reading.targets or ("numbers" if y.dtype.kind == "f" else "")), part, test
     both = np.union1d(y, test.y)
     gaps = int(both[0]) < 0 or int(both[-1]) >= len(both)
-    if gaps and config.y and not config.targets:
+    known = y.ndim > 1 or reading.names or part.names
+    if both.dtype.kind == "f" or (gaps and config.y and not config.targets and not known):
         meant = replace(reading, targets="numbers")
         return meant, replace(part, y=y.astype(np.float32)), replace(test, y=test.y.astype(np.float32))
+    if known:
+        return reading, part, test
     for each in (part, test):
         if int(each.y.min()) < 0:
             raise ConfigError(
