@@ -217,7 +217,7 @@ def test_recordings(tmp_path: Path) -> None:
         ({"a": [1.0, 2.0] * 20}, {"x": "a", "label": [0.5, 0.5] * 20, "y": "label", "partition": "iid"},
          "36 training samples are of one target, 0.5: nothing can be learned"),
         ({"a": [1.0, 2.0] * 20}, {"x": "a", "label": [0.5, None] * 20, "y": "label"},
-         r"targets \(label\) are missing; drop these rows, or set data.drop_missing_targets"),
+         r"18 of 36 targets \(label\) are missing, first in row 1; drop these rows, or set data.drop_missing_targets"),
         ({"a": [1.0, 2.0] * 20}, {"x": "a", "label": [0.5, 1.5] * 20, "y": "label", "clients": 2},
          "'dirichlet' divides by classes, and the targets are numbers: set data.partition = 'iid'"),
         ({"a": [1.0, 2.0] * 20}, {"x": "a", "partition": "natural"}, "set data.client to the column"),

@@ -74,7 +74,7 @@ def _by_soundfile(raw: bytes, name: str) -> tuple[NDArray[np.int16], int]:
     except (ImportError, OSError) as error:
         kind = "FLAC" if raw[:4] == b"fLaC" else "no WAV"
         raise Missing(
-            f"{name} is {kind}, which needs soundfile ({error}); pip install soundfile, or convert to WAV"
+            f"{name} is {kind}, which needs soundfile ({error}); pip install 'fedbonsai[audio]', or convert it to WAV"
         ) from None
     try:
         values, rate = soundfile.read(io.BytesIO(raw), dtype="int16", always_2d=True)

@@ -11,10 +11,11 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fedbonsai.data import targets
 from fedbonsai.data.arrays import NOBODY
 from fedbonsai.data.audio import recordings
-from fedbonsai.data.classes import few, numbers, plain
-from fedbonsai.data.columns import decode, labels
+from fedbonsai.data.classes import few
+from fedbonsai.data.columns import decode
 from fedbonsai.data.config import DataConfig, SeriesConfig
 from fedbonsai.data.kinds import Kind, Values
 from fedbonsai.data.missing import filled, fills, refuse
@@ -98,7 +99,10 @@ class Reading:
         made = replace(self, transforms=transforms)
         if self.impute:
             made = replace(made, fill=fills(made._columns(table), self.impute))
-        made, part = made._with_classes(table, made._raw(table, True))
+        part = made._raw(table, True)
+        if not made.names and part.y.dtype.kind in "OU":
+            made = replace(made, targets="classes", names=targets.classes(part.y))
+        part = replace(part, y=targets.numbered(part.y, made.targets, made.names, table.what), names=made.names)
         fitted: list[Transform] = []
         for each in made.transforms:
             fitted.append(each.fitted(part))
@@ -113,7 +117,7 @@ class Reading:
             ConfigError: they do not fit.
         """
         part = self._raw(table, training, scored)
-        part = replace(part, y=self._numbered(part.y, table.what), names=self.names)
+        part = replace(part, y=targets.numbered(part.y, self.targets, self.names, table.what), names=self.names)
         for each in self.transforms:
             part = each(part)
         return _stored(part, table.what)
@@ -127,7 +131,7 @@ class Reading:
     def _raw(self, table: Table, training: bool, scored: NDArray[np.bool_] | None = None) -> Part:
         """Inputs as they were, or in windows, and targets as they were."""
         owners = table.text(self.client, "data.client =") if self.client in table.columns else NOBODY
-        y = self._targets(table)
+        y = targets.stored(table, self.y)
         parts: Sequence[NDArray[np.int64]] = [np.arange(len(table))]
         if self.series.length or self.impute == "last":
             parts = self._series(table, owners)
@@ -148,7 +152,10 @@ class Reading:
             rows, ends = windows(parts, self.series, scored)
             x, y = cast("NDArray[Any]", x)[rows], y[ends]
             owners = owners[ends] if owners.size else owners
-        x, y, owners = self._without_missing_targets(x, y, owners, table)
+        present = targets.present(y, self.y, self.drop, table.what)
+        if len(present) < len(y):
+            x, y, owners = taken(x, present), y[present], owners[present] if owners.size else owners
+        y = targets.whole(y, [table.kinds[name] for name in self.y])
         if not len(y) and not self._makes_targets():
             raise ConfigError(f"{table.what}: no samples are left; expected at least one")
         return Part(table.what, x, y, owners, training, self.names, self.units, rate)
@@ -210,67 +217,6 @@ class Reading:
         resize = first.size if isinstance(first, Resize) else None
         with doing(f"decoding {table.what} images", len(values)) as told:
             return decode(values, table.what, told, resize)
-
-    def _targets(self, table: Table) -> NDArray[Any]:
-        """Targets [rows] or [rows, columns] as they were."""
-        found = [table.columns[name] for name in self.y]
-        if not found:
-            return np.zeros(len(table), np.int64)
-        if len(found) == 1:
-            values = found[0]
-            return values if isinstance(values, np.ndarray) else np.array(values, object)
-        if words := [name for name, values in zip(self.y, found, strict=True) if isinstance(values, list)]:
-            raise ConfigError(
-                f"{table.what}: {', '.join(words)}: text among several targets; expected numbers in all of data.y"
-            )
-        return np.stack([np.asarray(values) for values in found], 1)
-
-    def _without_missing_targets(
-        self, x: Values, y: NDArray[Any], owners: NDArray[np.str_], table: Table
-    ) -> tuple[Values, NDArray[Any], NDArray[np.str_]]:
-        what, absent = table.what, missing(y if y.dtype.kind != "O" else y.tolist())
-        if absent.any() and not self.drop:
-            if self.targets == "classes" or y.dtype.kind == "O":
-                raise ConfigError(
-                    f"{what}: the label of row {int(absent.argmax())} is missing, as are {int(absent.sum()) - 1} more; drop "
-                    "these rows, or set data.drop_missing_targets = true"
-                )
-            raise ConfigError(
-                f"{what}: {int(absent.sum()):,} of {len(y):,} targets ({', '.join(self.y)}) are missing; drop these rows, or "
-                "set data.drop_missing_targets = true"
-            )
-        if absent.any():
-            rows = np.flatnonzero(~absent)
-            x, y, owners = taken(x, rows), y[rows], owners[rows] if owners.size else owners
-        if self.y and y.dtype.kind == "f" and all("int" in table.kinds[name].words for name in self.y):
-            y = y.astype(np.int64)  # floats only for what was missing
-        return x, y, owners
-
-    def _with_classes(self, table: Table, part: Part) -> tuple[Reading, Part]:
-        """With names of the classes where targets are text; what whole numbers are is told later, of both sets."""
-        made = self
-        if not self.names and part.y.dtype.kind in "OU":
-            made = replace(
-                self, targets="classes", names=tuple(sorted({plain(str(value)) for value in part.y.tolist()}))
-            )
-        return made, replace(part, y=made._numbered(part.y, table.what), names=made.names)
-
-    def _numbered(self, y: NDArray[Any], what: str) -> NDArray[Any]:
-        """Targets as class numbers int64, or as numbers."""
-        if y.dtype.kind in "OU":
-            known = numbers(self.names)
-            words = [plain(str(value)) for value in y.tolist()]
-            if strange := sorted({word for word in words if word not in known}):
-                raise ConfigError(
-                    f"{what} holds classes that the training files do not name: {few(strange)}; theirs are {few(self.names)}"
-                )
-            return np.asarray([known[word] for word in words], np.int64)
-        if self.targets == "classes" and y.ndim == 1:
-            return labels(y, len(self.names), what)
-        if y.dtype.kind == "f" and not np.isfinite(y).all():
-            raise ConfigError(f"{what}: {int((~np.isfinite(y)).sum())} targets are infinite; drop these rows")
-        whole = y.dtype.kind in "iub" and self.targets != "numbers"
-        return y.astype(np.int64 if whole else np.float32)
 
 
 def _is_text(values: list[Any]) -> bool:
