@@ -267,13 +267,12 @@ def _number(count: int, what: str) -> str:
 
 
 def _statistics(held: Arrays, split: Split) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What stored inputs are normalised by: mean and deviation of each channel or feature; empty where nothing is done."""
+    """What stored inputs are normalised by: mean and deviation of each channel or feature, or one of all; empty for nothing."""
     nothing = np.empty(0)
     if held.kind == "pictures":
         return _of_pictures(held.x)
     if held.kind == "tokens":
         return nothing, nothing
-    features = held.x.shape[1] if held.x.ndim == 4 else held.x.shape[-1]
     if held.reading and any(each.short == "standardise" for each in Reading.of(held.reading).transforms):
         axis = 1 if held.x.ndim == 4 else -1
         pairs = zip(split.train, split.valid, strict=True)
@@ -282,8 +281,8 @@ def _statistics(held: Arrays, split: Split) -> tuple[NDArray[np.float64], NDArra
             return mean_and_deviation(sums(part, axis) for part in parts if len(part))
         return mean_and_deviation([sums(held.x, axis)])
     if held.units.size:
-        return np.zeros(features), np.broadcast_to(1 / held.units, (features,)).copy()
-    return (np.zeros(features), np.ones(features)) if held.x.dtype.kind != "f" else (nothing, nothing)
+        return np.zeros(1), 1 / held.units
+    return (np.zeros(1), np.ones(1)) if held.x.dtype.kind != "f" else (nothing, nothing)
 
 
 def _of_pictures(images: Bytes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -85,6 +85,8 @@ def _samples(shards: list[Shard], reading: Reading, form: Form, what: str, devic
     for key in {reading.client, reading.series.by} - {""}:  # all of it is this device's, whoever says so
         shards = [shard if key in shard.kinds else shard.of_client(device, key) for shard in shards]
     required(shards[0], reading.wanted)
+    if any(shards[0].kinds[name].role == "text" for name in reading.y):
+        reading = replace(reading, names=form.names)  # also where the task's own files call its classes by numbers
     classes = {name: form.names for name in reading.y if shards[0].kinds[name].names}
     part = reading(table(shards, reading.wanted, classes, what), training=True)
     x = _fitting(np.asarray(part.x), reading.dtype, what)
