@@ -69,7 +69,9 @@ def initial_model(config: RunConfig, data: Federation) -> Model:
     takes, objective = options_of(config), config.objective.of(data.samples.y)
     if faults := objective.faults(torch.cat([data.samples.y, data.test.y]), data.classes):
         raise ConfigError(f"objective.name = {objective.choice_name!r}: " + "; ".join(faults))
-    options = {name: value for name, value in data.options.items() if name in takes} | config.model.options
+    outputs = objective.width(data.samples.y, data.classes)[-1]
+    facts = {**data.options, "classes": outputs, "outputs": outputs}
+    options = {name: value for name, value in facts.items() if name in takes} | config.model.options
     with told(f"model {config.model.name!r} cannot be built with {options}"):
         return Model.init(Arch(config.model.name, options, objective), seed_of(config.seed, "model", -1, 0))
 
