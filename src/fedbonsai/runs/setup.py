@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -71,9 +71,15 @@ def initial_model(config: RunConfig, data: Federation) -> Model:
         raise ConfigError(f"objective.name = {objective.choice_name!r}: " + "; ".join(faults))
     outputs = objective.width(data.samples.y, data.classes)[-1]
     facts = {**data.options, "classes": outputs, "outputs": outputs}
-    options = {name: value for name, value in facts.items() if name in takes} | config.model.options
+    options = facts_for(takes, facts) | config.model.options
     with told(f"model {config.model.name!r} cannot be built with {options}"):
         return Model.init(Arch(config.model.name, options, objective), seed_of(config.seed, "model", -1, 0))
+
+
+def facts_for(takes: Collection[str], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a builder takes of the facts of the data; of a square picture its ``size`` alone, if it takes that."""
+    square = {"height", "width"} if "size" in facts.keys() & set(takes) else set[str]()
+    return {name: value for name, value in facts.items() if name in takes and name not in square}
 
 
 def rehearsed(config: RunConfig, data: Federation) -> tuple[Model, tuple[str, ...]]:
