@@ -83,9 +83,7 @@ def one(name: str, recipe: str, preset: str, settings: dict[str, Any], seed: int
         "last five": sum(row[metric] for row in evaluated[-5:]) / len(evaluated[-5:]),
         "bytes": run.bytes,
         "kinds": run.info["kinds"],
-        "curve": [
-            [r["round"] + 1, round(r[metric], 5), r["total_bytes_up"], r["total_bytes_down"]] for r in evaluated
-        ],
+        "curve": [[r["round"] + 1, round(r[metric], 5), r["total_bytes_up"], r["total_bytes_down"]] for r in evaluated],
         "method metrics": {
             key: [float(f"{row[key]:.5g}") for row in evaluated if isinstance(row.get(key), float)]
             for key in extra

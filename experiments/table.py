@@ -203,7 +203,10 @@ def dense(result: Mapping[str, Any]) -> dict[str, float]:
     arch = Arch(table["name"], {"channels": channels, "size": size, "classes": classes, **table["options"]})
     taken = {name: value for name, value in arch.options.items() if name in signature(networks()[arch.name]).parameters}
     model = Model.init(Arch(arch.name, taken), 0)
-    sgd = SGD(**result["configuration"]["method"]["sgd"])
+    method = result["configuration"]["method"]
+    given = dict(method.get("optimizer") or method["sgd"])
+    given.pop("name", None)
+    sgd = SGD(**given)
     return figures(model, {}, (channels, size, size), sgd) | {"density": 1.0}
 
 

@@ -16,7 +16,7 @@ SMALL = {
     "data.partition": "iid",
     "model.name": "mlp",
     "model.options": {"widths": [16]},
-    "method.sgd": {"lr": 0.1, "momentum": 0.5, "batch": 10, "epochs": 1},
+    "method.optimizer": {"lr": 0.1, "momentum": 0.5, "batch": 10, "epochs": 1},
 }
 
 
@@ -93,7 +93,7 @@ CASES = [
         asks=1,
         down=frozenset({"scaffold/train@1"}),
         up=frozenset({"scaffold/update@1"}),
-        settings={"method.sgd": {"lr": 0.1, "batch": 10, "epochs": 1}},
+        settings={"method.optimizer": {"lr": 0.1, "batch": 10, "epochs": 1}},
     ),
     Case(
         "fedgkt",
@@ -127,7 +127,7 @@ CASES = [
         down=frozenset({"prunefl/train@1"}),
         up=frozenset({"prunefl/update@1"}),
         settings={
-            "method.sgd": {"lr": 0.1, "batch": 10, "steps": 10},
+            "method.optimizer": {"lr": 0.1, "batch": 10, "steps": 10},
             "method.interval": 1,
             "method.scouting": {"iterations": 60, "batches": 5, "every": 5},
         },
@@ -154,7 +154,11 @@ CASES = [
         asks=1,
         down=frozenset({"under-masks/train@1", "feddst/readjust@1"}),
         up=frozenset({"update@1", "feddst/readjusted@1"}),
-        settings={"method.density": 0.3, "method.sgd.epochs": 2, "method.readjustment": {"interval": 2, "stop": 9}},
+        settings={
+            "method.density": 0.3,
+            "method.optimizer.epochs": 2,
+            "method.readjustment": {"interval": 2, "stop": 9},
+        },
     ),
     Case(
         "lotteryfl",
@@ -168,7 +172,7 @@ CASES = [
         asks=1,
         down=frozenset({"online/train@1"}),
         up=frozenset({"online/trained@1"}),
-        settings={"method.sgd": {"lr": 0.1, "batch": 10, "steps": 10}, "method.warmup": 1},
+        settings={"method.optimizer": {"lr": 0.1, "batch": 10, "steps": 10}, "method.warmup": 1},
     ),
     Case(
         "small-dense",
@@ -237,7 +241,7 @@ CASES = [
         settings={
             "data.valid": 0.1,
             "model.options": {"widths": [24, 16]},
-            "method.sgd": {"lr": 0.1, "batch": 10, "steps": 10},
+            "method.optimizer": {"lr": 0.1, "batch": 10, "steps": 10},
             "method.interval": 1,
             "method.judge": 1,
             "method.scouting": {"iterations": 60, "batches": 5, "every": 5},

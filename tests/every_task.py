@@ -82,7 +82,7 @@ def states(recipe: str, kind: Kind, wire: bool = True) -> list[bytes]:
             "objective": unstructure(kind.task.objective),
             "model.name": kind.network,
             "model.options": dict(kind.options),
-            "method.sgd": {"lr": 0.05, "batch": 8, "epochs": 2, "momentum": 0.5, **training},
+            "method.optimizer": {"lr": 0.05, "batch": 8, "epochs": 2, "momentum": 0.5, **training},
             "data.clients": 4,
             **how,
         },

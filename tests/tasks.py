@@ -74,7 +74,7 @@ class Task:
             "rounds": 3,
             "objective": unstructure(self.objective),
             "model.name": self.network,
-            "method.sgd": dict(self.sgd),
+            "method.optimizer": dict(self.sgd),
             "data.clients": CLIENTS,
         }
         return recipes.load(recipe, "", {**settings, **more})

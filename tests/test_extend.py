@@ -59,7 +59,7 @@ class MyCriterion(Criterion):
         return {name: sign * w.new_ones(w.shape).flatten().cumsum(0).reshape(w.shape) for name, w in grounds.weights.items()}
 '''
 MINE = "my_two_choices"
-SMALL = {"rounds": 2, "data.clients": 3, "method.sgd.epochs": 1, "fleet.threads": 1}
+SMALL = {"rounds": 2, "data.clients": 3, "method.optimizer.epochs": 1, "fleet.threads": 1}
 GATED = {**SMALL, "method.gate.name": "mygate", "method.gate.period": 2, "method.selection.pool": 2}
 
 

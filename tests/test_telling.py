@@ -250,7 +250,7 @@ def test_what_comes_before_the_first_round_is_part_of_the_estimate():
         method = recipes.load(recipe, overrides={f"method.{name}": value for name, value in settings.items()}).method
         return method.samples_before(people, people[0], 2)
 
-    scout = {"scouting.iterations": 20, "scouting.batches": 4, "sgd.batch": 8}
+    scout = {"scouting.iterations": 20, "scouting.batches": 4, "optimizer.batch": 8}
     assert of("prunefl", 100, **scout) == 20 * 4 * 8
     assert of("prunefl", 10, **scout) == 20 * 10  # it has fewer samples than that
     # two passes forward, a step being three; three devices of 25, two of them at a time
@@ -316,7 +316,7 @@ def test_a_whole_run_says_what_it_does_and_computes_the_same(tmp_path, everythin
     from fedbonsai.runs import recipes
     from fedbonsai.runs.run import execute
 
-    quick = {"rounds": 2, "data.clients": 3, "data.limit": 100, "fleet.kind": kind, "method.sgd.epochs": 1}
+    quick = {"rounds": 2, "data.clients": 3, "data.limit": 100, "fleet.kind": kind, "method.optimizer.epochs": 1}
     quick |= {"method.density": 0.05, "data.partition": "iid", "evaluate_every": 2}
     config = recipes.load("fedtiny", overrides=quick)
     told = execute(config, tmp_path / "told")

@@ -65,7 +65,7 @@ def later_loss(by: str, seed: int) -> tuple[int, float]:
     """The candidate that was chosen, and the devices' mean test loss after some rounds."""
     model, people, tests, server = stage(seed)
     method = FedTiny(
-        sgd=SGD(lr=0.02, momentum=0.5, batch=16),
+        optimizer=SGD(lr=0.02, momentum=0.5, batch=16),
         density=DENSITY,
         strict=False,
         selection=Selection(by=by, pool=POOL),

@@ -106,8 +106,8 @@ def one(run: dict[str, Any], settings: dict[str, Any], seed: int) -> dict[str, A
     made = scene(config)
     test = made.federation.test
     federation = replace(made.federation, test=Samples(test.x[:JUDGED], test.y[:JUDGED]))
-    if config.method.sgd.sparse != "off":
-        once(made.model, [len(part) for part in made.federation.train], config.method.sgd)
+    if config.method.optimizer.sparse != "off":
+        once(made.model, [len(part) for part in made.federation.train], config.method.optimizer)
     clocked = Clocked(made.method)
     rows = loop(config, replace(made, method=clocked, federation=federation), run["name"]).rows
     return {

@@ -77,10 +77,10 @@ def test_show_cp_validate(capsys):
     capsys.readouterr()
     assert main(["cp", "fedavg", "mine.toml"]) == 2
     assert "exists" in capsys.readouterr().err
-    assert main(["validate", "fedavg", "--data.clints", "3", "--method.sgd.lr", "fast"]) == 2
+    assert main(["validate", "fedavg", "--data.clints", "3", "--method.optimizer.lr", "fast"]) == 2
     err = capsys.readouterr().err
     assert "data.clints" in err
-    assert "method.sgd.lr: expected float, got 'fast'" in err
+    assert "method.optimizer.lr: expected float, got 'fast'" in err
     assert main(["validate", "fedavg", "--model.name", "lenet55"]) == 2
     assert "did you mean 'lenet5'" in capsys.readouterr().err
 
@@ -124,7 +124,7 @@ def ended(words):
 def test_help_of_a_recipe_lists_its_settings(capsys):
     assert main(["run", "fedavg", "--help"]) == 0
     out = capsys.readouterr().out
-    assert "--method.sgd.lr float (0.05)" in out
+    assert "--method.optimizer.lr float (0.05)" in out
     assert "--data.partition" in out
 
 

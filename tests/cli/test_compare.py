@@ -55,7 +55,7 @@ def test_a_plan_runs_nothing(capsys):
         (["fedavg", "--seed", "4"], "use --seeds and --first-seed"),
         (["fedavg", "--workers", "0"], "--workers 0"),
         (["fedavg", "--target", "70"], "between 0 and 1"),
-        (["fedavg", "--method.sgd.lr", "fast"], "expected float"),
+        (["fedavg", "--method.optimizer.lr", "fast"], "expected float"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_runs(words, why, capsys):

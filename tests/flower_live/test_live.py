@@ -40,7 +40,7 @@ SYSTEMS = {
 }
 FEW = {  # an exchange takes seconds here, so batches are large where a batch is an exchange
     "topk-ef": {"method.cohort": 0},
-    "sparse-collaborative": {"method.sgd.batch": 120},
+    "sparse-collaborative": {"method.optimizer.batch": 120},
 }
 everything = pytest.mark.skipif(not ALL, reason="takes minutes: make test-flower")
 

@@ -41,7 +41,9 @@ from tests.methods.rounds import MODEL, PEOPLE, Watch, person, run, same
 
 STEPS = SGD(lr=0.1, momentum=0.5, batch=8)
 CODED = parse(["ef14", {"signmag": 4}, {"entropy": "zstd"}])
-TINY = FedTiny(sgd=STEPS, density=0.3, uplink=CODED, selection=Selection(pool=2), growth=Growth(interval=1, stop=4))
+TINY = FedTiny(
+    optimizer=STEPS, density=0.3, uplink=CODED, selection=Selection(pool=2), growth=Growth(interval=1, stop=4)
+)
 HEAD = ("classifier.weight", "classifier.bias")
 
 
@@ -222,7 +224,14 @@ def test_a_damaged_upload_is_dropped_with_what_its_device_owes():
 # --- wireless pruning with 8-bit changes and error feedback --------------------------------------------------------
 
 RADIO = WirelessPruning(
-    sgd=STEPS, bits=8, feedback=True, mask=Mask(explore=0.0), channel="true", bonus=0.0, judge=0, allocation=Fixed(0.6)
+    optimizer=STEPS,
+    bits=8,
+    feedback=True,
+    mask=Mask(explore=0.0),
+    channel="true",
+    bonus=0.0,
+    judge=0,
+    allocation=Fixed(0.6),
 )
 
 
@@ -295,7 +304,7 @@ def test_without_pruning_and_a_great_many_levels_feedback_changes_little():
 
 GROUP = Model.init(Arch("cnn-bn", {"size": 8, "norm": "group"}), 1)
 OWN = PruneFL(
-    sgd=SGD(lr=0.1, batch=8, steps=3),
+    optimizer=SGD(lr=0.1, batch=8, steps=3),
     interval=2,
     personal=("head",),
     judge=1,

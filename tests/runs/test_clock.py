@@ -24,7 +24,7 @@ QUICK = {
     "data.limit": 200,
     "data.partition": "iid",
     "model.name": "mlp",
-    "method.sgd.epochs": 1,
+    "method.optimizer.epochs": 1,
 }
 CLOCK = {"clock.devices": "raspberry-pi-4", "clock.link": "lte"}
 SIMULATED = ("round_seconds", "simulated_seconds", "joules", "total_joules", "round_macs", "total_macs", "peak_memory")

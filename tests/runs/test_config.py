@@ -17,19 +17,21 @@ from fedbonsai.training.optimizers import SGD, Adam, Optimizer
 
 
 def test_a_recipe_its_overrides_and_its_table_are_one():
-    config = recipes.load("fedavg", overrides={"method.sgd.lr": "0.5", "rounds": 3, "name": "7", "data.clients": "4"})
+    config = recipes.load(
+        "fedavg", overrides={"method.optimizer.lr": "0.5", "rounds": 3, "name": "7", "data.clients": "4"}
+    )
     assert isinstance(config.method, Averaging)
-    assert (config.method.sgd.lr, config.rounds, config.name, config.data.clients) == (0.5, 3, "7", 4)
+    assert (config.method.optimizer.lr, config.rounds, config.name, config.data.clients) == (0.5, 3, "7", 4)
     assert structure(unstructure(config), RunConfig) == config
 
 
 def test_all_faults_come_at_once_with_the_nearest_name():
-    wrong = {"method.sgd.lrr": "1", "data.clints": "3", "rounds": "2.5", "model.nam": "x", "fleet.kind": "cloud"}
+    wrong = {"method.optimizer.lrr": "1", "data.clints": "3", "rounds": "2.5", "model.nam": "x", "fleet.kind": "cloud"}
     with pytest.raises(ConfigError) as caught:
         recipes.load("fedavg", overrides=wrong)
     text = str(caught.value)
     for part in (
-        "method.sgd.lrr",
+        "method.optimizer.lrr",
         "did you mean 'lr'",
         "data.clints",
         "'clients'",
@@ -44,7 +46,7 @@ def test_all_faults_come_at_once_with_the_nearest_name():
     ("overrides", "text"),
     [
         ({"rounds": 0}, "rounds = 0"),
-        ({"method.sgd.lr": -1}, "method.sgd: lr = -1"),
+        ({"method.optimizer.lr": -1}, "method.optimizer: lr = -1"),
         ({"method.cohort": True}, "method.cohort: expected int, got True"),
         ({"method.name": "avraging"}, "did you mean 'averaging'"),
         ({"method": 3}, "method"),
@@ -210,9 +212,9 @@ def test_an_earlier_name_of_a_setting_is_today_s_everywhere(optimised, tmp_path)
     file.write_text(
         '[method]\nname = "test-optimised"\n[method.optimizer]\nlr = 0.5\n[presets.old]\nmethod.sgd.batch = 7\n'
     )
-    loaded = recipes.load(str(file), "old", {"method.sgd.momentum": "0.5", "method.optimizer.epochs": 2})
+    loaded = recipes.load(str(file), "old", {"method.optimizer.momentum": "0.5", "method.optimizer.epochs": 2})
     assert loaded.method.optimizer == SGD(lr=0.5, momentum=0.5, batch=7, epochs=2)
-    assert recipes.load("fedavg", "", {"method.sgd.lr": 0.3}).method.sgd.lr == 0.3, "where it is called so today"
+    assert recipes.load("fedavg", "", {"method.optimizer.lr": 0.3}).method.optimizer.lr == 0.3
     for both in ({"sgd": {}, "optimizer": {}}, {"sgd": {"lr": 1.0}, "optimizer": {"lr": 1.0}}):
         with pytest.raises(ConfigError, match="method: sgd and optimizer are the same setting: leave sgd out"):
             structure({"method": MINE | both}, RunConfig)
@@ -245,22 +247,22 @@ def test_another_optimiser_keeps_batches_and_the_proximal_term_but_no_rate(optim
 
 @pytest.mark.parametrize("key", ["sgd", "optimizer"])
 def test_a_cosine_ends_with_the_run_unless_it_says_when(optimised, key):
-    name = {"sgd": "averaging", "optimizer": "test-optimised"}[key]
+    name = "test-optimised"
     config = structure({"rounds": 17, "method": {"name": name, key: {"schedule": "cosine"}}}, RunConfig)
-    assert getattr(config.method, key).rounds == 17
+    assert config.method.optimizer.rounds == 17
     assert structure(unstructure(config), RunConfig) == config
     config = structure({"rounds": 17, "method": {"name": name, key: {"schedule": "cosine", "rounds": 5}}}, RunConfig)
-    assert getattr(config.method, key).rounds == 5
-    assert local_training(config.method) is getattr(config.method, key)
+    assert config.method.optimizer.rounds == 5
+    assert local_training(config.method) is config.method.optimizer
 
 
 def test_a_faulty_part_hides_no_fault_of_the_whole():
     with pytest.raises(ConfigError) as refused:
-        recipes.load("fedavg", "", {"rounds": -1, "method.sgd.lr": -1.0, "data.clients": -5})
+        recipes.load("fedavg", "", {"rounds": -1, "method.optimizer.lr": -1.0, "data.clients": -5})
     said = str(refused.value)
     assert all(part in said for part in ("rounds = -1", "lr = -1.0", "clients = -5"))
     with pytest.raises(ConfigError) as refused:
-        recipes.load("fedavg", "", {"rounds": -1, "method.sgd.speed": 3, "data.cleints": 10})
+        recipes.load("fedavg", "", {"rounds": -1, "method.optimizer.speed": 3, "data.cleints": 10})
     said = str(refused.value)
     assert all(part in said for part in ("rounds = -1", "speed", "did you mean 'clients'"))
     assert len(said.splitlines()) == 3

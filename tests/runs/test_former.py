@@ -33,7 +33,7 @@ def test_a_topology_that_is_named_over_a_recipe_is_its_method():
         "distance-weights", "published"
     )
     split = method_of("sparse-collaborative", method__topology={"name": "split", "version": 2})
-    assert split == Split(clusters.sgd, version=2, downlink=clusters.downlink)
+    assert split == Split(clusters.optimizer, version=2, downlink=clusters.downlink)
     assert method_of("feddct", method__topology__size="5") == replace(method_of("feddct"), size=5)
     assert method_of("feddct", method__topology="clusters").draw == "fixed"  # a word means the topology as by default
     assert isinstance(method_of("splitfed-v1", method__topology="local-loss"), LocalLoss)

@@ -42,7 +42,7 @@ def test_a_second_run_of_the_name_is_refused_until_the_first_is_dead(capsys):
     try:
         assert first.stdout.readline() == b"0\n"  # one round is written, and the process waits
         before = Path("runs/a/metrics.jsonl").read_bytes()
-        for again in (["fedavg", *words, "--name", "a", "--method.sgd.lr", "0.3"], ["--resume", "runs/a"]):
+        for again in (["fedavg", *words, "--name", "a", "--method.optimizer.lr", "0.3"], ["--resume", "runs/a"]):
             assert main(["run", *again, "--quiet"]) == 2
             assert f"runs/a is being written by process {first.pid} on " in capsys.readouterr().err
         with pytest.raises(ConfigError, match=f"process {first.pid}"):

@@ -20,7 +20,7 @@ QUICK = {
     "data.limit": 200,
     "data.partition": "iid",
     "model.name": "mlp",
-    "method.sgd.epochs": 1,
+    "method.optimizer.epochs": 1,
 }
 
 

@@ -34,7 +34,7 @@ QUICK = {
     "data.limit": 90,
     "data.partition": "iid",
     "model.name": "mlp",
-    "method.sgd.epochs": 1,
+    "method.optimizer.epochs": 1,
 }
 
 
@@ -97,7 +97,7 @@ def test_a_client_that_cannot_train_does_not_end_the_run_and_is_told_of(tmp_path
 
 def test_a_network_that_fails_on_all_clients_is_wrong_input_at_once(tmp_path, capsys):
     # the rehearsal takes the smallest batch, the rest of ten
-    settings = {"model.name": "test-sated", "method.sgd.batch": 10, "data.valid": 0.0, "data.limit": 96}
+    settings = {"model.name": "test-sated", "method.optimizer.batch": 10, "data.valid": 0.0, "data.limit": 96}
     words = [str(word) for name, value in (QUICK | settings).items() for word in (f"--{name}", value)]
     assert main(["run", "fedavg", *words, "--name", "a", "--runs", str(tmp_path)]) == 2
     said = capsys.readouterr().err
@@ -259,7 +259,7 @@ def test_who_is_silent_is_counted_once_and_reasons_by_their_kind():
 def test_divergence_is_exit_code_3_with_the_reason_last_and_a_comparison_goes_on(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = [str(word) for name, value in QUICK.items() for word in (f"--{name}", value)]
-    assert main(["run", "fedprox", *words, "--method.sgd.lr", "1e30", "--name", "a", "--quiet"]) == 3
+    assert main(["run", "fedprox", *words, "--method.optimizer.lr", "1e30", "--name", "a", "--quiet"]) == 3
     out, err = capsys.readouterr()
     assert "accuracy" not in out
     assert err.splitlines()[-1].startswith("fedbonsai: none of 3 rounds brought an update")

@@ -152,10 +152,10 @@ def alike(ours, theirs):
 
 def test_fedtiny_grows_alike(shown):
     sgd = SGD(lr=0.05, momentum=0.9, batch=8)
-    how = FedTiny(sgd=sgd, density=0.3, growth=Growth(2, 8, blocks=2), selection=Selection(pool=2))
+    how = FedTiny(optimizer=sgd, density=0.3, growth=Growth(2, 8, blocks=2), selection=Selection(pool=2))
     theirs, _ = run(how, rounds=4)
     assert not shown
-    ours, _ = run(replace(how, sgd=replace(sgd, sparse="on")), rounds=4)
+    ours, _ = run(replace(how, optimizer=replace(sgd, sparse="on")), rounds=4)
     assert [state.traded for state in ours] == [state.traded for state in theirs]
     assert sum(state.traded for state in ours) > 0
     assert {form for form, _ in shown} == {
@@ -167,7 +167,7 @@ def test_fedtiny_grows_alike(shown):
 
 def pruner(importance, sparse):
     return PruneFL(
-        sgd=SGD(lr=0.1, batch=8, steps=4, sparse=sparse),
+        optimizer=SGD(lr=0.1, batch=8, steps=4, sparse=sparse),
         interval=3,
         importance=importance,
         scouting=InitialPruneConfig(batches=2, iterations=60, every=5),

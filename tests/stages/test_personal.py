@@ -143,7 +143,7 @@ def test_a_part_of_statistics_alone_follows_its_inputs():
 
 def test_any_method_can_have_its_model_judged_on_each_device():
     """FedAvg's model on each client's validation part, before and after local fine-tuning."""
-    states, fleet = run(Averaging(sgd=SGD(lr=0.1, batch=8)), rounds=2)
+    states, fleet = run(Averaging(optimizer=SGD(lr=0.1, batch=8)), rounds=2)
     model = states[-1].model
     with scope(fleet.inner, Scope("r", 0, 2, 0)) as open_:
         request = Judge(model.arch, model.weights, None, Rule(), Derived())

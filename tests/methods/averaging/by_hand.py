@@ -172,7 +172,7 @@ class Selective:
         self.before, self.toward = {}, {}
 
     def step(self, t, asked, lost=()):
-        how, sgd = self.how, self.how.sgd
+        how, sgd = self.how, self.how.optimizer
         start, fresh, who, losses, counts = self.down.start(self.w), [], [], [], []
         for id in asked:
             begin = self.own.get(id, start)

@@ -17,7 +17,7 @@ from tests.methods.rounds import MODEL, dense, run, same
 
 STEPS = SGD(lr=0.1, momentum=0.5, batch=8, epochs=2)
 FORMS = {name: MODEL.weights[name] for name in prunable(MODEL)}
-OFTEN = FedDST(sgd=STEPS, density=0.2, readjustment=Readjustment(2, 6, 0.4), batch=8)
+OFTEN = FedDST(optimizer=STEPS, density=0.2, readjustment=Readjustment(2, 6, 0.4), batch=8)
 
 
 def counts(masks):
@@ -87,7 +87,7 @@ def test_a_client_trades_by_its_own_gradient_and_trains_on():
 
 def test_without_readjustment_it_is_a_static_mask_bit_for_bit():
     ours = run(replace(OFTEN, readjustment=Readjustment(100, 100, 0.4)), rounds=2)[0]
-    static = StaticMask(sgd=STEPS, density=0.2, criterion=Magnitude(), distribution="erk")
+    static = StaticMask(optimizer=STEPS, density=0.2, criterion=Magnitude(), distribution="erk")
     assert same(ours[-1].model.weights, run(static, rounds=2)[0][-1].model.weights)
 
 
@@ -129,8 +129,8 @@ def test_devices_that_lost_the_mask_before_a_readjusting_round_get_it_again():
 
 def test_settings_without_meaning_are_refused():
     for settings in (
-        {"sgd": SGD()},
-        {"sgd": SGD(epochs=2, steps=5)},
+        {"optimizer": SGD()},
+        {"optimizer": SGD(epochs=2, steps=5)},
         {"after": 0},
         {"density": 0.0},
         {"batch": 1},

@@ -15,7 +15,7 @@ from fedbonsai.training.optimizers import SGD
 from fedbonsai.wire import encode
 
 MLP = Arch("mlp", {"widths": (6, 5), "size": 2, "classes": 3})
-SETTINGS = {"sgd": SGD(lr=0.2, batch=4), "server": SGD(lr=0.1, batch=8)}
+SETTINGS = {"optimizer": SGD(lr=0.2, batch=4), "server": SGD(lr=0.1, batch=8)}
 
 
 def person(id="a", count=10, seed=0):

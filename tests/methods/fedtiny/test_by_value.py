@@ -153,8 +153,10 @@ def simulated(how, rounds, lost=()):
         for me in PEOPLE:
             if (t, me.id) in lost:
                 continue
-            seen = hand.batches(me.train, how.sgd.batch, hand.seed(me.id, t), how.sgd.epochs, how.sgd.steps)
-            new, each_loss, lengths, _ = hand.trained(w, LAYERS, seen, how.sgd.lr, how.sgd.momentum, masks)
+            seen = hand.batches(
+                me.train, how.optimizer.batch, hand.seed(me.id, t), how.optimizer.epochs, how.optimizer.steps
+            )
+            new, each_loss, lengths, _ = hand.trained(w, LAYERS, seen, how.optimizer.lr, how.optimizer.momentum, masks)
             if isinstance(how.gate, Loss):
                 owed[me.id] = hand.under(owed.get(me.id, {}), masks)  # what is owed to a weight goes with it
                 goal = {n: value - w[n] + owed[me.id].get(n, 0) for n, value in new.items()}
@@ -206,7 +208,9 @@ def method(selection=None, growth=None, **more):
     pick = {"pool": 6, "noise": 0.7, "batch": 6} | (selection or {})
     grow = {"interval": 1, "stop": 5, "share": 0.5, "batch": 6} | (growth or {})
     sgd = SGD(lr=0.3, batch=8, epochs=2)
-    return FedTiny(**({"sgd": sgd, "density": 0.7, "selection": Selection(**pick), "growth": Growth(**grow)} | more))
+    return FedTiny(
+        **({"optimizer": sgd, "density": 0.7, "selection": Selection(**pick), "growth": Growth(**grow)} | more)
+    )
 
 
 def test_the_candidate_of_least_loss_under_merged_statistics_is_trained():
@@ -241,7 +245,7 @@ def test_no_more_is_traded_than_is_pruned():
 
 def test_a_device_that_is_not_heard_has_no_part_in_weights_or_gradients():
     sgd = SGD(lr=0.2, batch=8, steps=4, momentum=0.5)
-    found = agree(method(growth={"units": "entire", "share": 0.3}, sgd=sgd), 3, {(0, "a"), (2, "b")})
+    found = agree(method(growth={"units": "entire", "share": 0.3}, optimizer=sgd), 3, {(0, "a"), (2, "b")})
     assert all(traded for traded, _ in found)
 
 

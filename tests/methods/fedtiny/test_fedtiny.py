@@ -67,7 +67,7 @@ def test_begin_is_two_exchanges_with_all_and_a_round_is_one():
 @pytest.mark.slow
 @pytest.mark.parametrize("strict", [True, False])
 def test_the_density_is_never_exceeded_and_every_layer_keeps_its_count(strict):
-    method = FedTiny(density=0.2, strict=strict, growth=OFTEN, selection=Selection(pool=4), sgd=STEPS)
+    method = FedTiny(density=0.2, strict=strict, growth=OFTEN, selection=Selection(pool=4), optimizer=STEPS)
     states, fleet = run(method, rounds=7)
     model = states[0].model
     everything = tree.size(skeleton(model).parameters)
@@ -92,7 +92,7 @@ def test_pruned_weights_are_exactly_zero_in_every_upload_and_state(monkeypatch):
         return found
 
     monkeypatch.setattr(training, "train", seen)
-    method = FedTiny(density=0.2, growth=OFTEN, sgd=replace(STEPS, weight_decay=0.01, momentum=0.9, epochs=3))
+    method = FedTiny(density=0.2, growth=OFTEN, optimizer=replace(STEPS, weight_decay=0.01, momentum=0.9, epochs=3))
     states, _ = run(method, rounds=6)
     assert len(uploads) == 6 * len(PEOPLE)
     assert all(set(mask) == set(NAMES) and off_mask(weights, mask) == 0 for weights, mask in uploads)
@@ -101,7 +101,7 @@ def test_pruned_weights_are_exactly_zero_in_every_upload_and_state(monkeypatch):
 
 @pytest.mark.slow
 def test_only_the_layer_whose_turn_it_is_changes_and_none_after_the_stop():
-    states, fleet = run(FedTiny(density=0.2, growth=OFTEN, sgd=STEPS), rounds=7)
+    states, fleet = run(FedTiny(density=0.2, growth=OFTEN, optimizer=STEPS), rounds=7)
     changed = [
         [name for name in NAMES if not torch.equal(before.held.masks[name], after.held.masks[name])]
         for before, after in pairwise(states)
@@ -120,25 +120,25 @@ def test_only_the_layer_whose_turn_it_is_changes_and_none_after_the_stop():
 @pytest.mark.slow
 def test_masks_are_sent_only_when_they_changed():
     growth = Growth(interval=2, stop=100, units="entire")
-    _, fleet = run(FedTiny(density=0.2, growth=growth, sgd=STEPS), rounds=6)
+    _, fleet = run(FedTiny(density=0.2, growth=growth, optimizer=STEPS), rounds=6)
     new = [request.sent.masks is not None for t, _, request in fleet.sent if t >= 0]
     assert new == [True, True, True, False, False, False] * 3
-    _, fleet = run(FedTiny(density=0.2, growth=Growth(interval=100), sgd=STEPS), rounds=3)
+    _, fleet = run(FedTiny(density=0.2, growth=Growth(interval=100), optimizer=STEPS), rounds=3)
     assert [request.sent.masks is not None for t, _, request in fleet.sent if t >= 0] == [True] * 3 + [False] * 6
 
 
 @pytest.mark.slow
 def test_density_one_is_fedavg_bit_for_bit():
-    fedavg, _ = run(Averaging(sgd=STEPS))
-    plain, _ = run(FedTiny(density=1.0, selection=Selection(by="none"), growth=OFTEN, sgd=STEPS))
+    fedavg, _ = run(Averaging(optimizer=STEPS))
+    plain, _ = run(FedTiny(density=1.0, selection=Selection(by="none"), growth=OFTEN, optimizer=STEPS))
     assert same(plain[-1].model.weights, fedavg[-1].model.weights)
-    chosen, _ = run(FedTiny(density=1.0, growth=OFTEN, sgd=STEPS))  # measured statistics, the same parameters
+    chosen, _ = run(FedTiny(density=1.0, growth=OFTEN, optimizer=STEPS))  # measured statistics, the same parameters
     for name in skeleton(chosen[-1].model).parameters:
         assert torch.equal(chosen[-1].model.weights[name], fedavg[-1].model.weights[name])
 
 
 def test_without_adjustments_it_is_fedavg_under_a_fixed_mask_bit_for_bit():
-    states, _ = run(FedTiny(density=0.2, growth=Growth(interval=10), sgd=STEPS), rounds=3)
+    states, _ = run(FedTiny(density=0.2, growth=Growth(interval=10), optimizer=STEPS), rounds=3)
     model, masks = states[0].model, states[0].held.masks
     for t in range(3):
         mean = tree.Mean()
@@ -152,11 +152,11 @@ def test_without_adjustments_it_is_fedavg_under_a_fixed_mask_bit_for_bit():
 
 def request_of(state, method, counts):
     (sent,) = state.held.send(state.model.weights, [LocalFleet(PEOPLE).devices[0]], 0).values()
-    return Train(state.model.arch, sent, method.sgd, counts, method.growth.batch)
+    return Train(state.model.arch, sent, method.optimizer, counts, method.growth.batch)
 
 
 def test_the_gradients_leave_the_upload_as_it_is():
-    method = FedTiny(density=0.2, growth=OFTEN, sgd=STEPS)
+    method = FedTiny(density=0.2, growth=OFTEN, optimizer=STEPS)
     state = run(method, rounds=0)[0][0]
     ordinary, _ = train.run(request_of(state, method, {}), PEOPLE[0], {})
     adjusting, _ = train.run(request_of(state, method, OFTEN.counts(1, state.held.masks)), PEOPLE[0], {})
@@ -167,7 +167,7 @@ def test_the_gradients_leave_the_upload_as_it_is():
 
 def test_bytes_of_uploads_are_those_of_the_account():
     """specs/fedtiny check 9: within 2 % and a head, by round type; the account is `count`'s."""
-    method = FedTiny(density=0.05, growth=Growth(interval=1), sgd=SGD(steps=1, batch=4))
+    method = FedTiny(density=0.05, growth=Growth(interval=1), optimizer=SGD(steps=1, batch=4))
     model = Model.init(Arch("resnet-tiny"), 0)
     forms, kept = allowed(model, method.density, method.strict, first=False)
     names = list(forms)
@@ -211,7 +211,7 @@ def by_hand(weights, masks):
 def test_the_account_of_the_paper(by):
     """specs/fedtiny check 9, as accounted: rounds O_s each way, O_xi more up where it adjusts; the selection's bytes."""
     growth = Growth(interval=2, stop=100, units="entire")
-    method = FedTiny(density=0.2, growth=growth, sgd=STEPS, selection=Selection(by=by, pool=3), cohort=2)
+    method = FedTiny(density=0.2, growth=growth, optimizer=STEPS, selection=Selection(by=by, pool=3), cohort=2)
     states, fleet = run(method, rounds=2)
     state, after = states[0], states[2]
     storage = by_hand(state.model.weights, state.held.masks)
@@ -250,7 +250,7 @@ def test_the_account_of_the_paper(by):
 
 def test_when_all_lost_their_masks_they_get_them_again():
     fleet = LocalFleet(PEOPLE)
-    method = FedTiny(density=0.2, growth=Growth(interval=100), sgd=STEPS, selection=Selection(by="none"))
+    method = FedTiny(density=0.2, growth=Growth(interval=100), optimizer=STEPS, selection=Selection(by="none"))
     with scope(fleet, Scope("r", 0, -1, 0)) as open_:
         state = method.begin(Model.init(CNN, 1), open_, PEOPLE[0])
     losses = []
@@ -273,7 +273,7 @@ def test_blocks_of_a_deep_network_take_their_turns():
     x, y = torch.randn(4, 3, 32, 32, generator=random), torch.arange(4)
     people = [Client("a", 7, Samples(x, y), Samples(x[:0], y[:0]))]
     growth = Growth(interval=2, stop=100)
-    method = FedTiny(density=0.1, growth=growth, sgd=SGD(lr=0.01, steps=1), selection=Selection(by="none"))
+    method = FedTiny(density=0.1, growth=growth, optimizer=SGD(lr=0.01, steps=1), selection=Selection(by="none"))
     model = Model.init(Arch("resnet-tiny"), 0)
     states, _ = run(method, people, rounds=12, model=model)
     groups = growth.groups(list(states[0].held.masks))
@@ -292,7 +292,9 @@ def test_blocks_of_a_deep_network_take_their_turns():
 
 def test_the_last_round_counts_and_small_clients_train():
     people = (person("a", 20, 1), person("one", 1, 5), person("few", 3, 6))
-    states, fleet = run(FedTiny(density=0.2, growth=Growth(interval=1, units="entire"), sgd=STEPS), people, rounds=1)
+    states, fleet = run(
+        FedTiny(density=0.2, growth=Growth(interval=1, units="entire"), optimizer=STEPS), people, rounds=1
+    )
     assert {id for t, id, _ in fleet.heard if t == 0} == {"a", "one", "few"}
     assert not same(states[-1].model.weights, states[0].model.weights)
     assert states[-1].traded > 0
@@ -301,7 +303,7 @@ def test_the_last_round_counts_and_small_clients_train():
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes():
-    method = FedTiny(density=0.2, growth=OFTEN, selection=Selection(pool=3), sgd=STEPS)
+    method = FedTiny(density=0.2, growth=OFTEN, selection=Selection(pool=3), optimizer=STEPS)
     first, again = ([bytes(encode(state)) for state in run(method)[0]] for _ in range(2))
     assert first == again
 
@@ -312,7 +314,7 @@ def test_an_answer_that_is_damaged_is_dropped_with_its_gradients():
             return answer
         return Answer(answer.device, replace(answer.value, pairs={}), answer.down, answer.up)
 
-    method = FedTiny(density=0.2, growth=OFTEN, sgd=STEPS)
+    method = FedTiny(density=0.2, growth=OFTEN, optimizer=STEPS)
     states, fleet = run(method, rounds=2, change=damaged)
     assert [state.dropped for state in states[1:]] == [1, 0]
     assert counts_of(states[-1]) == counts_of(states[0])
@@ -320,7 +322,7 @@ def test_an_answer_that_is_damaged_is_dropped_with_its_gradients():
 
 
 def test_weights_of_zero_are_what_grows():
-    states, _ = run(FedTiny(density=0.2, growth=OFTEN, sgd=STEPS), rounds=1)
+    states, _ = run(FedTiny(density=0.2, growth=OFTEN, optimizer=STEPS), rounds=1)
     before, after = (state.held.masks[NAMES[2]] for state in states)
     assert not states[1].model.weights[NAMES[2]][after & ~before].any()
     assert same(masked(states[1].model.weights, states[1].held.masks), states[1].model.weights)

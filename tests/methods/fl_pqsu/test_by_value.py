@@ -28,8 +28,8 @@ FED = parse(["ef14", {"affine": {"bits": 4, "scope": "channel"}}])
 
 def taught(how, w, epochs, name):
     """specs/fl-pqsu §1.1: epochs on the server's samples."""
-    seen = hand.batches(SERVER.train, how.sgd.batch, hand.seed(name, -1), epochs)
-    return hand.trained(w, LAYERS, seen, how.sgd.lr, how.sgd.momentum)[0]
+    seen = hand.batches(SERVER.train, how.optimizer.batch, hand.seed(name, -1), epochs)
+    return hand.trained(w, LAYERS, seen, how.optimizer.lr, how.optimizer.momentum)[0]
 
 
 def pruned(how, w):
@@ -74,8 +74,9 @@ class Person:
 
     def answer(self, how, start, t, moved):
         """What goes up, or nothing, and the mean loss."""
-        seen = hand.batches(self.me.train, how.sgd.batch, hand.seed(self.me.id, t), how.sgd.epochs, how.sgd.steps)
-        w, losses, counts, _ = hand.trained(start, LAYERS, seen, how.sgd.lr, how.sgd.momentum)
+        sgd = how.optimizer
+        seen = hand.batches(self.me.train, sgd.batch, hand.seed(self.me.id, t), sgd.epochs, sgd.steps)
+        w, losses, counts, _ = hand.trained(start, LAYERS, seen, how.optimizer.lr, how.optimizer.momentum)
         mean, change = np.average(losses, weights=counts), plus(w, start, -1)
         goal = change if how.changes else w
         if self.owed is not None:
@@ -177,7 +178,7 @@ def agree(how, rounds):
 
 
 def method(**more):
-    settings = {"sgd": SGD(lr=0.3, batch=6, momentum=0.5), "pretrain": 2, "finetune": 1, "keep": Widths((5, 4))}
+    settings = {"optimizer": SGD(lr=0.3, batch=6, momentum=0.5), "pretrain": 2, "finetune": 1, "keep": Widths((5, 4))}
     return FlPqsu(**(settings | {"uplink": FED, "gate": Loss(rule="best", statistic="last", every=0)} | more))
 
 
@@ -216,7 +217,7 @@ def test_changes_of_changes(chain):
     [
         {"skippers": "drop"},
         {"skippers": "drop", "changes": False, "uplink": CODED["tensor"], "weigh": "examples"},
-        {"weigh": "examples", "sgd": SGD(lr=0.3, batch=6, steps=5)},
+        {"weigh": "examples", "optimizer": SGD(lr=0.3, batch=6, steps=5)},
         {"changes": False, "uplink": CODED["tensor"], "after_skip": "own"},
         {"changes": False, "uplink": CODED["channel"], "downlink": Downlink(CODED["channel"])},
         {"gate": Loss(statistic="last", initial=0.9, memory=0.4, every=3)},

@@ -732,7 +732,9 @@ def test_gates_that_cannot_be_meant_are_refused(gate, text):
 
 
 def test_pretraining_that_diverges_is_told_before_the_first_round():
-    with pytest.raises(ConfigError, match=r"pretrain on the server gave values that are not finite.*lower sgd\.lr"):
+    with pytest.raises(
+        ConfigError, match=r"pretrain on the server gave values that are not finite.*lower optimizer\.lr"
+    ):
         run(FlPqsu(SGD(lr=1e30, batch=4), **BARE | {"pretrain": 3}), 0)
 
 

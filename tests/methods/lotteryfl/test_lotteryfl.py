@@ -14,7 +14,7 @@ from fedbonsai.training.optimizers import SGD
 from tests.methods.rounds import MODEL, PEOPLE, dense, run, same
 
 STEPS = SGD(lr=0.1, momentum=0.5, batch=8)
-ALWAYS = LotteryFL(sgd=STEPS, rule=Rule(threshold=0.0, target=0.1))
+ALWAYS = LotteryFL(optimizer=STEPS, rule=Rule(threshold=0.0, target=0.1))
 NAMES = prunable(MODEL)
 
 
@@ -43,13 +43,13 @@ def test_the_rule_with_worked_numbers():
     for t, good in enumerate(reached):
         prunings += good and densities[t] > 0.1
         assert densities[t + 1] == pytest.approx(0.8**prunings, abs=2e-3)
-    strict = LotteryFL(sgd=STEPS, rule=Rule(threshold=1.0, target=0.1))
+    strict = LotteryFL(optimizer=STEPS, rule=Rule(threshold=1.0, target=0.1))
     assert kept(run(strict)[0][-1].devices["a"].masks) == [MODEL.weights[name].numel() for name in NAMES]
 
 
 def test_without_pruning_it_is_fedavg():
-    ours = run(LotteryFL(sgd=STEPS, rule=Rule(threshold=1.0)))[0][-1].model.weights
-    theirs = run(Averaging(sgd=STEPS))[0][-1].model.weights
+    ours = run(LotteryFL(optimizer=STEPS, rule=Rule(threshold=1.0)))[0][-1].model.weights
+    theirs = run(Averaging(optimizer=STEPS))[0][-1].model.weights
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)  # summed in another precision
 
 

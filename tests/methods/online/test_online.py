@@ -19,7 +19,7 @@ from fedbonsai.tree import seed_of
 from tests.methods.rounds import MODEL, PEOPLE, dense, run, same
 
 STEPS = SGD(lr=0.1, batch=8, steps=4)
-SOON = Online(sgd=STEPS, warmup=2, samples=3)
+SOON = Online(optimizer=STEPS, warmup=2, samples=3)
 NAMES = prunable(MODEL)
 SIZES = {name: MODEL.weights[name].numel() for name in NAMES}
 N = sum(SIZES.values())
@@ -31,7 +31,7 @@ def kept(masks):
 
 def test_before_it_moves_it_is_fedavg_bit_for_bit():
     ours, fleet = run(replace(SOON, warmup=9))
-    assert same(SOON.model(ours[-1]).weights, run(Averaging(sgd=STEPS))[0][-1].model.weights)
+    assert same(SOON.model(ours[-1]).weights, run(Averaging(optimizer=STEPS))[0][-1].model.weights)
     assert all(len(value.y) == 0 for _, _, value in fleet.heard)
 
 
@@ -121,6 +121,6 @@ def test_devices_that_lost_the_mask_get_it_again():
 
 
 def test_settings_without_meaning_are_refused():
-    for settings in ({"sgd": SGD()}, {"warmup": -1}, {"samples": 0}, {"least": 0.0}):
+    for settings in ({"optimizer": SGD()}, {"warmup": -1}, {"samples": 0}, {"least": 0.0}):
         with pytest.raises(ValueError, match=r"set E|expected at least 0"):
             Online(**settings)

@@ -25,11 +25,11 @@ QUICK = InitialPruneConfig(batches=2, iterations=26, every=5, gate=1.5)
 
 def each(how):
     """Seconds of a round for each weight of a layer."""
-    return {name: how.time.communication + how.sgd.steps * how.time.slopes[name] for name in PRUNED}
+    return {name: how.time.communication + how.optimizer.steps * how.time.slopes[name] for name in PRUNED}
 
 
 def seconds(how, masks):
-    fixed = how.time.latency + how.sgd.steps * how.time.base
+    fixed = how.time.latency + how.optimizer.steps * how.time.base
     return fixed + sum(t * masks[name].sum() for name, t in each(how).items())
 
 
@@ -40,7 +40,7 @@ def rebuilt(how, w, masks, z, rest, share):
         sizes = np.sort(np.abs(w[name][mask]))
         new[name] = mask & (np.abs(w[name]) >= sizes[int(np.floor(share * len(sizes)))])
     gain = rest + sum(z[name][new[name]].sum() for name in PRUNED)
-    time = how.time.latency + how.sgd.steps * how.time.base + sum(t[name] * new[name].sum() for name in PRUNED)
+    time = how.time.latency + how.optimizer.steps * how.time.base + sum(t[name] * new[name].sum() for name in PRUNED)
     room = int(how.density * sum(mask.size for mask in masks.values())) - sum(mask.sum() for mask in new.values())
     order = [(-z[n][p] / t[n], k, p) for k, n in enumerate(PRUNED) for p in zip(*np.nonzero(~new[n]), strict=True)]
     for ratio, layer, place in sorted(order):
@@ -65,7 +65,7 @@ def whole(w, shelf, masks):
 def scouted(how, me):
     """specs/prunefl §1.6: what the first device makes of the dense model."""
     w, masks, shelf = hand.arrays(START.weights), {n: np.ones(START.weights[n].shape, bool) for n in PRUNED}, {}
-    part = list(hand.batches(me.train, how.sgd.batch, hand.seed(me.id, -1)))[: how.scouting.batches]
+    part = list(hand.batches(me.train, how.optimizer.batch, hand.seed(me.id, -1)))[: how.scouting.batches]
     x, y = np.concatenate([x for x, _ in part]), np.concatenate([y for _, y in part])
     first, speed, densities, cost = 0, {}, [], 0.0
     z = {name: np.zeros_like(value) for name, value in w.items()}
@@ -76,7 +76,7 @@ def scouted(how, me):
         for batch in part:
             slope = hand.slopes(w, LAYERS, *batch)[1]
             z = {name: z[name] + slope[name] ** 2 for name in z}
-            hand.step(w, slope, how.sgd.lr, how.sgd.momentum, speed)
+            hand.step(w, slope, how.optimizer.lr, how.optimizer.momentum, speed)
             w = hand.under(w, masks)
             cost += how.time.base + sum(how.time.slopes[name] * masks[name].sum() for name in PRUNED)
         if not first or (i - first) % how.scouting.every:
@@ -105,15 +105,17 @@ def simulated(how, rounds, lost=()):
     total = cost + tau / 8 * (8 * count + rows / 8 + 4 * rows * (how.regrowth == "stale"))
     begun = {"scout_seconds": cost, "scout_density": densities[-1], "scout_reconfigurations": len(densities)}
     begun["scout_growths"] = sum(b > a for a, b in pairwise([1.0, *densities]))
-    dense = how.time.latency + how.sgd.steps * how.time.dense + tau * rows
+    dense = how.time.latency + how.optimizer.steps * how.time.dense + tau * rows
     yield w, masks, shelf, begun | {"modelled_seconds": seconds(how, masks), "conventional_seconds": dense}
     for t in range(rounds):
         half = 0.5 ** (t // how.lr_every * how.lr_every / how.lr_half_life) if how.lr_half_life else 1
         asked = t // how.interval > since // how.interval
         z, rest, parts, sizes, losses = {n: np.zeros_like(w[n]) for n in PRUNED}, 0.0, [], [], []
         for me in PEOPLE:
-            seen = hand.batches(me.train, how.sgd.batch, hand.seed(me.id, t), steps=how.sgd.steps)
-            new, each_loss, counts, g = hand.trained(w, LAYERS, seen, how.sgd.lr * half, how.sgd.momentum, masks)
+            seen = hand.batches(me.train, how.optimizer.batch, hand.seed(me.id, t), steps=how.optimizer.steps)
+            new, each_loss, counts, g = hand.trained(
+                w, LAYERS, seen, how.optimizer.lr * half, how.optimizer.momentum, masks
+            )
             n = sum(counts)
             mine = {name: n * value**2 for name, value in g.items()}
             if how.importance == "interval":
@@ -158,7 +160,7 @@ def simulated(how, rounds, lost=()):
 
 
 def plain(how):
-    return how.importance == "round" and not how.sgd.momentum
+    return how.importance == "round" and not how.optimizer.momentum
 
 
 def agree(how, rounds, lost=()):
@@ -174,7 +176,7 @@ def agree(how, rounds, lost=()):
 
 
 def method(**more):
-    return PruneFL(**({"sgd": SGD8, "interval": 1, "fraction": 0.4, "scouting": QUICK, "time": TIME} | more))
+    return PruneFL(**({"optimizer": SGD8, "interval": 1, "fraction": 0.4, "scouting": QUICK, "time": TIME} | more))
 
 
 def moves(masks):
@@ -200,7 +202,7 @@ def test_importances_that_clients_add_up_from_one_reconfiguration_to_the_next():
 
 
 def test_momentum_and_weights_that_come_back_from_zero():
-    found = moves(agree(method(regrowth="zero", sgd=SGD(lr=0.2, batch=8, steps=3, momentum=0.5)), 4))
+    found = moves(agree(method(regrowth="zero", optimizer=SGD(lr=0.2, batch=8, steps=3, momentum=0.5)), 4))
     assert sum(back for back, _ in found) >= 5
 
 
@@ -226,6 +228,6 @@ def test_initial_pruning(more):
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 def test_what_comes_back_in_initial_pruning(regrowth, momentum):
     scouting = InitialPruneConfig(batches=3, iterations=60, every=4, fraction=0.7)
-    how = method(regrowth=regrowth, sgd=SGD(lr=0.2, batch=8, steps=3, momentum=momentum), scouting=scouting)
+    how = method(regrowth=regrowth, optimizer=SGD(lr=0.2, batch=8, steps=3, momentum=momentum), scouting=scouting)
     assert next(simulated(how, 0))[3]["scout_growths"]
     agree(how, 1)

@@ -233,7 +233,7 @@ def test_a_bound_holds_from_the_initial_pruning_on():
 def test_reasons_of_all_devices_are_told():
     hot = replace(SGD5, lr=1e30)
     with pytest.raises(Unanswered, match=r"a: initial pruning gave values that are not finite.*; b: .*; d: "):
-        run(method(sgd=hot), LocalFleet(PEOPLE), 0)
+        run(method(optimizer=hot), LocalFleet(PEOPLE), 0)
 
 
 class Answering(Wrapper):

@@ -45,7 +45,9 @@ PEOPLE = [person(id, seed=k) for k, id in enumerate("abcd")]
 
 
 def method(**more):
-    return PruneFL(**({"sgd": SGD(lr=0.1, batch=20, steps=5), "interval": 2, "scouting": QUICK, "time": COSTS} | more))
+    return PruneFL(
+        **({"optimizer": SGD(lr=0.1, batch=20, steps=5), "interval": 2, "scouting": QUICK, "time": COSTS} | more)
+    )
 
 
 def run(how, fleet, rounds):
@@ -130,7 +132,7 @@ def test_pruned_coordinates_are_zero_in_the_upload_and_have_gradients():  # spec
 def test_no_upload_of_any_round_has_a_pruned_coordinate(how, momentum):
     fleet = Watching(LocalFleet(PEOPLE))
     sgd = SGD(lr=0.1, batch=20, steps=5, momentum=momentum)
-    states = run(method(importance=how, sgd=sgd), fleet, 7)
+    states = run(method(importance=how, optimizer=sgd), fleet, 7)
     assert states[0].held.version < states[-1].held.version  # the mask did change
     uploads = [(t, value) for t, _, value in fleet.got if t >= 0]
     assert len(uploads) == 7 * 4
@@ -152,7 +154,7 @@ def test_the_server_derives_what_plain_clients_need_not_send():
     sizes = [len(v.importance.payload) for t, _, v in derived.got if t == 1]
     pruned = sum(int((~m).sum()) for m in states[1].held.masks.values())
     assert all(4 * pruned <= size < 4 * pruned + 60 for size in sizes)
-    run(method(interval=1, sgd=SGD(lr=0.1, batch=20, steps=5, momentum=1e-9)), whole, 3)
+    run(method(interval=1, optimizer=SGD(lr=0.1, batch=20, steps=5, momentum=1e-9)), whole, 3)
     every = sum(START.weights[n].numel() for n in NAMES)
     assert all(4 * every <= len(v.importance.payload) < 4 * every + 60 for t, _, v in whole.got if t == 1)
 
@@ -407,8 +409,8 @@ class Claiming(Wrapper):
 def test_importances_of_a_dropped_update_do_not_count(monkeypatch, claim, derive):
     monkeypatch.setattr(Claiming, "examples", claim)
     sgd = SGD(lr=0.1, batch=20, steps=5, momentum=0.0 if derive else 1e-9)
-    lying = run(method(interval=1, sgd=sgd), Claiming(LocalFleet(PEOPLE)), 2)
-    silent = run(method(interval=1, sgd=sgd), Watching(LocalFleet(PEOPLE), silent={(0, "b"), (1, "b")}), 2)
+    lying = run(method(interval=1, optimizer=sgd), Claiming(LocalFleet(PEOPLE)), 2)
+    silent = run(method(interval=1, optimizer=sgd), Watching(LocalFleet(PEOPLE), silent={(0, "b"), (1, "b")}), 2)
     assert [state.dropped for state in lying[1:]] == [1, 1]
     assert all(torch.equal(lying[2].held.masks[n], m) for n, m in silent[2].held.masks.items())
     assert all(torch.equal(lying[2].model.weights[n], w) for n, w in silent[2].model.weights.items())
@@ -519,7 +521,7 @@ def test_the_ledger_and_the_papers_bytes():
 
 def test_settings_that_cannot_be_meant_are_refused():
     with pytest.raises(ValueError, match="steps"):
-        PruneFL(sgd=SGD())
+        PruneFL(optimizer=SGD())
     with pytest.raises(ValueError, match="interval"):
         PruneFL(interval=0)
     with pytest.raises(ValueError, match="share"):

@@ -56,7 +56,7 @@ def test_weights_are_drawn_for_the_new_shapes_by_the_seed():
 
 
 def test_rounds_are_fedavg_of_the_small_model():
-    states, fleet = run(SmallDense(sgd=STEPS, density=0.1), rounds=1)
+    states, fleet = run(SmallDense(optimizer=STEPS, density=0.1), rounds=1)
     mean = tree.Mean()
     for _, _, answer in fleet.heard:
         assert {n: v.shape for n, v in answer.result.items()} == {
@@ -64,17 +64,17 @@ def test_rounds_are_fedavg_of_the_small_model():
         }
         mean.add(answer.result, answer.examples)
     assert same(states[1].model.weights, mean.result())
-    figures = SmallDense(sgd=STEPS).metrics(states[1])
+    figures = SmallDense(optimizer=STEPS).metrics(states[1])
     assert figures["parameters"] == 2_348
     assert figures["density"] == pytest.approx(2_348 / 24_058)
     assert figures["training_flops"] == training_flops(states[1].model, (1, 8, 8))
 
 
 def test_the_whole_share_is_the_whole_network():
-    states, _ = run(SmallDense(sgd=STEPS, density=1.0), rounds=0)
+    states, _ = run(SmallDense(optimizer=STEPS, density=1.0), rounds=0)
     assert widths(states[0].model) == widths(MODEL)
-    ours, _ = run(SmallDense(sgd=STEPS, density=1.0), rounds=2)
-    theirs, _ = run(Averaging(sgd=STEPS), rounds=2, model=Model(MODEL.arch, states[0].model.weights))
+    ours, _ = run(SmallDense(optimizer=STEPS, density=1.0), rounds=2)
+    theirs, _ = run(Averaging(optimizer=STEPS), rounds=2, model=Model(MODEL.arch, states[0].model.weights))
     assert same(ours[-1].model.weights, theirs[-1].model.weights)
 
 

@@ -46,7 +46,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_pruned_coordinate_of_any_upload_or_model_is_nonzero_and_counts_are_exact(kind):
-    method = StaticMask(sgd=STEPS, density=0.1, **KINDS[kind])
+    method = StaticMask(optimizer=STEPS, density=0.1, **KINDS[kind])
     states, fleet = run(method)
     assert kept(states[-1]) == int(0.1 * N) + (kind == "snip")
     for t, (before, after) in enumerate(pairwise(states)):
@@ -67,13 +67,13 @@ def test_no_pruned_coordinate_of_any_upload_or_model_is_nonzero_and_counts_are_e
 
 
 def test_a_density_of_one_is_fedavg_bit_for_bit():
-    ours, _ = run(StaticMask(sgd=STEPS, density=1.0, criterion=Random()))
-    theirs, _ = run(Averaging(sgd=STEPS))
+    ours, _ = run(StaticMask(optimizer=STEPS, density=1.0, criterion=Random()))
+    theirs, _ = run(Averaging(optimizer=STEPS))
     assert same(ours[-1].model.weights, theirs[-1].model.weights)
 
 
 def test_snip_takes_the_change_of_the_first_round_at_the_initial_weights():
-    states, fleet = run(StaticMask(sgd=STEPS, density=0.05, **SNIP), rounds=2)
+    states, fleet = run(StaticMask(optimizer=STEPS, density=0.05, **SNIP), rounds=2)
     ones = states[0].held.masks
     mean = tree.Mean()
     for t, _, upload in fleet.heard:
@@ -91,7 +91,7 @@ def test_snip_takes_the_change_of_the_first_round_at_the_initial_weights():
 
 def test_snip_by_the_server_is_of_its_samples_alone():
     server = PEOPLE[1]
-    method = StaticMask(sgd=STEPS, density=0.05, criterion=Saliency("snip", "server"))
+    method = StaticMask(optimizer=STEPS, density=0.05, criterion=Saliency("snip", "server"))
     states, fleet = run(method, rounds=0, server=server)
     slopes = training.gradient(MODEL, server.train)
     score = torch.cat([(MODEL.weights[n] * slopes[n]).abs().flatten() for n in NAMES])
@@ -105,7 +105,7 @@ def test_snip_by_the_server_is_of_its_samples_alone():
 @pytest.mark.slow
 def test_iterative_pruning_takes_the_same_share_of_each_layer_each_time():
     how = {"criterion": Magnitude(), "distribution": "uniform", "schedule": Schedule(first=1, every=2, times=3)}
-    states, _ = run(StaticMask(sgd=STEPS, density=0.1, **how), rounds=8)
+    states, _ = run(StaticMask(optimizer=STEPS, density=0.1, **how), rounds=8)
     shares = [1.0, 1.0, 0.1 ** (1 / 3), 0.1 ** (1 / 3), 0.1 ** (2 / 3), 0.1 ** (2 / 3), 0.1, 0.1, 0.1]
     assert [kept(state) for state in states] == [int(share * N + 1e-9) for share in shares]
     for state, share in zip(states, shares, strict=True):
@@ -115,8 +115,8 @@ def test_iterative_pruning_takes_the_same_share_of_each_layer_each_time():
 
 def test_a_ticket_goes_back_to_the_initial_weights_bit_for_bit():
     how = {"criterion": Magnitude(), "schedule": Schedule(first=1), "rewind": "init"}
-    states, _ = run(StaticMask(sgd=STEPS, density=0.1, **how))
-    trained = run(Averaging(sgd=STEPS), rounds=2)[0][-1].model.weights
+    states, _ = run(StaticMask(optimizer=STEPS, density=0.1, **how))
+    trained = run(Averaging(optimizer=STEPS), rounds=2)[0][-1].model.weights
     flat = torch.cat([trained[name].abs().flatten() for name in NAMES])
     chosen = torch.cat([states[2].held.masks[name].flatten() for name in NAMES])
     assert float(flat[chosen].min()) >= float(flat[~chosen].max())  # the mask is of the trained weights
@@ -126,7 +126,7 @@ def test_a_ticket_goes_back_to_the_initial_weights_bit_for_bit():
 
 
 def test_a_ticket_that_is_redrawn_has_the_mask_and_other_weights():
-    how = {"criterion": Magnitude(), "schedule": Schedule(first=1), "sgd": STEPS, "density": 0.1}
+    how = {"criterion": Magnitude(), "schedule": Schedule(first=1), "optimizer": STEPS, "density": 0.1}
     one, other = (run(StaticMask(**how, rewind=to), rounds=2)[0][-1] for to in ("init", "random"))
     assert same(one.held.masks, other.held.masks)
     drawn = Model.init(MODEL.arch, seed_of(PEOPLE[0].seed, "model", -1, 1)).weights
@@ -136,25 +136,25 @@ def test_a_ticket_that_is_redrawn_has_the_mask_and_other_weights():
 
 def test_iterated_tickets_go_back_after_every_pruning():
     how = {"criterion": Magnitude(), "schedule": Schedule(0, 2, 2), "rewind": "init"}
-    states, _ = run(StaticMask(sgd=STEPS, density=0.2, **how))
+    states, _ = run(StaticMask(optimizer=STEPS, density=0.2, **how))
     for after in (states[1], states[3]):
         assert same(after.model.weights, masked(MODEL.weights, after.held.masks))
     assert [kept(state) for state in states] == [N, int(0.2**0.5 * N), int(0.2**0.5 * N), int(0.2 * N)]
 
 
 def test_the_mask_of_a_finished_run_on_the_initial_weights(tmp_path):
-    final = run(StaticMask(sgd=STEPS, density=0.15, criterion=Random()), rounds=1)[0][-1]
+    final = run(StaticMask(optimizer=STEPS, density=0.15, criterion=Random()), rounds=1)[0][-1]
     save_file({n: v.contiguous() for n, v in final.model.weights.items()}, tmp_path / "model.safetensors")
-    states, _ = run(StaticMask(sgd=STEPS, criterion=OfRun(str(tmp_path))), rounds=1)
+    states, _ = run(StaticMask(optimizer=STEPS, criterion=OfRun(str(tmp_path))), rounds=1)
     assert same(states[0].held.masks, final.held.masks)
     assert same(states[0].model.weights, masked(MODEL.weights, final.held.masks))
-    redrawn = StaticMask(sgd=STEPS, criterion=OfRun(str(tmp_path)), rewind="random").begin(MODEL, [], PEOPLE[0])
+    redrawn = StaticMask(optimizer=STEPS, criterion=OfRun(str(tmp_path)), rewind="random").begin(MODEL, [], PEOPLE[0])
     assert same(redrawn.held.masks, final.held.masks)
     assert not same(redrawn.model.weights, states[0].model.weights)
 
 
 def test_a_share_of_all_weights_has_the_dense_ones_inside():
-    method = StaticMask(sgd=STEPS, density=0.2, of="all", criterion=Random(), never=("stem", "classifier"))
+    method = StaticMask(optimizer=STEPS, density=0.2, of="all", criterion=Random(), never=("stem", "classifier"))
     state = run(method, rounds=0)[0][0]
     everything = tree.size(skeleton(MODEL).parameters)
     rest = everything - sum(mask.numel() for mask in state.held.masks.values())
@@ -167,8 +167,8 @@ def test_a_share_of_all_weights_has_the_dense_ones_inside():
 
 
 def test_figures_are_counted_where_the_mask_changed():
-    states, _ = run(StaticMask(sgd=STEPS, density=0.1, **SNIP), rounds=2)
-    method = StaticMask(sgd=STEPS)
+    states, _ = run(StaticMask(optimizer=STEPS, density=0.1, **SNIP), rounds=2)
+    method = StaticMask(optimizer=STEPS)
     dense_, sparse = method.metrics(states[0]), method.metrics(states[2])
     assert (dense_["density"], dense_["kept"]) == (1, N)
     assert sparse["density"] == pytest.approx((int(0.1 * N) + 1) / N)
@@ -180,7 +180,7 @@ def test_figures_are_counted_where_the_mask_changed():
 
 
 def test_devices_that_lost_the_mask_get_it_again():
-    states, fleet = run(StaticMask(sgd=STEPS, density=0.1, criterion=Random()), rounds=4, forget=2)
+    states, fleet = run(StaticMask(optimizer=STEPS, density=0.1, criterion=Random()), rounds=4, forget=2)
     assert same(states[3].model.weights, states[2].model.weights)  # nobody could unpack: nothing is averaged
     assert [request.sent.masks is not None for t, _, request in fleet.sent if t == 3] == [True] * 3
     assert not same(states[4].model.weights, states[3].model.weights)
@@ -193,15 +193,15 @@ def test_a_damaged_upload_is_dropped_and_a_late_pruning_still_comes():
         packed = replace(answer.value.result, payload=answer.value.result.payload[:-1])
         return replace(answer, value=replace(answer.value, result=packed))
 
-    states, _ = run(StaticMask(sgd=STEPS, density=0.1, criterion=Random()), rounds=1, change=spoil)
+    states, _ = run(StaticMask(optimizer=STEPS, density=0.1, criterion=Random()), rounds=1, change=spoil)
     assert states[1].dropped == 1
-    alone = run(StaticMask(sgd=STEPS, density=0.1, criterion=Random()), (PEOPLE[0], PEOPLE[2]), rounds=1)[0]
+    alone = run(StaticMask(optimizer=STEPS, density=0.1, criterion=Random()), (PEOPLE[0], PEOPLE[2]), rounds=1)[0]
     assert same(states[1].model.weights, alone[1].model.weights)
 
 
 def test_residual_shortcuts_stay_dense():
     model = Model.init(Arch("resnet-tiny", {"channels": 1, "size": 8}), 0)
-    state = run(StaticMask(sgd=STEPS, criterion=Random()), rounds=0, model=model)[0][0]
+    state = run(StaticMask(optimizer=STEPS, criterion=Random()), rounds=0, model=model)[0][0]
     assert sum("shortcut" in name for name in prunable(model)) == 2
     assert not any("shortcut" in name for name in state.held.masks)
 
@@ -209,12 +209,14 @@ def test_residual_shortcuts_stay_dense():
 def test_an_upload_of_the_tiny_residual_network_at_five_percent_is_under_70_kb():
     model = Model.init(Arch("resnet-tiny", {"channels": 3, "size": 32}), 0)
     server = replace(PEOPLE[0], train=Samples(torch.zeros(0, 3, 32, 32), torch.zeros(0, dtype=torch.int64)))
-    state = run(StaticMask(sgd=STEPS, density=0.05, criterion=Random()), rounds=0, model=model, server=server)[0][0]
+    state = run(StaticMask(optimizer=STEPS, density=0.05, criterion=Random()), rounds=0, model=model, server=server)[0][
+        0
+    ]
     assert len(pack(state.model.weights, state.held.masks, 0).payload) < 70_000
 
 
 def test_masks_of_n_of_m_and_of_blocks():
-    method = StaticMask(sgd=STEPS, density=0.5, distribution="uniform", structure=NOfM(4))
+    method = StaticMask(optimizer=STEPS, density=0.5, distribution="uniform", structure=NOfM(4))
     states, fleet = run(method, rounds=2)
     for name, mask in states[-1].held.masks.items():
         flat, size = mask.reshape(len(mask), -1), MODEL.weights[name].abs().reshape(len(mask), -1)

@@ -135,7 +135,7 @@ class Simulation:
     def loads(self, ids, snrs):
         """specs/wireless §2.2, with the broadcast of all shared weights at the worst device's rate."""
         how, found = self.how, []
-        joint, sgd = how.order == "sim", how.sgd
+        joint, sgd = how.order == "sim", how.optimizer
         pruned = sum(START[n].size for n in self.prunable)
         fixed = sum(START[n].size for n in self.shared) - pruned
         own = sum(v.size for v in START.values()) - pruned - fixed
@@ -285,7 +285,7 @@ class Simulation:
 
     def local(self, id, before, masks, trains):
         """Steps 3 to 5: the personal part on the masked shared one, then the shared part; or both in one pass."""
-        how, sgd, (x, y) = self.how, self.how.sgd, DATA[id]
+        how, sgd, (x, y) = self.how, self.how.optimizer, DATA[id]
         own, rest = list(self.v[id]), {"momentum": sgd.momentum, "decay": sgd.weight_decay}
         w = {**{n: value * (masks or {}).get(n, 1) for n, value in before.items()}, **self.v[id]}
         joint, loss = trains and how.order == "sim", np.array([])

@@ -20,7 +20,7 @@ from tests.methods.wireless_pruning.by_hand import Load, Simulation, optimum, sh
 IDS = tuple(DATA)
 SGD_ = SGD(lr=0.2, momentum=0.5, weight_decay=0.02, batch=WHOLE, steps=3)
 BASE = WirelessPruning(
-    sgd=SGD_,
+    optimizer=SGD_,
     personal_steps=2,
     personal_lr=0.35,
     mask=Rule(explore=0.0),

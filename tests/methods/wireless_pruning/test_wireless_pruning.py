@@ -33,7 +33,7 @@ from tests.cases import Case
 from tests.methods.rounds import CNN, MODEL, PEOPLE, Watch, run, same
 
 STEPS = SGD(lr=0.1, momentum=0.5, batch=8)
-PAPER = WirelessPruning(sgd=STEPS, mask=Rule(explore=0.0), channel="true", bonus=0.0)
+PAPER = WirelessPruning(optimizer=STEPS, mask=Rule(explore=0.0), channel="true", bonus=0.0)
 NOBODY = Fixed(0.0)  # prunes nothing
 HEAD = ("classifier.weight", "classifier.bias")
 GROUP = Model.init(Arch("cnn-bn", {"size": 8, "norm": "group"}), 1)
@@ -60,14 +60,14 @@ def masks_of(request, cut=True):
 @pytest.mark.slow
 def test_without_personal_part_and_pruning_it_is_fedavg_bit_for_bit():
     ours = run(replace(PAPER, personal=(), allocation=NOBODY), rounds=4)[0]
-    theirs = run(Averaging(sgd=STEPS), rounds=4)[0]
+    theirs = run(Averaging(optimizer=STEPS), rounds=4)[0]
     for mine, other in zip(ours, theirs, strict=True):
         assert same(mine.model.weights, other.model.weights)
 
 
 def test_sampled_devices_are_fedavgs_too():
     ours = run(replace(PAPER, personal=(), allocation=NOBODY, cohort=2), rounds=4)[0]
-    theirs = run(Averaging(sgd=STEPS, cohort=2), rounds=4)[0]
+    theirs = run(Averaging(optimizer=STEPS, cohort=2), rounds=4)[0]
     assert same(ours[-1].model.weights, theirs[-1].model.weights)
 
 
@@ -241,7 +241,7 @@ def test_the_server_averages_each_coordinate_over_those_that_kept_it():
 
 @pytest.mark.slow
 def test_if_nobody_learns_the_server_stays_where_it_is():
-    still = replace(PAPER, sgd=SGD(lr=0.0, batch=8), cell=Cell(shadowing=12.0), deadline=0.4)
+    still = replace(PAPER, optimizer=SGD(lr=0.0, batch=8), cell=Cell(shadowing=12.0), deadline=0.4)
     states, _ = run(still, rounds=3, model=GROUP)  # running statistics would move
     assert states[-1].figures["mean_ratio"] > 0
     shared = split(GROUP.weights, HEAD)[0]
@@ -295,7 +295,7 @@ def test_a_device_that_is_left_out_trains_its_own_part_alone():
 def test_who_is_left_out_trains_its_own_part_with_weight_decay_too(order):
     sgd = replace(STEPS, weight_decay=1e-3)
     cell, rule = Cell(shadowing=25.0), DropStragglers()
-    _, fleet = run(replace(PAPER, allocation=rule, cell=cell, deadline=0.6, sgd=sgd, order=order), rounds=1)
+    _, fleet = run(replace(PAPER, allocation=rule, cell=cell, deadline=0.6, optimizer=sgd, order=order), rounds=1)
     out = [id for _, id, request in requests(fleet) if not request.grant.trains]
     assert out
     assert set(memories(fleet)) == {"a", "b", "c"}
@@ -330,7 +330,7 @@ def test_the_uncovered_share_is_the_least_ratio():
 
 @pytest.mark.slow
 def test_exploration_reaches_every_weight_in_the_end():
-    paper = replace(PAPER, allocation=Fixed(0.5), sgd=SGD(lr=0.01, batch=8), judge=0)
+    paper = replace(PAPER, allocation=Fixed(0.5), optimizer=SGD(lr=0.01, batch=8), judge=0)
     frozen = run(paper, rounds=25)[0][-1].figures
     explored = run(replace(paper, mask=Rule(explore=0.2)), rounds=25)[0]
     assert frozen["uncovered"] == 0.5
@@ -429,7 +429,7 @@ def test_nobody_starves():
 def test_where_nobody_can_be_served_the_round_gets_longer():
     """Slow processors that pruning does not relieve: half of T_full is less than they compute."""
     slow = Cycles(slowest=1e6, fastest=1e6, prunes=False)
-    figures = run(replace(PAPER, compute=slow, sgd=replace(STEPS, steps=3)), rounds=1)[0][-1].figures
+    figures = run(replace(PAPER, compute=slow, optimizer=replace(STEPS, steps=3)), rounds=1)[0][-1].figures
     assert figures["participation"] == 1
     assert 0 < figures["mean_ratio"] < 0.9
     assert 0.5 * figures["full_latency"] < figures["deadline"] < figures["full_latency"]
@@ -445,7 +445,7 @@ def test_all_baselines_have_the_same_channel_and_deadline():
     found: dict[str, list[float]] = {}
     for name in (*pruned, "drop-stragglers", "modern"):
         method = replace(recipes.load("wireless-baselines", name).method, judge=0)
-        state = run(replace(method, sgd=SGD(lr=0.0, batch=64)), rounds=0)[0][0]
+        state = run(replace(method, optimizer=SGD(lr=0.0, batch=64)), rounds=0)[0][0]
         plans = [method.schedule(state, t, ["a", "b", "c"], method.parts(MODEL, (1, 8, 8))) for t in range(3)]
         found[name] = [plan.full for plan in plans]
         assert len(set(found[name])) == 3  # fading is drawn anew
@@ -553,7 +553,7 @@ def presets(name):
 )
 def test_every_preset_makes_a_round(recipe, preset):
     method = recipes.load(recipe, preset).method
-    method = replace(method, sgd=replace(method.sgd, epochs=1, batch=8), finetune=min(method.finetune, 2))
+    method = replace(method, optimizer=replace(method.optimizer, epochs=1, batch=8), finetune=min(method.finetune, 2))
     states, _ = run(method, rounds=1, model=GROUP)
     assert states[-1].figures["personal_accuracy"] >= 0
     assert "round_latency" in states[-1].figures

@@ -1,7 +1,7 @@
 """FedAvg and FedProx, with anything on the way up and down: train locally, average by examples.
 
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017 (FedAvg), and
-Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020 (FedProx: ``sgd.proximal``). ``round`` is one
+Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020 (FedProx: ``optimizer.proximal``). ``round`` is one
 pass of FedAvg's server loop, the task ``train`` is its ClientUpdate. Top-k, STC, QSGD, FedPAQ and DGC's warm-up are
 settings of the two ways; weights by distance (specs/collaborative §3.2) are sparse collaborative learning of whole networks.
 """
@@ -102,7 +102,7 @@ class Restarted:
 
 @task("averaging/train")
 def train(request: Train | Anew, me: Client, memory: Memory) -> tuple[Update, Memory]:
-    """ClientUpdate of FedAvg, or of FedProx if ``sgd.proximal`` is set."""
+    """ClientUpdate of FedAvg, or of FedProx if ``optimizer.proximal`` is set."""
     if isinstance(request, Anew):
         if memory.get(FEEDBACK, {}).get("round", -1) < request.since:
             memory = {name: value for name, value in memory.items() if name != FEEDBACK}
@@ -131,7 +131,7 @@ def warmed(chain: Chain, rounds: int, t: int) -> Chain:
 class Averaging:
     """FedAvg and FedProx, with any codecs on the way up and down."""
 
-    sgd: Optimizer = field(default_factory=SGD)
+    optimizer: Optimizer = field(default_factory=SGD)
     """Local training; ``proximal`` > 0 makes it FedProx."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""
@@ -203,7 +203,7 @@ class Averaging:
         uplink = warmed(ramped(self.uplink, self.ramp, t), self.warmup, t)
 
         def request(part: Sent, arch: Arch = state.model.arch) -> Train | Anew:
-            made = Train(arch, part, self.sgd, uplink, t)
+            made = Train(arch, part, self.optimizer, uplink, t)
             return Anew(made, since) if since else made
 
         answers = fleet.ask(train, each(grouped(held, devices, common), request))

@@ -90,14 +90,14 @@ def readjust(request: Readjust, me: Client, memory: Memory) -> tuple[Readjusted,
 class FedDST:
     """Sparse FedAvg with masks that clients readjust."""
 
-    sgd: Optimizer = field(default_factory=lambda: SGD(epochs=2))
+    optimizer: Optimizer = field(default_factory=lambda: SGD(epochs=2))
     """Local training by epochs."""
     density: float = 0.1
     """Share of the prunable weights that is kept, spread over layers by Erdős-Rényi-Kernel."""
     readjustment: Readjustment = field(default_factory=Readjustment)
     """When masks are readjusted, and by how much."""
     after: int = 1
-    """Of `sgd.epochs` in a readjusting round, those that come after it."""
+    """Of `optimizer.epochs` in a readjusting round, those that come after it."""
     batch: int = 64
     """Samples of the batch whose gradient decides what grows."""
     never: tuple[str, ...] = ("shortcut",)
@@ -109,10 +109,10 @@ class FedDST:
         """Refuse values that cannot be meant."""
         if not 0 < self.density <= 1 or self.batch < 2:
             raise ValueError(f"density = {self.density}, batch = {self.batch}: expected a share in (0, 1], at least 2")
-        if self.sgd.steps or not 0 < self.after < self.sgd.epochs:
+        if self.optimizer.steps or not 0 < self.after < self.optimizer.epochs:
             raise ValueError(
-                f"after = {self.after}, sgd.epochs = {self.sgd.epochs}, sgd.steps = {self.sgd.steps}: a readjusting round "
-                "trains before and after; set sgd.epochs to 2 or more, after below it, and no sgd.steps"
+                f"after = {self.after}, optimizer.epochs = {self.optimizer.epochs}, optimizer.steps = {self.optimizer.steps}: "
+                "a readjusting round trains before and after; set optimizer.epochs to 2 or more, after below it, and no steps"
             )
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
@@ -126,14 +126,14 @@ class FedDST:
         masks = best(magnitude(weights), ones, kept(self.density, tree.size(weights)), "erk")
         size = server.train.shape
         start = model.replace(masked(model.weights, masks))
-        return State(start, server.seed, HeldMasks(masks), size, figures(model, masks, size, self.sgd))
+        return State(start, server.seed, HeldMasks(masks), size, figures(model, masks, size, self.optimizer))
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """FedAvg under the masks, or a round that readjusts them."""
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
         if fraction := self.readjustment.fraction(t):
             return self.readjusting(state, t, fleet, devices, fraction)
-        combined, held = averaged(state.model, state.held, self.sgd, devices, state.seed, t, fleet)
+        combined, held = averaged(state.model, state.held, self.optimizer, devices, state.seed, t, fleet)
         if combined is None:
             return replace(state, held=held)  # all had lost the masks; they get them next time
         model = state.model.replace(combined.mean)
@@ -142,7 +142,7 @@ class FedDST:
     def readjusting(self, state: State, t: int, fleet: Fleet, devices: list[Device], fraction: float) -> State:
         """Average each coordinate over those that keep it, and cut each layer back to its count."""
         sent = state.held.send(state.model.weights, devices, seed_of(state.seed, "down", t, 0))
-        arch, sgd = state.model.arch, self.sgd
+        arch, sgd = state.model.arch, self.optimizer
         send = each(sent, lambda part: Readjust(arch, part, sgd, fraction, self.after, self.batch))
         answers = fleet.ask(readjust, send, at_least=0)
         mean, loss, heard = MaskedMean(), 0.0, list[str]()
@@ -161,7 +161,7 @@ class FedDST:
             state,
             model=model,
             held=state.held.heard(heard).silent(answers.silent).renewed(masks),
-            costs=figures(model, masks, state.size, self.sgd),
+            costs=figures(model, masks, state.size, self.optimizer),
             loss=loss / mean.weight,
             dropped=usable.dropped,
             traded=changed(state.held.masks, masks) // 2,

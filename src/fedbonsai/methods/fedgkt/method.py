@@ -155,7 +155,7 @@ def client_network(of: str, options: Mapping[str, Any], classes: int) -> nn.Modu
 class FedGKT:
     """Small client networks and a larger server network that teach each other by logits."""
 
-    sgd: Optimizer = field(default_factory=SGD)
+    optimizer: Optimizer = field(default_factory=SGD)
     """Training of a client's network."""
     server: SGD = field(default_factory=SGD)
     """Training of the server's network on the features of all who answered."""
@@ -222,7 +222,7 @@ class FedGKT:
             Unanswered: nobody has any.
         """
         client = state.client
-        begin = Train(client.arch, client.weights, torch.empty(0), self.sgd, self.alpha, self.temperature)
+        begin = Train(client.arch, client.weights, torch.empty(0), self.optimizer, self.alpha, self.temperature)
         send = {
             device: replace(begin, weights={}, logits=state.logits[device.id]) if device.id in state.logits else begin
             for device in asked

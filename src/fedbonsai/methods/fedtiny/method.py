@@ -62,7 +62,7 @@ class State:
 class FedTiny:
     """Sparse FedAvg from a selected candidate, whose masks are adjusted by the devices' largest gradients."""
 
-    sgd: Optimizer = field(default_factory=SGD)
+    optimizer: Optimizer = field(default_factory=SGD)
     """Local training."""
     density: float = 0.1
     """Share of the weights that is kept (d_target)."""
@@ -115,7 +115,7 @@ class FedTiny:
         counts = self.growth.counts(t + 1, masks)  # the paper counts rounds from 1
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
         sent = held.send(weights, devices, seed_of(state.seed, "down", t, 0))
-        requests = each(sent, lambda part: Train(state.model.arch, part, self.sgd, counts, self.growth.batch))
+        requests = each(sent, lambda part: Train(state.model.arch, part, self.optimizer, counts, self.growth.batch))
         rule = masked_upload.rule_of(self.uplink, self.gate, t)
         answers = fleet.ask(train, each(requests, lambda request: Selective(request, rule)) if rule else requests)
         found = aggregate(answers, weights, masks, counts, rule is not None, fleet)
@@ -147,7 +147,7 @@ class FedTiny:
         return {
             "train_loss": state.loss,
             "dropped": state.dropped,
-            **figures(state.model, state.held.masks, state.size, self.sgd, buffers=state.counts),
+            **figures(state.model, state.held.masks, state.size, self.optimizer, buffers=state.counts),
             "traded": state.traded,
             "candidate": state.candidate,
             "selection_down": state.selected[0],

@@ -57,7 +57,7 @@ class State:
 class FlPqsu:
     """Pruning, quantization and selective updating."""
 
-    sgd: Optimizer = field(default_factory=SGD)
+    optimizer: Optimizer = field(default_factory=SGD)
     """Training on the clients and on the server's own samples; momentum starts at zero in every round."""
     pretrain: int = 20
     """Epochs on the server's samples (`data.server`) before pruning; 0 for none."""
@@ -103,10 +103,10 @@ class FlPqsu:
             ConfigError: the server has no samples to do this with.
         """
         size = server.train.shape
-        model = pretrain(model, server, self.sgd, self.pretrain, "pretrain")
+        model = pretrain(model, server, self.optimizer, self.pretrain, "pretrain")
         model = prune_once(model, self.keep, self.score, server, size)
-        model = pretrain(model, server, self.sgd, self.finetune, "finetune")
-        return State(model, server.seed, Cost.of(model, size, self.sgd), Broadcast.of(model, self.downlink))
+        model = pretrain(model, server, self.optimizer, self.finetune, "finetune")
+        return State(model, server.seed, Cost.of(model, size, self.optimizer), Broadcast.of(model, self.downlink))
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """Broadcast, collect what passes the gates, average the newest uploads."""
@@ -117,7 +117,7 @@ class FlPqsu:
         rule = Rule(self.uplink, self.changes, own, self.gate, self.gate.threshold(state.steps), t)
 
         def request(sent: Sent | None) -> Train:
-            return Train(model.arch, shapes, sent, self.sgd, rule)
+            return Train(model.arch, shapes, sent, self.optimizer, rule)
 
         send = each(grouped(held, devices, common), request)
         send |= dict.fromkeys((device for device in devices if device.id in state.own), request(None))

@@ -45,7 +45,9 @@ def pretrain(model: Model, server: Client, sgd: Optimizer, epochs: int, name: st
         me = replace(server, seed=seed_of(server.seed, name, -1, 0))
         found = training.train(model, me, sgd, hook=lambda _: at(next(passed)))
     if not finite(found.weights):
-        raise ConfigError(f"{name} on the server gave values that are not finite (loss {found.loss}); lower sgd.lr")
+        raise ConfigError(
+            f"{name} on the server gave values that are not finite (loss {found.loss}); lower optimizer.lr"
+        )
     return model.replace(found.weights)
 
 

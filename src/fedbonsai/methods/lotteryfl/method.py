@@ -126,7 +126,7 @@ def smaller(weights: Tree, masks: Tree, rate: float) -> Masks:
 class LotteryFL:
     """FedAvg of personal tickets."""
 
-    sgd: Optimizer = field(default_factory=SGD)
+    optimizer: Optimizer = field(default_factory=SGD)
     """Local training."""
     rule: Rule = field(default_factory=Rule)
     """When a client prunes, and how much."""
@@ -154,7 +154,7 @@ class LotteryFL:
             sent = held[device.id].send(weights, [device], seed_of(state.seed, "down", t, 0))[device]
             new = not held[device.id].holds(device)
             initial = state.initial if new and state.moved else None
-            send[device] = Train(state.model.arch, sent, self.sgd, self.rule, new, initial)
+            send[device] = Train(state.model.arch, sent, self.optimizer, self.rule, new, initial)
         answers = fleet.ask(train, send, at_least=0)
         mean, loss, accuracy, largest = MaskedMean(), 0.0, 0.0, Masks()
         usable = Usable(answers, fleet, lambda answer: opened(answer.value, weights, held[answer.device.id].masks))
@@ -177,7 +177,7 @@ class LotteryFL:
             model=state.model.replace(mean.result(weights)),
             devices=held,
             moved=True,
-            costs=figures(state.model, largest, state.size, self.sgd),
+            costs=figures(state.model, largest, state.size, self.optimizer),
             loss=loss / mean.weight,
             accuracy=accuracy / mean.weight,
             dropped=usable.dropped,

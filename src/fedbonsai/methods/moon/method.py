@@ -111,7 +111,7 @@ def contrast(features: Tensor, towards: Tensor, away: Tensor, temperature: float
 class Moon:
     """FedAvg with a contrastive term between the local, the global and the client's last model."""
 
-    sgd: Optimizer = field(default_factory=SGD)
+    optimizer: Optimizer = field(default_factory=SGD)
     """Local training."""
     mu: float = 5.0
     """Weight of the contrastive term; 0 is FedAvg."""
@@ -141,7 +141,7 @@ class Moon:
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """Broadcast, train, average by examples."""
-        request = Train(state.model, self.sgd, self.mu, self.temperature)
+        request = Train(state.model, self.optimizer, self.mu, self.temperature)
         answers = fleet.ask(train, dict.fromkeys(cohort(fleet.devices, self.cohort, state.seed, t), request))
         combined = combine(answers, state.model.weights, fleet)
         return State(state.model.replace(combined.mean), state.seed, combined.loss, combined.dropped)

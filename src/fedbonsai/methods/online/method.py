@@ -85,7 +85,7 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Trained, Memory]:
 class Online:
     """FedAvg under a magnitude mask whose size is found online, by loss per second."""
 
-    sgd: Optimizer = field(default_factory=lambda: SGD(lr=0.1, steps=5))
+    optimizer: Optimizer = field(default_factory=lambda: SGD(lr=0.1, steps=5))
     """Local training; `steps` is E and must be set."""
     warmup: int = 10
     """First round after which the size moves."""
@@ -102,8 +102,8 @@ class Online:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        if self.sgd.steps < 1:
-            raise ValueError("sgd.steps = 0: the time model counts local steps; set E, such as 5")
+        if self.optimizer.steps < 1:
+            raise ValueError("optimizer.steps = 0: the time model counts local steps; set E, such as 5")
         if self.warmup < 0 or self.samples < 1 or not 0 < self.least < 1:
             raise ValueError(
                 f"warmup = {self.warmup}, samples = {self.samples}, least = {self.least}: expected at least 0, 1, a share"
@@ -121,10 +121,12 @@ class Online:
         search = Search.begin(sum(sizes.values()), len(names), self.least)
         masks = sized(model.weights, names, search.k)
         size = server.train.shape
-        times = self.time.seconds(model, names, size, self.sgd)
+        times = self.time.seconds(model, names, size, self.optimizer)
         classes = list(model.weights.values())[-1].shape[0]  # the classifier's bias has one value for each
         held = HeldMasks(masks)
-        return State(model, server.seed, held, search, times, size, classes, figures(model, masks, size, self.sgd))
+        return State(
+            model, server.seed, held, search, times, size, classes, figures(model, masks, size, self.optimizer)
+        )
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """Masked FedAvg; after the first rounds compare losses, move the size, and prune to it."""
@@ -132,7 +134,7 @@ class Online:
         start = masked(state.model.weights, masks)
         sent = state.held.send(start, devices, seed_of(state.seed, "down", t, 0))
         wanted = self.samples if t >= self.warmup else 0
-        answers = fleet.ask(train, each(sent, lambda part: Train(state.model.arch, part, self.sgd, wanted)))
+        answers = fleet.ask(train, each(sent, lambda part: Train(state.model.arch, part, self.optimizer, wanted)))
         shown: dict[str, Samples] = {}
         combined = combine_if_any(answers, opened(answers, state, wanted, shown), start, fleet)
         if combined is None:
@@ -163,7 +165,7 @@ class Online:
             state,
             search=found,
             held=state.held.renewed(masks),
-            costs=figures(under, masks, state.size, self.sgd) if found.k != search.k else state.costs,
+            costs=figures(under, masks, state.size, self.optimizer) if found.k != search.k else state.costs,
         )
 
     def model(self, state: State) -> Model:

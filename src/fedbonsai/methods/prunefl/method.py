@@ -77,7 +77,7 @@ class State:
 class PruneFL:
     """Initial pruning at one device, then FedAvg with a mask that adapts to importance per second."""
 
-    sgd: Optimizer = field(default_factory=lambda: SGD(lr=0.1, steps=5))
+    optimizer: Optimizer = field(default_factory=lambda: SGD(lr=0.1, steps=5))
     """Local training; `steps` is E and must be set."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""
@@ -115,14 +115,17 @@ class PruneFL:
         idle = self.lr_every > 1 and not self.lr_half_life
         faults = among(
             (idle, f"lr_every = {self.lr_every} has no effect without lr_half_life: leave it out"),
-            (self.sgd.steps < 1, "sgd.steps = 0: the time model and importances count local steps; set E, such as 5"),
+            (
+                self.optimizer.steps < 1,
+                "optimizer.steps = 0: the time model and importances count local steps; set E, such as 5",
+            ),
         )
         refuse(outside(self, **ranges) + faults)
 
     def samples_before(self, people: Sequence[Client], server: Client, workers: int) -> float:
         """Samples that the initial pruning trains on at most, one after another."""
         how = self.scouting
-        return how.iterations * min(how.batches * self.sgd.batch, len(people[0].train))
+        return how.iterations * min(how.batches * self.optimizer.batch, len(people[0].train))
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """Initial pruning at the first device that answers.
@@ -135,11 +138,11 @@ class PruneFL:
             accuracy_needed(model, "scouting.gate", "waits for an accuracy above that of guessing; set it to 0")
         own = local_layers.drawn(model, self.personal, server.seed)
         names = names_of(model, self.never, own.names if own else ())
-        times, stale = self.time.seconds(model, names, server.train.shape, self.sgd), self.regrowth == "stale"
+        times, stale = self.time.seconds(model, names, server.train.shape, self.optimizer), self.regrowth == "stale"
         most = int(self.density * sum(model.weights[name].numel() for name in names))
         shared = model.replace(split(model.weights, own.names)[0]) if own else model
         device, found = first_answer(
-            fleet, InitialPrune(shared, self.sgd.at(0), self.scouting, times, stale, most), own
+            fleet, InitialPrune(shared, self.optimizer.at(0), self.scouting, times, stale, most), own
         )
         return State(
             model.replace({**model.weights, **found.weights}),
@@ -156,7 +159,7 @@ class PruneFL:
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """Masked FedAvg; in every ``interval``-th round, or the next one that has answers, the mask is rebuilt."""
-        sgd = self.sgd.but(lr=self.sgd.lr * halved(t, self.lr_half_life, self.lr_every))
+        sgd = self.optimizer.but(lr=self.optimizer.lr * halved(t, self.lr_half_life, self.lr_every))
         wanted = self.wanted(t, state.since, sgd)
         weights, held, masks, own, arch = state.shared, state.held, state.held.masks, state.own, state.model.arch
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
@@ -206,11 +209,11 @@ class PruneFL:
 
     def metrics(self, state: State) -> Mapping[str, float]:
         """Loss, dropped updates, size and cost of the model (`figures`), modelled seconds, the paper's bytes, verdict."""
-        masks, buffers = state.held.masks, 2 + (self.importance == "interval") + self.sgd.slots()
+        masks, buffers = state.held.masks, 2 + (self.importance == "interval") + self.optimizer.slots()
         return {
             "train_loss": state.loss,
             "dropped": state.dropped,
-            **figures(state.model, masks, state.size, self.sgd, buffers),
+            **figures(state.model, masks, state.size, self.optimizer, buffers),
             **accounts.figures(state.accounts, state.seconds, masks, state.densities),
             **state.verdict,
         }

@@ -78,7 +78,7 @@ def zeros(like: tree.Tree) -> tree.Weights:
 class Scaffold:
     """FedAvg whose local steps are corrected for client drift by control variates."""
 
-    sgd: Optimizer = field(default_factory=SGD)
+    optimizer: Optimizer = field(default_factory=SGD)
     """Local training; without momentum."""
     rate: float = 1.0
     """eta_g: how far the server goes along the mean change."""
@@ -88,9 +88,11 @@ class Scaffold:
     def __post_init__(self) -> None:
         """Refuse values for which the control variate would not be a mean gradient."""
         why = "SCAFFOLD reads a client's mean gradient off the way that its weights went, (w - w_k) / (steps * lr)"
-        refuse(descent_needed(self.sgd, why, momentum=False))
-        if not self.sgd.lr > 0 or not self.rate > 0:
-            raise ValueError(f"sgd.lr = {self.sgd.lr}, rate = {self.rate}: expected both > 0; SCAFFOLD divides by lr")
+        refuse(descent_needed(self.optimizer, why, momentum=False))
+        if not self.optimizer.lr > 0 or not self.rate > 0:
+            raise ValueError(
+                f"optimizer.lr = {self.optimizer.lr}, rate = {self.rate}: expected both > 0; SCAFFOLD divides by lr"
+            )
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """The initial model and c = 0."""
@@ -100,7 +102,7 @@ class Scaffold:
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """Step: w += eta_g * mean D_k and c += m/K * mean dc_k; both means are over clients, not over examples."""
-        request = Train(state.model, self.sgd, state.control)
+        request = Train(state.model, self.optimizer, state.control)
         changes, controls, loss, examples = tree.Mean(), tree.Mean(), 0.0, 0
         for answer in fleet.ask(train, dict.fromkeys(cohort(fleet.devices, self.cohort, state.seed, t), request)):
             changes.add(answer.value.change, 1)

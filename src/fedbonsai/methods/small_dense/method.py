@@ -55,7 +55,7 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Update, Memory]:
 class SmallDense:
     """FedAvg of a narrower network."""
 
-    sgd: Optimizer = field(default_factory=SGD)
+    optimizer: Optimizer = field(default_factory=SGD)
     """Local training."""
     density: float = 0.1
     """Largest share of the full network's trained values that the narrower one has."""
@@ -71,12 +71,12 @@ class SmallDense:
         """The widest network of the same kind that is small enough."""
         size = server.train.shape
         small = narrow(model, self.density, size, seed_of(server.seed, "small", -1, 0))
-        cost = Cost.of(small, size, self.sgd)
-        return State(small, cost, server.seed, cost.parameters / Cost.of(model, size, self.sgd).parameters)
+        cost = Cost.of(small, size, self.optimizer)
+        return State(small, cost, server.seed, cost.parameters / Cost.of(model, size, self.optimizer).parameters)
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """Broadcast, train, average by examples."""
-        request = Train(state.model, self.sgd)
+        request = Train(state.model, self.optimizer)
         answers = fleet.ask(train, dict.fromkeys(cohort(fleet.devices, self.cohort, state.seed, t), request))
         combined = combine(answers, state.model.weights, fleet)
         model = state.model.replace(combined.mean)

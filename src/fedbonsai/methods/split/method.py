@@ -59,7 +59,7 @@ def behind(model: Model) -> Weights:
 class Split:
     """SplitFed: the front on the device, the back on the server, batch by batch (T1 and T1' of specs/collaborative §1.2)."""
 
-    sgd: Optimizer = field(default_factory=SGD)
+    optimizer: Optimizer = field(default_factory=SGD)
     """Training of both parts; momentum buffers are reset in every round."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""
@@ -83,7 +83,7 @@ class Split:
     def __post_init__(self) -> None:
         """Refuse settings that have no effect or no meaning."""
         ranges = outside(self, ramp=NOT_NEGATIVE, rate=POSITIVE)
-        refuse(ranges + sgd_faults(self.sgd) + uplink_faults(self.uplink, self.ramp))
+        refuse(ranges + sgd_faults(self.optimizer) + uplink_faults(self.uplink, self.ramp))
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """The initial model.
@@ -103,11 +103,11 @@ class Split:
         front, uplink = sub(arch, "front"), ramped(self.uplink, self.ramp, t)
         requests = each(
             down.to("", devices),
-            lambda sent: sequential.Front(front, sent, self.sgd.at(t), self.activations, uplink, t),
+            lambda sent: sequential.Front(front, sent, self.optimizer.at(t), self.activations, uplink, t),
         )
         back, shared = Part.fresh(sub(arch, "back"), rest), self.version == 2
         seed = seed_of(state.seed, "split", t, 0)
-        result = sequential.train(fleet, requests, back, self.sgd.at(t), self.gradients, seed, shared)
+        result = sequential.train(fleet, requests, back, self.optimizer.at(t), self.gradients, seed, shared)
         mean = combined(result.answers, result.silent, down, fleet, self.weighting)
         down.note("", mean.devices, result.silent)
         learned = sequential.averaged(result.backs, mean.shares, shared)
@@ -128,7 +128,7 @@ class Split:
 class LocalLoss:
     """The front learns from a head of its own, the back from activations that only go up (T2 of specs/collaborative §1.2)."""
 
-    sgd: Optimizer = field(default_factory=SGD)
+    optimizer: Optimizer = field(default_factory=SGD)
     """Training of all parts; momentum buffers are reset in every round."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""
@@ -168,10 +168,12 @@ class LocalLoss:
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
         down = Descent.of(state.broadcasts, {"": trained}, self.downlink, state.seed, t)
         auxiliary, uplink = sub(arch, "auxiliary"), ramped(self.uplink, self.ramp, t)
-        requests = each(down.to("", devices), lambda sent: local_loss.Train(auxiliary, sent, self.sgd.at(t), uplink, t))
+        requests = each(
+            down.to("", devices), lambda sent: local_loss.Train(auxiliary, sent, self.optimizer.at(t), uplink, t)
+        )
         back, seed = Part.fresh(sub(arch, "back"), behind(state.model)), seed_of(state.seed, "local loss", t, 0)
         result = local_loss.train_parts(
-            fleet, requests, back, self.sgd.at(t), self.activations, seed, shown=t % self.every == 0
+            fleet, requests, back, self.optimizer.at(t), self.activations, seed, shown=t % self.every == 0
         )
         mean = combined(result.answers, result.silent, down, fleet, self.weighting)
         down.note("", mean.devices, result.silent)
@@ -200,7 +202,7 @@ def ensemble(model: Model, count: int, seed: int) -> Model:
 class Clusters:
     """Sparse collaborative learning: clusters of devices train an ensemble (T3 of specs/collaborative §1.2)."""
 
-    sgd: Optimizer = field(default_factory=SGD)
+    optimizer: Optimizer = field(default_factory=SGD)
     """Training of all parts; momentum buffers are reset in every round."""
     cohort: int = 0
     """Clusters asked in a round; 0 means all."""
@@ -233,7 +235,7 @@ class Clusters:
         """Refuse settings that have no effect or no meaning."""
         refuse(
             outside(self, size=COUNT, cotraining=NOT_NEGATIVE, warmup=NOT_NEGATIVE, ramp=NOT_NEGATIVE, rate=POSITIVE)
-            + sgd_faults(self.sgd)
+            + sgd_faults(self.optimizer)
             + uplink_faults(self.uplink, self.ramp)
             + among(
                 (
@@ -283,7 +285,7 @@ class Clusters:
             Arch("back", options),
             state.model.arch,
             self.size,
-            self.sgd.at(t),
+            self.optimizer.at(t),
             self.activations,
             self.gradients,
             ramped(self.uplink, self.ramp, t),

@@ -112,7 +112,7 @@ def sgd_faults(sgd: Optimizer) -> list[str]:
         *(
             (
                 getattr(sgd, name) != idle,
-                f"sgd.{name} = {getattr(sgd, name)} has no effect on a cut network: leave it out",
+                f"optimizer.{name} = {getattr(sgd, name)} has no effect on a cut network: leave it out",
             )
             for name, idle in IDLE
         ),

@@ -68,7 +68,7 @@ class State:
 class StaticMask:
     """FedAvg under one mask for all, made before training or by a schedule, and never regrown."""
 
-    sgd: Optimizer = field(default_factory=SGD)
+    optimizer: Optimizer = field(default_factory=SGD)
     """Local training."""
     density: float = 0.1
     """Share of the weights that is kept in the end."""
@@ -95,10 +95,10 @@ class StaticMask:
         early = criterion.own_density or criterion.source == "server"
         once = schedule.times == 1 and criterion.iterations == 1 and not criterion.own_density
         why = "criterion.data = 'devices' takes the gradient from the change of a round"
-        faults = (descent_needed(self.sgd, why) if of_devices else []) + among(
+        faults = (descent_needed(self.optimizer, why) if of_devices else []) + among(
             (
-                of_devices and (schedule.first < 0 or self.sgd.lr <= 0),
-                "criterion.data = 'devices' takes the gradient from a round: set schedule.first to 0 or more, sgd.lr > 0",
+                of_devices and (schedule.first < 0 or self.optimizer.lr <= 0),
+                "criterion.data = 'devices' takes the gradient from a round: set schedule.first to 0 or more, optimizer.lr > 0",
             ),
             (
                 self.structure.once and not (once and self.distribution == "uniform" and self.of == "prunable"),
@@ -131,7 +131,7 @@ class StaticMask:
             raise ConfigError("criterion.data = 'server': the server has no samples; set data.server, or 'devices'")
         size = server.train.shape
         initial = model.weights if self.rewind == "init" else {}
-        state = State(model, server.seed, HeldMasks(masks), initial, size, figures(model, masks, size, self.sgd))
+        state = State(model, server.seed, HeldMasks(masks), initial, size, figures(model, masks, size, self.optimizer))
 
         def gradient(now: Model) -> tree.Weights:
             return training.gradient(now, server.train, server.device)
@@ -141,7 +141,7 @@ class StaticMask:
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """FedAvg under the masks; where the schedule says so, prune."""
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
-        combined, held = averaged(state.model, state.held, self.sgd, devices, state.seed, t, fleet)
+        combined, held = averaged(state.model, state.held, self.optimizer, devices, state.seed, t, fleet)
         if combined is None:
             return replace(state, held=held)  # all had lost the masks; they get them next time
         start, mean = state.model, state.model.replace(combined.mean)
@@ -152,7 +152,7 @@ class StaticMask:
         def gradient(_: Model) -> tree.Weights:
             """The mean change of a round is so many steps along the mean gradient."""
             change = tree.subtract(start.weights, mean.weights)
-            return {name: value / self.sgd.lr for name, value in change.items()}
+            return {name: value / self.optimizer.lr for name, value in change.items()}
 
         # SNIP is of the weights from which the round began, and cuts those that it ended with
         return self.cut(state, start if self.criterion.source == "devices" else mean, gradient)
@@ -176,7 +176,7 @@ class StaticMask:
             model=model,
             held=state.held.renewed(masks),
             initial=state.initial if done < self.schedule.times else {},
-            costs=figures(model, masks, state.size, self.sgd),
+            costs=figures(model, masks, state.size, self.optimizer),
             done=done,
         )
 

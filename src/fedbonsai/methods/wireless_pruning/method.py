@@ -83,12 +83,12 @@ class State:
 class WirelessPruning:
     """Shared weights pruned for each device and round so that the round is in time; personal ones stay on the device."""
 
-    sgd: Optimizer = field(default_factory=SGD)
+    optimizer: Optimizer = field(default_factory=SGD)
     """Local training of the shared part (tau_u, eta_u), or of both parts in one pass."""
     personal_steps: int = 0
     """tau_v: local steps of the personal part; 0: as many as of the shared one."""
     personal_lr: float = 0.0
-    """eta_v; 0: as `sgd.lr`."""
+    """eta_v; 0: as `optimizer.lr`."""
     personal: tuple[str, ...] = ("head",)
     """Layers that stay on the device: `head` (last linear layer), `body`, or patterns of names; empty shares everything."""
     order: Literal["alt", "sim"] = "alt"
@@ -172,7 +172,7 @@ class WirelessPruning:
             schedule = self.schedule(state, t, [device.id for device in devices], parts)
         allocations = allocated(schedule, devices, self.mask.explore, state.seed, t)
         planned, seconds = figures(schedule), state.seconds + schedule.latency
-        config = ClientConfig(self.mask, self.order, self.sgd, self.personal_sgd, self.bits)
+        config = ClientConfig(self.mask, self.order, self.optimizer, self.personal_sgd, self.bits)
         send: dict[Device, Train | TrainWithFeedback] = {}
         for device, allocation in allocations.items():
             request = Train(arch, shared, None if device.id in state.held else first or None, config, allocation)
@@ -217,8 +217,8 @@ class WirelessPruning:
     @property
     def personal_sgd(self) -> Optimizer:
         """Return how the personal part is trained."""
-        lr, steps = self.personal_lr or self.sgd.lr, self.personal_steps or self.sgd.steps
-        return self.sgd.but(lr=lr, steps=steps)
+        lr, steps = self.personal_lr or self.optimizer.lr, self.personal_steps or self.optimizer.steps
+        return self.optimizer.but(lr=lr, steps=steps)
 
     def parts(self, model: Model, sample: tuple[int, ...]) -> Parts:
         """Part the model by what becomes of its weights."""
@@ -228,8 +228,8 @@ class WirelessPruning:
         """Solve for ratios and bands of round ``t`` (step 1), and find what of them the true channel carries."""
         known = list(state.examples.values())
         examples = np.array([state.examples.get(id, sum(known) / len(known)) for id in ids], np.float64)
-        work = Passes.of(parts, self.sgd, self.personal_sgd, examples, self.order == "sim")
-        seconds = self.compute.seconds(parts, work, self.sgd.batch, ids, state.seed)
+        work = Passes.of(parts, self.optimizer, self.personal_sgd, examples, self.order == "sim")
+        seconds = self.compute.seconds(parts, work, self.optimizer.batch, ids, state.seed)
 
         def costs(snr: Floats) -> Load:
             return load_of(seconds, parts, self.bits, self.mask.travels, self.cell, snr, self.downlink)
@@ -257,7 +257,7 @@ class WirelessPruning:
     ) -> dict[str, float]:
         """Ask all devices for their personalised accuracy, with all shared weights and under masks of this round's ratios."""
         shared, first = split(state.model.weights, parts.personal)
-        tune = self.sgd.but(steps=self.finetune) if self.finetune else None
+        tune = self.optimizer.but(steps=self.finetune) if self.finetune else None
         send: dict[Device, Judge] = {}
         for device in fleet.devices:
             mask = allocations[device].mask if device in allocations else Derived()

@@ -229,7 +229,7 @@ class Profiled(TimeModel):
     """
 
     device: str = "raspberry-pi-4"
-    """A shipped profile, or the path of one's own; its curve for masks, or for sparse layers where ``sgd.sparse`` is
+    """A shipped profile, or the path of one's own; its curve for masks, or for sparse layers where ``optimizer.sparse`` is
     not ``off``, decides what a pruned weight saves."""
     link: str = ""
     """A shipped link, or the path of one's own; empty is the profile's."""
