@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedbonsai import bases
 from fedbonsai.devices.networks import key, layers, like, network
 from fedbonsai.devices.profile import Profile
 from fedbonsai.tree import tensors
@@ -107,7 +108,7 @@ def _step(episode: Episode, device: str) -> int:
     net = network(episode, device).train(bool(episode.backward))
     batch = max(episode.batch, 2) if episode.backward else episode.batch  # statistics of one value do not exist
     x = torch.zeros(batch, *episode.sample, device=device).requires_grad_(episode.inward)
-    params = list(net.parameters())
+    params = [value for value in net.parameters() if value.requires_grad]
     with _Watch() as watch:
         if not episode.backward:
             with torch.no_grad():
@@ -125,6 +126,13 @@ def weight_bytes(episode: Episode) -> int:
     return sum(value.numel() * value.element_size() for value in like(episode).values())
 
 
+def base_bytes(episode: Episode) -> int:
+    """Bytes of the parameters that are not trained, which a process holds once, whatever it does with them."""
+    if not episode.arch.base:
+        return 0
+    return sum(value.numel() * value.element_size() for value in bases.of(episode.arch.base).values())
+
+
 COPIES = 3  # as received, as trained, and the answer's
 
 
@@ -137,7 +145,7 @@ def _peak(episode: Episode) -> int:
     copies = COPIES if episode.steps else COPIES - 1
     during = step_bytes(episode) + (copies - 1) * weight_bytes(episode)
     after = copies * weight_bytes(episode)
-    return max(during, after) + episode.held
+    return max(during, after) + base_bytes(episode) + episode.held
 
 
 def process_bytes(profile: Profile, work: Sequence[Episode]) -> int:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from math import isnan, nan
 from pathlib import Path
@@ -59,7 +59,11 @@ class Run:
         file = Folder(self.path).model
         if not file.exists():
             raise ConfigError(f"{self.path} has no final model yet; finish it: fedbonsai run --resume {self.path}")
-        return Model(structure(self.info["arch"], Arch), tensors.load(file.read_bytes()))
+        model = Model(structure(self.info["arch"], Arch), tensors.load(file.read_bytes()))
+        if not model.arch.base:
+            return model
+        start = tensors.load(Folder(self.path).start.read_bytes())
+        return Model(replace(model.arch, base=""), {**start, **model.weights})
 
     @property
     def measure(self) -> Measure:
@@ -126,9 +130,11 @@ def execute(
             another process, or cannot be written.
         NothingLearned: rounds in a row brought no update. A resumed run goes on after them, and counts anew.
     """
+    files = Folder(folder)
     if resume:
         config = stored(folder)
-    files = Folder(folder)
+        if config.model.weights and files.start.exists():  # what the file of the weights holds by now does not matter
+            config = replace(config, model=replace(config.model, weights=str(files.start)))
     with (
         files.alone(),
         keeping(),
@@ -165,6 +171,8 @@ def _execute(
         write(files.config, text)
     run = str(files.noted()["id"])
     try:
+        if (stage.model.arch.base or config.model.weights) and not (resume and files.start.exists()):
+            write(files.start, tensors.save(dict(stage.model.whole().weights)))
         if not files.split.exists():
             write(files.split, stage.federation.split.text().encode())
         files.set_info(status=None, started=time.time())  # `Folder.facts` says that it goes on
