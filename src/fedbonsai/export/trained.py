@@ -16,7 +16,7 @@ from fedbonsai.errors import ConfigError, FedbonsaiError, said
 from fedbonsai.export.personal import personal_model
 from fedbonsai.model import Model
 from fedbonsai.runs.run import Run
-from fedbonsai.runs.setup import drawn_model, federation
+from fedbonsai.runs.setup import federation, initial_model
 from fedbonsai.tree import cast, generator, seed_of, seeded
 
 CALIBRATION = 256  # samples
@@ -53,7 +53,7 @@ class Trained:
         order = torch.randperm(len(own.y), generator=generator(seed_of(run.config.seed, "calibration", -1, 0)))
         chosen = order[:CALIBRATION]
         calibration = own[chosen].scaled()
-        return Trained(model, run.info["data"], calibration, data.test, drawn_model(run.config, data))
+        return Trained(model, run.info["data"], calibration, data.test, initial_model(run.config, data))
 
     def network(self) -> nn.Module:
         """The network in eval mode; [batch, channels, size, size] normalised images to [batch, classes] scores."""

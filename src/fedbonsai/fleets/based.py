@@ -1,4 +1,4 @@
-"""Parameters that are not trained go to each device once, before the first question that needs them.
+"""Parameters that are not trained go to each device once, before the first round.
 
 Who holds them is what the ledger says of earlier answers, so a resumed run sends nothing again. A device that says it
 lost them, as one whose disk was replaced, gets them once more.
@@ -12,7 +12,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from fedbonsai import bases
-from fedbonsai.core import Answer, Answers, Client, Device, Fleet, Memory, Silence, Task, task
+from fedbonsai.core import Answer, Answers, Client, Device, Fleet, Memory, Scope, Silence, Task, task
 from fedbonsai.errors import BadMessage
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.wrappers import Wrapper
@@ -46,7 +46,7 @@ def hold(request: Hold, me: Client, memory: Memory) -> tuple[Held, Memory]:
 
 
 class Based(Wrapper):
-    """Sends the base of a network ahead to whoever is asked for the first time; who does not get it is not asked.
+    """Sends the base of a network to whoever does not hold it, before a round; who did not get it is not asked in it.
 
     Args:
         inner: a fleet that encodes its messages.
@@ -56,26 +56,28 @@ class Based(Wrapper):
 
     def __init__(self, inner: Fleet, base: str, ledger: Ledger) -> None:
         super().__init__(inner)
-        self._request, self._ledger = Hold(base, bases.of(base)), ledger
+        self._request, self._holders = Hold(base, bases.of(base)), ledger.senders(Held)
+
+    def open(self, scope: Scope) -> None:
+        """Begin a round. Its questions are counted, and seeds are drawn, as if the base had always been there."""
+        super().open(scope)
+        if without := [device for device in self.devices if device.id not in self._holders]:
+            for _ in self.inner.ask(hold, dict.fromkeys(without, self._request), 0):
+                pass
+            self.inner.abort()
+            self.inner.open(scope)
 
     def ask(self, task: Task[M, R], send: Mapping[Device, M], at_least: int = 1) -> Answers[R]:
-        """Ask those who hold the base by then."""
-        holders = self._ledger.senders(Held)
-        silent: dict[Device, Silence] = {}
-        if without := [device for device in send if device.id not in holders]:
-            answers = self.inner.ask(hold, dict.fromkeys(without, self._request), 0)
-            for _ in answers:
-                pass
-            silent = {device: why for device, why in answers.silent.items() if device.id not in holders}
-        asked = self.inner.ask(task, {device: sent for device, sent in send.items() if device not in silent}, 0)
+        """Ask those who hold the base."""
+        asked = self.inner.ask(task, {d: request for d, request in send.items() if d.id in self._holders}, 0)
+        without = [device for device in send if device.id not in self._holders]
 
         def rest() -> Iterator[Answer[R] | Silence]:
             yield from asked
             for device, why in asked.silent.items():
                 if why.reason.startswith(bases.LACKING):
-                    holders.discard(device.id)
+                    self._holders.discard(device.id)
                 yield why
-            for device, why in silent.items():
-                yield Silence(device, f"the base of the network did not reach it: {why.reason}", lost=why.lost)
+            yield from (Silence(device, "the base of the network did not reach it", lost=True) for device in without)
 
         return Answers(rest(), at_least)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -20,6 +21,7 @@ from fedbonsai.model import Model, fresh, matches, named
 from fedbonsai.tree import Weights
 
 WRAPPED = ("state_dict", "model")  # under which programs of training put the weights, beside their own state
+SAVED = (b"PK", b"\x80")  # what a file of torch begins with: an archive, or of old a pickle
 SHOWN = 5  # names of a kind
 KEEP = (
     "save its weights alone: torch.save(net.state_dict(), FILE), or safetensors.torch.save_file(net.state_dict(), FILE)"
@@ -68,13 +70,13 @@ def read(path: Path) -> Weights:
             begin = file.read(9)
         if begin[8:] == b"{":
             return dict(tensors.load_file(path))
-        found: object = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, ModuleNotFoundError, AttributeError) as error:
-        objects = "weights_only" in str(error).lower() or "unsupported" in str(error).lower()
+        if not begin.startswith(SAVED):
+            raise ConfigError(f"{where} is neither safetensors nor what torch saves; {KEEP}")
+        with warnings.catch_warnings(action="ignore"):  # of the age of a file
+            found: object = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
         raise ConfigError(
             f"{where} holds pickled objects, which are never opened here since they may run anything; {KEEP}"
-            if objects
-            else f"{where} is neither safetensors nor what torch saves; {KEEP}"
         ) from None
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, BadZipFile) as error:
         raise ConfigError(f"{where} cannot be read: {' '.join(str(error).split())[:200]}; {KEEP}") from None

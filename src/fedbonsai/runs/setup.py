@@ -62,8 +62,8 @@ def federation(config: RunConfig, split: Path | None = None) -> Federation:
     return data.load(wanted, config.seed if config.data.seed is None else config.data.seed)
 
 
-def drawn_model(config: RunConfig, data: Federation) -> Model:
-    """The network with the weights that are drawn; channels, size and classes come from the data.
+def initial_model(config: RunConfig, data: Federation) -> Model:
+    """The network with its initial weights, as they are drawn; channels, size and classes come from the data.
 
     Raises:
         ConfigError: no such network, or it cannot be built so.
@@ -76,13 +76,13 @@ def drawn_model(config: RunConfig, data: Federation) -> Model:
         return Model.init(Arch(config.model.name, options, objective), seed_of(config.seed, "model", -1, 0))
 
 
-def initial_model(config: RunConfig, data: Federation) -> tuple[Model, list[str]]:
+def begun_model(config: RunConfig, data: Federation) -> tuple[Model, list[str]]:
     """The network as a run begins with it: drawn, then from a file; what is not trained is its base. And a word on the file.
 
     Raises:
         ConfigError: no such network, it cannot be built so, the file has nothing of it, or no parameter is of a pattern.
     """
-    model, said = drawn_model(config, data), list[str]()
+    model, said = initial_model(config, data), list[str]()
     if file := config.model.weights:
         found = pretrained.fitted(model, pretrained.read(Path(file)), f"model.weights = {file!r}")
         model, said = model.replace({**model.weights, **found.weights}), [found.said(file)]
@@ -98,7 +98,7 @@ def rehearsed(config: RunConfig, data: Federation) -> tuple[Model, tuple[str, ..
         ConfigError: the network cannot be built, or not be trained on these data.
     """
     renew()
-    made, said = initial_model(config, data)
+    made, said = begun_model(config, data)
     return made, (*said, *data.remarks(), *rehearse(made, data, local_training(config.method), config.fleet.device))
 
 
