@@ -44,21 +44,14 @@ def main() -> None:
         for label, recipe in RUNS.items():
             run = fedbonsai.run(recipe, runs=Path(home), name=recipe, **SAME)
             trained = Trained.of(run)
-            network = trained.network()
+            network, objective = trained.network(), trained.model.arch.objective
             for name in ("onnx", "executorch"):
                 for int8 in (False, True):
                     file = Path(home) / f"{recipe}-{int8}.{FORMATS[name].ending}"
                     FORMATS[name].write(trained, file, int8)
-                    found = compare(
-                        name,
-                        file,
-                        FORMATS[name].runner(trained, file),
-                        network,
-                        trained.test,
-                        trained.model.arch.objective,
-                    )
+                    found = compare(name, file, FORMATS[name].runner(trained, file), network, trained.test, objective)
                     row = {"model": label, "format": name, "weights": "int8" if int8 else "fp32", "bytes": found.bytes}
-                    rows.append(row | {"agreement": found.agreement, "accuracy": found.score})
+                    rows.append(row | {"agreement": found.agreement, "accuracy": found.value})
                     runners[f"{label} {name} {row['weights']}"] = FORMATS[name].runner(trained, file)
                     image = trained.test.x[:1]
         # the files must be there as long as they run

@@ -26,6 +26,12 @@ JOBS = (
     Job("vgg11", (3, 32, 32), batch=8, steps=2),
     Job("resnet18", (3, 32, 32), batch=8, steps=2),
     Job("resnet18", (3, 32, 32), steps=2),
+    Job("cnn1d", (100, 6)),
+    Job("gru", (100, 6)),
+    Job("char-gru", (80,), tokens=True),
+    Job("tiny-transformer", (80,), options={"vocabulary": 72}, tokens=True),
+    Job("tiny-transformer", (100, 6), options={"length": 100, "features": 6, "classes": 5}),
+    Job("mobilenet-v2-small", (3, 32, 32)),
 )
 
 

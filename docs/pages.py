@@ -19,6 +19,7 @@ GUIDES = {
     "Codecs": "codecs.md",
     "Compose methods": "composing.md",
     "Your own model and data": "your-own-model-and-data.md",
+    "Data of any kind": "data.md",
     "Your own method": "your-own-method.md",
     "Your own gate, criterion or codec stage": "extend.md",
     "Masks that compute less": "sparse.md",

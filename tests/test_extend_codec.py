@@ -55,8 +55,8 @@ def own(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         patch.setenv("PYTHONPATH", str(folder), prepend=":")
-        importlib.import_module("every_kth")
-        importlib.import_module("pow2")
+        for module in ("every_kth", "pow2"):
+            importlib.import_module(module)
         yield folder
 
 

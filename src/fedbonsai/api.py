@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from fedbonsai.data.given import Given
 from fedbonsai.places import settle
 from fedbonsai.runs import recipes
 from fedbonsai.runs.loop import Observer
@@ -21,6 +22,7 @@ def run(
     preset: str = "",
     runs: str | Path = "runs",
     resume: bool = False,
+    data: Given | None = None,
     observers: Iterable[Observer] = (),
     progress: bool | Callable[[Progress], object] = True,
     **settings: object,
@@ -32,6 +34,7 @@ def run(
         preset: a preset of the recipe, such as ``published``.
         runs: folder under which the run's own folder is made.
         resume: continue the run of that name if there is one.
+        data: given in Python instead of the recipe's, as `fedbonsai.data.of` makes it.
         observers: see each round as it ends.
         progress: what takes more than two seconds is shown on standard error (True) or not at all (False), or given to a
             function, four times a second at most; what that raises ends the run.
@@ -44,6 +47,8 @@ def run(
     """
     settle()
     overrides = {name.replace("__", "."): value for name, value in settings.items()}
+    if data is not None:
+        overrides = {"data.path": data.path, "data.name": data.name} | overrides
     config = recipes.load(recipe, preset, overrides)
     folder = Path(runs) / name_of(recipe, config)
     there = resume and (folder / "config.toml").exists()

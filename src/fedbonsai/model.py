@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import field, replace
@@ -37,7 +37,9 @@ _keeping = ContextVar("keeping", default=False)
 def network(name: str) -> Callable[[Builder], Builder]:
     """Register a builder of networks: a function of keyword arguments that returns a fresh ``nn.Module``.
 
-    ``channels``, ``size`` (pixels) and ``classes`` are filled in from the data when the builder has such parameters.
+    Facts of the data are filled in when the builder has such parameters: ``classes`` (outputs) and ``shape`` (of one input);
+    of pictures ``channels``, and ``size`` where they are square, else ``height`` and ``width``; ``length`` and ``features``
+    of series, ``features`` of tables, ``length`` and ``vocabulary`` of tokens.
     """
 
     def register(build: Builder) -> Builder:
@@ -148,7 +150,8 @@ class Arch:
         if wrong:
             raise BadMessage(f"the base {self.base} does not fit network {self.name!r}: {sorted(wrong)[:5]}")
         for name, value in fixed.items():
-            value.data = held[name]
+            if not value.is_meta:  # where only shapes are looked at
+                value.data = held[name]
 
     def weights(self, module: nn.Module) -> Weights:
         """What of a network of this architecture a model holds: its `state`, without the parameters of the base."""
@@ -311,6 +314,41 @@ def forms(arch: Arch) -> Weights:
     return _forms[arch.key]
 
 
+def blank(arch: Arch, sample: Sequence[int], count: int = 1, device: str = "cpu", part: str = "") -> Tensor:
+    """Inputs of zeros, for a look at what a network does with them.
+
+    They are whole numbers where it refuses others and takes these, as a network of tokens does.
+
+    Args:
+        arch: network.
+        sample: shape of one input.
+        count: of inputs.
+        device: torch device.
+        part: submodule that takes them; empty is the whole network.
+    """
+    key = arch.key, tuple(sample), part
+    if key not in _whole:
+        _whole[key] = not _takes(arch, sample, part, torch.float32) and _takes(arch, sample, part, torch.int64)
+    return torch.zeros(count, *sample, dtype=torch.int64 if _whole[key] else torch.float32, device=device)
+
+
+def tokens(module: nn.Module) -> int:
+    """How many tokens a network knows: rows of its first embedding; 1 where it has none."""
+    return next((layer.num_embeddings for layer in module.modules() if isinstance(layer, nn.Embedding)), 1)
+
+
+_whole: dict[object, bool] = {}
+
+
+def _takes(arch: Arch, sample: Sequence[int], part: str, kind: torch.dtype) -> bool:
+    try:
+        with torch.device("meta"), torch.no_grad():
+            fresh(arch).eval().get_submodule(part)(torch.zeros(2, *sample, dtype=kind))
+    except Exception:  # whatever a network says of inputs that it does not take
+        return False
+    return True
+
+
 class Skeleton:
     """One network object whose weights are overwritten in place for each client.
 
@@ -450,11 +488,11 @@ def skeleton(model: Model, device: str = "cpu", channels_last: bool = False, kee
     return _skeletons[key].load(model.weights)
 
 
-RESIZED = nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm
+RESIZED = nn.Conv1d | nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm | nn.GRU
 
 
 def resize(module: nn.Module, like: Tree) -> None:
-    """Make convolution, normalisation and linear layers as wide, and all tensors of the type, as in ``like``."""
+    """Make convolution, normalisation, linear and recurrent layers as wide, and all tensors of the type, as in ``like``."""
     new: dict[int, Tensor] = {}  # tied tensors are replaced by one
     old: list[Tensor] = []  # kept, so that no identity is used again
     for path, layer in module.named_modules(remove_duplicate=False):
@@ -478,12 +516,16 @@ def _renumber(layer: nn.Module) -> None:
     """Set a layer's numbers of channels or features to those of its weights."""
     if not isinstance(layer, RESIZED):
         return
+    if isinstance(layer, nn.GRU):
+        first: Mapping[str, Tensor] = dict(layer.named_parameters())
+        layer.hidden_size, layer.input_size = first["weight_hh_l0"].shape[1], first["weight_ih_l0"].shape[1]
+        return
     weight: Any = layer.weight
     if weight is None:  # of a normalisation without gains; its statistics, if it keeps any, say how wide it is
         weight = getattr(layer, "running_mean", None)
         if weight is None:
             return
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):
         depthwise = layer.groups == layer.in_channels
         layer.out_channels = weight.shape[0]
         layer.groups = weight.shape[0] if depthwise and layer.groups > 1 else layer.groups

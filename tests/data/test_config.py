@@ -45,8 +45,14 @@ def test_all_faults_are_told_at_once() -> None:
     ("given", "text"),
     [
         ({"partition": "dirichelt"}, "one of iid, dirichlet"),
-        ({"partition": "natural"}, "by = ''"),
-        ({"by": "writer_id"}, "unless partition is natural"),
+        ({"by": "writer_id", "client": "writer"}, "by = 'writer_id': expected the same as client"),
+        ({"client": "writer", "partition": "iid", "clients": 0}, "clients = 0: expected at least 1"),
+        ({"shape": (3, 0)}, "shape = "),
+        ({"transforms": ("resise",)}, "transforms: transform 1: 'resise' is not known; did you mean 'resize'"),
+        (
+            {"transforms": ({"resize": 0}, {"chars": {"windw": 3}})},
+            "transform 1: size = 0.*transform 2: chars has no field",
+        ),
         ({"seed": -1}, "seed = -1"),
         ({"server": -1}, "server = -1"),
         ({"limit": -1}, "limit = -1"),
@@ -70,3 +76,31 @@ def test_unknown_attribute() -> None:
 
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         _ = fedbonsai.data.lod
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: config.SeriesConfig(length=-1, stride=0), "length = -1.*stride = 0"),
+        (lambda: config.HoldoutConfig(clients=1, later=0.2), "only one of clients, names and later"),
+        (lambda: config.HoldoutConfig(later=1.0), "later = 1.0"),
+    ],
+)
+def test_faults_of_parts(make: Any, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        make()
+
+
+def test_the_old_name_of_the_client_column() -> None:
+    held = DataConfig(by="writer_id")
+    assert (held.client, held.by) == ("writer_id", "")
+
+
+def test_a_table_of_plain_values_is_read_back() -> None:
+    from dataclasses import asdict
+
+    held = DataConfig(
+        x=("a", "b"), series=config.SeriesConfig(3, order=("t",)), transforms=({"clip": 3},), client="who"
+    )
+    table = {name: value for name, value in asdict(held).items() if value is not None}
+    assert DataConfig.of(table) == held

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fedbonsai.data import DataConfig, Split, split
-from fedbonsai.data.images import Images
+from fedbonsai.data.arrays import Arrays
 from fedbonsai.data.sources import digits
 from fedbonsai.data.split import DRAWS, _partitioner, draw
 from fedbonsai.errors import ConfigError
@@ -28,7 +28,7 @@ EACH: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module")
-def written() -> Images:
+def written() -> Arrays:
     """The digits with writers: some prolific, five of them with three samples each."""
     random = np.random.default_rng(0)
     owners = np.asarray([f"w{number:02}" for number in random.integers(0, 20, len(DIGITS.y))], "U8")
@@ -42,7 +42,7 @@ def everyone(split: Split) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("given", EACH, ids=lambda given: given["partition"])
-def test_each_partition(given: dict[str, Any], written: Images) -> None:
+def test_each_partition(given: dict[str, Any], written: Arrays) -> None:
     config = DataConfig(**{"clients": 10, "server": 100, **given})
     split = draw(written, config, 5)
     rows = everyone(split)
@@ -113,7 +113,7 @@ def test_a_client_of_one_sample_trains_on_it() -> None:
     assert {len(part) for part in split.valid} == {0}
 
 
-def test_natural_ids_all_that_have_enough(written: Images) -> None:
+def test_natural_ids_all_that_have_enough(written: Arrays) -> None:
     split = draw(written, DataConfig(partition="natural", by="writer", clients=0), 0)
     assert split.ids == tuple(f"w{number:02}" for number in range(20))
 
@@ -123,9 +123,9 @@ def test_natural_ids_all_that_have_enough(written: Images) -> None:
     [
         ({"clients": 200}, "need 2000, there are 1400; lower data.clients"),
         ({"server": 1390, "clients": 2}, "for the server"),
-        ({"limit": 50}, "there are 50"),
+        ({"partition": "iid", "limit": 50}, "there are 50"),
         ({"limit": 2000}, "data.limit = 2000: the training set has 1400"),
-        ({"clients": 100, "alpha": 0.01}, "alpha = 0.01 .*raise data.alpha"),
+        ({"partition": "dirichlet", "clients": 100, "alpha": 0.01}, "alpha = 0.01 .*raise data.alpha"),
         ({"partition": "iid", "clients": 10, "minimum": 141}, "lower data"),
         ({"partition": "pathological", "classes_per_client": 11}, "lower .*classes_per_client"),
         ({"partition": "pathological", "classes_per_client": 10, "clients": 140, "minimum": 11}, "lower"),
@@ -134,7 +134,7 @@ def test_natural_ids_all_that_have_enough(written: Images) -> None:
     ],
 )
 def test_impossible_requests_are_refused_at_once(
-    given: dict[str, Any], text: str, written: Images, monkeypatch: pytest.MonkeyPatch
+    given: dict[str, Any], text: str, written: Arrays, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[object] = []
     monkeypatch.setitem(draw.__globals__, "_partitioner", lambda *args: drawn.append(args) or _partitioner(*args))
@@ -205,7 +205,7 @@ def test_clients_of_one_name_or_none_and_rows_beyond_all_numbers_are_refused(tmp
 @pytest.mark.slow
 @pytest.mark.parametrize("given", EACH, ids=lambda given: given["partition"])
 def test_a_division_comes_back_from_the_cache(
-    given: dict[str, Any], written: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: dict[str, Any], written: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDBONSAI_CACHE", str(tmp_path))
     config = DataConfig(**{"clients": 10, "server": 100, **given})

@@ -19,7 +19,8 @@ import fedbonsai
 from fedbonsai.data import DataConfig, Federation, load
 from fedbonsai.data.classes import translated
 from fedbonsai.data.columns import UPRIGHT, decode
-from fedbonsai.data.sources import read, stray
+from fedbonsai.data.folders import stray
+from fedbonsai.data.sources import read
 from fedbonsai.errors import ConfigError
 from fedbonsai.reports.page import summary
 from fedbonsai.reports.series import Series
@@ -80,7 +81,7 @@ def test_files_that_declare_only_their_own_classes_are_joined(tmp_path: Path) ->
     federation = opened(tmp_path)
     assert federation.class_names == ("ant", "bee")
     assert federation.test.y.tolist() == [1] * 4
-    assert sorted(federation.y.tolist()) == [0] * 8 + [1] * 8
+    assert sorted(federation.samples.y.tolist()) == [0] * 8 + [1] * 8
 
 
 def test_one_name_in_two_encodings_is_one_class() -> None:
@@ -122,7 +123,7 @@ def test_names_that_are_the_numbers_go_with_bare_numbers(tmp_path: Path) -> None
         ([0, 1, None], [0, 1], "the label of row 2 is missing"),
         ([0, 1], [0, None], "test-0.*the label of row 1 is missing"),
         ([0, 1], [-1, 1], "test-0.*labels run from -1 to 1"),
-        ([0, 1], [0.0, 1.5], r"test-0.*the label of row 0 is 0\.0; expected a whole number"),
+        ([0, 1], [0.0, 1.5], r"test-0.*the label of row 1 is 1\.5; expected a whole number"),
         ([0.0, 1.0], [0, 1], r"0 columns of classes, .*label \(double|float64\)"),
         ([1, 1], [0, 1], "one class, '1': nothing can be learned"),
     ],
@@ -277,7 +278,7 @@ def test_what_is_wrong_with_a_file_is_told_with_its_name(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match=r"train-1\.parquet cannot be read: it is a folder"):
         read(DataConfig(path=str(tmp_path)))
     (tmp_path / "train-1.parquet").rmdir()
-    with pytest.raises(ConfigError, match=r"data\.by = 'pictured_by': no such column .*did you mean 'picture_by'"):
+    with pytest.raises(ConfigError, match=r"data\.client = 'pictured_by': no such column .*did you mean 'picture_by'"):
         read(DataConfig(path=str(tmp_path), partition="natural", by="pictured_by"))
     (tmp_path / "train-0.parquet").rename(tmp_path / "training.parquet")
     with pytest.raises(ConfigError, match=r"holds no train-\*\.parquet \(but training\.parquet\)"):

@@ -63,7 +63,7 @@ def test_multiply_accumulates_of_a_step_by_hand():
         ("lenet5", {}, (1, 28, 28)),
         ("resnet-tiny", {}, (3, 32, 32)),
         ("vgg11", {}, (3, 32, 32)),
-        ("wrn-16", {"width": 1}, (3, 32, 32)),
+        ("wrn-16", {"widen": 1}, (3, 32, 32)),
     ],
 )
 def test_networks_without_values_count_as_real_ones(name, options, sample):

@@ -362,7 +362,6 @@ def test_what_the_weights_hide_is_found():
     [
         (nn.GRU(6, 6, batch_first=True), "a GRU"),
         (nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), "a MultiheadAttention"),
-        (nn.Conv1d(4, 4, 3, padding=1), "a Conv1d"),
         (nn.ConvTranspose1d(4, 4, 3, padding=1), "a ConvTranspose1d"),
     ],
     ids=lambda value: type(value).__name__,

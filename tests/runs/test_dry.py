@@ -66,7 +66,7 @@ class Net(nn.Module):
 
 WAYS = {
     "builder": "cannot be built with .* TypeError",
-    "tuple": r"gives a tuple in training: expected one tensor of scores \[samples, 10\]",
+    "tuple": r"gives a tuple in training: expected one tensor of outputs \[11, 10\]",
     "dictionary": "gives a dict in training",
     "key": "KeyError: 'scores'",
     "squeezed": r"cannot score 1 sample .* gives \[10\]",
@@ -75,7 +75,7 @@ WAYS = {
     "index": "IndexError: index out of range",
     "constant": "no parameter that is trained has an effect",
     "writes": "writes into its input",
-    "halved": "expected scores",
+    "halved": r"gives \[6, 10\] .*expects \[11, 10\], since the data has 10 classes",
     "nan": "expected a finite number",
     "exit": "SystemExit: no",
 }
@@ -100,7 +100,7 @@ def test_what_can_be_trained_is_not():
         config = recipes.load("fedavg", "", RUN | {"model.name": f"dry-{how}"})
         _, said = rehearsed(config, federation(config))
         assert [text.split(":")[0] for text in said] == (
-            ["model 'dry-once' cannot score 1 sample of (1, 8, 8) alone"] if how == "once" else []
+            ["model 'dry-once' cannot score 1 sample of [1, 8, 8] alone"] if how == "once" else []
         )
 
 

@@ -96,7 +96,7 @@ def test_a_pass_for_growth_makes_no_dense_gradient_of_a_sparse_layer(dense_gradi
 def test_a_gradient_that_is_not_finite_is_silence_here_too():
     model, masks, shape = masked("lenet5", 0.3)
     me = client(shape)
-    me = replace(me, train=replace(me.train, x=me.train.x * torch.inf))
+    me = replace(me, train=replace(me.train, stored=me.train.x * torch.inf))
     with pytest.raises(NotFinite, match=r"features\.fc1\.weight"):
         top_gradients(model, me, masks, {"features.fc1.weight": 5}, me.train, SGD(sparse="on"))
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Arch, Model, networks, state
+from tests.zoo.kinds import KINDS
 
 torch.set_num_threads(1)
 
@@ -28,12 +29,22 @@ COUNTS: list[tuple[str, dict[str, Any], int]] = [
     ("resnet18", {"norm": "group"}, 11_173_962),
     ("resnet18-7x7", {}, 11_227_812),
     ("resnet-tiny", {}, 175_258),
-    ("wrn-16", {"width": 8}, 10_961_370),
-    ("wrn-16", {"width": 4}, 2_748_890),
+    ("wrn-16", {"widen": 8}, 10_961_370),
+    ("wrn-16", {"widen": 4}, 2_748_890),
     ("lenet5", {}, 61_706),
     ("lenet5", {"channels": 3, "size": 32}, 62_006),
     ("mlp", {}, 64 * 64 + 64 + 64 * 32 + 32 + 32 * 10 + 10),
     ("mlp", {"widths": ()}, 650),
+    ("mobilenet-v2-small", {}, 86_922),
+    ("cnn1d", {}, 24_613),
+    ("cnn1d", {"length": 256, "norm": "group"}, 24_613),
+    ("ds-cnn", {}, 12_760),
+    ("ds-cnn", {"widths": (80, 80), "kernel": (3, 8)}, 12_760),
+    ("gru", {}, 14_149),
+    ("tabular-mlp", {}, 3_841),
+    ("char-gru", {}, 66_504),
+    ("tiny-transformer", {"vocabulary": 72}, 81_480),
+    ("tiny-transformer", {"features": 6, "length": 100, "classes": 5}, 74_245),
 ]
 
 SMALL: dict[str, tuple[dict[str, Any], int]] = {  # a data set on which each network is cheap, and a size too small
@@ -47,8 +58,9 @@ SMALL: dict[str, tuple[dict[str, Any], int]] = {  # a data set on which each net
     "resnet18": ({"channels": 1, "size": 8, "classes": 10}, 7),
     "resnet18-7x7": ({"channels": 3, "size": 32, "classes": 10}, 28),
     "resnet-tiny": ({"channels": 1, "size": 8, "classes": 10}, 3),
-    "wrn-16": ({"channels": 1, "size": 8, "classes": 10, "width": 1}, 3),
+    "wrn-16": ({"channels": 1, "size": 8, "classes": 10, "widen": 1}, 3),
     "lenet5": ({"channels": 1, "size": 12, "classes": 10}, 8),
+    "mobilenet-v2-small": ({"channels": 1, "size": 8, "classes": 10}, 7),
     "mlp": ({"channels": 3, "size": 5, "classes": 7}, 0),
 }
 
@@ -66,7 +78,8 @@ def test_parameters_as_specified(name: str, options: dict[str, Any], count: int)
 
 
 def test_every_network_is_listed_here() -> None:
-    assert networks().keys() >= SMALL.keys() == {name for name, _, _ in COUNTS}
+    others = {name for name, _, shape in KINDS.values() if len(shape) < 3}
+    assert networks().keys() >= SMALL.keys() | others == {name for name, _, _ in COUNTS}
 
 
 def test_state_elements_of_vgg16() -> None:
@@ -144,8 +157,8 @@ def test_unknown_names_and_options_are_refused() -> None:
         Arch("conv2", {"clases": 10}).build()
     with pytest.raises(ConfigError, match="widths"):
         Arch("mlp", {"widths": (0,)}).build()
-    with pytest.raises(ConfigError, match="width = 0"):
-        Arch("wrn-16", {"width": 0}).build()
+    with pytest.raises(ConfigError, match="widen = 0"):
+        Arch("wrn-16", {"widen": 0}).build()
 
 
 @pytest.mark.parametrize("name", ["conv2", "resnet-tiny", "vgg11"])

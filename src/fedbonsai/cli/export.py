@@ -6,12 +6,12 @@ import argparse
 import os
 import tempfile
 from dataclasses import replace
+from math import isnan
 from pathlib import Path
 
 from fedbonsai.errors import ConfigError
 
 OWN = ("config.toml", "run.json", "split.json", "metrics.jsonl", "model.safetensors")  # files of a run
-LEAST = 0.99  # agreement below which the file is not called good
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     from rich.table import Column, Table
 
     from fedbonsai.export.formats import format_named
-    from fedbonsai.export.parity import compare
+    from fedbonsai.export.parity import LEAST, compare
     from fedbonsai.export.personal import owners
     from fedbonsai.export.trained import Trained
     from fedbonsai.runs.run import load
@@ -54,7 +54,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     _writable(target, args.run)
     with doing(f"writing {target.name}"):
         form.write(trained, target, args.int8)
-    network = trained.network()
+    network, objective = trained.network(), trained.model.arch.objective
     with doing(f"comparing {target.name} with what was trained"):
         rows = [compare(target.name, target, form.runner(trained, target), network, trained.test, objective)]
     with doing("the same for the dense network"), tempfile.TemporaryDirectory() as folder:
@@ -75,18 +75,17 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         measure.headed(measure.words),
         "same answer, %",
         "largest difference",
-        "ms a sample",
+        "ms an input",
     )
     table.add_row(full.name, f"{full.bytes:,}", "", "", "", f"{full.milliseconds:.3f}")
-    rows.insert(
-        0, compare("as trained, in PyTorch", args.run / "model.safetensors", network, network, trained.test, objective)
-    )
+    own = args.run / "model.safetensors"
+    rows.insert(0, compare("as trained, in PyTorch", own, network, network, trained.test, objective))
     for row in rows:
         table.add_row(
             row.name,
             f"{row.bytes:,}",
-            measure.cell(row.score),
-            f"{100 * row.agreement:.2f}",
+            measure.cell(row.value),
+            "" if isnan(row.agreement) else f"{100 * row.agreement:.2f}",
             f"{row.difference:.2g}",
             f"{row.milliseconds:.3f}",
         )
@@ -95,8 +94,10 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     print(f"wrote {target}: {full.bytes / found.bytes:.1f} times smaller than the dense network in float32")
     if not args.client and (having := owners(run)):
         print(f"clients have parts of their own: --client ID writes the model of one of {', '.join(having)}")
-    if found.agreement < LEAST:
-        print(f"it agrees with the trained model on less than {100 * LEAST:.0f} % of the test samples: do not ship it")
+    if not found.good:
+        print(
+            f"its answers on the test set differ from the trained model's by more than {100 * LEAST:.0f} %: do not ship it"
+        )
         return 1
     return 0
 

@@ -39,8 +39,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         default="",
-        help="this device's own data: a folder with one folder of images for each class, a folder of train-*.parquet, "
-        "a file .npz with arrays x and y, or module:function that returns x and y",
+        help="this device's own data: a folder with one folder of images or recordings for each class, a folder of "
+        "train-*.parquet (.csv, .npz), one such file, or module:function that returns x and y",
     )
     parser.add_argument(
         "--valid", type=float, default=0.1, help="fraction of its data that is kept apart for decisions"

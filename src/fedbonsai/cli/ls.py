@@ -89,7 +89,7 @@ def _data(args: argparse.Namespace) -> list[tuple[str, str]]:
         ("digits", "1,797 images of 8x8 pixels that come with scikit-learn; no download"),
         *((name, f"{home} on the Hugging Face hub, or --data.path FOLDER") for name, home in HUB.items()),
         ("owner/name", "any image-classification dataset of the Hugging Face hub"),
-        ("--data.path FOLDER", "train-*.parquet and test-*.parquet in Hugging Face layout"),
+        ("--data.path PATH", "own files: Parquet, CSV, .npz, folders of classes or clients; see docs/data.md"),
     ]
 
 

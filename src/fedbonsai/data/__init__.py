@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fedbonsai.data.config import DataConfig
+from fedbonsai.data.config import DataConfig, HoldoutConfig, SeriesConfig
 
 if TYPE_CHECKING:
     from fedbonsai.data.federation import Federation, load
+    from fedbonsai.data.given import Given, of
     from fedbonsai.data.split import Split
 
-__all__ = ["DataConfig", "Federation", "Split", "load"]
+__all__ = ["DataConfig", "Federation", "Given", "HoldoutConfig", "SeriesConfig", "Split", "load", "of"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,6 +20,10 @@ def __getattr__(name: str) -> Any:
         from fedbonsai.data import federation
 
         return getattr(federation, name)
+    if name in ("Given", "of"):
+        from fedbonsai.data import given
+
+        return getattr(given, name)
     if name == "Split":
         from fedbonsai.data.split import Split
 

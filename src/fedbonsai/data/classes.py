@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from fedbonsai.data.images import Labels
+from fedbonsai.data.arrays import Labels
 from fedbonsai.errors import ConfigError
 
 SHOWN = 5  # names or numbers in one error
@@ -80,7 +80,7 @@ def contiguous(y: Labels, test: Labels) -> tuple[str, ...]:
         raise ConfigError(
             f"labels are {len(found)} different numbers from {int(found[0])} to {largest}, without {first} "
             f"({largest + 1 - len(found)} are missing in all): number the classes 0 to {len(found) - 1}, or declare the "
-            "names of all as a ClassLabel (datasets: class_encode_column)"
+            "names of all as a ClassLabel (datasets: class_encode_column); quantities are data.targets = 'numbers'"
         )
     return tuple(str(number) for number in range(len(found)))
 

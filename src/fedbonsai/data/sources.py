@@ -1,32 +1,39 @@
-"""Where images come from: scikit-learn's digits, the Hugging Face hub, or a local folder of Parquet files."""
+"""Where data come from: scikit-learn's digits, the Hugging Face hub, files, or Python; and what is made of their columns."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from inspect import getsource
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedbonsai.data import given
+from fedbonsai.data.arrays import NOBODY, Arrays, fingerprint, keep, kept
 from fedbonsai.data.cache import file_of, version
-from fedbonsai.data.classes import joined, translated
-from fedbonsai.data.columns import declared, decode, image_column, label_column, labels, owners, required
+from fedbonsai.data.classes import few
+from fedbonsai.data.columns import input_columns, label_columns, matched, names_classes, required
 from fedbonsai.data.config import HUB, DataConfig
 from fedbonsai.data.extras import extra, quiet
-from fedbonsai.data.images import Bytes, Images, Labels, fingerprint, keep, kept
-from fedbonsai.data.shards import Shard, first, of_file, of_hub
+from fedbonsai.data.folders import CLIENT, TESTS, local, marked, splits
+from fedbonsai.data.holdout import divided
+from fedbonsai.data.reading import Reading, reading_of
+from fedbonsai.data.shards import Shard, first, of_hub
+from fedbonsai.data.tables import Table, declared, table
+from fedbonsai.data.transforms import Part, Transform, parse
 from fedbonsai.errors import ConfigError
 from fedbonsai.telling import doing
 
-TESTS = ("test", "validation", "valid")  # names of a split that serves as the test set, the best first
-STRAY = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"}
-READING = 2  # raise it when the same files are read otherwise than before: what was kept is then read anew
+READING = 3  # raise it when the same files are read otherwise than before: what was kept is then read anew
+SETTINGS = (
+    "x", "y", "targets", "client", "shape", "series", "transforms", "impute", "drop_missing_targets", "holdout",
+)  # fmt: skip
 
 
-def read(config: DataConfig) -> Images:
-    """The images that a configuration names, from the cache where they were decoded before.
+def read(config: DataConfig) -> Arrays:
+    """The samples that a configuration names, from the cache where they were read before.
 
     A data set without a test split gives every tenth training sample, by a fixed draw, as one. What came from the hub
     is kept by name: remove the file in the cache to fetch it again.
@@ -35,95 +42,63 @@ def read(config: DataConfig) -> Images:
         ConfigError: they cannot be found, fetched or understood.
         Missing: the packages of the ``sim`` extra are not installed.
     """
-    files: Mapping[str, list[Path]] = {}
-    if config.name == "digits" and not config.path:
-        if config.by:
-            raise ConfigError(f"data.by = {config.by!r}: the digits say nothing of their writers; choose other data")
-        place = file_of("images", "digits", version("scikit-learn"))
-    elif config.path:
-        files = parquet(Path(config.path))
-        marks = [
-            (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns)
-            for part in files.values()
-            for file in part
-        ]
-        place = file_of("images", "files", READING, marks, config.by)
+    settings = (*(getattr(config, name) for name in SETTINGS), *_code(config))
+    if config.path.startswith(given.PREFIX):
+        return _samples(given.recalled(config.path), config)
+    if config.path:
+        place = file_of("samples", "files", READING, _marks(Path(config.path)), settings)
+    elif config.name == "digits":
+        if own := [name for name in SETTINGS if getattr(config, name) != getattr(DataConfig(), name)]:
+            raise ConfigError(
+                f"data.{own[0]} = {getattr(config, own[0])!r}: the digits are pictures and say nothing of their writers; choose "
+                "other data"
+            )
+        place = file_of("samples", "digits", READING, version("scikit-learn"))
     else:
-        place = file_of("images", "hub", READING, HUB.get(config.name, config.name), config.by)
-    if (images := kept(place)) is not None:
-        return images
-    if config.name == "digits" and not config.path:
-        images = digits()
+        place = file_of("samples", "hub", READING, HUB.get(config.name, config.name), settings)
+    if (arrays := kept(place)) is not None:
+        return arrays
+    if config.path:
+        with doing(f"reading {config.path}"):
+            arrays = _samples(local(Path(config.path)), config)
+    elif config.name == "digits":
+        arrays = digits()
     else:
-        with quiet(), doing(f"{'reading' if files else 'fetching'} {config.path or config.name}"):
-            images = _decoded(_local(files) if files else _hub(config), config)
-    keep(images, place)
-    return images
+        with quiet(), doing(f"fetching {config.name}"):
+            arrays = _samples(_hub(config), config)
+    keep(arrays, place)
+    return arrays
 
 
-def digits() -> Images:
+def _code(config: DataConfig) -> list[str]:
+    """Text of the transforms that are not ours, as a part of a key: they read otherwise when it changes."""
+    kinds = [type(each) for each in parse(config.transforms)]
+    return [_text(kind) for kind in kinds if not kind.__module__.startswith("fedbonsai.")]
+
+
+def _text(kind: type[Transform]) -> str:
+    try:
+        return getsource(kind)
+    except OSError:  # typed in, or made by exec
+        return kind.__call__.__code__.co_code.hex()
+
+
+def _marks(path: Path) -> list[tuple[str, int, int]]:
+    """Files of a path with their sizes and times: those of splits where names say so, else all."""
+    try:
+        return [mark for part in splits(path).values() for file in part for mark in marked(file)] or marked(path)
+    except OSError:  # a name that is too long
+        return []
+
+
+def digits() -> Arrays:
     """scikit-learn's 1,797 digits, 8x8 pixels of 0 to 16: 1,400 to train and 397 to test, always the same ones."""
     datasets, selection = extra("sklearn.datasets"), extra("sklearn.model_selection")
     bunch = datasets.load_digits()
     x, y = bunch.images.astype(np.uint8)[..., None], bunch.target.astype(np.int64)
     train, test = selection.train_test_split(np.arange(len(y)), train_size=1400, stratify=y, random_state=0)
     names = tuple(str(name) for name in range(10))
-    nobody: NDArray[np.str_] = np.empty(0, np.str_)
-    return Images(x[train], y[train], x[test], y[test], names, nobody, fingerprint(x[train], y[train]), top=16)
-
-
-def parquet(folder: Path) -> dict[str, list[Path]]:
-    """Parquet files by split, in a folder or in its ``data`` folder.
-
-    Raises:
-        ConfigError: no such folder, no training files in it, or not all parts of a split.
-    """
-    try:
-        for place in (folder, folder / "data"):
-            found = {
-                split: sorted([*place.glob(f"{split}-*.parquet"), *place.glob(f"{split}.parquet")])
-                for split in ("train", *TESTS)
-            }
-            if found["train"]:
-                return {split: _complete(files) for split, files in found.items() if files}
-        others = sorted(file.name for file in folder.iterdir() if file.suffix == ".parquet" and not stray(file))
-        state = "holds no train-*.parquet" + (f" (but {', '.join(others[:5])})" if others else "")
-    except (FileNotFoundError, NotADirectoryError):
-        state = "is not a folder"
-    except OSError as error:
-        state = f"cannot be read: {error.strerror}"
-    raise ConfigError(
-        f"data.path = {str(folder)!r} {state}; expected train-*.parquet and test-*.parquet, or a folder data/ of them"
-    )
-
-
-def unread(folder: Path) -> list[str]:
-    """Names of Parquet files that lie beside those of a data set and are none of it."""
-    found = parquet(folder)
-    wanted = {*found["train"], *next((found[name] for name in TESTS if name in found), ())}
-    beside = found["train"][0].parent.iterdir()
-    return sorted(file.name for file in beside if file.suffix == ".parquet" and file not in wanted and not stray(file))
-
-
-def _complete(files: list[Path]) -> list[Path]:
-    """The files of a split, unless their names (``-00001-of-00003``) tell that parts are missing or of another writing."""
-    parts = [match for file in files if (match := re.search(r"-(\d+)-of-(\d+)\.parquet$", file.name))]
-    wanted = {int(match[2]) for match in parts}
-    if parts and wanted != {len(parts)}:
-        raise ConfigError(
-            f"{files[0].parent} holds {len(parts)} files {', '.join(file.name for file in files[:5])} of "
-            f"{' or '.join(map(str, sorted(wanted)))}: copy all parts of one writing there and take others away"
-        )
-    return files
-
-
-def stray(path: Path) -> bool:
-    """Whether systems, not people, put it there: hidden files and folders, and what archives and discs leave behind."""
-    return path.name.startswith(".") or path.name.lower() in STRAY
-
-
-def _local(files: Mapping[str, list[Path]]) -> dict[str, list[Shard]]:
-    return {split: [of_file(file) for file in part] for split, part in files.items()}
+    return Arrays(x[train], y[train], x[test], y[test], names, NOBODY, fingerprint(x[train], y[train]), top=16)
 
 
 def _hub(config: DataConfig) -> dict[str, list[Shard]]:
@@ -134,47 +109,86 @@ def _hub(config: DataConfig) -> dict[str, list[Shard]]:
             "of the hub; give a folder as data.path, or start elsewhere"
         )
     try:
-        splits = extra("datasets").load_dataset(repository, variant or None)
+        fetched = extra("datasets").load_dataset(repository, variant or None)
     except Exception as error:  # no network, no such data set, a gate, a wrong variant: all end here
         raise ConfigError(
             f"data set {repository!r} could not be fetched from the Hugging Face hub: {first(error)}; "
             "without a network, set data.path to a folder that holds its train-*.parquet and test-*.parquet"
         ) from error
-    return {name: [of_hub(split, f"split {name!r} of {repository}")] for name, split in splits.items()}
+    return {name: [of_hub(split, f"split {name!r} of {repository}")] for name, split in fetched.items()}
 
 
-def _decoded(splits: Mapping[str, Sequence[Shard]], config: DataConfig) -> Images:
-    if "train" not in splits:
-        raise ConfigError(f"data set {config.name!r} has no split 'train'; it has {sorted(splits)}")
-    train = _filled(splits["train"])
-    image, label = image_column(train[0]), label_column(train[0])
-    for shard in train:
-        required(shard, (image, label))
-        required(shard, (config.by,), "data.by = ")
-    names = joined(declared(shard, label) for shard in train)
-    owner: NDArray[np.str_] = np.empty(0, np.str_)
-    if config.by:
-        owner = np.concatenate([owners(part.rows([config.by])[config.by], config.by, part.what) for part in train])
-    x, y = _samples(train, image, label, names, "training")
-    other = next((splits[name] for name in TESTS if name in splits), None)
-    if other is None:
-        test = np.zeros(len(y), bool)
-        test[np.random.default_rng(0).permutation(len(y))[: max(1, len(y) // 10)]] = True
-        test_x, test_y, x, y, owner = x[test], y[test], x[~test], y[~test], owner[~test] if owner.size else owner
-    else:
-        for shard in (other := _filled(other)):
-            required(shard, (image, label))
-        test_x, test_y = _samples(other, image, label, names, "test")
-    if x.shape[1:] != test_x.shape[1:]:
+def _samples(found: Mapping[str, Sequence[Shard]], config: DataConfig) -> Arrays:
+    """Samples of the columns that are wanted."""
+    if "train" not in found:
+        raise ConfigError(f"data set {config.name!r} has no split 'train'; it has {sorted(found)}")
+    train = filled(found["train"])
+    other = next((filled(found[name]) for name in TESTS if name in found), None)
+    reading = _begun(train, config)
+    scored = config.series.scored if config.series.length else ""
+    keys = dict.fromkeys((*reading.wanted, *(config.holdout.order if config.holdout else ()), scored))
+    names = [name for name in keys if name]
+    classes = declared(train, reading.y)
+    # labels of which nothing more is said are classes; what is wrong with one is told with its file
+    said = config.y or config.drop_missing_targets or config.targets == "numbers"
+    bare = [name for name in reading.y if not said and names_classes(train[0].kinds[name])]
+    rows, tested = table(train, names, classes, "training", bare), None
+    if other is not None:
+        spared = (
+            "" if config.holdout or config.series.length else reading.client
+        )  # only what is divided must say whose it is
+        there = [name for name in names if name != spared or all(name in shard.kinds for shard in other)]
+        tested = table(other, there, classes, "test", bare)
+    rows, tested = divided(rows, tested, config, reading.client)
+    reading, part = replace(reading, names=classes.get("".join(reading.y[:1]), ())).learned(rows)
+    test = reading(tested, scored=_scored(tested, scored) if scored else None)
+    if np.shape(part.x)[1:] != np.shape(test.x)[1:]:
         raise ConfigError(
-            f"training images are {x.shape[1:]} and test images {test_x.shape[1:]} (height, width, channels); "
-            "convert them to one shape first"
+            f"training samples are {list(np.shape(part.x)[1:])} and test samples {list(np.shape(test.x)[1:])}; bring them to "
+            "one shape first, such as data.transforms = [{resize = 32}]"
         )
-    return Images(x, y, test_x, test_y, names, owner, fingerprint(x, y))
+    return _arrays(*_as_meant(reading, part, test, config), config)
 
 
-def _filled(shards: Sequence[Shard]) -> list[Shard]:
-    """Those that hold rows: of an empty file not even the types can be trusted."""
+def _scored(rows: Table, name: str) -> NDArray[np.bool_]:
+    values = rows.columns[name]
+    if not isinstance(values, np.ndarray) or not np.isin(values, (0, 1)).all():
+        raise ConfigError(
+            f"data.series.scored = {name!r} is {rows.kinds[name].words}; expected true or false in every row"
+        )
+    return values.astype(bool)
+
+
+def _begun(train: Sequence[Shard], config: DataConfig) -> Reading:
+    """Which columns are read, and how, before anything is learned of them."""
+    shard = train[0]
+    by_folder = any(each.by_client for each in train)  # of a column in files one must say that it names clients
+    client = config.client or (CLIENT if by_folder else "")
+    series = (config.series.by, *config.series.order, config.series.scored) if config.series.length else ()
+    for each in train:
+        required(each, (client,), "data.client = ")
+        required(each, series, "data.series: ")
+        required(each, config.holdout.order, "data.holdout.order = ")
+    made = any(each.makes_targets for each in parse(config.transforms))
+    y = matched(shard, config.y, (), "data.y") if config.y and not made else ()
+    x = input_columns(shard, config.x, [*y, client, *series])
+    if not y and not made:
+        y = label_columns(shard)
+        x = tuple(name for name in x if name not in y or name in config.x)
+    later = config.series.length and config.series.horizon  # what was measured before may tell what comes
+    if both := [name for name in x if name in y and not later]:
+        raise ConfigError(f"{few(both)}: both an input and a target; leave it out of data.x or data.y")
+    for each in train:
+        required(each, (*x, *y))
+    return reading_of(Table(shard.what, shard.kinds, {}), config, x, y, client)
+
+
+def filled(shards: Sequence[Shard]) -> list[Shard]:
+    """Those that hold rows: of an empty file not even the types can be trusted.
+
+    Raises:
+        ConfigError: none does.
+    """
     found = [shard for shard in shards if shard.count]
     if not found:
         raise ConfigError(
@@ -183,13 +197,51 @@ def _filled(shards: Sequence[Shard]) -> list[Shard]:
     return found
 
 
-def _samples(shards: Sequence[Shard], image: str, label: str, names: Sequence[str], what: str) -> tuple[Bytes, Labels]:
-    """Images and labels of one split, the labels as numbers of the common names."""
-    pictures: list[Any] = []
-    y: list[Labels] = []
-    for shard in shards:
-        rows, own = shard.rows([image, label]), declared(shard, label)
-        y.append(translated(labels(rows[label], len(own), shard.what), own, names, shard.what))
-        pictures += rows[image]
-    with doing(f"decoding {what} images", len(pictures)) as told:
-        return decode(pictures, what, told), np.concatenate(y)
+def _as_meant(reading: Reading, part: Part, test: Part, config: DataConfig) -> tuple[Reading, Part, Part]:
+    """Whole numbers as classes or as quantities, which only both sets together tell."""
+    y = part.y
+    both = np.union1d(y, test.y)
+    gaps = int(both[0]) < 0 or int(both[-1]) >= len(both)
+    known = y.ndim > 1 or reading.names or part.names
+    if both.dtype.kind == "f" or (gaps and config.y and not config.targets and not known):
+        meant = replace(reading, targets="numbers")
+        return meant, replace(part, y=y.astype(np.float32)), replace(test, y=test.y.astype(np.float32))
+    if known:
+        return reading, part, test
+    for each in (part, test):
+        if int(each.y.min()) < 0:
+            raise ConfigError(
+                f"{each.what}: labels run from {int(each.y.min())} to {int(each.y.max())}, expected 0 to the number of classes - "
+                "1; use a labelled split, or set data.targets = 'numbers'"
+            )
+    return replace(reading, targets="classes"), part, test
+
+
+def _arrays(reading: Reading, part: Part, test: Part, config: DataConfig) -> Arrays:
+    x, test_x = np.asarray(part.x), np.asarray(test.x)
+    pictures = reading.role == "picture" and x.dtype == np.uint8 and x.ndim == 4
+    # devices have words of their own for pictures as they are: see fleets/flower/samples.py
+    plain = pictures and not (reading.transforms or config.x or config.y)
+    notes: list[str] = []
+    if part.units and not any(each.short == "standardise" for each in reading.transforms):
+        scale = f"are multiplied with {', '.join(f'{unit:g}' for unit in part.units[:6])}{' ...' if len(part.units) > 6 else ''}"
+        shape = "" if config.shape else f"have the shape {list(x.shape[1:])} and "
+        notes.append(f"inputs {shape}{scale}, as the files' metadata say")
+    if clip := next((each for each in reading.transforms if each.short == "clip"), None):
+        notes.append(f"training targets are {clip}, those of the test set are as they are")
+    return Arrays(
+        x,
+        part.y,
+        test_x,
+        test.y,
+        part.names,
+        part.owners,
+        fingerprint(x, part.y),
+        kind="pictures" if pictures else "tokens" if part.vocabulary else "numbers",
+        test_owners=test.owners,
+        held_out="later" if config.holdout.later else "",
+        units=np.asarray(part.units, np.float64),
+        reading="" if plain else reading.text(),
+        vocabulary=part.vocabulary,
+        notes=tuple(notes),
+    )

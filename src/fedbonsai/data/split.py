@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedbonsai.data import cache
+from fedbonsai.data.arrays import Arrays, Labels
 from fedbonsai.data.cache import file_of, version
-from fedbonsai.data.config import DataConfig
+from fedbonsai.data.config import BY_LABEL, DataConfig
 from fedbonsai.data.extras import extra, quiet
-from fedbonsai.data.images import Images, Labels
+from fedbonsai.data.series import ordered
 from fedbonsai.errors import ConfigError
 from fedbonsai.text import text_of
 from fedbonsai.tree import seed_of
@@ -57,12 +58,12 @@ class Split:
         Path(path).write_text(self.text(), encoding="utf-8")
 
     @staticmethod
-    def load(path: str | Path, images: Images | None = None) -> Split:
+    def load(path: str | Path, samples: Arrays | None = None) -> Split:
         """Read what `save` wrote.
 
         Args:
             path: of the file.
-            images: if given: the data that it must belong to (`check`).
+            samples: if given: the data that it must belong to (`check`).
 
         Raises:
             ConfigError: not such a file, altered since, or of other data.
@@ -90,20 +91,20 @@ class Split:
                 f"split {str(path)!r} was altered: its hash is {split.hash[:12]}…, the file says {str(mark)[:12]}…; "
                 "take the original, or draw and save a new one"
             )
-        if images is not None:
-            split.check(images)
+        if samples is not None:
+            split.check(samples)
         return split
 
-    def check(self, images: Images) -> None:
+    def check(self, samples: Arrays) -> None:
         """Refuse data that this split was not drawn from.
 
         Raises:
             ConfigError: other samples, rows that do not exist, or a row given twice.
         """
-        if self.samples != len(images.y) or self.fingerprint != images.fingerprint:
+        if self.samples != len(samples.y) or self.fingerprint != samples.fingerprint:
             raise ConfigError(
                 f"the split divides {self.samples} samples of data {self.fingerprint[:12]}…, "
-                f"these are {len(images.y)} of {images.fingerprint[:12]}…; use the data it was drawn from, or draw anew"
+                f"these are {len(samples.y)} of {samples.fingerprint[:12]}…; use the data it was drawn from, or draw anew"
             )
         if "" in self.ids or len(set(self.ids)) < len(self.ids):
             twice = sorted({id for id in self.ids if not id or self.ids.count(id) > 1})
@@ -134,42 +135,44 @@ class Split:
         }
 
 
-def draw(images: Images, config: DataConfig, seed: int) -> Split:
+def draw(samples: Arrays, config: DataConfig, seed: int) -> Split:
     """Divide a training set among clients.
 
     Samples are put in random order first, then limited, then the server's are taken, and the rest is partitioned.
 
     Args:
-        images: what is divided.
+        samples: what is divided.
         config: how.
         seed: of the run, unless the configuration has its own.
 
     Raises:
         ConfigError: the request cannot be met.
     """
+    config = settled(config, samples)
+    clients = config.clients or 0
     seed = seed if config.seed is None else config.seed
-    total = len(images.y)
+    total = len(samples.y)
     usable = config.limit or total
     if usable > total:
         raise ConfigError(f"data.limit = {config.limit}: the training set has {total} samples; lower it, or 0 for all")
-    if config.server + config.clients * config.minimum > usable:
+    if config.server + clients * config.minimum > usable:
         raise ConfigError(
-            f"{config.clients} clients of at least {config.minimum} samples and {config.server} for the server need "
-            f"{config.server + config.clients * config.minimum}, there are {usable}; "
+            f"{clients} clients of at least {config.minimum} samples and {config.server} for the server need "
+            f"{config.server + clients * config.minimum}, there are {usable}; "
             "lower data.clients, data.minimum or data.server"
         )
-    shards = config.clients * config.shards_per_client
+    shards = clients * config.shards_per_client
     if config.partition == "shards" and shards > usable - config.server:
         raise ConfigError(
-            f"{config.clients} clients of {config.shards_per_client} shards need {shards} shards of at least a sample, "
+            f"{clients} clients of {config.shards_per_client} shards need {shards} shards of at least a sample, "
             f"there are {usable - config.server}; lower data.clients or data.shards_per_client"
         )
     rows = _random(seed, "order").permutation(total)[:usable].astype(np.int64)
     server, rest = rows[: config.server], rows[config.server :]
-    owners = images.owners[rest] if config.partition == "natural" else np.empty(0, np.str_)
+    owners = samples.owners[rest] if config.partition == "natural" else np.empty(0, np.str_)
     parameters = {"name": config.name, "seed": seed} | _parameters(config)
-    key = FORMAT, images.fingerprint, sorted(parameters.items()), owners.tolist(), version("flwr-datasets")
-    ids, parts = _kept(rest, images.y[rest], owners, config, seed, file_of("split", *key))
+    key = FORMAT, samples.fingerprint, sorted(parameters.items()), owners.tolist(), version("flwr-datasets")
+    ids, parts = _kept(rest, samples.y[rest], owners, config, seed, file_of("split", *key))
     least = min(range(len(parts)), key=lambda client: len(parts[client]))
     if len(parts[least]) < config.minimum:
         raise ConfigError(
@@ -189,9 +192,29 @@ def draw(images: Images, config: DataConfig, seed: int) -> Split:
         valid=tuple(valid),
         server=tuple(server.tolist()),
         samples=total,
-        fingerprint=images.fingerprint,
+        fingerprint=samples.fingerprint,
         parameters=parameters,
     )
+
+
+def settled(config: DataConfig, samples: Arrays) -> DataConfig:
+    """The configuration with the partition and number of clients that it left to the data.
+
+    Raises:
+        ConfigError: samples have no classes or no owners, and the partition is by them.
+    """
+    owned = bool(samples.owners.size)
+    partition = config.partition or ("natural" if owned else "dirichlet")
+    if partition == "natural" and not owned:
+        raise ConfigError("data.partition = 'natural': set data.client to the column that says whose each sample is")
+    if partition in BY_LABEL and (samples.kind == "tokens" or samples.y.ndim > 1 or samples.y.dtype.kind == "f"):
+        what = "tokens" if samples.kind == "tokens" else "numbers" if samples.y.ndim == 1 else "several for each sample"
+        raise ConfigError(
+            f"data.partition = {partition!r} divides by classes, and the targets are {what}: set data.partition = 'iid', or "
+            "data.client to the column that says whose each sample is"
+        )
+    clients = config.clients if config.clients is not None else 0 if partition == "natural" else 10
+    return replace(config, partition=partition, clients=clients)
 
 
 def _kept(
@@ -221,7 +244,8 @@ def _parameters(config: DataConfig) -> dict[str, Any]:
         "natural": ("by",),
     }[config.partition]
     return {
-        name: getattr(config, name) for name in ("partition", *own, "clients", "minimum", "valid", "server", "limit")
+        name: config.client if name == "by" else getattr(config, name)
+        for name in ("partition", *own, "clients", "minimum", "valid", "server", "limit")
     }
 
 
@@ -235,12 +259,11 @@ def _partition(
     """Client ids and the rows of each, by flwr-datasets on a data set of row numbers and labels alone."""
     if config.partition == "natural":
         keep = _eligible(owners, config, seed)
-        rows, y, owners = rows[keep], y[keep], owners[keep]
+        rows, owners = rows[keep], owners[keep]
+        return np.unique(owners).tolist(), [rows[part] for part in ordered(owners, [])]
     with quiet():
-        columns: dict[str, Any] = {"row": rows, "label": y}
-        if config.partition == "natural":
-            columns["owner"] = owners.tolist()
-        table = extra("datasets").Dataset.from_dict(columns)
+        labels = y if config.partition in BY_LABEL else np.zeros(len(y), np.int64)
+        table = extra("datasets").Dataset.from_dict({"row": rows, "label": labels})
         tries = DRAWS if config.partition == "dirichlet" else 1
         fault: ValueError | None = None
         for number in range(tries):
@@ -253,8 +276,6 @@ def _partition(
                 fault = error
         else:
             raise _refused(config, fault) from fault
-    if config.partition == "natural":
-        return [str(maker.partition_id_to_natural_id[i]) for i in range(len(parts))], parts
     return [f"{i:0{max(3, len(str(len(parts) - 1)))}}" for i in range(len(parts))], parts
 
 
@@ -271,9 +292,7 @@ def _partitioner(config: DataConfig, seed: int) -> Any:
         return kinds.PathologicalPartitioner(
             config.clients, "label", config.classes_per_client, "first-deterministic", shuffle=True, seed=seed
         )
-    if config.partition == "shards":
-        return kinds.ShardPartitioner(config.clients, "label", config.shards_per_client, shuffle=True, seed=seed)
-    return kinds.NaturalIdPartitioner("owner")
+    return kinds.ShardPartitioner(config.clients, "label", config.shards_per_client, shuffle=True, seed=seed)
 
 
 def _refused(config: DataConfig, fault: ValueError | None) -> ConfigError:
@@ -292,11 +311,12 @@ def _eligible(owners: NDArray[np.str_], config: DataConfig, seed: int) -> NDArra
     """Samples of the natural ids that become clients: of those with enough samples, as many as asked for, at random."""
     names, counts = np.unique(owners, return_counts=True)
     enough = names[counts >= config.minimum]
-    if len(enough) < max(1, config.clients):
+    clients = config.clients or 0
+    if len(enough) < max(1, clients):
         raise ConfigError(
-            f"{len(enough)} of {len(names)} values of {config.by!r} have at least {config.minimum} samples, "
-            f"{max(1, config.clients)} clients are asked for; lower data.clients or data.minimum"
+            f"{len(enough)} of {len(names)} values of {config.client or 'the clients'!r} have at least {config.minimum} samples, "
+            f"{max(1, clients)} clients are asked for; lower data.clients or data.minimum"
         )
-    if config.clients:
-        enough = _random(seed, "owners").permutation(enough)[: config.clients]
+    if clients:
+        enough = _random(seed, "owners").permutation(enough)[:clients]
     return np.isin(owners, enough)

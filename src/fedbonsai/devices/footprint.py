@@ -32,6 +32,8 @@ class Job:
     batch: int = 32
     steps: int = 3
     options: Mapping[str, Any] | None = None
+    tokens: bool = False
+    """Whether inputs are tokens, the next of which is learned."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +53,17 @@ def trained(job: Job) -> Work:
     from fedbonsai import training
     from fedbonsai.core import Client, Samples
     from fedbonsai.model import Arch, Model
+    from fedbonsai.objectives import Classification, Tokens
     from fedbonsai.work import collecting
 
     torch.set_num_threads(1)
     count = job.batch * job.steps
-    samples = Samples(torch.zeros(count, *job.sample), torch.zeros(count, dtype=torch.int64))
+    x = torch.zeros(count, *job.sample, dtype=torch.int64 if job.tokens else torch.float32)
+    samples = Samples(x, torch.zeros(x.shape if job.tokens else count, dtype=torch.int64))
     me = Client("footprint", 0, samples, samples[:0])
     with collecting() as done:
-        training.train(
-            Model.init(Arch(job.name, dict(job.options or {})), 0), me, training.SGD(batch=job.batch, momentum=0.9)
-        )
+        arch = Arch(job.name, dict(job.options or {}), Tokens() if job.tokens else Classification())
+        training.train(Model.init(arch, 0), me, training.SGD(batch=job.batch, momentum=0.9))
     return tuple(done)
 
 
@@ -76,7 +79,7 @@ def measure(job: Job, tidy: bool = True) -> Footprint:
     """
     if not sys.platform.startswith("linux"):
         raise ConfigError(f"memory is measured on Linux only, this is {sys.platform}")
-    words = json.dumps([job.name, list(job.sample), job.batch, job.steps, dict(job.options or {})])
+    words = json.dumps([job.name, list(job.sample), job.batch, job.steps, dict(job.options or {}), job.tokens])
     child = subprocess.run(
         [sys.executable, "-m", "fedbonsai.devices.footprint", words],
         env=os.environ | ONE_THREAD | (TIDY if tidy else {}),
@@ -101,8 +104,8 @@ def main() -> None:
     """The child."""
     importlib.import_module("torch")  # what that takes is not the training's
     before = _resident(False)
-    name, sample, batch, steps, options = json.loads(sys.argv[1])
-    trained(Job(name, tuple(sample), batch, steps, options))
+    name, sample, *rest = json.loads(sys.argv[1])
+    trained(Job(name, tuple(sample), *rest))
     print(json.dumps([before, _resident(True)]))
 
 

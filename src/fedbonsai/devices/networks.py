@@ -14,7 +14,7 @@ from torch import nn
 
 from fedbonsai.devices.products import Kind, Product, Products
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Skeleton, forms
+from fedbonsai.model import Skeleton, blank, forms
 from fedbonsai.tree import Weights
 from fedbonsai.work import Episode
 
@@ -136,7 +136,7 @@ def _passed(episode: Episode, device: str) -> Network:
 
 def _forward(net: nn.Module, episode: Episode, device: str, batch: int) -> Products:
     seen = Products(net, f"{episode.part}." if episode.part else "")
-    x = torch.zeros(batch, *episode.sample, device=device)
+    x = blank(episode.arch, episode.sample, batch, device, episode.part)
     with seen.watching():
         net(x)
     return seen

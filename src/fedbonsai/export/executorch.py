@@ -14,7 +14,7 @@ from fedbonsai.export.trained import Trained
 
 
 def to_executorch(trained: Trained, target: Path, int8: bool = False) -> None:
-    """Write a ``.pte`` program that takes one image at a time.
+    """Write a ``.pte`` program that takes one input at a time, of the shape of training; recurrent layers are unrolled.
 
     Args:
         trained: what is exported.
@@ -46,8 +46,8 @@ def _quantized(network: nn.Module, calibration: Samples) -> nn.Module:
     example = (calibration.x[:1],)
     observed = steps.prepare_pt2e(torch.export.export(network, example).module(), quantizer)
     with torch.no_grad():
-        for image in calibration.x.split(1):
-            observed(image)
+        for one in calibration.x.split(1):
+            observed(one)
     return steps.convert_pt2e(observed)
 
 
@@ -59,6 +59,6 @@ class ExecutorchRunner:
         self._program = runtime.load_program(str(file))  # must outlive its method
         self._method: Any = self._program.load_method("forward")
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Scores of some images, one after another."""
-        return torch.cat([self._method.execute([image])[0].clone() for image in images.split(1)])
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Scores of some inputs, one after another."""
+        return torch.cat([self._method.execute([one])[0].clone() for one in inputs.split(1)])

@@ -14,11 +14,11 @@ from fedbonsai.core import Samples
 from fedbonsai.export.needs import need, quiet
 from fedbonsai.export.trained import Trained
 
-INPUT, OUTPUT = "images", "scores"
+OUTPUT = "scores"
 
 
 def to_onnx(trained: Trained, target: Path, int8: bool = False) -> None:
-    """Write an ONNX file that takes any batch.
+    """Write an ONNX file that takes any batch; in float32 of tokens rows of any length up to that of training, if it can be.
 
     Args:
         trained: what is exported.
@@ -30,21 +30,9 @@ def to_onnx(trained: Trained, target: Path, int8: bool = False) -> None:
     """
     onnx = need("onnx")
     need("onnxscript")
-    example = trained.calibration.x[:2]
     with tempfile.TemporaryDirectory() as folder, quiet():
         plain = Path(folder) / "plain.onnx"
-        with trained.followed():
-            program = torch.onnx.export(
-                trained.single(),
-                (example,),
-                dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                verbose=False,
-            )
-        assert program is not None
-        program.save(str(plain))
+        _program(trained, any_length=trained.tokens and not int8).save(str(plain))
         made = plain
         if int8:
             made = Path(folder) / "int8.onnx"
@@ -57,8 +45,35 @@ def to_onnx(trained: Trained, target: Path, int8: bool = False) -> None:
         onnx.save(graph, str(target))
 
 
+def _program(trained: Trained, any_length: bool) -> Any:
+    network, samples = trained.single(), trained.calibration
+    batch: dict[int, Any] = {0: torch.export.Dim("batch")}
+
+    def written(dynamic: dict[int, Any]) -> Any:
+        return torch.onnx.export(
+            network,
+            (samples.x[:2],),
+            dynamo=True,
+            dynamic_shapes=(dynamic,),
+            input_names=["images" if len(samples.shape) == 3 else "inputs"],
+            output_names=[OUTPUT],
+            verbose=False,
+        )
+
+    if any_length and samples.shape[0] > 2:
+        try:
+            return written(batch | {1: torch.export.Dim("length", min=2, max=samples.shape[0])})
+        except Exception:  # a network of one's own may need its length
+            pass
+    with trained.followed():
+        return written(batch)
+
+
 def _quantize(plain: Path, target: Path, calibration: Samples) -> None:
     tools, shapes = need("onnxruntime.quantization"), need("onnxruntime.quantization.shape_inference")
+    graph = need("onnx").load(str(plain)).graph
+    given = graph.input[0].name
+    attends = any(node.op_type == "Softmax" for node in graph.node)  # what masks its scores has no range of 8 bits
 
     class Reader(tools.CalibrationDataReader):  # type: ignore[misc]
         """The calibration samples, 32 at a time."""
@@ -68,7 +83,7 @@ def _quantize(plain: Path, target: Path, calibration: Samples) -> None:
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self.batches, None)
-            return None if batch is None else {INPUT: batch.numpy()}
+            return None if batch is None else {given: batch.numpy()}
 
     ready = plain.with_name("ready.onnx")
     shapes.quant_pre_process(str(plain), str(ready))
@@ -78,6 +93,7 @@ def _quantize(plain: Path, target: Path, calibration: Samples) -> None:
         str(target),
         Reader(),
         quant_format=tools.QuantFormat.QDQ,
+        op_types_to_quantize=["Conv", "Gemm", "MatMul"] if attends else None,
         per_channel=True,
         activation_type=kind,
         weight_type=kind,
@@ -108,6 +124,7 @@ class OnnxRunner:
         options.log_severity_level = 3
         self._session = runtime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Scores of some images."""
-        return torch.from_numpy(self._session.run(None, {INPUT: images.numpy()})[0])
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Scores of some inputs."""
+        (given,) = self._session.get_inputs()
+        return torch.from_numpy(self._session.run(None, {given.name: inputs.numpy()})[0])

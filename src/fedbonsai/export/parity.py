@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -12,11 +13,11 @@ import torch
 from torch import Tensor
 
 from fedbonsai.core import Samples
-from fedbonsai.objectives import Objective
+from fedbonsai.objectives import Binary, Multilabel, Objective
 
 Scores = Callable[[Tensor], Tensor]
 REPEATS = 30
-NEAR = 0.1  # of their standard deviation, by which numbers that count as the same may be apart
+LEAST = 0.01  # what may differ, of choices or of the largest output
 
 
 @dataclass(frozen=True)
@@ -24,19 +25,27 @@ class Parity:
     """An exported file beside the network that was trained.
 
     Attributes:
-        agreement: share of the test samples for which both answer the same.
+        agreement: share of the test samples (places of tokens, labels of many) for which both choose the same; NaN where
+            answers are numbers.
         difference: largest absolute difference of an output.
-        score: of the file, on the test set, by the measure that decides.
+        relative: that by the largest output of the trained network.
+        value: of the file, by the measure of the objective that decides, on the test set.
         bytes: size of the file.
-        milliseconds: median for one sample, on one thread of this machine.
+        milliseconds: median for one input, on one thread of this machine.
     """
 
     name: str
     agreement: float
     difference: float
-    score: float
+    relative: float
+    value: float
     bytes: int
     milliseconds: float
+
+    @property
+    def good(self) -> bool:
+        """Whether the file may stand for the network: equal choices but for one in a hundred, or numbers as close."""
+        return self.relative <= LEAST if math.isnan(self.agreement) else self.agreement >= 1 - LEAST
 
 
 def compare(name: str, file: Path, exported: Scores, trained: Scores, test: Samples, objective: Objective) -> Parity:
@@ -48,34 +57,36 @@ def compare(name: str, file: Path, exported: Scores, trained: Scores, test: Samp
         exported: [batch, ...] inputs to [batch, ...] outputs.
         trained: the same by the network that was trained.
         test: at least one sample.
-        objective: what was learned.
+        objective: by which outputs are answers.
     """
     with torch.inference_mode():
         ours, theirs = exported(test.x), trained(test.x)
-    answers = objective.answers(ours)
-    measures = {**objective.measured(answers, test.y), **objective.of_loss(float(objective.loss(ours, test.y)))}
+    chosen, right = objective.answers(ours), objective.answers(theirs)
+    loss = float(objective.loss(ours, test.y, "sum")) / (objective.weight(test.y) or 1.0)
+    difference = float((ours - theirs).abs().max())
     return Parity(
         name,
-        agreement=agreement(answers, objective.answers(theirs)),
-        difference=float((ours - theirs).abs().max()),
-        score=measures[objective.metric],
+        agreement=_agreement(chosen, right, objective),
+        difference=difference,
+        relative=difference / (float(theirs.abs().max()) or 1.0),
+        value={**objective.measured(chosen, test.y), **objective.of_loss(loss)}[objective.metric],
         bytes=file.stat().st_size,
         milliseconds=latency(exported, test.x[:1]),
     )
 
 
-def agreement(ours: Tensor, theirs: Tensor) -> float:
-    """Share of the answers that are the same: chosen classes, or numbers that are apart by little of their spread."""
-    same = (ours - theirs).abs() <= NEAR * theirs.std() if theirs.is_floating_point() else ours == theirs
-    return float(same.float().mean())
+def _agreement(ours: Tensor, theirs: Tensor, objective: Objective) -> float:
+    if isinstance(objective, Binary | Multilabel):  # answers are probabilities
+        ours, theirs = ours >= 0.5, theirs >= 0.5
+    return math.nan if ours.is_floating_point() else float((ours == theirs).float().mean())
 
 
-def latency(scores: Scores, image: Tensor) -> float:
-    """Median milliseconds for one sample."""
+def latency(scores: Scores, one: Tensor) -> float:
+    """Median milliseconds for one input."""
     times: list[float] = []
     with torch.inference_mode():
         for _ in range(REPEATS + 3):
             start = time.perf_counter()
-            scores(image)
+            scores(one)
             times.append(time.perf_counter() - start)
     return 1000 * statistics.median(times[3:])

@@ -1,4 +1,4 @@
-"""What is exported: a trained network, the images it expects, and samples to calibrate and to judge it with."""
+"""What is exported: a trained network, the inputs it expects, and samples to calibrate and to judge it with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedbonsai.core import Samples
+from fedbonsai.core import Samples, Scale
 from fedbonsai.errors import ConfigError, FedbonsaiError, said
 from fedbonsai.export.personal import personal_model
 from fedbonsai.model import Model
@@ -20,6 +20,13 @@ from fedbonsai.runs.setup import federation, initial_model
 from fedbonsai.tree import cast, generator, seed_of, seeded
 
 CALIBRATION = 256  # samples
+OUTPUTS = {  # by objective
+    "classification": "float32 [batch, classes]: scores before softmax",
+    "binary": "float32 [batch, 1]: a score before the logistic function",
+    "multilabel": "float32 [batch, labels]: scores before the logistic function",
+    "regression": "float32 [batch, values]: offset + scale * output is the value",
+    "tokens": "float32 [batch, length, tokens]: scores of the next token at each place, before softmax",
+}
 
 
 @dataclass(frozen=True)
@@ -28,10 +35,11 @@ class Trained:
 
     Attributes:
         model: architecture and weights, as small as its method left it.
-        info: how images are normalised and what the classes are called, as `run.json` has it.
+        info: how inputs are normalised and what the classes are called, as `run.json` has it.
         calibration: training samples of the clients, or of the one client, drawn by the run's seed.
         test: the common test set.
         dense: the network of the configuration before anything was pruned or trained, to hold size and latency against.
+        scale: how stored inputs become those of the network; None where they are that already.
     """
 
     model: Model
@@ -39,6 +47,7 @@ class Trained:
     calibration: Samples
     test: Samples
     dense: Model
+    scale: Scale | None = None
 
     @staticmethod
     def of(run: Run, client: str = "") -> Trained:
@@ -53,10 +62,17 @@ class Trained:
         order = torch.randperm(len(own.y), generator=generator(seed_of(run.config.seed, "calibration", -1, 0)))
         chosen = order[:CALIBRATION]
         calibration = own[chosen].scaled()
-        return Trained(model, run.info["data"], calibration, data.test, initial_model(run.config, data))
+        return Trained(
+            model, run.info["data"], calibration, data.test, initial_model(run.config, data), data.test.scale
+        )
+
+    @property
+    def tokens(self) -> bool:
+        """Whether inputs are tokens."""
+        return not self.calibration.x.is_floating_point()
 
     def network(self) -> nn.Module:
-        """The network in eval mode; [batch, channels, size, size] normalised images to [batch, classes] scores."""
+        """The network in eval mode; normalised inputs [batch, ...] to its outputs [batch, ...]."""
         return self.model.build().eval()
 
     def single(self) -> nn.Module:
@@ -97,11 +113,30 @@ class Trained:
 
     def notes(self) -> dict[str, str]:
         """What whoever runs the file must know, as text: files carry it where their format has a place for it."""
-        return {
-            "input": "float32 [batch, channels, size, size]; (value / 255 - mean) / std for each channel",
-            "output": "float32 [batch, classes]: scores before softmax",
-            "mean": json.dumps(self.info["mean"]),
-            "std": json.dumps(self.info["std"]),
-            "classes": json.dumps(self.info["classes"]),
-            "architecture": json.dumps({"name": self.model.arch.name, "options": dict(self.model.arch.options)}),
+        arch = self.model.arch
+        found = {
+            "input": self._input(),
+            "output": OUTPUTS.get(arch.objective.choice_name, "float32 [batch, ...]: outputs of the network"),
+            "objective": json.dumps({"name": arch.objective.choice_name, **vars(arch.objective)}),
+            "classes": json.dumps(self.info.get("classes", [])),
+            "architecture": json.dumps({"name": arch.name, "options": dict(arch.options)}),
         }
+        if self._pictures:
+            return found | {name: json.dumps(self.info[name]) for name in ("mean", "std")}
+        scales = {"mean": self.scale.mean, "std": self.scale.std} if self.scale is not None else {}
+        return found | {name: json.dumps(value.flatten().tolist()) for name, value in scales.items()}
+
+    @property
+    def _pictures(self) -> bool:
+        return len(self.calibration.shape) == 3
+
+    def _input(self) -> str:
+        """What the network takes, in words."""
+        shape = self.calibration.shape
+        if self._pictures:
+            _, height, width = shape
+            sides = "size, size" if height == width else f"{height}, {width}"
+            return f"float32 [batch, channels, {sides}]; (value / 255 - mean) / std for each channel"
+        kind = str(self.calibration.x.dtype).removeprefix("torch.")
+        how = "; (value - mean) / std" if self.scale is not None else ""
+        return f"{kind} [batch, {', '.join(map(str, shape))}]{how}"

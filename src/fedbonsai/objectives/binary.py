@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from math import nan
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedbonsai.errors import Missing
 from fedbonsai.objectives.base import Objective, Reduction, finite, objective
 from fedbonsai.objectives.classification import confusion, of_confusion
+
+
+def areas(answers: Tensor, y: Tensor) -> tuple[float, float]:
+    """Areas under the ROC curve and under precision over recall (average precision), of probabilities of two classes.
+
+    Raises:
+        Missing: torchmetrics is not installed.
+    """
+    try:
+        curves: Any = import_module("torchmetrics.functional.classification")  # takes a second
+    except ImportError as error:
+        raise Missing("areas under curves need torchmetrics; install it with: pip install 'fedbonsai[sim]'") from error
+    return float(curves.binary_auroc(answers, y)), float(curves.binary_average_precision(answers, y))
 
 
 class _Logistic(Objective):
@@ -66,13 +81,10 @@ class Binary(_Logistic):
 
     def measured(self, answers: Tensor, y: Tensor) -> Mapping[str, float]:
         """Areas under both curves, and the measures of the answers above one half."""
-        from torchmetrics.functional.classification import binary_auroc, binary_average_precision  # takes a second
-
         y, answers = y.long().view(-1), answers.view(-1)
         both = len(y.unique()) == 2
         return {
-            "auroc": float(binary_auroc(answers, y)) if both else nan,
-            "average_precision": float(binary_average_precision(answers, y)) if both else nan,
+            **dict(zip(("auroc", "average_precision"), areas(answers, y) if both else (nan, nan), strict=True)),
             **of_confusion(confusion((answers >= 0.5).long(), y)),
         }
 
@@ -101,17 +113,12 @@ class Multilabel(_Logistic):
 
     def measured(self, answers: Tensor, y: Tensor) -> Mapping[str, float]:
         """Means over the labels that have both kinds of samples."""
-        from torchmetrics.functional.classification import binary_auroc, binary_average_precision
-
         y = y.long()
         both = [label for label in range(y.shape[1]) if len(y[:, label].unique()) == 2]
-        areas = [
-            (float(binary_auroc(answers[:, i], y[:, i])), float(binary_average_precision(answers[:, i], y[:, i])))
-            for i in both
-        ]
+        found = [areas(answers[:, label], y[:, label]) for label in both]
         return {
-            "average_precision": sum(area for _, area in areas) / len(areas) if areas else nan,
-            "auroc": sum(area for area, _ in areas) / len(areas) if areas else nan,
+            "average_precision": sum(area for _, area in found) / len(found) if found else nan,
+            "auroc": sum(area for area, _ in found) / len(found) if found else nan,
             "accuracy": float(((answers >= 0.5) == (y == 1)).double().mean()) if len(y) else nan,
         }
 

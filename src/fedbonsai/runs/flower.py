@@ -65,14 +65,14 @@ def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None) -> Bui
 
     def build(config: RunConfig, split: Path | None = None, answers: Path | None = None) -> Scene:
         from fedbonsai.fleets.flower.fleet import FlowerFleet
-        from fedbonsai.fleets.flower.frames import Form
         from fedbonsai.fleets.flower.hello import needed
+        from fedbonsai.fleets.flower.samples import form_of
 
         refuse(config)
         torch.set_num_threads(config.fleet.threads)
         held = _servers(federation(config, split))
         start, said = rehearsed(config, held)
-        form = Form(held.samples.shape, held.class_names, held.mean, held.std, held.augment)
+        form = form_of(held)
         asked, ledger = config.fleet.flower, Ledger()
         fleet: Fleet = FlowerFleet(
             grid,

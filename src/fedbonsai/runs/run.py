@@ -288,6 +288,7 @@ def described(data: Federation, objective: Objective) -> dict[str, Any]:
         "metric": objective.metric,
         "data": {
             "name": data.name,
+            "tested": data.tested,
             "shape": list(data.samples.shape),
             "mean": list(data.mean),
             "std": list(data.std),

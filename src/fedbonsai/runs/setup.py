@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -71,7 +71,9 @@ def initial_model(config: RunConfig, data: Federation) -> Model:
     takes, objective = options_of(config), config.objective.of(data.samples.y)
     if faults := objective.faults(torch.cat([data.samples.y, data.test.y]), data.classes):
         raise ConfigError(f"objective.name = {objective.choice_name!r}: " + "; ".join(faults))
-    options = {name: value for name, value in data.options.items() if name in takes} | config.model.options
+    outputs = objective.width(data.samples.y, data.classes)[-1]
+    facts = {**data.options, "classes": outputs, "outputs": outputs}
+    options = facts_for(takes, facts) | config.model.options
     with told(f"model {config.model.name!r} cannot be built with {options}"):
         return Model.init(Arch(config.model.name, options, objective), seed_of(config.seed, "model", -1, 0))
 
@@ -89,6 +91,12 @@ def begun_model(config: RunConfig, data: Federation) -> tuple[Model, list[str]]:
     if config.model.trainable:
         model = pretrained.trained_only(model, config.model.trainable).based()
     return model, said
+
+
+def facts_for(takes: Collection[str], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a builder takes of the facts of the data; of a square picture its ``size`` alone, if it takes that."""
+    square = {"height", "width"} if "size" in facts.keys() & set(takes) else set[str]()
+    return {name: value for name, value in facts.items() if name in takes and name not in square}
 
 
 def rehearsed(config: RunConfig, data: Federation) -> tuple[Model, tuple[str, ...]]:

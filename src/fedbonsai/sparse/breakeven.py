@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fedbonsai.places import caches
 from fedbonsai.sparse import kernels
-from fedbonsai.sparse.layers import SparseConv2d, SparseLinear, has_sparse_form
+from fedbonsai.sparse.layers import has_sparse_form, sparse
 from fedbonsai.telling import doing
 
 DENSITIES = (0.01, 0.05, 0.2, 0.5)  # nothing is believed of what is denser
@@ -47,7 +47,7 @@ def breakeven(layer: nn.Module, image: tuple[int, ...], batch: int) -> float:
 
     Args:
         layer: dense; only its shape counts.
-        image: of one sample, [channels, height, width] or [features].
+        image: of one sample, [channels, height, width], [channels, length] or [..., features].
         batch: samples.
     """
     if not has_sparse_form(layer):
@@ -81,8 +81,7 @@ def measured(layer: nn.Module, image: tuple[int, ...], batch: int) -> float:
         for density in DENSITIES:
             fresh = _like(layer)
             mask = torch.rand(fresh.weight.shape) < density
-            sparse = SparseLinear.of(fresh, mask) if isinstance(fresh, nn.Linear) else SparseConv2d.of(fresh, mask)
-            steps.append(_step(sparse, turned))
+            steps.append(_step(sparse(fresh, mask), turned))
     times = fastest(steps)
     return crossing(min(times[: -len(DENSITIES)]), times[-len(DENSITIES) :])
 
@@ -117,22 +116,13 @@ def clock() -> Callable[[], float]:
     return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
-def _like(layer: nn.Module) -> nn.Linear | nn.Conv2d:
+def _like(layer: nn.Module) -> nn.Linear | nn.Conv1d | nn.Conv2d:
+    bias = "bias" in dict(layer.named_parameters())
     if isinstance(layer, nn.Linear):
-        return nn.Linear(layer.in_features, layer.out_features, "bias" in dict(layer.named_parameters()))
-    assert isinstance(layer, nn.Conv2d)
-    return nn.Conv2d(
-        layer.in_channels,
-        layer.out_channels,
-        _two(layer.kernel_size),
-        _two(layer.stride),
-        _two(layer.padding),
-        bias="bias" in dict(layer.named_parameters()),
-    )
-
-
-def _two(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+        return nn.Linear(layer.in_features, layer.out_features, bias)
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+    kind: Any = nn.Conv1d if isinstance(layer, nn.Conv1d) else nn.Conv2d
+    return kind(layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, bias=bias)
 
 
 def _step(layer: nn.Module, x: Tensor, held: Tensor | None = None) -> Callable[[], object]:

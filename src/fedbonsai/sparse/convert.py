@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model, Skeleton, shared
 from fedbonsai.sparse.breakeven import breakeven
-from fedbonsai.sparse.layers import Masked, SparseConv2d, SparseLinear, has_sparse_form
+from fedbonsai.sparse.layers import Masked, has_sparse_form, sparse
 from fedbonsai.sparse.order import keeping, last
 from fedbonsai.sparse.pattern import kept
 from fedbonsai.tree import Tree, Weights, seeded
@@ -31,23 +30,23 @@ class SparseNet:
         keeps, foreign: as of the dense network.
     """
 
-    def __init__(self, model: Model, masks: Tree, sparse: Iterable[str]) -> None:
+    def __init__(self, model: Model, masks: Tree, names: Iterable[str]) -> None:
         """Build.
 
         Args:
             model: exactly zero wherever a mask is false.
             masks: by name, true where a weight is kept.
-            sparse: names of the weights whose layers compute sparsely.
+            names: of the weights whose layers compute sparsely.
         """
         self._dense = Skeleton(model.arch, model.weights).load(model.weights)
         self.module, self.names = self._dense.module, self._dense.names
         self.keeps, self.foreign = self._dense.keeps, self._dense.foreign
         self.layers: dict[str, Masked] = {}
         self._biases: dict[str, nn.Parameter] = {}
-        chosen = set(sparse)
+        chosen = set(names)
         for path, layer in list(self.module.named_modules()):
             name = f"{path}.weight" if path else "weight"
-            new = _sparse(layer, masks[name]) if name in chosen else keeping(layer)
+            new = sparse(layer, masks[name]) if name in chosen else keeping(layer)
             if new is None:
                 continue
             if isinstance(new, Masked):
@@ -147,16 +146,16 @@ def inputs(net: Skeleton, sample: tuple[int, ...]) -> dict[str, Place]:
     """
     module, tied = net.module, shared(net.module)
     seen: dict[str, list[tuple[int, ...]]] = {}
-    layers = {path: m for path, m in module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-    hooks = [layer.register_forward_pre_hook(_noting(seen.setdefault(path, []))) for path, layer in layers.items()]
+    layers = {path: m for path, m in module.named_modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d)}
     training = module.training
-    try:
-        with torch.no_grad(), seeded(0):
-            module.eval()(torch.zeros(1, *sample))
-    finally:
-        module.train(training)
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), seeded(0):
+        try:
+            _look(module.eval(), layers, torch.zeros(1, *sample), seen)
+        except RuntimeError:  # a network of tokens
+            seen.clear()
+            _look(module, layers, torch.zeros(1, *sample, dtype=torch.int64), seen)
+        finally:
+            module.train(training)
     names = {path: f"{path}.weight" if path else "weight" for path in seen}
     return {
         names[path]: (layers[path].to("meta"), shapes[0])
@@ -167,6 +166,18 @@ def inputs(net: Skeleton, sample: tuple[int, ...]) -> dict[str, Place]:
 
 _nets: OrderedDict[object, SparseNet] = OrderedDict()
 _inputs: OrderedDict[object, dict[str, Place]] = OrderedDict()
+
+
+def _look(
+    module: nn.Module, layers: Mapping[str, nn.Module], x: Tensor, seen: dict[str, list[tuple[int, ...]]]
+) -> None:
+    """Note the shapes of one sample that layers get."""
+    hooks = [layer.register_forward_pre_hook(_noting(seen.setdefault(path, []))) for path, layer in layers.items()]
+    try:
+        module(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _turn(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -183,14 +194,6 @@ def _noting(shapes: list[tuple[int, ...]]) -> Callable[[nn.Module, tuple[Tensor,
 def _form(model: Model) -> object:
     shapes = tuple((name, tuple(value.shape)) for name, value in model.weights.items())
     return model.arch.key, shapes
-
-
-def _sparse(layer: nn.Module, mask: Tensor) -> Masked:
-    if isinstance(layer, nn.Linear):
-        return SparseLinear.of(layer, mask)
-    if isinstance(layer, nn.Conv2d):
-        return SparseConv2d.of(layer, mask)
-    raise ConfigError(f"{layer} has no sparse form: expected a linear layer or a convolution")
 
 
 def _replaced(module: nn.Module, path: str, new: nn.Module) -> nn.Module:

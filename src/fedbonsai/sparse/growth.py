@@ -17,7 +17,7 @@ from torch.nn import grad as gradients
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.sparse.convert import SparseNet
-from fedbonsai.sparse.layers import SparseConv2d, SparseLinear, Watch
+from fedbonsai.sparse.layers import SparseConv1d, SparseConv2d, SparseLinear, Watch
 
 by_kernel: Any = gradients.conv2d_weight  # annotated for square strides only
 TILE = 1 << 18  # entries of a tile, 1 MiB of float32
@@ -84,4 +84,5 @@ def tiles(
     x = x.contiguous()  # once for all tiles
     for first in range(0, outputs, height):
         part = grad[:, first : first + height]
-        yield first, by_kernel(x, (part.shape[1], *rest), part, layer.pattern.stride, layer.padding)
+        tile = by_kernel(x, (part.shape[1], *rest), part, layer.pattern.stride, layer.padding)
+        yield first, tile.squeeze(2) if isinstance(layer, SparseConv1d) else tile

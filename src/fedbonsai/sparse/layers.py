@@ -83,8 +83,7 @@ class SparseConv2d(Masked):
         Raises:
             ConfigError: a convolution that has no sparse form.
         """
-        if not has_sparse_form(layer):
-            raise ConfigError(f"{layer}: sparse convolutions have one group, no dilation and numeric padding of zeros")
+        _formed(layer)
         pattern = Pattern.of(mask, _pair(layer.stride))
         return SparseConv2d(pattern, pattern.gathered(layer.weight.detach()), layer.bias, _pair(layer.padding))
 
@@ -94,12 +93,60 @@ class SparseConv2d(Masked):
         return y.permute(3, 0, 1, 2)
 
 
+class SparseConv1d(SparseConv2d):
+    """The same of series, [samples, inputs, length] to [samples, outputs, length']: images of one row."""
+
+    @staticmethod
+    def of(layer: nn.Conv1d, mask: Tensor) -> SparseConv1d:  # type: ignore[override]
+        """The same layer with the weights that a mask keeps.
+
+        Raises:
+            ConfigError: a convolution that has no sparse form.
+        """
+        _formed(layer)
+        stride, padding = int(layer.stride[0]), int(layer.padding[0])
+        pattern = Pattern.of(mask.unsqueeze(2), (1, stride))
+        return SparseConv1d(pattern, pattern.gathered(layer.weight.detach()), layer.bias, (0, padding))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[samples, inputs, length] to [samples, outputs, length'], the batch last in memory."""
+        return super().forward(x.unsqueeze(2)).squeeze(2)
+
+    def dense(self) -> Tensor:
+        """The dense weight, a copy, exactly zero where nothing is kept."""
+        return super().dense().squeeze(2)
+
+    def load(self, weight: Tensor, mask: Tensor) -> None:
+        """Keep the places of a mask, with the values that a dense weight has there."""
+        super().load(weight.unsqueeze(2), mask.unsqueeze(2))
+
+
+def sparse(layer: nn.Module, mask: Tensor) -> Masked:
+    """The sparse form of a layer, with the weights that a mask keeps.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if isinstance(layer, nn.Linear):
+        return SparseLinear.of(layer, mask)
+    if isinstance(layer, nn.Conv1d):
+        return SparseConv1d.of(layer, mask)
+    if isinstance(layer, nn.Conv2d):
+        return SparseConv2d.of(layer, mask)
+    raise ConfigError(f"{layer} has no sparse form: expected a linear layer or a convolution of series or images")
+
+
 def has_sparse_form(layer: nn.Module) -> bool:
     """Whether a layer is linear, or a convolution of one group without dilation that is padded by zeros."""
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):
         plain = layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros"
         return plain and not isinstance(layer.padding, str)
     return isinstance(layer, nn.Linear)
+
+
+def _formed(layer: nn.Module) -> None:
+    if not has_sparse_form(layer):
+        raise ConfigError(f"{layer}: sparse convolutions have one group, no dilation and numeric padding of zeros")
 
 
 def _pair(value: Any) -> Pair:

@@ -5,23 +5,27 @@ from __future__ import annotations
 from torch import nn
 
 from fedbonsai.model import network
-from fedbonsai.zoo.parts import chain, cut, fits
+from fedbonsai.zoo.parts import chain, cut, sides
 
 
 @network("alexnet")
-def alexnet(channels: int = 1, size: int = 28, classes: int = 10, as_coded: bool = False) -> nn.Module:
+def alexnet(
+    channels: int = 1, size: int = 28, classes: int = 10, as_coded: bool = False, height: int = 0, width: int = 0
+) -> nn.Module:
     """Five 3x3 convolutions and three linear layers, all with biases: 29,583,562 parameters for MNIST.
 
     Args:
         channels: of the images.
-        size: of the images, in pixels.
+        size: of square images, in pixels.
         classes: number of them.
         as_coded: as the authors' code has it, without activations between the last three convolutions and between
             the linear layers, so that each group is one linear map; otherwise the missing ReLUs are there.
+        height: of other images.
+        width: of other images.
     """
-    fits("alexnet", size, 12)
+    high, wide = sides("alexnet", size, height, width, 12)
     activation = nn.Identity if as_coded else nn.ReLU
-    side = (size // 2 - 2) // 4
+    down, across = (high // 2 - 2) // 4, (wide // 2 - 2) // 4
     return cut(
         chain(conv=nn.Conv2d(channels, 96, 3, padding=1), pool=nn.MaxPool2d(2), relu=nn.ReLU()),
         chain(
@@ -36,7 +40,7 @@ def alexnet(channels: int = 1, size: int = 28, classes: int = 10, as_coded: bool
             pool5=nn.MaxPool2d(2),
             relu5=nn.ReLU(),
             flatten=nn.Flatten(),
-            fc6=nn.Linear(256 * side**2, 4096),
+            fc6=nn.Linear(256 * down * across, 4096),
             relu6=activation(),
             fc7=nn.Linear(4096, 4096),
             relu7=activation(),

@@ -9,16 +9,16 @@ from __future__ import annotations
 from torch import nn
 
 from fedbonsai.model import network
-from fedbonsai.zoo.parts import Norm, chain, cut, fits, normalise
+from fedbonsai.zoo.parts import Norm, chain, cut, normalise, sides
 
 
 @network("conv2")
-def conv2(channels: int = 1, size: int = 28, classes: int = 62) -> nn.Module:
+def conv2(channels: int = 1, size: int = 28, classes: int = 62, height: int = 0, width: int = 0) -> nn.Module:
     """Two 5x5 convolutions (32, 64) and 2,048 hidden units, no normalisation: 6,603,710 parameters for FEMNIST.
 
     Linear layers start Kaiming-uniform by fan-out with gain sqrt(2), convolutions by PyTorch's default.
     """
-    net = _two_convolutions("conv2", channels, size, 2048, classes)
+    net = _two_convolutions(channels, sides("conv2", size, height, width, 4), 2048, classes)
     for layer in net.modules():
         if isinstance(layer, nn.Linear):
             nn.init.kaiming_uniform_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -26,13 +26,12 @@ def conv2(channels: int = 1, size: int = 28, classes: int = 62) -> nn.Module:
 
 
 @network("cnn-mnist")
-def cnn_mnist(channels: int = 1, size: int = 28, classes: int = 10) -> nn.Module:
+def cnn_mnist(channels: int = 1, size: int = 28, classes: int = 10, height: int = 0, width: int = 0) -> nn.Module:
     """Two 5x5 convolutions (32, 64) and 512 hidden units: 1,663,370 parameters for MNIST."""
-    return _two_convolutions("cnn-mnist", channels, size, 512, classes)
+    return _two_convolutions(channels, sides("cnn-mnist", size, height, width, 4), 512, classes)
 
 
-def _two_convolutions(name: str, channels: int, size: int, hidden: int, classes: int) -> nn.Sequential:
-    fits(name, size, 4)
+def _two_convolutions(channels: int, size: tuple[int, int], hidden: int, classes: int) -> nn.Sequential:
     return cut(
         chain(conv=nn.Conv2d(channels, 32, 5, padding=2), relu=nn.ReLU(), pool=nn.MaxPool2d(2)),
         chain(
@@ -40,7 +39,7 @@ def _two_convolutions(name: str, channels: int, size: int, hidden: int, classes:
             relu1=nn.ReLU(),
             pool=nn.MaxPool2d(2),
             flatten=nn.Flatten(),
-            fc=nn.Linear(64 * (size // 4) ** 2, hidden),
+            fc=nn.Linear(64 * (size[0] // 4) * (size[1] // 4), hidden),
             relu2=nn.ReLU(),
         ),
         nn.Linear(hidden, classes),
@@ -48,12 +47,14 @@ def _two_convolutions(name: str, channels: int, size: int, hidden: int, classes:
 
 
 @network("cnn-bn")
-def cnn_bn(channels: int = 1, size: int = 28, classes: int = 10, norm: Norm = "batch") -> nn.Module:
+def cnn_bn(
+    channels: int = 1, size: int = 28, classes: int = 10, norm: Norm = "batch", height: int = 0, width: int = 0
+) -> nn.Module:
     """Three 3x3 convolutions (16, 32, 64), each normalised; halved twice, then averaged over the image.
 
     The average makes the number of parameters, 24,058 for grey images of ten classes, the same for 8x8 and 28x28.
     """
-    fits("cnn-bn", size, 4)
+    sides("cnn-bn", size, height, width, 4)
     return cut(
         chain(
             conv=nn.Conv2d(channels, 16, 3, padding=1, bias=False),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Arch, network
-from fedbonsai.zoo.parts import chain
+from fedbonsai.zoo.parts import Mean, Turned, chain
 
 Options = Mapping[str, Any]
 
@@ -35,11 +35,15 @@ def back(of: str, options: Options) -> nn.Module:
 def auxiliary(of: str, options: Options) -> nn.Module:
     """The stem of another network with a small classifier of its own, for a local loss."""
     whole = _whole(of, options)
-    image = torch.zeros(1, whole_of(options, "channels"), *[whole_of(options, "size")] * 2)
     with torch.no_grad():
-        shape = whole.stem.eval()(image).shape
-    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if len(shape) == 4 else []
-    return chain(stem=whole.stem, head=nn.Sequential(*pool, nn.Linear(shape[1], whole_of(options, "classes"))))
+        shape = whole.stem.eval()(_blank(options)).shape
+    channels_first = len(shape) == 4 or any(isinstance(layer, Turned) for layer in whole.stem.modules())
+    if channels_first:
+        pool = [nn.AdaptiveAvgPool2d(1) if len(shape) == 4 else nn.AdaptiveAvgPool1d(1), nn.Flatten()]
+    else:
+        pool = [Mean()] if len(shape) == 3 and "vocabulary" not in options else []
+    head = nn.Linear(shape[1 if channels_first else -1], whole_of(options, "classes"))
+    return chain(stem=whole.stem, head=nn.Sequential(*pool, head))
 
 
 @network("ensemble")
@@ -75,6 +79,16 @@ def whole_of(options: Options, name: str) -> int:
             f"a parameter of that name"
         )
     return int(options[name])
+
+
+def _blank(options: Options) -> Tensor:
+    """An input of zeros, as the options say that the data are: tokens, a series or table, a picture."""
+    if "vocabulary" in options:
+        return torch.zeros(1, whole_of(options, "length"), dtype=torch.int64)
+    if "features" in options:
+        return torch.zeros(1, *(int(options[name]) for name in ("length", "features") if name in options))
+    sides = ("height", "width") if "height" in options else ("size", "size")
+    return torch.zeros(1, *(whole_of(options, name) for name in ("channels", *sides)))
 
 
 def _whole(of: str, options: Options) -> Any:

@@ -6,21 +6,27 @@ from itertools import pairwise
 
 from torch import nn
 
-from fedbonsai.errors import ConfigError
 from fedbonsai.model import network
-from fedbonsai.zoo.parts import chain, cut
+from fedbonsai.zoo.parts import chain, cut, positive, sides
 
 
 @network("mlp")
-def mlp(channels: int = 1, size: int = 8, classes: int = 10, widths: tuple[int, ...] = (64, 32)) -> nn.Module:
+def mlp(
+    channels: int = 1,
+    size: int = 8,
+    classes: int = 10,
+    widths: tuple[int, ...] = (64, 32),
+    height: int = 0,
+    width: int = 0,
+) -> nn.Module:
     """Hidden layers of the given widths; the first of them is the stem. Without any it is logistic regression.
 
     Raises:
         ConfigError: a width below 1.
     """
-    if any(width < 1 for width in widths):
-        raise ConfigError(f"model 'mlp': widths = {list(widths)}: expected each at least 1")
-    sizes = [channels * size * size, *widths]
+    positive("mlp", widths=tuple(widths))
+    high, wide = sides("mlp", size, height, width)
+    sizes = [channels * high * wide, *widths]
     layers: list[dict[str, nn.Module]] = [
         {f"fc{number}": nn.Linear(inputs, outputs), f"relu{number}": nn.ReLU()}
         for number, (inputs, outputs) in enumerate(pairwise(sizes), 1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from fedbonsai.model import network
-from fedbonsai.zoo.parts import Norm, chain, cut, fits, normalise
+from fedbonsai.zoo.parts import Norm, chain, cut, normalise, sides
 
 
 class BasicBlock(nn.Module):
@@ -33,16 +33,20 @@ class BasicBlock(nn.Module):
 
 
 @network("resnet18")
-def resnet18(channels: int = 3, size: int = 32, classes: int = 10, norm: Norm = "batch") -> nn.Module:
+def resnet18(
+    channels: int = 3, size: int = 32, classes: int = 10, norm: Norm = "batch", height: int = 0, width: int = 0
+) -> nn.Module:
     """ResNet-18 with a 3x3 stem for small images: 11,173,962 parameters for CIFAR-10."""
-    fits("resnet18", size, 8)
+    sides("resnet18", size, height, width, 8)
     return _residual(_stem3(channels, 64, norm), (64, 128, 256, 512), classes, norm)
 
 
 @network("resnet18-7x7")
-def resnet18_7x7(channels: int = 3, size: int = 224, classes: int = 100, norm: Norm = "batch") -> nn.Module:
+def resnet18_7x7(
+    channels: int = 3, size: int = 224, classes: int = 100, norm: Norm = "batch", height: int = 0, width: int = 0
+) -> nn.Module:
     """ResNet-18 as He et al. have it, with the 7x7 stem that halves twice: 11,227,812 parameters for 100 classes."""
-    fits("resnet18-7x7", size, 32)
+    sides("resnet18-7x7", size, height, width, 32)
     stem = chain(
         conv=nn.Conv2d(channels, 64, 7, 2, padding=3, bias=False),
         norm=normalise(norm, 64),
@@ -53,9 +57,11 @@ def resnet18_7x7(channels: int = 3, size: int = 224, classes: int = 100, norm: N
 
 
 @network("resnet-tiny")
-def resnet_tiny(channels: int = 3, size: int = 32, classes: int = 10, norm: Norm = "batch") -> nn.Module:
+def resnet_tiny(
+    channels: int = 3, size: int = 32, classes: int = 10, norm: Norm = "batch", height: int = 0, width: int = 0
+) -> nn.Module:
     """Three stages of two basic blocks, 16, 32 and 64 channels wide: 175,258 parameters for CIFAR-10."""
-    fits("resnet-tiny", size, 4)
+    sides("resnet-tiny", size, height, width, 4)
     return _residual(_stem3(channels, 16, norm), (16, 32, 64), classes, norm)
 
 

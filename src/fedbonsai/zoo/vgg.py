@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from fedbonsai.model import network
-from fedbonsai.zoo.parts import Norm, chain, cut, fits, normalise
+from fedbonsai.zoo.parts import Norm, chain, cut, normalise, sides
 
 POOL = 0
 VGG11 = (64, POOL, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL)
@@ -16,15 +16,15 @@ VGG16 = (64, 64, POOL, 128, 128, POOL, 256, 256, 256, POOL, 512, 512, 512, POOL,
 
 
 @network("vgg11")
-def vgg11(channels: int = 3, size: int = 32, classes: int = 10) -> nn.Module:
+def vgg11(channels: int = 3, size: int = 32, classes: int = 10, height: int = 0, width: int = 0) -> nn.Module:
     """VGG-11 of PruneFL: no normalisation, two hidden layers of 512, 9,750,922 parameters for CIFAR-10.
 
     Hidden linear layers start Kaiming-uniform by fan-in with gain sqrt(2), the last one by fan-out with slope 1.5,
     convolutions by PyTorch's default.
     """
-    fits("vgg11", size, 32)
+    high, wide = sides("vgg11", size, height, width, 32)
     stem, features = _convolutions(VGG11, channels, None, bias=True)
-    hidden = [nn.Linear(512 * (size // 32) ** 2, 512), nn.Linear(512, 512)]
+    hidden = [nn.Linear(512 * (high // 32) * (wide // 32), 512), nn.Linear(512, 512)]
     classifier = nn.Linear(512, classes)
     for layer in hidden:
         nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
@@ -35,14 +35,16 @@ def vgg11(channels: int = 3, size: int = 32, classes: int = 10) -> nn.Module:
 
 
 @network("vgg11-bn")
-def vgg11_bn(channels: int = 3, size: int = 32, classes: int = 10, norm: Norm = "batch") -> nn.Module:
+def vgg11_bn(
+    channels: int = 3, size: int = 32, classes: int = 10, norm: Norm = "batch", height: int = 0, width: int = 0
+) -> nn.Module:
     """VGG-11 with normalisation and one linear layer, as FedTiny counts it: 9,228,362 parameters for CIFAR-10.
 
     Convolutions have no bias and start Kaiming-normal by fan-out.
     """
-    fits("vgg11-bn", size, 32)
+    high, wide = sides("vgg11-bn", size, height, width, 32)
     stem, features = _convolutions(VGG11, channels, norm, bias=False)
-    net = cut(stem, chain(**features, flatten=nn.Flatten()), nn.Linear(512 * (size // 32) ** 2, classes))
+    net = cut(stem, chain(**features, flatten=nn.Flatten()), nn.Linear(512 * (high // 32) * (wide // 32), classes))
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -51,14 +53,20 @@ def vgg11_bn(channels: int = 3, size: int = 32, classes: int = 10, norm: Norm = 
 
 @network("vgg16")
 def vgg16(
-    channels: int = 3, size: int = 32, classes: int = 10, norm: Norm = "batch", dropout: float = 0.5
+    channels: int = 3,
+    size: int = 32,
+    classes: int = 10,
+    norm: Norm = "batch",
+    dropout: float = 0.5,
+    height: int = 0,
+    width: int = 0,
 ) -> nn.Module:
     """VGG-16 of FL-PQSU: four max-pools, an average, two hidden layers of 4,096; 33,642,442 parameters for CIFAR-10.
 
     Initial values are those of the authors' code: convolutions N(0, 2 / (9 outputs)), norm weights 0.5, linear layers
     N(0, 0.01**2) with zero bias.
     """
-    fits("vgg16", size, 32)
+    high, wide = sides("vgg16", size, height, width, 32)
     stem, features = _convolutions(VGG16, channels, norm, bias=False)
     net = cut(
         stem,
@@ -66,7 +74,7 @@ def vgg16(
             **features,
             average=nn.AvgPool2d(2),
             flatten=nn.Flatten(),
-            fc1=nn.Linear(512 * (size // 32) ** 2, 4096),
+            fc1=nn.Linear(512 * (high // 32) * (wide // 32), 4096),
             relu_fc1=nn.ReLU(),
             dropout1=nn.Dropout(dropout),
             fc2=nn.Linear(4096, 4096),

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import network
-from fedbonsai.zoo.parts import Norm, chain, cut, fits, normalise
+from fedbonsai.zoo.parts import Norm, chain, cut, normalise, sides
 
 
 class WideBlock(nn.Module):
@@ -31,18 +31,26 @@ class WideBlock(nn.Module):
 
 
 @network("wrn-16")
-def wrn16(channels: int = 3, size: int = 32, classes: int = 10, width: int = 4, norm: Norm = "batch") -> nn.Module:
-    """WRN-16-k with k = ``width``: 10,961,370 parameters for CIFAR-10 at width 8, 2,748,890 at width 4.
+def wrn16(
+    channels: int = 3,
+    size: int = 32,
+    classes: int = 10,
+    widen: int = 4,
+    norm: Norm = "batch",
+    height: int = 0,
+    width: int = 0,
+) -> nn.Module:
+    """WRN-16-k with k = ``widen``: 10,961,370 parameters for CIFAR-10 at 8, 2,748,890 at 4.
 
-    The stem is the first convolution alone, of 16 channels whatever the width: what crosses a cut behind it does not
+    The stem is the first convolution alone, of 16 channels whatever the factor: what crosses a cut behind it does not
     grow with the network. No dropout; convolutions start Kaiming-normal by fan-out.
     """
-    fits("wrn-16", size, 4)
-    if width < 1:
-        raise ConfigError(f"model 'wrn-16': width = {width}: expected at least 1, such as 4 for WRN-16-4")
+    sides("wrn-16", size, height, width, 4)
+    if widen < 1:
+        raise ConfigError(f"model 'wrn-16': widen = {widen}: expected at least 1, such as 4 for WRN-16-4")
     stages: dict[str, nn.Module] = {}
     inputs = 16
-    for number, outputs in enumerate((16 * width, 32 * width, 64 * width), 1):
+    for number, outputs in enumerate((16 * widen, 32 * widen, 64 * widen), 1):
         first = WideBlock(inputs, outputs, 1 if number == 1 else 2, norm)
         stages[f"stage{number}"] = chain(block1=first, block2=WideBlock(outputs, outputs, 1, norm))
         inputs = outputs

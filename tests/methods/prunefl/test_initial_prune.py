@@ -56,7 +56,7 @@ def test_the_gate_decides_when_the_first_reconfiguration_comes(monkeypatch):  # 
 
 @pytest.mark.parametrize(("accuracy", "open_"), [(1.49 / 62, False), (1.51 / 62, True), (0.0242, True)])
 def test_the_gate_for_62_classes(monkeypatch, accuracy, open_):  # specs/prunefl §8.11
-    monkeypatch.setattr(room.training, "evaluate", lambda *_: Score(0.0, accuracy, 1))
+    monkeypatch.setattr(room.training, "evaluate", lambda *_: Score(0.0, {"accuracy": accuracy}, 1))
     model = Model.init(Arch("mlp", {"widths": (5,), "size": 2, "classes": 62}), 0)
     assert room.reached(model, [PEOPLE[0].train], 1.5, "cpu") is open_
 
@@ -115,20 +115,20 @@ def test_settings_that_cannot_be_meant_is_refused(fault, match):
 
 
 def test_momentum_of_weights_that_come_back_is_zero(monkeypatch):  # specs/prunefl §1.7
-    few, calls, seen, descend = masks_of(), [], [], room.training.descend
+    few, calls, seen, move = masks_of(), [], [], room.Moving.move
 
     def forced(weights, shelf, old, *_):
         calls.append(1)
         new = few if len(calls) == 1 else {n: torch.ones_like(m) for n, m in few.items()}
         return (*turned(weights, shelf, old, new, True), new)
 
-    def watched(params, grads, sgd, momentum):
+    def watched(moving, *step):
         if len(calls) == 2 and not seen:
-            seen.extend(value.clone() for value in momentum)
-        descend(params, grads, sgd, momentum)
+            seen.extend(value.clone() for value in moving.slots[0])
+        move(moving, *step)
 
     monkeypatch.setattr(room, "reconfigured", forced)
-    monkeypatch.setattr(room.training, "descend", watched)
+    monkeypatch.setattr(room.Moving, "move", watched)
     how = InitialPruneConfig(batches=2, iterations=30, every=5, gate=0)
     initial_prune.run(replace(REQUEST, sgd=replace(SGD5, momentum=0.9), how=how), PEOPLE[0], {})
     found = dict(zip(skeleton(START).parameters, seen, strict=True))
@@ -153,7 +153,7 @@ def output_first(size: int = 2, classes: int = 3):
 
 
 def test_classes_are_those_of_the_output(monkeypatch):
-    monkeypatch.setattr(room.training, "evaluate", lambda *_: Score(0.0, 0.4, 1))
+    monkeypatch.setattr(room.training, "evaluate", lambda *_: Score(0.0, {"accuracy": 0.4}, 1))
     monkeypatch.setitem(networks_known, "output-first", output_first)
     model = Model.init(Arch("output-first"), 0)
     assert not room.reached(model, [PEOPLE[0].train], 1.5, "cpu")  # 0.4 < 1.5 / 3

@@ -166,7 +166,7 @@ def test_running_statistics_are_averaged_and_have_no_control():
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"sgd": SGD(momentum=0.9)}, "plain SGD"),
+        ({"sgd": SGD(momentum=0.9)}, "sgd without momentum"),
         ({"sgd": SGD(lr=0.0)}, "sgd.lr = 0.0"),
         ({"rate": 0.0}, "rate = 0.0"),
     ],

@@ -281,7 +281,7 @@ def test_a_device_that_is_left_out_trains_its_own_part_alone():
     assert all(not torch.equal(memories(fleet)[id][PERSONAL][HEAD[0]], MODEL.weights[HEAD[0]]) for id in out)
 
     def negative(person):
-        return replace(person, train=replace(person.train, x=-person.train.x))
+        return replace(person, train=replace(person.train, stored=-person.train.x))
 
     others = tuple(negative(person) if person.id in out else person for person in PEOPLE)
     again, other = run(method, people=others, rounds=1)

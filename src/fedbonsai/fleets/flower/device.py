@@ -62,7 +62,7 @@ class DeviceConfig:
     def source(self) -> Source:
         """Its data."""
         if self.part >= 0:
-            return Part(DataConfig(**self.trial), self.seed, self.part)
+            return Part(DataConfig.of(self.trial), self.seed, self.part)
         return Own(self.data, self.valid, self.name)
 
     def worker(self) -> Worker:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from dataclasses import field
 from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -11,7 +12,7 @@ from fedbonsai.errors import BadMessage
 from fedbonsai.fleets.envelope import Envelope, Receipt
 from fedbonsai.fleets.flower.limits import HEAD
 from fedbonsai.fleets.flower.memory import Slot
-from fedbonsai.wire import decode, message
+from fedbonsai.wire import OPTIONAL, decode, message
 
 
 @message("flower/form@1")
@@ -20,7 +21,8 @@ class Form:
 
     ``shape`` is that of one sample, channels first; ``names`` are those of the classes, in the order of their numbers;
     ``mean`` and ``std`` hold one value a channel, for values from 0 to 1, and normalise; ``augment`` asks for random
-    crops and flips.
+    crops and flips. ``reading`` says how columns become samples (`data.reading.Reading`), where these are other than
+    pictures as they are: then ``mean`` and ``std`` are one a feature, for values as they are stored, or none.
     """
 
     shape: tuple[int, ...]
@@ -28,6 +30,7 @@ class Form:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: bool = False
+    reading: str = field(default="", metadata=OPTIONAL)
 
 
 @message("flower/request@1")

@@ -1,6 +1,7 @@
 """A device's own data, brought into the form that the task wants or refused with what is wrong.
 
-Values of bytes count from 0 to 255, floats and booleans from 0 to 1; all are normalised as the server's data are. Whole
+Where the form says how columns become samples, they are read as the server's were (`columns`). Pictures need no such words:
+values of bytes count from 0 to 255, floats and booleans from 0 to 1; all are normalised as the server's data are. Whole
 numbers of other types are refused, and so are values beyond these: nobody could tell what they count from.
 """
 
@@ -24,20 +25,22 @@ from torch import Tensor
 
 from fedbonsai import data
 from fedbonsai.core import Samples
+from fedbonsai.data.arrays import Bytes
 from fedbonsai.data.classes import counted, few, numbers, plain
 from fedbonsai.data.columns import decode
 from fedbonsai.data.config import DataConfig
-from fedbonsai.data.images import Bytes
-from fedbonsai.data.sources import parquet, read, stray
+from fedbonsai.data.federation import Federation
+from fedbonsai.data.folders import IMAGES, splits, stray
+from fedbonsai.data.sources import read
 from fedbonsai.errors import ConfigError
+from fedbonsai.fleets.flower import columns
 from fedbonsai.fleets.flower.frames import Form
 from fedbonsai.tree import generator, seed_of
 
 KINDS = (
-    "a folder with one folder of images for each class, a folder of train-*.parquet files, "
-    "a file .npz with arrays x and y, or module:function that returns x and y"
+    "a folder with one folder of images or recordings for each class, a folder of train-*.parquet files (or .csv, .npz), "
+    "a file .npz with arrays x and y, a file .parquet or .csv, or module:function that returns x and y"
 )
-IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 DAMAGED = (
     OSError,
     ValueError,
@@ -74,33 +77,52 @@ class Own:
         Raises:
             ConfigError: there are none, or they do not fit the form.
         """
+        whole = self._columns(form) if form.reading else self._pictures(form)
+        count = len(whole)
+        apart = min(count - 1, max(1, round(self.valid * count))) if self.valid > 0 and count > 1 else 0
+        order = torch.randperm(count, generator=generator(seed_of(0, f"device/{self.device}", -1, 0)))
+        return whole[order[apart:]], whole[order[:apart]]
+
+    def _columns(self, form: Form) -> Samples:
+        path = Path(self.where)
+        if not os.path.exists(self.where):
+            module, name = self._function()
+            arrays = _called(module, name)
+            return columns.of_arrays(arrays, form, self.where, self.device)
+        return columns.of_path(path, form, self.device)
+
+    def _pictures(self, form: Form) -> Samples:
         x, y = self._read(form)
         if not len(y):
             raise ConfigError(f"{self.where} holds no samples; expected {KINDS}")
         if len(x) != len(y):
             raise ConfigError(f"{self.where} holds {len(x)} samples and {len(y)} labels")
-        whole = Samples(_shaped(x, form, self.where), _labels(y, form, self.where))
-        count = len(whole)
-        apart = min(count - 1, max(1, round(self.valid * count))) if self.valid > 0 and count > 1 else 0
-        order = torch.randperm(count, generator=generator(seed_of(0, f"device/{self.device}", -1, 0)))
-        return whole[order[apart:]], whole[order[:apart]]
+        return Samples(_shaped(x, form, self.where), _labels(y, form, self.where))
+
+    def _function(self) -> tuple[str, str]:
+        """Module and name of a function.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        module, colon, name = self.where.partition(":")
+        if colon and module.replace(".", "_").isidentifier() and name.isidentifier():
+            return module, name
+        state = "is none of these" if os.path.exists(self.where) else "does not exist"
+        raise ConfigError(f"--data {self.where} {state}; expected {KINDS}")
 
     def _read(self, form: Form) -> tuple[Tensor, NDArray[Any]]:
         """Samples with values from 0 to 1, and labels."""
         path, there = Path(self.where), os.path.exists(self.where)  # False, too, for what can be no name of a file
         if there and path.is_dir():
             if any(not stray(file) for pattern in ("*.parquet", "data/*.parquet") for file in path.glob(pattern)):
-                x, y = _parquet(path)
+                x, y = _files(path)
             else:
                 x, y = _images(path, form)
             return torch.as_tensor(x).float() / 255, y
         if there and path.suffix.lower() == ".npz" and path.is_file():
             return self._given(*_arrays(path))
-        module, colon, name = self.where.partition(":")
-        if colon and module.replace(".", "_").isidentifier() and name.isidentifier():
-            return self._given(*_called(module, name))
-        state = "is none of these" if there else "does not exist"
-        raise ConfigError(f"--data {self.where} {state}; expected {KINDS}")
+        return self._given(*_called(*self._function()))
 
     def _given(self, x: Any, y: Any) -> tuple[Tensor, NDArray[Any]]:
         return _scaled(_array(x, f"samples of {self.where}"), self.where), _array(y, f"labels of {self.where}")
@@ -129,14 +151,19 @@ class Part:
         held = data.load(self.data, self.seed)
         if not 0 <= self.part < len(held.ids):
             raise ConfigError(f"--part {self.part}: the data are divided among {len(held.ids)} clients, 0 to n - 1")
-        mine = Form(held.samples.shape, held.class_names, held.mean, held.std, held.augment)
+        mine = form_of(held)
         if mine != form:
             raise ConfigError(
                 f"--part of {self.data.name!r} gives samples {mine.shape} of {len(mine.names)} classes, normalised by "
-                f"{mine.mean}; the task has {form.shape}, {len(form.names)} classes and {form.mean}: "
+                f"{mine.mean[:3]}; the task has {form.shape}, {len(form.names)} classes and {form.mean[:3]}: "
                 "give join the same recipe and --data settings as run"
             )
         return held.train[self.part], held.valid[self.part]
+
+
+def form_of(held: Federation) -> Form:
+    """The form of a federation's samples."""
+    return Form(held.samples.shape, held.class_names, held.mean, held.std, held.augment, held.reading)
 
 
 def _images(folder: Path, form: Form) -> tuple[Bytes, NDArray[Any]]:
@@ -158,10 +185,12 @@ def _images(folder: Path, form: Form) -> tuple[Bytes, NDArray[Any]]:
     return x, np.asarray([name for _, name in found])
 
 
-def _parquet(folder: Path) -> tuple[Bytes, NDArray[Any]]:
+def _files(folder: Path) -> tuple[Bytes, NDArray[Any]]:
     images = read(DataConfig(path=str(folder)))
+    if images.kind != "pictures":
+        raise ConfigError(f"{folder} holds {images.kind}, the task wants pictures")
     x, y = images.x, images.y
-    if set(parquet(folder)) == {"train"}:  # what was cut off as a test set is the device's own too
+    if set(splits(folder)) == {"train"}:  # what was cut off as a test set is the device's own too
         x, y = np.concatenate([x, images.test_x]), np.concatenate([y, images.test_y])
     return x, np.asarray(images.names)[y] if images.names else y
 

@@ -21,7 +21,7 @@ from fedbonsai.tree import Tree
 from fedbonsai.wire import message
 from fedbonsai.work import Episode
 
-Size = tuple[int, ...]  # of one input
+Size = tuple[int, ...]  # of one input, such as channels, height and width of an image
 Format = Literal["dense", "bitmap", "coordinates", "csr"]
 
 BITS = 32  # of a value

@@ -1,4 +1,4 @@
-"""Whole filters and neurons go, and what reads them goes along: the result is a smaller dense network, no mask.
+"""Whole filters, neurons, recurrent units and heads go, and what reads them too: a smaller dense network, no mask.
 
 Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017: the units of least L1 norm, scored on the weights before
 anything was removed. What must shrink together (normalisation, residual sums, the next layer's inputs) is found by the
@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -24,7 +24,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from fedbonsai.choice import Choice, choice
 from fedbonsai.devices.networks import all_known
 from fedbonsai.errors import BadMessage, ConfigError, FedbonsaiError, Missing
-from fedbonsai.model import RESIZED, Arch, Model, forms, shared, skeleton, state
+from fedbonsai.model import RESIZED, Arch, Model, blank, forms, shared, skeleton, state, tokens
 from fedbonsai.stages.pruning.count import Size, layer_macs
 from fedbonsai.stages.pruning.masks import keep_top
 from fedbonsai.stages.pruning.scores import filters
@@ -38,15 +38,19 @@ Shapes = Mapping[str, tuple[int, ...]]  # by name of weight
 
 @dataclass(frozen=True)
 class Units:
-    """Filters or neurons of one layer, or of layers whose outputs are added up and that therefore keep the same ones.
+    """Filters, neurons, recurrent units or heads of one layer, or of layers that must keep the same ones.
+
+    Those are layers whose outputs are added up, convolutions of each channel for itself, and the parts of an attention.
 
     Attributes:
         name: of the first layer that makes them.
         width: how many there are.
         groups: of a group normalisation behind them; each keeps as many, so that a unit stays in its group.
-        makers: weights with one row for each unit, which score it.
-        rows: all tensors with one entry for each unit along dimension 0, ``makers`` among them.
+        makers: weights with rows for each unit, which score it.
+        rows: all tensors with ``each`` entries for a unit along dimension 0, ``makers`` among them; those of the gates of a
+            recurrent layer have all units once for each gate.
         readers: weights that read them along dimension 1, with the number of columns for each (pixels where flattened).
+        each: outputs of a layer that are one unit, as those of a head.
     """
 
     name: str
@@ -55,38 +59,61 @@ class Units:
     makers: tuple[str, ...]
     rows: tuple[str, ...]
     readers: tuple[tuple[str, int], ...]
+    each: int = 1
+
+    def entries(self, index: Tensor, count: int) -> Tensor:
+        """Where some units are among the ``count`` entries of a tensor of ``rows``."""
+        return _spread(torch.arange(count // (self.width * self.each)), self.width, index, self.each)
+
+
+def _spread(gates: Tensor, width: int, index: Tensor, each: int) -> Tensor:
+    """Entries of units, ``each`` in a row, for each of the gates."""
+    units = gates[:, None] * width + index
+    return (units[..., None] * each + torch.arange(each)).flatten()
 
 
 def units(model: Model, size: Size) -> list[Units]:
-    """All units that may go, in the order of their layers; those that nothing reads, the outputs, stay.
+    """All units that may go, in the order of their layers.
+
+    Those that nothing reads, the outputs, stay, and those on which a layer depends that cannot be resized: what is added
+    to embeddings, or normalised by LayerNorm, keeps its width. A module whose outputs go in runs only, as heads do, says so
+    in an attribute ``runs``: how many by the name of the layer.
 
     Args:
-        model: convolutions, linear layers, batch and group normalisation, sums and flattening.
-        size: of an image, [channels, height, width].
+        model: convolutions, linear and recurrent layers, batch and group normalisation, attention, sums and flattening.
+        size: of one input.
 
     Raises:
         Missing: torch-pruning is not installed.
-        ConfigError: a layer of a kind that is not known here depends on a unit, or the network without some of its
-            units would not compute what is left of it.
+        ConfigError: no units may go, or the network without some of its units would not compute what is left of it.
     """
     pruning = _torch_pruning()
     module = model.build().eval()
-    paths = {id(layer): path for path, layer in module.named_modules()}
-    tied = shared(module)
-    fixed = _fixed(module, tied)
+    fixed = _fixed(module, shared(module))
+    runs = {f"{path}.{name}" if path else name: count for path, name, count in _runs(module)}
+    recurrent = {
+        path: layer for path, layer in module.named_modules() if isinstance(layer, nn.GRU) and path not in fixed
+    }
+    for path, layer in recurrent.items():
+        parent, _, name = path.rpartition(".")
+        setattr(module.get_submodule(parent), name, _StandIn(layer))
+    paths = {id(layer): path.removesuffix(f".{INSIDE}") for path, layer in module.named_modules()}
     found: list[Units] = []
     done: set[str] = set()
     try:
-        example = torch.zeros(1, *size, dtype=dtype_of(model.weights))
+        example = _example(model, size, 1)
         graph = pruning.DependencyGraph().build_dependency(module, example_inputs=example, verbose=False)
-        for path, layer in module.named_modules():
-            if not isinstance(layer, nn.Conv2d | nn.Linear) or path in done | fixed.keys():
+        for layer in module.modules():
+            path = paths[id(layer)]
+            if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear) or path in done | fixed.keys():
                 continue
-            convolution = isinstance(layer, nn.Conv2d)
-            cut = pruning.prune_conv_out_channels if convolution else pruning.prune_linear_out_channels
-            group = graph.get_pruning_group(layer, cut, idxs=[0])
-            made = _units(path, layer.weight.shape[0], _items(path, group, paths, graph), fixed)
-            done |= {maker.removesuffix(".weight") for maker in made.makers}
+            each, cut = runs.get(path, 1), graph.get_pruner_of_module(layer).prune_out_channels
+            group = graph.get_pruning_group(layer, cut, idxs=list(range(each)))
+            items = _items(path, group, paths, graph)
+            if any(item[0] in fixed or not isinstance(item[1], RESIZED) for item in items):
+                continue
+            made = _units(path, layer.weight.shape[0] // each, each, items, recurrent)
+            done |= {maker.rpartition(".")[0] for maker in made.makers}
             if made.readers:
                 found.append(made)
     except FedbonsaiError:
@@ -95,16 +122,49 @@ def units(model: Model, size: Size) -> list[Units]:
         raise _unfit(model, fixed, f"its layers cannot be followed ({type(error).__name__}: {error})") from error
     if not found:
         raise _unfit(model, fixed, "no layer has units that another one of a known kind reads")
-    _check(model, found, size)
+    if why := _wrong(model, found, size):
+        raise _unfit(model, fixed | {path: f"a {type(layer).__name__}" for path, layer in recurrent.items()}, why)
     return found
 
 
 def _unfit(model: Model, fixed: Mapping[str, str], why: str) -> ConfigError:
     named = "; ".join(f"{path!r} is {kind}" for path, kind in fixed.items())
     return ConfigError(
-        f"network {model.arch.name!r} cannot be pruned by units: {why}{'; ' * bool(named)}{named}. Convolutions of images, "
-        "linear layers, batch and group normalisation can be; for others use masks"
+        f"network {model.arch.name!r} cannot be pruned by units: {why}{'; ' * bool(named)}{named}. Convolutions of images "
+        "and series, linear layers, batch and group normalisation, single GRU layers can be; for others use masks"
     )
+
+
+INSIDE = "inside"
+
+
+class _StandIn(nn.Module):
+    """A linear layer in place of a recurrent one, which torch-pruning could not follow from step to step."""
+
+    def __init__(self, layer: nn.GRU) -> None:
+        super().__init__()
+        self.inside = nn.Linear(layer.input_size, layer.hidden_size, dtype=dtype_of(dict(layer.named_parameters())))
+        self.batch_first = layer.batch_first
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.inside(x)
+        return y, (y[:, -1] if self.batch_first else y[-1])[None]
+
+
+def _runs(module: nn.Module) -> Iterator[tuple[str, str, int]]:
+    """Layers whose outputs go in runs: path of the module that says so, name of the layer, length of a run."""
+    for path, layer in module.named_modules():
+        runs = getattr(layer, "runs", None)
+        for name, count in runs.items() if isinstance(runs, dict) else ():
+            yield path, str(name), int(count)
+
+
+def _example(model: Model, size: Size, count: int) -> Tensor:
+    """Inputs that are drawn: tokens, or numbers in the type of the weights."""
+    random = generator(0)
+    if not (zeros := blank(model.arch, size, count)).is_floating_point():
+        return torch.randint(tokens(skeleton(model).module), zeros.shape, generator=random)
+    return torch.randn(zeros.shape, generator=random).to(dtype_of(model.weights))
 
 
 def _fixed(module: nn.Module, tied: Collection[str]) -> dict[str, str]:
@@ -124,13 +184,24 @@ def _fixed(module: nn.Module, tied: Collection[str]) -> dict[str, str]:
         elif isinstance(layer, nn.MultiheadAttention):
             found[path] = f"a {type(layer).__name__}"
             whole.append(path)
-        elif names and path and not isinstance(layer, RESIZED):
+        elif names and path and (not isinstance(layer, RESIZED) or not _single(layer)):
             found[path] = f"a {type(layer).__name__}"
         elif isinstance(layer, RESIZED) and any(prefix + name in tied for name in names):
             found[path] = f"a {type(layer).__name__} that shares its weights"
-        elif isinstance(layer, nn.Conv2d) and layer.groups > 1:
+        elif isinstance(layer, nn.Conv1d | nn.Conv2d) and layer.groups > 1 and not _of_each_channel(layer):
             found[path] = f"a {type(layer).__name__} of {layer.groups} groups"
     return found
+
+
+def _single(layer: nn.Module) -> bool:
+    """Not a recurrent layer of several layers or directions, or of a class of one's own."""
+    return not isinstance(layer, nn.GRU) or (
+        type(layer) is nn.GRU and layer.num_layers == 1 and not layer.bidirectional
+    )
+
+
+def _of_each_channel(layer: nn.Conv1d | nn.Conv2d) -> bool:
+    return layer.groups == layer.in_channels == layer.out_channels
 
 
 Item = tuple[str, nn.Module, bool, int]  # path, layer, whether its outputs go, how many entries for a unit
@@ -146,16 +217,20 @@ def _items(name: str, group: Any, paths: Mapping[int, str], graph: Any) -> list[
     ]
 
 
-def _units(name: str, width: int, items: Sequence[Item], fixed: Mapping[str, str]) -> Units:
+def _units(name: str, width: int, each: int, items: Sequence[Item], recurrent: Mapping[str, nn.GRU]) -> Units:
     makers: list[str] = []
     rows: list[str] = []
     readers: list[tuple[str, int]] = []
     groups = 1
     for path, layer, out, count in sorted(dict.fromkeys(items), key=lambda item: item[0] != name):
-        if path in fixed or not isinstance(layer, RESIZED):
-            kind = fixed.get(path, f"a {type(layer).__name__}")
-            raise ConfigError(f"layer {path!r}, {kind}, cannot be pruned by units with {name!r}; use masks")
-        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm):
+        if path in recurrent:
+            if out:
+                makers += [f"{path}.weight_ih_l0", f"{path}.weight_hh_l0"]
+                rows += [f"{path}.{entry}" for entry in state(recurrent[path])]
+                readers.append((f"{path}.weight_hh_l0", count))
+            else:
+                readers.append((f"{path}.weight_ih_l0", count))
+        elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm):
             rows += [f"{path}.{entry}" for entry in state(layer)]
             groups = max(groups, layer.num_groups) if isinstance(layer, nn.GroupNorm) else groups
         elif out:
@@ -163,24 +238,21 @@ def _units(name: str, width: int, items: Sequence[Item], fixed: Mapping[str, str
             rows += [f"{path}.{entry}" for entry in state(layer)]
         else:
             readers.append((f"{path}.weight", count))
-    return Units(name, width, groups, tuple(makers), tuple(rows), tuple(readers))
+    return Units(name, width, groups, tuple(makers), tuple(rows), tuple(readers), each)
 
 
-def _check(model: Model, groups: Sequence[Units], size: Size) -> None:
-    """Try it: a tensor that is no layer's, a joined channel or an output that is read again is not in the groups.
+def _wrong(model: Model, groups: Sequence[Units], size: Size) -> str:
+    """Try it, and say what is wrong; empty where nothing is.
 
-    With weights that are drawn, since those of the model may be zero where it matters, and with two choices of units, so
-    that none fits by chance. Group normalisation sees fewer values in the smaller network: it is left out of both.
+    A tensor that is no layer's, a joined channel or an output that is read again is not in the groups. With weights that are
+    drawn, since those of the model may be zero where it matters, and with two choices of units, so that none fits by
+    chance. Group normalisation sees fewer values in the smaller network: it is left out of both.
     """
     try:
         agree = all(_agree(model, groups, kept, size) for kept in (_first(groups), _some(groups)))
     except (RuntimeError, IndexError) as error:
-        raise ConfigError(f"network {model.arch.name!r} cannot be pruned by units; use masks ({error})") from None
-    if not agree:
-        raise ConfigError(
-            f"network {model.arch.name!r} cannot be pruned by units: without some of them it does not compute what the "
-            "others did; use masks"
-        )
+        return str(error)
+    return "" if agree else "without some of them it does not compute what the others did"
 
 
 def _first(groups: Sequence[Units]) -> list[Tensor]:
@@ -225,7 +297,7 @@ def _drawn(model: Model) -> Weights:
 
 def _gap(model: Model, groups: Sequence[Units], kept: Sequence[Tensor], size: Size) -> float:
     """Largest difference of an output between the smaller network and the silenced one, by the largest output."""
-    x = torch.randn(2, *size, generator=generator(0)).to(dtype_of(model.weights))
+    x = _example(model, size, 2)
     outputs: list[Tensor] = []
     for each in (prune(model, groups, kept), silenced(model, groups, kept)):
         net = each.build().eval()
@@ -267,10 +339,15 @@ def select(weights: Tree, groups: Sequence[Units], widths: Sequence[int]) -> lis
         if not 0 < width <= group.width or width % group.groups:
             many = f" in multiples of {group.groups} (its normalisation has as many groups)" * (group.groups > 1)
             raise ConfigError(f"{width} units of {group.name!r}: expected 1 to {group.width}{many}")
-        score = torch.stack([filters(weights[name].double()) for name in group.makers]).sum(0)
+        score = torch.stack([_norms(filters(weights[name].double()), group) for name in group.makers]).sum(0)
         parts = [keep_top(part, width // group.groups) for part in score.chunk(group.groups)]
         found.append(torch.cat(parts).nonzero().flatten())
     return found
+
+
+def _norms(rows: Tensor, group: Units) -> Tensor:
+    """L1 norms of units from those of rows: over a unit's rows, of all gates."""
+    return rows.reshape(-1, group.width, group.each).sum((0, 2)) if len(rows) > group.width else rows
 
 
 def prune(model: Model, groups: Sequence[Units], kept: Sequence[Tensor]) -> Model:
@@ -278,7 +355,7 @@ def prune(model: Model, groups: Sequence[Units], kept: Sequence[Tensor]) -> Mode
     weights = dict(model.weights)
     for group, index in zip(groups, kept, strict=True):
         for name in group.rows:
-            weights[name] = weights[name].index_select(0, index)
+            weights[name] = weights[name].index_select(0, group.entries(index, len(weights[name])))
         for name, each in group.readers:
             columns = (index[:, None] * each + torch.arange(each)).flatten()
             weights[name] = weights[name].index_select(1, columns)
@@ -289,10 +366,10 @@ def silenced(model: Model, groups: Sequence[Units], kept: Sequence[Tensor]) -> M
     """The full network with what `prune` removes set to zero instead: in evaluation mode it computes the same."""
     weights = {name: value.clone() for name, value in model.weights.items()}
     for group, index in zip(groups, kept, strict=True):
-        gone = torch.ones(group.width, dtype=torch.bool)
-        gone[index] = False
         for name in group.rows:
             if not name.endswith(STATISTICS):
+                gone = torch.ones(len(weights[name]), dtype=torch.bool)
+                gone[group.entries(index, len(gone))] = False
                 weights[name][gone] = 0
     return model.replace(weights)
 
@@ -443,7 +520,7 @@ def _cost(costs: Mapping[str, int], weights: Tree, groups: Sequence[Units], widt
     for group, width in zip(groups, widths, strict=True):
         for name in group.rows:
             if name in shapes:
-                shapes[name][0] = width
+                shapes[name][0] = shapes[name][0] * width // group.width
         for name, each in group.readers:
             if name in shapes:
                 shapes[name][1] = width * each

@@ -25,8 +25,9 @@ NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, getattr(nn, "RMSNorm", nn.LayerN
 def prunable(model: Model) -> list[str]:
     """Names of the weights that masks may touch: matrices and kernels that are trained.
 
-    Biases and normalisation stay dense, gains of one dimension that a network multiplies by itself, and what a weight is
-    computed from (weight_norm and other parametrizations): a row of zeros has no direction there.
+    Those of recurrent gates, of attention and of embeddings are among them; tied ones are named once. Biases and
+    normalisation stay dense, gains of one dimension that a network multiplies by itself, and what a weight is computed from
+    (weight_norm and other parametrizations): a row of zeros has no direction there.
     """
     net = skeleton(model)
     apart = _computed(net.module)

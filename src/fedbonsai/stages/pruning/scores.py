@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Model, skeleton
+from fedbonsai.model import Model, blank, skeleton, tokens
 from fedbonsai.stages.pruning.masks import NORMS
 from fedbonsai.tree import Tree, Weights, cast, dtype_of, generator, seed_of
 
@@ -59,7 +59,7 @@ def synflow(model: Model, names: list[str], size: tuple[int, ...]) -> Weights:
     Args:
         model: network.
         names: weights to score.
-        size: of the input, [channels, height, width].
+        size: of the input. Of tokens every one is put in.
 
     Raises:
         ConfigError: no flow reaches a layer that is whole, or it is not finite.
@@ -86,7 +86,7 @@ def _flow(model: Model, names: list[str], size: tuple[int, ...]) -> dict[str, Te
     for layer in level:
         vars(layer)["forward"] = _bypass  # instead of its own, which may take no sample alone
     try:
-        flow = net.module(torch.ones(1, *size, dtype=dtype_of(model.weights))).sum()
+        flow = net.module(_ones(model, size)).sum()
         wanted = [net.parameters[name] for name in names]
         gradients = list[Any](torch.autograd.grad(flow, wanted, allow_unused=True))
     finally:
@@ -94,6 +94,16 @@ def _flow(model: Model, names: list[str], size: tuple[int, ...]) -> dict[str, Te
             del vars(layer)["forward"]
     used = {name: g for name, g in zip(names, gradients, strict=True) if g is not None}
     return {n: (net.parameters[n].detach() * used[n]).abs() if n in used else None for n in names}
+
+
+def _ones(model: Model, size: tuple[int, ...]) -> Tensor:
+    """An input of ones; or as many as it takes for every token to be in one."""
+    one = blank(model.arch, size)
+    if one.is_floating_point():
+        return one.to(dtype_of(model.weights)) + 1
+    known = tokens(skeleton(model).module)
+    count = -(-known // one.numel())
+    return (torch.arange(count * one.numel()) % known).view(count, *size)
 
 
 def _bypass(x: Tensor) -> Tensor:
