@@ -53,6 +53,15 @@ CASES = [
         {"method__uplink": [{"topk": 0.1}], "method__changes": False},
         "weights cannot be sparse; set changes = true",
     ),
+    *(
+        (
+            "`model.trainable` where a network is cut or made narrower",
+            recipe,
+            {"model__trainable": ["classifier.*"]},
+            "every parameter must be trained",
+        )
+        for recipe in ("fl-pqsu", "small-dense", "splitfed-v2", "local-loss", "sparse-collaborative", "fedgkt")
+    ),
 ]
 
 
