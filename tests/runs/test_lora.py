@@ -32,7 +32,7 @@ def test_adapters_travel_alone_and_the_table_is_so(tmp_path):
     ]
     assert [row[:-1] for row in found] == [row[:-1] for row in rows("lora")]
     assert all(abs(float(a[-1]) - float(b[-1])) < 10 for a, b in zip(found, rows("lora"), strict=True))
-    run = fedbonsai.load(tmp_path / "runs/adapters and classifier")
+    run = fedbonsai.load(tmp_path / "runs/rows-lora adapters and classifier")
     names = [name for name in run.model.weights if "lora_" in name or "classifier" in name]
     learned = sum(run.model.weights[name].numel() for name in names)
     ups = [row["bytes"] for row in run.ledger() if row["kind"] == "update@1"]
