@@ -316,6 +316,7 @@ def test_a_finished_run_gives_the_whole_network_wherever_it_is_read(tmp_path, fi
         "classifier.weight",
         "classifier.bias",
     ]
+    assert same(scene(quick(model__weights=str(tmp_path / "run/model.safetensors"))).model.weights, dict(model.weights))
     found = Trained.of(run)
     assert set(found.network().state_dict()) == set(weights)
     assert found.dense.weights.keys() == model.weights.keys()

@@ -57,20 +57,23 @@ class Based(Wrapper):
     def __init__(self, inner: Fleet, base: str, ledger: Ledger) -> None:
         super().__init__(inner)
         self._request, self._holders = Hold(base, bases.of(base)), ledger.senders(Held)
+        self._silent: Mapping[Device, Silence] = {}
 
     def open(self, scope: Scope) -> None:
         """Begin a round. Its questions are counted, and seeds are drawn, as if the base had always been there."""
         super().open(scope)
         if without := [device for device in self.devices if device.id not in self._holders]:
-            for _ in self.inner.ask(hold, dict.fromkeys(without, self._request), 0):
+            answers = self.inner.ask(hold, dict.fromkeys(without, self._request), 0)
+            for _ in answers:
                 pass
+            self._silent = answers.silent
             self.inner.abort()
             self.inner.open(scope)
 
     def ask(self, task: Task[M, R], send: Mapping[Device, M], at_least: int = 1) -> Answers[R]:
         """Ask those who hold the base."""
         asked = self.inner.ask(task, {d: request for d, request in send.items() if d.id in self._holders}, 0)
-        without = [device for device in send if device.id not in self._holders]
+        without = {device: self._silent.get(device) for device in send if device.id not in self._holders}
 
         def rest() -> Iterator[Answer[R] | Silence]:
             yield from asked
@@ -78,6 +81,8 @@ class Based(Wrapper):
                 if why.reason.startswith(bases.LACKING):
                     self._holders.discard(device.id)
                 yield why
-            yield from (Silence(device, "the base of the network did not reach it", lost=True) for device in without)
+            for device, why in without.items():
+                reason = why.reason if why is not None else bases.LACKING
+                yield Silence(device, f"without the base of the network: {reason}", lost=True)
 
         return Answers(rest(), at_least)

@@ -59,11 +59,7 @@ class Run:
         file = Folder(self.path).model
         if not file.exists():
             raise ConfigError(f"{self.path} has no final model yet; finish it: fedbonsai run --resume {self.path}")
-        model = Model(structure(self.info["arch"], Arch), tensors.load(file.read_bytes()))
-        if not model.arch.base:
-            return model
-        start = tensors.load(Folder(self.path).start.read_bytes())
-        return Model(replace(model.arch, base=""), {**start, **model.weights})
+        return Model(structure(self.info["arch"], Arch), tensors.load(file.read_bytes()))
 
     @property
     def measure(self) -> Measure:
@@ -181,7 +177,7 @@ def _execute(
         outcome = loop(config, stage, run, files, observers)
         if outcome.futile and all(map(fruitless, outcome.rows)):
             raise NothingLearned(outcome.futile)
-        final = stage.method.model(outcome.state)
+        final = stage.method.model(outcome.state).whole()
         write(files.model, tensors.save({name: value.contiguous() for name, value in final.weights.items()}))
         files.set_info(
             arch=unstructure(final.arch),
