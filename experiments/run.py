@@ -67,8 +67,9 @@ def one(name: str, recipe: str, preset: str, settings: dict[str, Any], seed: int
         config = recipes.load(recipe, preset, {**settings, "seed": seed})
         run = execute(config, Path(folder) / "run")
     took = time.perf_counter() - start
-    evaluated = [row for row in run.metrics if "accuracy" in row]
-    extra = sorted({k for r in evaluated for k in r} - {"round", "accuracy", "valid_accuracy", "loss", "valid_loss"})
+    metric = run.measure.name
+    evaluated = [row for row in run.metrics if metric in row]
+    extra = sorted({k for r in evaluated for k in r} - {"round", metric, f"valid_{metric}", "loss", "valid_loss"})
     result = {
         "name": name,
         "recipe": recipe,
@@ -77,13 +78,12 @@ def one(name: str, recipe: str, preset: str, settings: dict[str, Any], seed: int
         "seed": seed,
         "data": run.info["data"]["name"],
         "configuration": {**unstructure(run.config), "data": {**unstructure(run.config.data), "path": ""}},
-        "accuracy": run.accuracy,
-        "last five": sum(row["accuracy"] for row in evaluated[-5:]) / len(evaluated[-5:]),
+        "metric": metric,
+        metric: run.score,
+        "last five": sum(row[metric] for row in evaluated[-5:]) / len(evaluated[-5:]),
         "bytes": run.bytes,
         "kinds": run.info["kinds"],
-        "curve": [
-            [r["round"] + 1, round(r["accuracy"], 5), r["total_bytes_up"], r["total_bytes_down"]] for r in evaluated
-        ],
+        "curve": [[r["round"] + 1, round(r[metric], 5), r["total_bytes_up"], r["total_bytes_down"]] for r in evaluated],
         "method metrics": {
             key: [float(f"{row[key]:.5g}") for row in evaluated if isinstance(row.get(key), float)]
             for key in extra
@@ -99,7 +99,7 @@ def one(name: str, recipe: str, preset: str, settings: dict[str, Any], seed: int
     fresh = target.with_suffix(".new")
     fresh.write_text(json.dumps(result) + "\n", encoding="utf-8")
     fresh.replace(target)
-    return f"{name} seed {seed}: {100 * run.accuracy:.2f} %, {sum(run.bytes.values()) / 1e6:.2f} MB, {took:.0f} s"
+    return f"{name} seed {seed}: {run.measure.text(run.score)}, {sum(run.bytes.values()) / 1e6:.2f} MB, {took:.0f} s"
 
 
 Job = tuple[str, str, str, dict[str, Any], int, Path]  # what `one` takes

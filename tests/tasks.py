@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +20,6 @@ from fedbonsai.runs.structure import unstructure
 
 CLIENTS, TRAIN, VALID, TEST = 4, 48, 16, 64
 VOCABULARY = 6
-
-
-class Made(Federation):
-    """Data that no reader read; networks take their shape and the width of their outputs."""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"shape": list(self.samples.shape), "classes": max(1, self.classes)}
-
-    def remarks(self) -> tuple[str, ...]:
-        return ()
 
 
 @dataclass(frozen=True)
@@ -70,12 +58,15 @@ class Task:
         valid = tuple(tuple(range(begin + TRAIN, begin + TRAIN + VALID)) for begin in begins)
         ids = tuple(f"{client:03d}" for client in range(CLIENTS))
         split = Split(ids, train, valid, (), len(samples), self.name)
-        return Made(self.name, samples, test, split, self.classes, (0.0,), (1.0,))
+        kind = "numbers" if samples.stored.is_floating_point() else "tokens" if samples.stored.ndim == 2 else "pictures"
+        words = VOCABULARY if kind == "tokens" else 0
+        return Federation(self.name, samples, test, split, self.classes, (0.0,), (1.0,), kind=kind, vocabulary=words)
 
     def model(self, seed: int = 0) -> Model:
         """The network with initial weights."""
         data = self.data()
-        return Model.init(Arch(self.network, data.options, self.objective.of(data.samples.y)), seed)
+        options = {"shape": list(data.options["shape"]), "classes": data.options["outputs"]}
+        return Model.init(Arch(self.network, options, self.objective.of(data.samples.y)), seed)
 
     def config(self, recipe: str = "fedavg", **more: object) -> RunConfig:
         """A run; who carries it out puts `data` in the place of ``fedbonsai.data.load``."""

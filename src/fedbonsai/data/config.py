@@ -23,6 +23,7 @@ HUB = {  # short name: data set of the Hugging Face hub, with its configuration 
     "cifar100": "uoft-cs/cifar100",
     "svhn": "ufldl-stanford/svhn:cropped_digits",
 }
+SETS = ("motion",)  # that travel with the package, in data/sets
 HUB_NAME = r"\w[\w.-]*/\w[\w.-]*(:[^:/]+)?"  # owner/name[:config]; folders and addresses are none
 
 
@@ -93,7 +94,8 @@ class DataConfig:
     """The data of a run. All faults are reported together, as one ``ValueError``."""
 
     name: str = "digits"
-    """Data set: digits, mnist, fashion-mnist, femnist, cifar10, cifar100, svhn, or owner/name[:config] of the hub. With a
+    """Data set: digits, motion (both are installed), mnist, fashion-mnist, femnist, cifar10, cifar100, svhn, or
+    owner/name[:config] of the hub. With a
     path, what reports call the data; none: as the folder."""
     path: str = ""
     """Own data to read instead of the hub: a Parquet, CSV or .npz file, a folder of them (train-*, test-*), a folder with one
@@ -148,6 +150,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant, and call own data by their folder where they have no name."""
+        if not self.path and self.name in SETS and not self.client:
+            object.__setattr__(self, "client", "client")
         if self.path and self.name in ("", "digits"):  # digits are never read from files: the name of a recipe or none
             object.__setattr__(self, "name", Path(self.path).resolve().name or "data")
         for name in ("x", "y"):  # one name alone is a list of one
@@ -178,7 +182,7 @@ class DataConfig:
             *self._transforms(),
         ]
         object.__setattr__(self, "by", "")
-        known = ["digits", *HUB]
+        known = ["digits", *SETS, *HUB]
         if not self.path and self.name not in known and not re.fullmatch(HUB_NAME, self.name):
             near = get_close_matches(self.name, known, 1)
             faults.insert(

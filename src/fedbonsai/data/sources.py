@@ -15,7 +15,7 @@ from fedbonsai.data.arrays import NOBODY, Arrays, fingerprint, keep, kept
 from fedbonsai.data.cache import file_of, version
 from fedbonsai.data.classes import few
 from fedbonsai.data.columns import input_columns, label_columns, matched, names_classes, required
-from fedbonsai.data.config import HUB, DataConfig
+from fedbonsai.data.config import HUB, SETS, DataConfig
 from fedbonsai.data.extras import extra, quiet
 from fedbonsai.data.folders import CLIENT, TESTS, local, marked, splits
 from fedbonsai.data.holdout import divided
@@ -45,8 +45,12 @@ def read(config: DataConfig) -> Arrays:
     settings = (*(getattr(config, name) for name in SETTINGS), *_code(config))
     if config.path.startswith(given.PREFIX):
         return _samples(given.recalled(config.path), config)
-    if config.path:
-        place = file_of("samples", "files", READING, _marks(Path(config.path)), settings)
+    folder = (
+        Path(__file__).parent / "sets" / config.name if not config.path and config.name in SETS else Path(config.path)
+    )
+    files = bool(config.path) or config.name in SETS
+    if files:
+        place = file_of("samples", "files", READING, _marks(folder), settings)
     elif config.name == "digits":
         if own := [name for name in SETTINGS if getattr(config, name) != getattr(DataConfig(), name)]:
             raise ConfigError(
@@ -58,9 +62,9 @@ def read(config: DataConfig) -> Arrays:
         place = file_of("samples", "hub", READING, HUB.get(config.name, config.name), settings)
     if (arrays := kept(place)) is not None:
         return arrays
-    if config.path:
-        with doing(f"reading {config.path}"):
-            arrays = _samples(local(Path(config.path)), config)
+    if files:
+        with doing(f"reading {config.path or config.name}"):
+            arrays = _samples(local(folder), config)
     elif config.name == "digits":
         arrays = digits()
     else:

@@ -90,8 +90,8 @@ def anchored(request: Train, me: Client, steps: int) -> None:
 
 
 def representation(net: nn.Module, x: Tensor) -> Tensor:
-    """z: what the classifier sees, [samples, values]."""
-    return net.get_submodule("features")(net.get_submodule("stem")(x)).flatten(1)
+    """z: what the classifier sees, [samples, ...]."""
+    return net.get_submodule("features")(net.get_submodule("stem")(x))
 
 
 def contrast(features: Tensor, towards: Tensor, away: Tensor, temperature: float) -> Tensor:

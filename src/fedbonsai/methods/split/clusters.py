@@ -218,7 +218,9 @@ def own_turn(request: Own, me: Client, memory: Memory) -> tuple[Activations | Fr
             seen = _view(own, me, int(j))
             assert seen is not None
             shape = tuple(parts[int(j)].output(seen.x, me.device).shape)
-            parts[int(j)] = parts[int(j)].pulled(seen.x, decoded(pulled, shape, seen.x.dtype), config.sgd, me.device)
+            parts[int(j)] = parts[int(j)].pulled(
+                seen.x, decoded(pulled, shape, dtype_of(parts[int(j)].weights)), config.sgd, me.device
+            )
         own |= {"fronts": tuple(parts), "number": own["number"] + 1}
     if _view(own, me, 0) is None:
         del own["number"]

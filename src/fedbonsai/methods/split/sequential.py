@@ -79,7 +79,7 @@ def step(request: Front | CutGradient, me: Client, memory: Memory) -> tuple[Acti
         last = batch(me, own["seed"], how.sgd, own["number"])
         assert last is not None
         shape = own["part"].output(last.x, me.device).shape
-        gradient = decoded(request.packed, tuple(shape), last.x.dtype)
+        gradient = decoded(request.packed, tuple(shape), dtype_of(own["part"].weights))
         own["part"] = own["part"].pulled(last.x, gradient, how.sgd, me.device)
         own["number"] += 1
     how = own["how"]

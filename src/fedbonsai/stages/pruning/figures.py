@@ -27,7 +27,7 @@ def figures(
     Args:
         model: exactly zero where it is pruned.
         masks: by name of the weight.
-        size: of an image, [channels, height, width].
+        size: shape of one input.
         sgd: local training.
         dense: tensors beside the weights that must be dense, the gradient among them; 0 where gradient and momentum
             are as sparse as the weights.
@@ -35,10 +35,8 @@ def figures(
 
     Returns:
         ``density`` and ``kept`` of the weights that have a mask, ``parameters`` with what is never pruned, ``macs`` of
-        one image forward, ``training_flops`` of one image in a step, and bytes of ``training_memory``.
+        one input forward, ``training_flops`` of one input in a step, and bytes of ``training_memory``.
     """
-    channels, height, width = size
-    image = (channels, height, width)
     kept, every = (sum(int(mask.sum()) for mask in masks.values()), sum(mask.numel() for mask in masks.values()))
     total = count.parameters(model)
     copies = 1 if dense else 2 + sgd.slots()
@@ -46,7 +44,7 @@ def figures(
         "density": density(masks),
         "kept": kept,
         "parameters": total - (every - kept),
-        "macs": count.flops(model, image, masks) // 2,
-        "training_flops": count.training_flops(model, image, masks),
-        "training_memory": count.training_bytes(model, image, sgd.batch, masks, copies, buffers) + 4 * dense * total,
+        "macs": count.flops(model, size, masks) // 2,
+        "training_flops": count.training_flops(model, size, masks),
+        "training_memory": count.training_bytes(model, size, sgd.batch, masks, copies, buffers) + 4 * dense * total,
     }
