@@ -7,12 +7,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tests.moments import killed_and_resumed
+from tests.zoo import kinds
 from torch import nn
 
 import fedbonsai
 from fedbonsai import bases
 from fedbonsai.cli import main
-from fedbonsai.devices.memory import peak_bytes
+from fedbonsai.core import Client, Samples
+from fedbonsai.devices.memory import peak_bytes, step_bytes
+from fedbonsai.devices.networks import layers
 from fedbonsai.errors import ConfigError, Forgotten
 from fedbonsai.export.trained import Trained
 from fedbonsai.fleets.based import Based
@@ -27,9 +30,10 @@ from fedbonsai.runs.folder import Folder
 from fedbonsai.runs.loop import loop
 from fedbonsai.runs.run import execute
 from fedbonsai.runs.setup import clients, federation, initial_model, scene
+from fedbonsai.training import SGD, train
 from fedbonsai.tree import seed_of, tensors
 from fedbonsai.wire import encode
-from fedbonsai.work import Episode
+from fedbonsai.work import Episode, collecting
 
 HEAD = ["classifier.*"]
 QUICK = {"rounds": 2, "data.clients": 4, "data.limit": 200, "data.partition": "iid", "model.name": "cnn-bn"}
@@ -360,3 +364,23 @@ def test_fl_pqsu_without_pruning_trains_a_part(tmp_path):
     assert len([row for row in run.ledger() if row["kind"] == "base/hold@1"]) == len(
         {row["client"] for row in run.ledger()}
     )
+
+
+# --- networks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_a_part_of_every_kind_of_network_is_trained_as_it_is_within_the_whole(kind):
+    whole = kinds.model(kind)
+    last = [name for name, _ in whole.build().named_parameters()][-2:]
+    whole = replace(whole, arch=replace(whole.arch, trainable=tuple(last)))
+    part, x = whole.based(), kinds.inputs(kind, 12)
+    assert part.arch.base
+    assert whole.based().arch == part.arch
+    y = x if kind in kinds.WORDS else torch.arange(12) % kinds.KINDS[kind][1]["classes"]
+    me = Client("a", 0, Samples(x, y), Samples(x[:0], y[:0]))
+    with collecting() as done:
+        ends = [train(model, me, SGD(lr=0.1, batch=4)) for model in (whole, part)]
+    assert same(Model(part.arch, ends[1].weights).whole().weights, dict(ends[0].weights))
+    costs = [(layers(episode), step_bytes(episode)) for episode in done]
+    assert costs[0] == costs[1]
