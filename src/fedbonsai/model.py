@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import field
+from dataclasses import field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib import import_module
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedbonsai import bases
 from fedbonsai.errors import BadMessage, ConfigError
 from fedbonsai.objectives import Classification, Objective
 from fedbonsai.tree import Tree, Weights, seeded
@@ -89,6 +90,8 @@ class Arch:
     objective: Objective = field(default_factory=Classification, metadata=OPTIONAL)
     trainable: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
     """Patterns of the names of parameters that are trained; empty: all that need gradients."""
+    base: str = field(default="", metadata=OPTIONAL)
+    """Digest of the parameters that are not trained (`bases`), which are then no part of a model's weights."""
 
     def takes(self) -> set[str]:
         """Names of the builder's keyword arguments.
@@ -121,14 +124,55 @@ class Arch:
             raise ConfigError(f"the builder of {self.name!r} gives {given}: expected a network, an object of nn.Module")
         _own_buffers(made)
         if self.trainable:
-            for name, value in made.named_parameters():
-                value.requires_grad_(any(fnmatchcase(name, pattern) for pattern in self.trainable))
+            trained = {id(value) for name, value in named(made) if matches(name, self.trainable)}
+            for value in made.parameters():
+                value.requires_grad_(id(value) in trained and value.is_floating_point())
+        if self.base:
+            self._found(made)
         return made
+
+    def _found(self, module: nn.Module) -> None:
+        """Let the parameters that are not trained be those of the base, which all network objects share.
+
+        Raises:
+            Forgotten: the base is not held here.
+            BadMessage: it is that of another network.
+        """
+        held = bases.of(self.base)
+        fixed = {name: value for name, value in module.named_parameters() if not value.requires_grad}
+        wrong = [
+            name
+            for name in held.keys() | fixed.keys()
+            if name not in held
+            or name not in fixed
+            or (held[name].shape, held[name].dtype) != (fixed[name].shape, fixed[name].dtype)
+        ]
+        if wrong:
+            raise BadMessage(f"the base {self.base} does not fit network {self.name!r}: {sorted(wrong)[:5]}")
+        for name, value in fixed.items():
+            if not value.is_meta:  # where only shapes are looked at
+                value.data = held[name]
+
+    def weights(self, module: nn.Module) -> Weights:
+        """What of a network of this architecture a model holds: its `state`, without the parameters of the base."""
+        fixed = {id(value) for value in module.parameters() if self.base and not value.requires_grad}
+        return {name: value for name, value in state(module).items() if id(value) not in fixed}
 
     @property
     def key(self) -> tuple[object, ...]:
         """What caches of network objects go by; another one after a builder was defined anew, and after `renew`."""
-        return _generation, self.name, repr(sorted(self.options.items())), self.objective, self.trainable
+        options = repr(sorted(self.options.items()))
+        return _generation, self.name, options, self.objective, self.trainable, self.base
+
+
+def named(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Parameters by each of their names: those that are tied have several."""
+    return list(module.named_parameters(remove_duplicate=False))
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a parameter's name has one of these patterns."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _own_buffers(module: nn.Module) -> None:
@@ -173,15 +217,39 @@ class Model:
         """
         module = fresh(arch, seed)
         _travels(module, arch.name)
-        return Model(arch, {name: value.detach().clone() for name, value in state(module).items()}, seed)
+        return Model(arch, {name: value.detach().clone() for name, value in arch.weights(module).items()}, seed)
 
     def replace(self, weights: Tree) -> Model:
         """The same architecture with other weights."""
         return Model(self.arch, weights)
 
+    def based(self) -> Model:
+        """The same model, whose parameters that are not trained are the base of its architecture from now on."""
+        if not self.arch.trainable or self.arch.base:
+            return self
+        module = fresh(self.arch)
+        fixed = {n: self.weights[n] for n, value in module.named_parameters() if not value.requires_grad}
+        if not fixed:
+            return self
+        rest = {name: value for name, value in self.weights.items() if name not in fixed}
+        return Model(replace(self.arch, base=bases.hold(fixed)), rest, self.drawn)
+
+    def whole(self) -> Model:
+        """The same model with all of its parameters among its weights."""
+        if not self.arch.base:
+            return self
+        known = {**bases.of(self.arch.base), **self.weights}
+        names = state(fresh(self.arch))
+        return Model(replace(self.arch, base=""), {name: known[name] for name in names}, self.drawn)
+
     def build(self) -> nn.Module:
         """A network of one's own with these weights, resized where its layers were pruned."""
-        return Skeleton(self.arch, self.weights).load(self.weights).module
+        module = Skeleton(self.arch, self.weights).load(self.weights).module
+        if self.arch.base:
+            for value in module.parameters():
+                if not value.requires_grad:
+                    value.data = value.data.clone()
+        return module
 
 
 def fresh(arch: Arch, seed: int = 0) -> nn.Module:
@@ -242,7 +310,7 @@ _forms: dict[object, Weights] = {}
 def forms(arch: Arch) -> Weights:
     """Names, types and shapes of an architecture's weights as its builder makes them; the values mean nothing."""
     if arch.key not in _forms:
-        _forms[arch.key] = {name: value.detach() for name, value in state(fresh(arch)).items()}
+        _forms[arch.key] = {name: value.detach() for name, value in arch.weights(fresh(arch)).items()}
     return _forms[arch.key]
 
 
@@ -294,7 +362,7 @@ class Skeleton:
     def __init__(self, arch: Arch, like: Tree, device: str = "cpu", channels_last: bool = False) -> None:
         module = fresh(arch)
         resize(module, like)
-        held = state(module)
+        held = arch.weights(module)
         if held.keys() != like.keys() or any(held[name].shape != like[name].shape for name in held):
             wrong = [
                 n for n in held.keys() | like.keys() if n not in held or n not in like or held[n].shape != like[n].shape
@@ -306,7 +374,10 @@ class Skeleton:
         places = _places(self.module)
         self._places = {name: places[name] for name in self.names}
         self._kept: Tree = {}
-        self._rest = [inside[key] for name, (inside, key) in places.items() if name not in held]
+        self._base: list[Tensor] = [p for p in self.module.parameters() if arch.base and not p.requires_grad]
+        fixed = {id(value) for value in self._base}
+        rest = [inside[key] for name, (inside, key) in places.items() if name not in held]
+        self._rest = [value for value in rest if id(value) not in fixed]
         self._made = [value.detach().clone() for value in self._rest]
         self._bound = [(m._buffers, dict(m._buffers)) for m in self.module.modules() if m._buffers]
         self.release(())
@@ -323,7 +394,8 @@ class Skeleton:
         for name in names:
             del self._places[name]
         self._tensors = [inside[key] for inside, key in self._places.values()]
-        self._same = {id(value): value for value in [*self.module.modules(), *self._tensors, *self._rest]}
+        same = [*self.module.modules(), *self._tensors, *self._rest, *self._base]
+        self._same = {id(value): value for value in same}
 
     def _copied(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
         """Copies of a module's own attributes; modules and tensors of the network inside them are the same objects."""

@@ -53,6 +53,15 @@ CASES = [
         {"method__uplink": [{"topk": 0.1}], "method__changes": False},
         "weights cannot be sparse; set changes = true",
     ),
+    *(
+        (
+            "`model.trainable` where a network is cut or made narrower",
+            recipe,
+            {"model__trainable": ["classifier.*"]},
+            "every parameter must be trained",
+        )
+        for recipe in ("fl-pqsu", "small-dense", "splitfed-v2", "local-loss", "sparse-collaborative", "fedgkt")
+    ),
 ]
 
 
@@ -66,5 +75,5 @@ def test_what_has_no_meaning_is_refused_with_the_reason(tmp_path, row, recipe, s
 def test_every_row_of_the_page_has_a_case():
     text = COMPOSING.read_text().partition("## What is refused, and why")[2].partition("\n## ")[0]
     rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")][1:]
-    assert len(rows) == 12
+    assert len(rows) == 13
     assert {row for row in rows for case in CASES if row.startswith(case[0])} == set(rows)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedbonsai import bases
 from fedbonsai.devices.networks import key, layers, like, network
 from fedbonsai.devices.profile import Profile
 from fedbonsai.model import blank
@@ -116,7 +117,7 @@ def _step(episode: Episode, device: str) -> tuple[int, int]:
     batch = max(episode.batch, 2) if episode.backward else episode.batch  # statistics of one value do not exist
     x = blank(episode.arch, episode.sample, batch, device, episode.part)
     x = x.requires_grad_(episode.inward) if x.is_floating_point() else x
-    params = list(net.parameters())
+    params = [value for value in net.parameters() if value.requires_grad]
     with _Watch(device) as watch:
         if not episode.backward:
             with torch.no_grad():
@@ -132,6 +133,13 @@ def _step(episode: Episode, device: str) -> tuple[int, int]:
 def weight_bytes(episode: Episode) -> int:
     """Bytes of one copy of the network's weights and buffers."""
     return sum(value.numel() * value.element_size() for value in like(episode).values())
+
+
+def base_bytes(episode: Episode) -> int:
+    """Bytes of the parameters that are not trained, which a process holds once, whatever it does with them."""
+    if not episode.arch.base:
+        return 0
+    return sum(value.numel() * value.element_size() for value in bases.of(episode.arch.base).values())
 
 
 COPIES = 3  # as received, as trained, and the answer's
@@ -150,7 +158,7 @@ def _peak(episode: Episode) -> int:
     _, buffers = _at(replace(episode, batch=around(episode.batch)[0]))
     during = step_bytes(episode) + RECORD * buffers + (copies - 1) * weight_bytes(episode)
     after = copies * weight_bytes(episode)
-    return max(during, after) + episode.held
+    return max(during, after) + base_bytes(episode) + episode.held
 
 
 def process_bytes(profile: Profile, work: Sequence[Episode]) -> int:

@@ -27,6 +27,11 @@ class Ledger:
         self.total: dict[str, int] = {"down": 0, "up": 0}
         self.kinds: dict[tuple[str, str], int] = {}
         self.clients: dict[str, int] = {}
+        self._senders: dict[str, set[str]] = {}  # by message class
+
+    def senders(self, kind: type[Any]) -> set[str]:
+        """Clients from which a message of a class has come; whoever is taken out of it, counts anew."""
+        return self._senders.setdefault(str(kind.wire_name), set())
 
     def add(self, row: Row) -> None:
         """Book one transfer; transfers of the same client, round, direction and class are added up."""
@@ -37,6 +42,7 @@ class Ledger:
         kind = (row.direction, row.kind)
         self.kinds[kind] = self.kinds.get(kind, 0) + row.bytes
         self.clients[row.client] = self.clients.get(row.client, 0) + row.bytes
+        self._sent(row.client, row.direction, row.kind)
 
     def take(self) -> list[dict[str, Any]]:
         """Rows since the last call, ready for a table; they are forgotten here, the sums stay."""
@@ -54,3 +60,8 @@ class Ledger:
             self.clients[row["client"]] = self.clients.get(row["client"], 0) + size
             self.total[direction] += size
             self.kinds[(direction, kind)] = self.kinds.get((direction, kind), 0) + size
+            self._sent(row["client"], direction, kind)
+
+    def _sent(self, client: str, direction: str, kind: str) -> None:
+        if direction == "up":
+            self._senders.setdefault(kind, set()).add(client)

@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from fedbonsai import bases
 from fedbonsai.choice import homes
 from fedbonsai.core import Answer, Answers, Client, Device, Scope, Silence, Task
 from fedbonsai.errors import ConfigError
@@ -75,7 +76,7 @@ class PoolFleet(Remembers):
             raise ConfigError(f"fleet.workers = {workers}: expected at least 1")
         super().__init__()
         self.devices = tuple(Device(client.id) for client in clients)
-        self._shared = share(clients)
+        self._shared = (*share(clients), bases.shared())
         # forkserver: torch is imported once, in a process that has no threads yet, and workers are forked from there
         kind = "spawn" if sys.platform == "win32" else "forkserver"
         self._context = multiprocessing.get_context(kind)

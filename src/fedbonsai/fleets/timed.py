@@ -17,6 +17,7 @@ from fedbonsai.devices.clock import Macs, Times, compute_seconds, end, joules, m
 from fedbonsai.devices.link import Ask, Link
 from fedbonsai.devices.memory import process_bytes
 from fedbonsai.devices.profile import Profile
+from fedbonsai.fleets.based import hold
 from fedbonsai.fleets.costs import Costs
 from fedbonsai.fleets.wrappers import Wrapper
 from fedbonsai.tree import seed_of
@@ -102,7 +103,7 @@ class Timed(Wrapper):
     def ask(self, task: Task[M, R], send: Mapping[Device, M], at_least: int = 1) -> Answers[R]:
         """Ask those who can be reached; answers that come too late are silences, and what was kept does not count."""
         scope, number = self.where()
-        away = self._away(scope, list(send))
+        away = self._away(scope, list(send), wait=task.name != hold.name)
         reached = {device: request for device, request in send.items() if device not in away}
         known = Ask(
             tuple(device.id for device in reached),
@@ -122,14 +123,14 @@ class Timed(Wrapper):
 
         return Answers(rest(), at_least)
 
-    def _away(self, scope: Scope, devices: list[Device]) -> dict[Device, float]:
-        """Who cannot be reached, and for how long; when it is all of them, the server waits for the first to return."""
+    def _away(self, scope: Scope, devices: list[Device], wait: bool = True) -> dict[Device, float]:
+        """Who cannot be reached, and for how long; when it is all of them, the server may wait for the first to return."""
         if self.clock.availability >= 1 or not devices:
             return {}
         hours = {device: self.clock.away(scope.seed, device.id, self.costs.now) for device in devices}
-        if wait := min(hours.values()):
-            self.costs.pass_time(scope, wait)
-        return {device: left - wait for device, left in hours.items() if left > wait}
+        if first := min(hours.values()) if wait else 0.0:
+            self.costs.pass_time(scope, first)
+        return {device: left - first for device, left in hours.items() if left > first}
 
     def _all(self, asked: Question, answers: Answers[R]) -> Iterator[Answer[R] | Silence]:
         """Answers as they come in the mapping's order: whether one is late does not depend on the others."""

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedbonsai import bases
 from fedbonsai.core import Client, Samples, Scale, task_named
 from fedbonsai.errors import Failed, Forgotten, Silent
 from fedbonsai.fleets.allocator import keep_memory
 from fedbonsai.fleets.envelope import Envelope, blamed, perform, receipt
+from fedbonsai.tree import Weights
 from fedbonsai.wire import OWN, decode, encode, message
 from fedbonsai.work import Work, spent
 
@@ -108,25 +110,32 @@ def share(clients: Sequence[Client]) -> tuple[list[Tensor], list[Seat]]:
     return storages, seats
 
 
-def work(pipe: Connection, storages: Sequence[Tensor], seats: Sequence[Seat], modules: Sequence[str]) -> None:
+def work(
+    pipe: Connection,
+    storages: Sequence[Tensor],
+    seats: Sequence[Seat],
+    held: dict[str, Weights],
+    modules: Sequence[str],
+) -> None:
     """Main loop of a worker; ends when the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(1)
     keep_memory()
     for module in modules:
         importlib.import_module(module)
+    bases.adopt(held)
     places = {seat.id: seat for seat in seats}
     inbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     # a thread of its own drains the pipe, so that parent and worker never wait for each other to read
     threading.Thread(target=_listen, args=(pipe, inbox), daemon=True).start()
-    held: tuple[int, Any] = (-1, None)  # equal messages are decoded once
+    opened: tuple[int, Any] = (-1, None)  # equal messages are decoded once
     raw = b""  # the payload that came last
     while (frame := inbox.get()) is not None:
         order = decode(frame, limit=OWN)
         if isinstance(order, bytes):
-            raw, held = order, (-1, None)
+            raw, opened = order, (-1, None)
             continue
-        done, held = _do(order, raw, held, places[order.head.device].client(storages))
+        done, opened = _do(order, raw, opened, places[order.head.device].client(storages))
         try:
             pipe.send_bytes(encode(done))
         except OSError:

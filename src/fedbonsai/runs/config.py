@@ -56,6 +56,10 @@ class ModelConfig:
     """Name of a network (`fedbonsai ls models`)."""
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     """Keyword arguments of its builder; channels, size and classes come from the data."""
+    weights: str = ""
+    """File of weights to begin with: safetensors, or a state dict of torch; empty: they are drawn."""
+    trainable: tuple[str, ...] = ()
+    """Patterns of names of the parameters that are trained and travel, such as `classifier.*`; empty: all."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from fedbonsai import errors
 from fedbonsai.core import Samples, together
 from fedbonsai.data.federation import Federation
 from fedbonsai.errors import ConfigError, FedbonsaiError
-from fedbonsai.model import Model, fresh, skeleton, state
+from fedbonsai.model import Model, fresh, skeleton
 from fedbonsai.training.batches import epochs
 from fedbonsai.training.evaluate import TOGETHER
 from fedbonsai.training.gradients import gradients
@@ -188,14 +188,16 @@ def _built_alike(model: Model) -> None:
     Raises:
         ConfigError: it gives one network twice, or other weights for the same seed.
     """
-    held, again = skeleton(model).module, fresh(model.arch, model.drawn)
+    seed = max(0, model.drawn)
+    held, again = skeleton(model).module, fresh(model.arch, seed)
     one, two = ({id(each) for each in (*net.modules(), *net.parameters())} for net in (held, again))
     if one & two:
         raise ConfigError(
             "its builder gives the same network or layers in every call: make new ones in it, or give copy.deepcopy of them"
         )
-    drawn = state(again)
-    if other := [name for name, value in model.weights.items() if name not in drawn or not same(value, drawn[name])]:
+    drawn = model.arch.weights(again)
+    first = model.weights if model.drawn >= 0 else Model.init(model.arch, seed).weights  # those of a file are not drawn
+    if other := [name for name, value in first.items() if name not in drawn or not same(value, drawn[name])]:
         raise ConfigError(
             f"its builder gives other weights in every call ({', '.join(other[:5])}), with the same seed: draw them from the "
             "global generators of torch, NumPy or Python, and from nothing else that changes"

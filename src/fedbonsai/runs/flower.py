@@ -20,6 +20,7 @@ from fedbonsai.core import Client, Fleet
 from fedbonsai.data.federation import Federation
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.allocator import keep_memory
+from fedbonsai.fleets.based import Based
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.wrappers import Flaky, Metered, Recorded
 from fedbonsai.runs.config import RunConfig
@@ -87,6 +88,8 @@ def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None) -> Bui
         fleet = Metered(fleet, ledger)
         if config.fleet.flaky:
             fleet = Flaky(fleet, config.fleet.flaky)
+        if start.arch.base:
+            fleet = Based(fleet, start.arch.base, ledger)
         if config.fleet.record and answers is not None:
             fleet = Recorded(fleet, answers)
         none = held.samples[:0]

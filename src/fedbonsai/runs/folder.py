@@ -72,6 +72,7 @@ class Folder:
         self.metrics = path / "metrics.jsonl"
         self.info = path / "run.json"
         self.model = path / "model.safetensors"
+        self.start = path / "start.safetensors"
         self.answers = path / "answers"
         self.lock = path / "run.lock"
         self._held: Lock | None = None

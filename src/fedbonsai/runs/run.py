@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from math import isnan, nan
 from pathlib import Path
@@ -126,9 +126,11 @@ def execute(
             another process, or cannot be written.
         NothingLearned: rounds in a row brought no update. A resumed run goes on after them, and counts anew.
     """
+    files = Folder(folder)
     if resume:
         config = stored(folder)
-    files = Folder(folder)
+        if config.model.weights and files.start.exists():  # what the file of the weights holds by now does not matter
+            config = replace(config, model=replace(config.model, weights=str(files.start)))
     with (
         files.alone(),
         keeping(),
@@ -165,6 +167,8 @@ def _execute(
         write(files.config, text)
     run = str(files.noted()["id"])
     try:
+        if (stage.model.arch.base or config.model.weights) and not (resume and files.start.exists()):
+            write(files.start, tensors.save(dict(stage.model.whole().weights)))
         if not files.split.exists():
             write(files.split, stage.federation.split.text().encode())
         files.set_info(status=None, started=time.time())  # `Folder.facts` says that it goes on
@@ -173,7 +177,7 @@ def _execute(
         outcome = loop(config, stage, run, files, observers)
         if outcome.futile and all(map(fruitless, outcome.rows)):
             raise NothingLearned(outcome.futile)
-        final = stage.method.model(outcome.state)
+        final = stage.method.model(outcome.state).whole()
         write(files.model, tensors.save({name: value.contiguous() for name, value in final.weights.items()}))
         files.set_info(
             arch=unstructure(final.arch),

@@ -17,6 +17,7 @@ from fedbonsai.devices.link import link
 from fedbonsai.devices.networks import all_known
 from fedbonsai.devices.profile import profile
 from fedbonsai.errors import ConfigError
+from fedbonsai.fleets.based import Based
 from fedbonsai.fleets.costs import Costs
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
@@ -24,6 +25,7 @@ from fedbonsai.fleets.pool import PoolFleet, findable
 from fedbonsai.fleets.timed import Clock, Timed
 from fedbonsai.fleets.wrappers import Flaky, Metered, Recorded
 from fedbonsai.model import Arch, Model, renew
+from fedbonsai.runs import pretrained
 from fedbonsai.runs.config import ClockConfig, FleetConfig, RunConfig, local_training, too_many
 from fedbonsai.runs.dry import rehearse, told
 from fedbonsai.tree import seed_of
@@ -61,7 +63,7 @@ def federation(config: RunConfig, split: Path | None = None) -> Federation:
 
 
 def initial_model(config: RunConfig, data: Federation) -> Model:
-    """The network with its initial weights; channels, size and classes come from the data.
+    """The network with its initial weights, as they are drawn; channels, size and classes come from the data.
 
     Raises:
         ConfigError: no such network, or it cannot be built so.
@@ -74,6 +76,21 @@ def initial_model(config: RunConfig, data: Federation) -> Model:
     options = facts_for(takes, facts) | config.model.options
     with told(f"model {config.model.name!r} cannot be built with {options}"):
         return Model.init(Arch(config.model.name, options, objective), seed_of(config.seed, "model", -1, 0))
+
+
+def begun_model(config: RunConfig, data: Federation) -> tuple[Model, list[str]]:
+    """The network as a run begins with it: drawn, then from a file; what is not trained is its base. And a word on the file.
+
+    Raises:
+        ConfigError: no such network, it cannot be built so, the file has nothing of it, or no parameter is of a pattern.
+    """
+    model, said = initial_model(config, data), list[str]()
+    if file := config.model.weights:
+        found = pretrained.fitted(model, pretrained.read(Path(file)), f"model.weights = {file!r}")
+        model, said = model.replace({**model.weights, **found.weights}), [found.said(file)]
+    if config.model.trainable:
+        model = pretrained.trained_only(model, config.model.trainable).based()
+    return model, said
 
 
 def facts_for(takes: Collection[str], facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,8 +106,8 @@ def rehearsed(config: RunConfig, data: Federation) -> tuple[Model, tuple[str, ..
         ConfigError: the network cannot be built, or not be trained on these data.
     """
     renew()
-    made = initial_model(config, data)
-    return made, (*data.remarks(), *rehearse(made, data, local_training(config.method), config.fleet.device))
+    made, said = begun_model(config, data)
+    return made, (*said, *data.remarks(), *rehearse(made, data, local_training(config.method), config.fleet.device))
 
 
 def options_of(config: RunConfig) -> set[str]:
@@ -174,8 +191,9 @@ def fleet_of(
     ledger: Ledger,
     answers: Path | None = None,
     timed: Callable[[Fleet], Fleet] | None = None,
+    base: str = "",
 ) -> Fleet:
-    """The fleet that a configuration names; ``timed`` puts a clock around it.
+    """The fleet that a configuration names; ``timed`` puts a clock around it, ``base`` is of the network.
 
     Raises:
         ConfigError: settings that exclude each other.
@@ -188,6 +206,8 @@ def fleet_of(
         fleet = Flaky(fleet, config.flaky)
     if timed is not None:
         fleet = timed(fleet)
+    if base and config.wire:
+        fleet = Based(fleet, base, ledger)
     if config.record and answers is not None:
         fleet = Recorded(fleet, answers)
     return fleet
@@ -218,7 +238,7 @@ def scene(config: RunConfig, split: Path | None = None, answers: Path | None = N
         costs = Costs()
         clock = clock_of(config.clock, held.ids, config.seed)
         timed = partial(Timed, clock=clock, costs=costs)
-    fleet = fleet_of(config.fleet, clients(held, config.fleet.device), ledger, answers, timed)
+    fleet = fleet_of(config.fleet, clients(held, config.fleet.device), ledger, answers, timed, start.arch.base)
     empty = held.samples[:0]
     server = Client("server", config.seed, held.server if len(held.server) else empty, empty, config.fleet.device)
     return Scene(config.method, start, held, server, fleet, ledger, costs, said)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model, shared
+from fedbonsai.stages.needs import all_trained_needed
 from fedbonsai.tree import dtype_of, generator, seeded
 
 PARTS = ("stem", "features", "classifier")
@@ -21,8 +22,9 @@ def cuttable(model: Model, blank: Tensor, who: str) -> None:
         who: needs it, for the text.
 
     Raises:
-        ConfigError: it has other parts, does something beside them, or shares weights between them.
+        ConfigError: a part of it is not trained, it has other parts, does something beside them, or shares weights between them.
     """
+    all_trained_needed(model, who, "cuts the network in parts")
     net = model.build().eval()
     found = tuple(name for name, _ in net.named_children())
     want = f"{who} needs a network of the parts {', '.join(PARTS)} in a row; every network of fedbonsai.zoo has them"

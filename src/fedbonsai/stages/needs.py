@@ -44,6 +44,24 @@ def accuracy_needed(model: Model, who: str, why: str) -> None:
         )
 
 
+def all_trained_needed(model: Model, who: str, why: str) -> None:
+    """Refuse a network of which a part is not trained and does not travel.
+
+    Args:
+        model: whose parameters.
+        who: the method.
+        why: what it does with all of them.
+
+    Raises:
+        ConfigError: some are the base of the network.
+    """
+    if model.arch.base:
+        raise ConfigError(
+            f"model.trainable = {list(model.arch.trainable)}: {who} {why}, so every parameter must be trained; leave it "
+            "empty, or take a method that trains any part of a network, such as averaging, static-mask, prunefl or fedtiny"
+        )
+
+
 def descent_needed(optimizer: Optimizer, why: str, momentum: bool = True) -> list[str]:
     """A fault where steps are not in proportion to gradients, or not alike in all rounds; empty where they are.
 

@@ -81,6 +81,11 @@ class Store:
                 f"device memory {folder}: {error.strerror}; choose a folder that can be written"
             ) from None
 
+    @property
+    def bases(self) -> Path:
+        """Where parameters lie that are not trained; beside the runs, which are removed one day."""
+        return self.folder / ".bases"
+
     def load(self, run: str, slot: Slot | None) -> Memory:
         """The memory in a slot; the empty one for none.
 
@@ -138,7 +143,8 @@ class Store:
         if self._grown:
             self._grown = False
             with contextlib.suppress(OSError):
-                runs = sorted((run for run in self.folder.iterdir() if run.is_dir()), key=lambda r: r.stat().st_mtime)
+                there = [run for run in self.folder.iterdir() if run.is_dir() and run != self.bases]
+                runs = sorted(there, key=lambda run: run.stat().st_mtime)
                 for run in runs[:-RUNS]:
                     if run != folder:
                         shutil.rmtree(run, ignore_errors=True)

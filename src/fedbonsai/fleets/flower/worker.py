@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from fedbonsai import bases
 from fedbonsai.core import Client, Samples, task_named
 from fedbonsai.errors import BadMessage, ConfigError, Failed, Forgotten, Missing, Silent
+from fedbonsai.fleets import based
 from fedbonsai.fleets.envelope import failure, perform, receipt
 from fedbonsai.fleets.faults import unnumbered
 from fedbonsai.fleets.flower.frames import Form, Reply, Request, check, open_head
@@ -18,6 +20,7 @@ NOTHING = b""
 TEXT = 4000  # characters of an error's text that travel
 
 log = logging.getLogger("fedbonsai")
+HOLD = based.hold  # a device knows this task of every method
 
 Source = Callable[[Form], tuple[Samples, Samples]]
 """A device's data: samples to train on and to decide on, in the form that is asked for."""
@@ -35,6 +38,7 @@ class Worker:
 
     def __init__(self, device: str, source: Source, store: Store, torch_device: str = "cpu") -> None:
         self.device, self.store = device, store
+        bases.keep_in(store.bases)
         self._source, self._torch_device = source, torch_device
         self._held: tuple[Form, Client] | None = None
         self._told: set[str] = set()  # reasons whose traceback is in the log

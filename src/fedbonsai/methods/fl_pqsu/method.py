@@ -22,6 +22,7 @@ from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
 from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, grouped
 from fedbonsai.stages.codec import Chain, parse
+from fedbonsai.stages.needs import all_trained_needed
 from fedbonsai.stages.pruning.count import Cost
 from fedbonsai.stages.pruning.filters import Keep, Target, narrowed
 from fedbonsai.stages.pruning.gates import Gate, Loss
@@ -100,8 +101,10 @@ class FlPqsu:
         """Pre-train, prune once, fine-tune.
 
         Raises:
-            ConfigError: the server has no samples to do this with.
+            ConfigError: the server has no samples to do this with, or a part of the network is not trained.
         """
+        if self.keep.prunes:
+            all_trained_needed(model, "fl-pqsu", "prunes whole filters, and with them the inputs of other layers")
         size = server.train.shape
         model = pretrain(model, server, self.optimizer, self.pretrain, "pretrain")
         model = prune_once(model, self.keep, self.score, server, size)

@@ -16,6 +16,7 @@ from fedbonsai.methods.registry import method
 from fedbonsai.methods.small_dense.narrow import narrow
 from fedbonsai.model import Model
 from fedbonsai.stages.codec import Chain
+from fedbonsai.stages.needs import all_trained_needed
 from fedbonsai.stages.pruning.count import Cost
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import Update, combine, update
@@ -68,7 +69,12 @@ class SmallDense:
             raise ValueError(f"density = {self.density}: expected a share in (0, 1]")
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
-        """The widest network of the same kind that is small enough."""
+        """The widest network of the same kind that is small enough.
+
+        Raises:
+            ConfigError: a part of the network is not trained.
+        """
+        all_trained_needed(model, "small-dense", "makes all layers narrower")
         size = server.train.shape
         small = narrow(model, self.density, size, seed_of(server.seed, "small", -1, 0))
         cost = Cost.of(small, size, self.optimizer)
