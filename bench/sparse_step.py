@@ -30,7 +30,7 @@ import torch
 from bench.record import RESULTS, facts, save
 from fedbonsai.core import Client, Samples
 from fedbonsai.devices.footprint import ONE_THREAD, TIDY
-from fedbonsai.model import Arch, Model, Skeleton
+from fedbonsai.model import Arch, CachedModule, Model
 from fedbonsai.sparse.breakeven import breakeven, clock
 from fedbonsai.sparse.convert import chosen, inputs, sparse_net
 from fedbonsai.training.loop import train
@@ -150,7 +150,7 @@ def timed(job: Job, repeats: int) -> dict[str, dict[str, float]]:
 
 def densities(job: Job) -> dict[str, float]:
     """Break-even density of each layer, by its shape and image."""
-    module = Skeleton(job.model().arch, job.model().weights).module
+    module = CachedModule(job.model().arch, job.model().weights).module
     return {
         f"{name} {layer} at {'x'.join(map(str, image))}": breakeven(layer, image, BATCH)
         for name, (layer, image) in inputs(module, job.sample).items()

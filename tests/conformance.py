@@ -23,7 +23,7 @@ from fedbonsai.methods.registry import methods
 from fedbonsai.runs import recipes
 from fedbonsai.runs.folder import Folder
 from fedbonsai.runs.loop import loop
-from fedbonsai.runs.setup import Scene, clients, federation, initial_model, scene
+from fedbonsai.runs.setup import RunContext, clients, federation, initial_model, run_context
 from fedbonsai.training.evaluate import evaluate
 from fedbonsai.wire import decode, encode, name_of
 from tests.cases import CASES, ROUNDS, Case
@@ -39,9 +39,9 @@ def also(*values):
     return [pytest.param(value, marks=pytest.mark.exhaustive) for value in values]
 
 
-def stage(case: Case, fleet=None, seed: int = 0) -> Scene:
+def stage(case: Case, fleet=None, seed: int = 0) -> RunContext:
     config = case.config(seed=seed)
-    made = scene(config)
+    made = run_context(config)
     if fleet is not None:
         made.fleet = fleet
     return made
@@ -280,7 +280,7 @@ def test_state_travels_and_has_a_name(case, reference):
 @each
 def test_it_learns(case):
     config = case.config(rounds=12, **{"data.limit": 0})
-    made = scene(config)
+    made = run_context(config)
     first = evaluate(initial_model(config, made.federation), made.federation.test)
     last = loop(config, made, "run").rows[-1]
     assert last[case.learns] > max(0.75, first.accuracy + 0.3)

@@ -14,7 +14,7 @@ from fedbonsai.core import Scope, scope
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.runs import recipes
-from fedbonsai.runs.setup import clients, scene
+from fedbonsai.runs.setup import clients, run_context
 from fedbonsai.runs.structure import unstructure
 from fedbonsai.wire import decode, encode
 from tests.tasks import BINARY, CONV1D, GRU, LANGUAGE, REGRESSION, SQUARE, WIDE, Task
@@ -90,7 +90,7 @@ def states(recipe: str, kind: Kind, wire: bool = True) -> list[bytes]:
     data, load = kind.task.data(), fedbonsai.data.load
     fedbonsai.data.load = lambda *_: data
     try:
-        made = scene(config)
+        made = run_context(config)
     finally:
         fedbonsai.data.load = load
     fleet = LocalFleet(clients(data), wire)

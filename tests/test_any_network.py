@@ -15,7 +15,7 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.pool import PoolFleet
 from fedbonsai.runs.folder import Folder
 from fedbonsai.runs.run import execute, load
-from fedbonsai.runs.setup import clients, federation, initial_model, scene
+from fedbonsai.runs.setup import clients, federation, initial_model, run_context
 from fedbonsai.wire import encode
 from tests import nets  # noqa: F401  registers the networks
 from tests.cases import CASES, Case
@@ -87,7 +87,7 @@ def pool():
 def states(config, fleet=None) -> list[bytes]:
     """Bytes of the state after begin and after every round; nothing where the network is refused."""
     try:
-        made = scene(config)
+        made = run_context(config)
         made.fleet = fleet or made.fleet
         with scope(made.fleet, Scope("run", 0, -1, 0)) as open_:
             state = made.method.begin(made.model, open_, made.server)

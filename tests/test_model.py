@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations
 from fedbonsai import model, training
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import BadMessage, ConfigError
-from fedbonsai.model import Arch, Model, Skeleton, forms, network, networks, skeleton, state
+from fedbonsai.model import Arch, CachedModule, Model, cached_module, network, networks, parameter_specs, state
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import Mean, dtype_of, seeded
 
@@ -207,9 +207,9 @@ def test_who_draws_in_training():
 def test_a_builder_defined_anew_counts():
     network("model-again")(lambda: Net())
     start = Model.init(Arch("model-again"), 0)
-    before, shapes = training.evaluate(start, people().train), forms(Arch("model-again"))
+    before, shapes = training.evaluate(start, people().train), parameter_specs(Arch("model-again"))
     network("model-again")(lambda: nn.Sequential(Net(), nn.ReLU()))
-    assert forms(Arch("model-again")).keys() != shapes.keys()
+    assert parameter_specs(Arch("model-again")).keys() != shapes.keys()
     with pytest.raises(BadMessage, match="do not fit"):
         training.evaluate(start, people().train)
 
@@ -346,7 +346,7 @@ def test_what_has_no_gradient_is_left_alone_as_by_torch(change):
     found = training.train(start, people(), sgd).weights
     assert all(torch.equal(found[n], start.weights[n]) for n in ("frozen.weight", "frozen.bias", "unused"))
     assert not torch.equal(found["seldom"], start.weights["seldom"])
-    assert list(skeleton(start).parameters) == ["unused", "seldom", "out.weight", "out.bias"]
+    assert list(cached_module(start).parameters) == ["unused", "seldom", "out.weight", "out.bias"]
     assert not training.gradient(start, people().train)["unused"].any()
     if not sgd.proximal:
         net = start.build()
@@ -422,6 +422,6 @@ def test_tensors_that_cannot_travel_are_named(build, text):
 
 def test_a_network_that_cannot_be_set_back_is_not_kept():
     start = Model.init(Arch("model-locked"), 0)
-    assert not Skeleton(start.arch, start.weights).keeps
-    assert skeleton(start) is not skeleton(start)
+    assert not CachedModule(start.arch, start.weights).keeps
+    assert cached_module(start) is not cached_module(start)
     assert "model-locked" in networks()

@@ -5,7 +5,7 @@ from torch import nn
 
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Arch, Model, network, skeleton, state
+from fedbonsai.model import Arch, Model, cached_module, network, state
 from fedbonsai.training.batches import Views, batches
 from fedbonsai.training.evaluate import evaluate
 from fedbonsai.training.gradients import gradient
@@ -197,7 +197,7 @@ def test_building_a_model_leaves_the_global_generator_alone():
     want = torch.rand(3)
     torch.manual_seed(5)
     Model.init(Arch("test-net"), 1)
-    skeleton(Model.init(Arch("test-net", {"width": 7}), 1))
+    cached_module(Model.init(Arch("test-net", {"width": 7}), 1))
     assert torch.equal(torch.rand(3), want)
 
 

@@ -25,7 +25,7 @@ from fedbonsai.methods.fedtiny.selection import Selection
 from fedbonsai.model import Model
 from fedbonsai.runs import recipes
 from fedbonsai.runs.run import commit
-from fedbonsai.runs.setup import scene
+from fedbonsai.runs.setup import run_context
 from fedbonsai.training.optimizers import SGD
 
 SEEDS = range(10)
@@ -49,7 +49,7 @@ def stage(seed: int) -> tuple[Model, list[Client], list[Samples], Client]:
         "data.classes_per_client": 5,
         "data.server": 200,
     }
-    made = scene(recipes.load("fedtiny", "", settings))
+    made = run_context(recipes.load("fedtiny", "", settings))
     data, server = made.federation, replace(made.server, seed=seed)
     trained = training.train(made.model, server, SGD(lr=0.05, momentum=0.9, batch=16, epochs=5))
     people, tests = [], []

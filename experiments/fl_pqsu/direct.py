@@ -23,7 +23,7 @@ from fedbonsai.core import Client, Samples, Scope, scope
 from fedbonsai.model import Arch, Model
 from fedbonsai.runs import recipes
 from fedbonsai.runs.run import commit
-from fedbonsai.runs.setup import scene
+from fedbonsai.runs.setup import run_context
 from fedbonsai.stages.pruning import count
 from fedbonsai.stages.pruning.filters import All, Units, prune, select, units
 from fedbonsai.stages.pruning.scores import filters
@@ -72,7 +72,7 @@ def rebuilt(seed: int) -> dict[str, float]:
     """Accuracy of the full network, and right after pruning by both rebuilds, on digits."""
     settings = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))["settings"]
     config = recipes.load("fl-pqsu", "published", {**settings, "seed": seed})
-    made = scene(config)
+    made = run_context(config)
     keep, method = config.method.keep, replace(config.method, keep=All())
     with scope(made.fleet, Scope("direct", seed, -1, 0)) as fleet:
         model = method.begin(made.model, fleet, made.server).model

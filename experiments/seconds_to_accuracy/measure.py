@@ -30,7 +30,7 @@ from fedbonsai.core import Client, Fleet, Samples
 from fedbonsai.model import Model, network
 from fedbonsai.runs import recipes
 from fedbonsai.runs.loop import loop
-from fedbonsai.runs.setup import scene
+from fedbonsai.runs.setup import run_context
 from fedbonsai.training.loop import train
 from fedbonsai.training.optimizers import SGD
 
@@ -103,7 +103,7 @@ def once(model: Model, examples: list[int], sgd: SGD) -> None:
 def one(run: dict[str, Any], settings: dict[str, Any], seed: int) -> dict[str, Any]:
     """Run once."""
     config = recipes.load(run["recipe"], run.get("preset", ""), {**settings, "seed": seed})
-    made = scene(config)
+    made = run_context(config)
     test = made.federation.test
     federation = replace(made.federation, test=Samples(test.x[:JUDGED], test.y[:JUDGED]))
     if config.method.optimizer.sparse != "off":

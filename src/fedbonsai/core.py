@@ -129,7 +129,7 @@ class Client:
 
 
 @message("kept@1")
-class Kept:
+class SavedMemory:
     """A client's memory with the round and attempt in which it was accepted or is about to be."""
 
     round: int
@@ -269,7 +269,7 @@ class Fleet(Protocol):
         """Drop what a device kept in this round: its answer came too late or cannot be used."""
         ...
 
-    def pending(self) -> Mapping[str, Kept]:
+    def pending(self) -> Mapping[str, SavedMemory]:
         """Client memories that this round changed and a checkpoint must hold, by device id."""
         ...
 
@@ -281,7 +281,7 @@ class Fleet(Protocol):
         """Drop the memories of this round."""
         ...
 
-    def restore(self, memories: Mapping[str, Kept]) -> None:
+    def restore(self, memories: Mapping[str, SavedMemory]) -> None:
         """Set accepted memories, as a checkpoint held them."""
         ...
 

@@ -244,7 +244,7 @@ class Model:
 
     def build(self) -> nn.Module:
         """A network of one's own with these weights, resized where its layers were pruned."""
-        module = Skeleton(self.arch, self.weights).load(self.weights).module
+        module = CachedModule(self.arch, self.weights).load(self.weights).module
         if self.arch.base:
             for value in module.parameters():
                 if not value.requires_grad:
@@ -307,7 +307,7 @@ def _travels(module: nn.Module, name: str) -> None:
 _forms: dict[object, Weights] = {}
 
 
-def forms(arch: Arch) -> Weights:
+def parameter_specs(arch: Arch) -> Weights:
     """Names, types and shapes of an architecture's weights as its builder makes them; the values mean nothing."""
     if arch.key not in _forms:
         _forms[arch.key] = {name: value.detach() for name, value in arch.weights(fresh(arch)).items()}
@@ -349,7 +349,7 @@ def _takes(arch: Arch, sample: Sequence[int], part: str, kind: torch.dtype) -> b
     return True
 
 
-class Skeleton:
+class CachedModule:
     """One network object whose weights are overwritten in place for each client.
 
     Attributes:
@@ -405,7 +405,7 @@ class Skeleton:
             if name not in INNER
         }
 
-    def load(self, weights: Tree) -> Skeleton:
+    def load(self, weights: Tree) -> CachedModule:
         """Copy weights in place; whatever else the network remembers is as its builder made it."""
         self.reset()
         if self._tensors:
@@ -467,10 +467,10 @@ def _moved(module: nn.Module, device: str, layout: torch.memory_format) -> nn.Mo
     return module
 
 
-_skeletons: OrderedDict[object, Skeleton] = OrderedDict()
+_skeletons: OrderedDict[object, CachedModule] = OrderedDict()
 
 
-def skeleton(model: Model, device: str = "cpu", channels_last: bool = False, keep: int = 8) -> Skeleton:
+def cached_module(model: Model, device: str = "cpu", channels_last: bool = False, keep: int = 8) -> CachedModule:
     """This process's network object for an architecture and its shapes, with the model's weights loaded.
 
     The last few are kept, so that a client costs a copy of its weights and no construction.
@@ -478,7 +478,7 @@ def skeleton(model: Model, device: str = "cpu", channels_last: bool = False, kee
     shapes = tuple((name, tuple(value.shape), value.dtype) for name, value in model.weights.items())
     key = (model.arch.key, shapes, device, channels_last)
     if key not in _skeletons:
-        made = Skeleton(model.arch, model.weights, device, channels_last)
+        made = CachedModule(model.arch, model.weights, device, channels_last)
         if not made.keeps:
             return made.load(model.weights)
         _skeletons[key] = made

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_no
 from fedbonsai.devices.clock import macs
 from fedbonsai.devices.networks import all_known, counted
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Arch, Model, forms, network
+from fedbonsai.model import Arch, Model, network, parameter_specs
 from fedbonsai.stages.pruning import count
 from fedbonsai.work import Episode
 
@@ -69,7 +69,7 @@ def test_shipped_networks_count_as_ever(name):
     total = sum(layer.macs for layer in found.layers)
     assert (total, found.values, found.modules, zlib.crc32(repr(table).encode())) == SHIPPED[name]
     assert not any(layer.once or layer.frozen for layer in found.layers)
-    model = Model(arch, forms(arch))
+    model = Model(arch, parameter_specs(arch))
     assert count.activation_bytes(model, (3, 32, 32)) == 4 * (found.values + 3 * 32 * 32)
 
 

@@ -19,7 +19,7 @@ from fedbonsai.fleets.wrappers import Wrapper
 from fedbonsai.runs.folder import Checkpoint, Folder
 from fedbonsai.runs.loop import loop
 from fedbonsai.runs.run import execute
-from fedbonsai.runs.setup import scene
+from fedbonsai.runs.setup import run_context
 from fedbonsai.runs.submit import submit
 from fedbonsai.wire import encode
 from tests.cases import CASES
@@ -160,7 +160,7 @@ def test_a_device_that_answers_with_rubbish_spoils_neither_the_server_nor_the_me
     finally:
         place.leave("001")
         place.join("001", 1)
-    made = scene(replace(config, fleet=replace(config.fleet, kind="local")))
+    made = run_context(replace(config, fleet=replace(config.fleet, kind="local")))
     made.fleet = Without(made.fleet, "001")
     assert final(tmp_path / "devices") == bytes(encode(loop(config, made, "run").state))
     sent = [row["bytes"] for row in run.ledger() if (row["client"], row["direction"]) == ("001", "up")]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedbonsai.core import Device, Kept, Scope, scope
+from fedbonsai.core import Device, SavedMemory, Scope, scope
 from fedbonsai.errors import Forgotten
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Flaky
@@ -52,7 +52,7 @@ def grown(versions):
 @pytest.mark.parametrize("held", [0, 1, 3, 4, None])
 def test_changes_apply_to_the_version_they_were_made_of_and_to_no_other(held):
     state, common, replicas = grown(4)
-    sent = state.heard(["x"]).to(A, common)
+    sent = state.received(["x"]).to(A, common)
     assert isinstance(sent, Whole)
     sent = replace(state, holders={"a": 2}).to(A, common)
     assert isinstance(sent, Changes)
@@ -78,7 +78,7 @@ def test_a_copy_of_another_part_is_no_base():
 def test_who_was_heard_of_holds_this_version_and_who_forgot_none():
     state, common, _ = grown(3)
     state = replace(state, holders={"a": 2, "b": 1, "c": 3})
-    after = state.heard(["b"]).forgotten(["c"])
+    after = state.received(["b"]).needs_full(["c"])
     assert after.holders == {"a": 2, "b": 3, "c": -1}
     sent = grouped(after, [A, B, C], common)
     assert [(type(one).__name__, getattr(one, "base", -1)) for one in sent.values()] == [
@@ -145,12 +145,12 @@ def test_values_go_under_the_masks_they_were_packed_under_and_no_others(held, pe
 
 
 def test_masks_that_changed_are_new_to_all_and_equal_ones_to_nobody():
-    server = HeldMasks(MASKS).heard("ab")
+    server = HeldMasks(MASKS).received("ab")
     assert server.renewed({name: mask.clone() for name, mask in MASKS.items()}) is server
     newer = server.renewed({**MASKS, HEAD: OTHER[HEAD]})
     assert newer.version == server.version + 1
     assert [newer.holds(device) for device in (A, B, C)] == [False, False, False]
-    assert [newer.heard(["a", "b"]).silent([B]).holds(device) for device in (A, B, C)] == [True, False, False]
+    assert [newer.received(["a", "b"]).silent([B]).holds(device) for device in (A, B, C)] == [True, False, False]
 
 
 def test_a_part_of_ones_own_is_what_is_kept_else_drawn_anew():
@@ -206,7 +206,7 @@ def forged(key, id, kind):
         else:
             memory[key] = {**memory[key], "version": memory[key]["version"] + 1}
         assert kind == "gone" or memory[key]["version"] != now[id].memory[key]["version"]
-        now[id] = Kept(now[id].round, now[id].attempt, memory)
+        now[id] = SavedMemory(now[id].round, now[id].attempt, memory)
         return now
 
     return change

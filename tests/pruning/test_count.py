@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedbonsai.model import Arch, Model, network, skeleton
+from fedbonsai.model import Arch, Model, cached_module, network
 from fedbonsai.stages.pruning import count
 from fedbonsai.zoo.parts import chain
 
@@ -31,7 +31,7 @@ HAND = {"conv1.weight": 6 * 6 * 4 * 27, "conv2.weight": 2 * 2 * 5 * 36, "fc.weig
 
 def dense_ends(model: Model, density: float) -> dict[str, torch.Tensor]:
     """Uniform masks, first and last layer dense; the share is of all parameters, the dense ones inside the budget."""
-    names = [name for name, value in skeleton(model).parameters.items() if value.ndim > 1][1:-1]
+    names = [name for name, value in cached_module(model).parameters.items() if value.ndim > 1][1:-1]
     everything, prunable = count.parameters(model), sum(model.weights[name].numel() for name in names)
     density = (density * everything - (everything - prunable)) / prunable
     masks = {}
@@ -65,7 +65,7 @@ def test_a_small_network_by_hand():
 
 def test_counting_leaves_the_network_as_it_was():
     model = Model.init(Arch("test-count"), 0)
-    net = skeleton(model)
+    net = cached_module(model)
     net.module.train()
     count.macs(model, (3, 6, 6))
     assert net.module.training
@@ -91,7 +91,7 @@ def test_reference_counts_of_resnet18(resnet):
     assert count.parameters(resnet) == 11_173_962
     dense = count.flops(resnet, IMAGE)
     assert dense == pytest.approx(1.111e9, rel=5e-4)
-    weights = {name: resnet.weights[name] for name in skeleton(resnet).parameters}
+    weights = {name: resnet.weights[name] for name in cached_module(resnet).parameters}
     whole = count.storage_bytes(weights)
     for density, share, bitmap, coordinates in (
         (0.2, 0.201, 0.231, 0.331),

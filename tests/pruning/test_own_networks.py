@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, weight_norm
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.methods.fedtiny.pool import allowed
-from fedbonsai.model import Arch, Model, network, skeleton
+from fedbonsai.model import Arch, Model, cached_module, network
 from fedbonsai.stages.pruning import scores
 from fedbonsai.stages.pruning.masks import prunable
 
@@ -106,7 +106,7 @@ def test_synflow_passes_by_a_normalisation_that_takes_no_sample_alone():
         )
         model = Model.init(Arch(f"synflow-alone-{still}"), 0)
         found.append(scores.synflow(model, ["1.weight", "3.weight"], (1, 4, 4)))
-        assert not any("forward" in vars(layer) for layer in skeleton(model).module.modules())
+        assert not any("forward" in vars(layer) for layer in cached_module(model).module.modules())
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 

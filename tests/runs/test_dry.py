@@ -18,7 +18,7 @@ from fedbonsai.cli import main
 from fedbonsai.errors import ConfigError
 from fedbonsai.runs import recipes
 from fedbonsai.runs.check import check
-from fedbonsai.runs.setup import federation, rehearsed, scene
+from fedbonsai.runs.setup import federation, rehearsed, run_context
 
 RUN = {"rounds": 1, "data.clients": 3, "data.limit": 90, "data.partition": "iid"}
 
@@ -158,7 +158,7 @@ def test_validate_says_so(capsys, tmp_path, monkeypatch):
 
 def test_training_here_does_not_start_workers():
     assert check(recipes.load("fedavg", "", RUN | {"fleet.kind": "pool", "fleet.workers": 64})) == ()
-    assert scene(recipes.load("fedavg", "", RUN)).said == ()
+    assert run_context(recipes.load("fedavg", "", RUN)).said == ()
 
 
 NOTEBOOK = """
@@ -190,6 +190,6 @@ def test_a_split_in_which_nobody_has_samples_is_refused_by_both(ids, tmp_path):
     nothing = ((),) * len(ids)
     replace(federation(config).split, ids=ids, train=nothing, valid=nothing).save(tmp_path / "none.json")
     config = recipes.load("fedavg", overrides={**RUN, "model.name": "mlp", "data.split": str(tmp_path / "none.json")})
-    for build in (check, scene):
+    for build in (check, run_context):
         with pytest.raises(ConfigError, match=r"no client has training samples in the split .*none\.json"):
             build(config)

@@ -25,7 +25,7 @@ from fedbonsai.runs.compare import plan
 from fedbonsai.runs.run import execute, load
 from fedbonsai.runs.setup import clients
 from fedbonsai.runs.writers import scalars
-from fedbonsai.stages.personal import Judge, judged
+from fedbonsai.stages.personal import Judge, evaluated
 from fedbonsai.stages.pruning.derived_masks import Derived, Rule
 from fedbonsai.training.evaluate import evaluate
 
@@ -197,7 +197,7 @@ def test_personal_models_are_judged_by_the_measure_and_the_bad_end():
     people = clients(data)
     with scope(LocalFleet(people), Scope("r", 0, 0, 0)) as open_:
         request = Judge(model.arch, model.weights, None, Rule(), Derived())
-        found = judged(open_, dict.fromkeys(open_.devices, request))
+        found = evaluated(open_, dict.fromkeys(open_.devices, request))
     scores = [evaluate(model, person.valid).value for person in people]
     assert found.figures() == {
         "personal_rmse": pytest.approx(sum(scores) / 4),
@@ -215,7 +215,7 @@ def test_devices_on_which_a_measure_has_no_meaning_do_not_count():
     people[0] = replace(people[0], valid=alike)
     request = Judge(model.arch, model.weights, None, Rule(), Derived())
     with scope(LocalFleet(people), Scope("r", 0, 0, 0)) as open_:
-        found = judged(open_, dict.fromkeys(open_.devices, request))
+        found = evaluated(open_, dict.fromkeys(open_.devices, request))
     assert found.devices == 3
     assert found.dense == pytest.approx(sum(evaluate(model, person.valid).value for person in people[1:]) / 3)
 

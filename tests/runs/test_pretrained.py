@@ -23,13 +23,13 @@ from fedbonsai.fleets.envelope import envelope
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Flaky, Metered, Wrapper
-from fedbonsai.model import Arch, Model, network, skeleton
+from fedbonsai.model import Arch, Model, cached_module, network
 from fedbonsai.runs import recipes
 from fedbonsai.runs.check import check
 from fedbonsai.runs.folder import Folder
 from fedbonsai.runs.loop import loop
 from fedbonsai.runs.run import execute
-from fedbonsai.runs.setup import clients, federation, initial_model, scene
+from fedbonsai.runs.setup import clients, federation, initial_model, run_context
 from fedbonsai.training import SGD, train
 from fedbonsai.tree import seed_of, tensors
 from fedbonsai.wire import encode
@@ -72,7 +72,7 @@ def same(one, other):
 
 
 def begun(**more):
-    return scene(quick(**more))
+    return run_context(quick(**more))
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ def test_what_does_not_fit_keeps_its_initial_values_and_is_told(tmp_path):
     del weights["features.conv1.weight"]
     torch.save(weights, tmp_path / "w.pt")
     config = quick(model__weights=str(tmp_path / "w.pt"))
-    made, drawn = scene(config), initial_model(config, federation(config))
+    made, drawn = run_context(config), initial_model(config, federation(config))
     for name in ("features.conv1.weight", "classifier.weight", "classifier.bias"):
         assert torch.equal(made.model.weights[name], drawn.weights[name])
     assert "8 of 11 tensors are from it" in made.said[0]
@@ -167,7 +167,7 @@ def test_frozen_parameters_are_shared_and_never_written():
     made = begun(model__trainable=HEAD).model
     base = bases.of(made.arch.base)
     before = {name: value.clone() for name, value in base.items()}
-    net = skeleton(made).module
+    net = cached_module(made).module
     held = dict(net.named_parameters())
     assert all(held[name].data_ptr() == value.data_ptr() for name, value in base.items())
     own = dict(made.build().named_parameters())
@@ -210,7 +210,7 @@ SENT = {}
 def test_a_rounds_bytes_are_those_of_what_is_trained_and_the_base_is_booked_once(tmp_path, file):
     SENT.clear()
     config = quick(model__weights=file, model__trainable=HEAD)
-    made = scene(config)
+    made = run_context(config)
     fleet = Based(
         Metered(Listening(LocalFleet(clients(made.federation))), made.ledger), made.model.arch.base, made.ledger
     )
@@ -320,7 +320,9 @@ def test_a_finished_run_gives_the_whole_network_wherever_it_is_read(tmp_path, fi
         "classifier.weight",
         "classifier.bias",
     ]
-    assert same(scene(quick(model__weights=str(tmp_path / "run/model.safetensors"))).model.weights, dict(model.weights))
+    assert same(
+        run_context(quick(model__weights=str(tmp_path / "run/model.safetensors"))).model.weights, dict(model.weights)
+    )
     found = Trained.of(run)
     assert set(found.network().state_dict()) == set(weights)
     assert found.dense.weights.keys() == model.weights.keys()

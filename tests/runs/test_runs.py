@@ -11,7 +11,7 @@ from fedbonsai.cli import main
 from fedbonsai.errors import ConfigError, NothingLearned
 from fedbonsai.runs import recipes
 from fedbonsai.runs.run import execute, load
-from fedbonsai.runs.setup import scene
+from fedbonsai.runs.setup import run_context
 from fedbonsai.training.evaluate import evaluate
 
 QUICK = {
@@ -42,7 +42,7 @@ def test_a_run_leaves_everything_that_it_was(tmp_path):
         "run.json",
     }
     assert fedbonsai.load(tmp_path / "a").config == quick()
-    test = scene(quick()).federation.test
+    test = run_context(quick()).federation.test
     assert evaluate(run.model, test).accuracy == run.accuracy == run.metrics[-1]["accuracy"]
     assert run.info["status"] == "finished"
     assert run.info["versions"]["torch"] == torch.__version__

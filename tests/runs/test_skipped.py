@@ -12,7 +12,7 @@ from fedbonsai.model import Model
 from fedbonsai.runs import recipes
 from fedbonsai.runs.folder import Checkpoint, Folder
 from fedbonsai.runs.loop import loop
-from fedbonsai.runs.setup import scene
+from fedbonsai.runs.setup import run_context
 from fedbonsai.wire import encode, message
 
 CONFIG = recipes.load(
@@ -99,7 +99,7 @@ class Fails(Wrapper):
 def play(folder, rounds):
     """A loop in a process of its own, as it were: everything but the folder is new."""
     config = replace(CONFIG, rounds=rounds)
-    made = scene(config)
+    made = run_context(config)
     fleet = Fails(made.fleet)
     ended = loop(config, replace(made, method=Counting(), fleet=fleet), "r", folder)
     return ended, fleet
@@ -142,7 +142,7 @@ def test_a_checkpoint_has_the_state_and_memories_of_the_last_round_that_counted(
 
 
 def test_what_clients_kept_of_the_beginning_is_there_after_a_death_in_the_first_round(tmp_path):
-    there, made = folder(tmp_path / "a"), scene(CONFIG)
+    there, made = folder(tmp_path / "a"), run_context(CONFIG)
 
     class Dies(Counting):
         def round(self, state, t, fleet):
@@ -214,7 +214,7 @@ def test_a_run_whose_beginning_is_never_answered_leaves_no_checkpoint(tmp_path):
             self.all(fleet, -1)
             raise Unanswered("nobody")
 
-    made = scene(CONFIG)
+    made = run_context(CONFIG)
     with pytest.raises(Unanswered, match="nobody"):
         loop(CONFIG, replace(made, method=Mute()), "r", there)
     assert Checkpoint(there).load() is None

@@ -23,7 +23,7 @@ from fedbonsai.reports.series import cautions, together
 from fedbonsai.runs import recipes
 from fedbonsai.runs.loop import loop
 from fedbonsai.runs.run import execute, load
-from fedbonsai.runs.setup import federation, scene
+from fedbonsai.runs.setup import federation, run_context
 from fedbonsai.runs.trouble import fruitless, of_round, of_run
 from fedbonsai.training.evaluate import evaluate
 
@@ -66,7 +66,7 @@ class Away(Wrapper):
 
 def away(rounds):
     def build(config, split=None, answers=None):
-        made = scene(config, split, answers)
+        made = run_context(config, split, answers)
         made.fleet = Away(made.fleet, rounds)
         return made
 
@@ -147,7 +147,9 @@ def test_rounds_without_an_update_end_a_run_which_goes_on_after_them(tmp_path):
     assert (exit_code(caught.value), isinstance(caught.value, Unanswered)) == (3, True)
     held = load(tmp_path / "a")
     assert [row["skipped"] for row in held.metrics] == [False, True, True]
-    assert evaluate(held.model, scene(config).federation.test).accuracy == held.accuracy  # of the round with an update
+    assert (
+        evaluate(held.model, run_context(config).federation.test).accuracy == held.accuracy
+    )  # of the round with an update
     with pytest.raises(NothingLearned, match="round 5"):  # still away: counted anew
         execute(config, tmp_path / "a", True, build=away({1, 2, 3, 4}))
     assert load(tmp_path / "a").info["status"] == "failed"
@@ -222,7 +224,7 @@ def test_answers_that_cannot_be_used_are_a_reason_too(tmp_path):
             return Answers(spoilt, at_least)
 
     def build(config, split=None, answers=None):
-        made = scene(config, split, answers)
+        made = run_context(config, split, answers)
         made.fleet = Spoilt(made.fleet)
         return made
 

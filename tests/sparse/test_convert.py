@@ -9,7 +9,7 @@ from torch import nn
 
 pytest.importorskip("numba")
 
-from fedbonsai.model import Skeleton
+from fedbonsai.model import CachedModule
 from fedbonsai.sparse import breakeven
 from fedbonsai.sparse.convert import SparseNet, chosen, sparse_net
 from fedbonsai.sparse.layers import SparseConv2d
@@ -47,7 +47,7 @@ def gradients(module, parameters, shape):
 )
 def test_loss_gradients_and_statistics_are_those_of_the_dense_network(name, options):
     model, masks, shape = masked(name, 0.2, **options)
-    dense, net = Skeleton(model.arch, model.weights).load(model.weights), SparseNet(model, masks, masks)
+    dense, net = CachedModule(model.arch, model.weights).load(model.weights), SparseNet(model, masks, masks)
     assert set(net.layers) == set(masks)
     loss, expected = gradients(smooth(dense.module), dense.parameters, shape)
     found_loss, found = gradients(smooth(net.module), net.parameters, shape)
@@ -63,7 +63,7 @@ def test_loss_gradients_and_statistics_are_those_of_the_dense_network(name, opti
 
 def test_dense_layers_among_sparse_ones_give_the_same():
     model, masks, shape = masked("wrn-16", 0.2)
-    dense, net = Skeleton(model.arch, model.weights).load(model.weights), SparseNet(model, masks, list(masks)[::2])
+    dense, net = CachedModule(model.arch, model.weights).load(model.weights), SparseNet(model, masks, list(masks)[::2])
     _, expected = gradients(smooth(dense.module), dense.parameters, shape)
     _, found = gradients(smooth(net.module), net.parameters, shape)
     for weight, value in net.compact(expected).items():

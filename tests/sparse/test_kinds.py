@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("numba")
 
 from fedbonsai.core import Client, Samples
-from fedbonsai.model import Skeleton
+from fedbonsai.model import CachedModule
 from fedbonsai.sparse import breakeven
 from fedbonsai.sparse.convert import SparseNet, chosen
 from fedbonsai.sparse.growth import watching
@@ -41,7 +41,7 @@ def test_gradients_are_those_of_the_dense_network(kind):
     made, masks = under_masks(kind)
     names = chosen(made, masks, KINDS[kind][2], 3, "on")
     assert len(names) == SPARSE[kind]
-    dense, net = Skeleton(made.arch, made.weights).load(made.weights), SparseNet(made, masks, names)
+    dense, net = CachedModule(made.arch, made.weights).load(made.weights), SparseNet(made, masks, names)
     grown, x = {}, inputs(kind)
 
     def see(name, first, tile):

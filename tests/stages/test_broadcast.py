@@ -6,7 +6,7 @@ from fedbonsai.errors import Forgotten
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.broadcast import Broadcast, Changes, Coded, Downlink, Whole, grouped, received
 from fedbonsai.stages.codec import parse
-from fedbonsai.stages.requests import each
+from fedbonsai.stages.requests import requests_for
 from fedbonsai.wire import decode, encode
 
 ARCH = Arch("mlp", {"widths": (40,)})
@@ -75,7 +75,7 @@ def test_old_changes_are_forgotten_once_the_whole_is_cheaper():
     for t in range(9):
         weights = drift(weights, t)
         state, common, _ = state.advance(weights, down, t)
-        state = state.heard(["a"]) if t == 0 else state
+        state = state.received(["a"]) if t == 0 else state
     assert len(state.changes) == 3  # four changes of a quarter each are no cheaper than the whole
     assert isinstance(state.to(A, common), Whole)
 
@@ -83,7 +83,7 @@ def test_old_changes_are_forgotten_once_the_whole_is_cheaper():
 def test_a_client_that_forgot_gets_everything_again():
     state = Broadcast({"w": torch.zeros(3)}, 4, (), {"a": 4, "b": 4})
     lost = {A: Silence(A, "forgot", forgot=True), B: Silence(B, "timeout")}
-    after = state.forgotten(forgetful(lost))
+    after = state.needs_full(forgetful(lost))
     assert after.holders == {"a": -1, "b": 4}
     assert isinstance(after.to(A, Whole({"w": torch.zeros(3)}, 4)), Whole)
     with pytest.raises(Forgotten, match="version 3"):
@@ -125,7 +125,7 @@ def test_who_never_took_part_draws_the_first_model_and_gets_all_changes():
 def test_a_request_is_made_once_for_all_that_are_sent_the_same():
     devices, made = [Device(id) for id in "abc"], []
     common, other = object(), object()
-    requests = each(
+    requests = requests_for(
         dict(zip(devices, (common, common, other), strict=True)), lambda part: made.append(part) or len(made)
     )
     assert made == [common, other]

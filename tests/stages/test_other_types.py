@@ -14,7 +14,7 @@ from fedbonsai.stages.masked_upload import changed, sent
 from fedbonsai.stages.pruning.gates import Agreement, Lazy, Open, squared
 from fedbonsai.stages.pruning.readjust import MaskedMean
 from fedbonsai.stages.selective import Rule
-from fedbonsai.stages.updates import Parts, combine, moved, update
+from fedbonsai.stages.updates import Parts, apply_update, combine, update
 from fedbonsai.training.steps import Trained
 
 START = {
@@ -45,7 +45,7 @@ def test_an_update_has_the_floating_tensors_alone(spec):
     made, _ = update(Trained(trained(), 10, 1, 0.1), START, parse(spec), {}, ME, 0)
     found = combine([Answer(Device("x"), made)], START, Nobody())
     assert list(found.mean) == ["a.weight", "b.weight"]
-    new = moved(START, START, found)
+    new = apply_update(START, START, found)
     assert list(new) == list(START)
     assert all(torch.equal(new[name], START[name]) for name in ("a.places", "b.keep", "b.count"))
     assert float((new["a.weight"] - START["a.weight"]).mean()) > 0.2

@@ -14,8 +14,8 @@ from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.personal import (
     Judge,
+    evaluated,
     judge,
-    judged,
     merged,
     owned,
     personal_names,
@@ -147,8 +147,8 @@ def test_any_method_can_have_its_model_judged_on_each_device():
     model = states[-1].model
     with scope(fleet.inner, Scope("r", 0, 2, 0)) as open_:
         request = Judge(model.arch, model.weights, None, Rule(), Derived())
-        found = judged(open_, dict.fromkeys(open_.devices, request))
-        tuned = judged(open_, dict.fromkeys(open_.devices, replace(request, tune=SGD(lr=0.1, steps=10, batch=8))))
+        found = evaluated(open_, dict.fromkeys(open_.devices, request))
+        tuned = evaluated(open_, dict.fromkeys(open_.devices, replace(request, tune=SGD(lr=0.1, steps=10, batch=8))))
     scores = [training.evaluate(model, person.valid) for person in PEOPLE]
     assert found is not None
     assert found.devices == 3
@@ -176,8 +176,8 @@ def test_means_are_weighted_by_samples_and_devices_without_any_do_not_count():
     fleet = LocalFleet(people)
     request = Judge(MODEL.arch, MODEL.weights, None, Rule(), Derived())
     with scope(fleet, Scope("r", 0, 0, 0)) as open_:
-        found = judged(open_, dict.fromkeys(open_.devices, request))
-        nobody = judged(open_, {open_.devices[2]: request})
+        found = evaluated(open_, dict.fromkeys(open_.devices, request))
+        nobody = evaluated(open_, {open_.devices[2]: request})
     accuracy = [training.evaluate(MODEL, person.valid).accuracy for person in people[:2]]
     assert found is not None
     assert found.devices == 2

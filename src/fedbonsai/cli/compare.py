@@ -102,7 +102,7 @@ def _report(home: Path, done: Sequence[Job], target: float, failed: Mapping[str,
 def _time(jobs: Sequence[Job], workers: int) -> str:
     """How long the runs may take here, by a few steps of each recipe."""
     from fedbonsai.runs.progress import training_seconds
-    from fedbonsai.runs.setup import scene
+    from fedbonsai.runs.setup import run_context
     from fedbonsai.runs.shown import span
     from fedbonsai.telling import each
 
@@ -111,7 +111,7 @@ def _time(jobs: Sequence[Job], workers: int) -> str:
         if (job.recipe, job.preset) in known:
             continue
         try:
-            stage = scene(job.config)
+            stage = run_context(job.config)
             try:
                 known[job.recipe, job.preset] = training_seconds(job.config, stage, job.config.rounds)
             finally:

@@ -14,7 +14,7 @@ from torch import nn
 
 from fedbonsai.devices.products import Kind, Product, Products
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Skeleton, blank, forms
+from fedbonsai.model import CachedModule, blank, parameter_specs
 from fedbonsai.tree import Weights
 from fedbonsai.work import Episode
 
@@ -94,7 +94,8 @@ def counted(episode: Episode) -> Network:
 def like(episode: Episode) -> Weights:
     """Tensors without values, of the shapes that the network's weights have."""
     weights = {
-        name: torch.empty(value.shape, dtype=value.dtype, device="meta") for name, value in forms(episode.arch).items()
+        name: torch.empty(value.shape, dtype=value.dtype, device="meta")
+        for name, value in parameter_specs(episode.arch).items()
     }
     for name, shape in episode.shapes.items():
         dtype = weights[name].dtype if name in weights else torch.float32
@@ -104,7 +105,7 @@ def like(episode: Episode) -> Weights:
 
 def network(episode: Episode, device: str = "meta") -> nn.Module:
     """The network of an episode, or the part of it that was used; on the device ``meta`` it has no values."""
-    return Skeleton(episode.arch, like(episode), device).module.get_submodule(episode.part)
+    return CachedModule(episode.arch, like(episode), device).module.get_submodule(episode.part)
 
 
 def _count(episode: Episode) -> Network:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from fedbonsai.core import Kept
+from fedbonsai.core import SavedMemory
 from fedbonsai.errors import ConfigError, Forgotten
 from fedbonsai.model import Model
 from fedbonsai.runs.folder import reading
@@ -56,6 +56,6 @@ def _files(folder: Path) -> Mapping[str, Path]:
         return {id: home / name for id, name in manifest["memories"].items()}
 
 
-def _kept(file: Path) -> Kept:
+def _kept(file: Path) -> SavedMemory:
     with reading(file, "bring back a copy of it, or leave --client out"):
-        return cast("Kept", decode(file.read_bytes(), OWN))
+        return cast("SavedMemory", decode(file.read_bytes(), OWN))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-from fedbonsai.core import Answer, Answers, Device, Kept, Memory, Scope, Silence, Task
+from fedbonsai.core import Answer, Answers, Device, Memory, SavedMemory, Scope, Silence, Task
 from fedbonsai.fleets.faults import Faults
 
 R = TypeVar("R")
@@ -18,7 +18,7 @@ class Slots:
 
     def __init__(self) -> None:
         self.scope: Scope | None = None
-        self._accepted: dict[str, Kept] = {}
+        self._accepted: dict[str, SavedMemory] = {}
         self._working: dict[str, Memory] = {}
         self._asks = 0
         self._unread: Answers[object] | None = None
@@ -64,11 +64,11 @@ class Slots:
         """Drop the working memory: the answer that came with it was not used."""
         self._working.pop(device, None)
 
-    def pending(self) -> Mapping[str, Kept]:
+    def pending(self) -> Mapping[str, SavedMemory]:
         """Memories that this round changed."""
         if self.scope is None:
             return {}
-        return {id: Kept(self.scope.round, self.scope.attempt, memory) for id, memory in self._working.items()}
+        return {id: SavedMemory(self.scope.round, self.scope.attempt, memory) for id, memory in self._working.items()}
 
     def commit(self) -> None:
         """Accept the memories of this round."""
@@ -80,7 +80,7 @@ class Slots:
         """Drop the memories of this round."""
         self.scope, self._working, self._asks, self._unread = None, {}, 0, None
 
-    def restore(self, memories: Mapping[str, Kept]) -> None:
+    def restore(self, memories: Mapping[str, SavedMemory]) -> None:
         """Set accepted memories."""
         self._accepted = dict(memories)
 
@@ -113,7 +113,7 @@ class Remembers:
         """Drop what the device kept in this round."""
         self._slots.reject(device.id)
 
-    def pending(self) -> Mapping[str, Kept]:
+    def pending(self) -> Mapping[str, SavedMemory]:
         """Memories that this round changed."""
         return self._slots.pending()
 
@@ -125,6 +125,6 @@ class Remembers:
         """Drop the memories of this round."""
         self._slots.abort()
 
-    def restore(self, memories: Mapping[str, Kept]) -> None:
+    def restore(self, memories: Mapping[str, SavedMemory]) -> None:
         """Set accepted memories."""
         self._slots.restore(memories)

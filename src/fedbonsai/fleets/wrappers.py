@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
 
-from fedbonsai.core import Answer, Answers, Device, Fleet, Kept, Scope, Silence, Task
+from fedbonsai.core import Answer, Answers, Device, Fleet, SavedMemory, Scope, Silence, Task
 from fedbonsai.disk import writing
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.ledger import Ledger, Row
@@ -51,7 +51,7 @@ class Wrapper:
         """Drop what the device kept in this round."""
         self.inner.reject(device)
 
-    def pending(self) -> Mapping[str, Kept]:
+    def pending(self) -> Mapping[str, SavedMemory]:
         """Memories that this round changed."""
         return self.inner.pending()
 
@@ -63,7 +63,7 @@ class Wrapper:
         """Drop the memories of this round."""
         self.inner.abort()
 
-    def restore(self, memories: Mapping[str, Kept]) -> None:
+    def restore(self, memories: Mapping[str, SavedMemory]) -> None:
         """Set accepted memories."""
         self.inner.restore(memories)
 
@@ -225,7 +225,7 @@ class Replayed(Wrapper):
     def reject(self, device: Device) -> None:
         """Recorded clients keep nothing."""
 
-    def pending(self) -> Mapping[str, Kept]:
+    def pending(self) -> Mapping[str, SavedMemory]:
         """Recorded clients keep nothing."""
         return {}
 
@@ -235,7 +235,7 @@ class Replayed(Wrapper):
     def abort(self) -> None:
         """Recorded clients keep nothing."""
 
-    def restore(self, memories: Mapping[str, Kept]) -> None:
+    def restore(self, memories: Mapping[str, SavedMemory]) -> None:
         """Recorded clients keep nothing."""
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from fedbonsai.core import Answers, Device, Scope, Task, scope
 from fedbonsai.fleets.wrappers import Wrapper
 from fedbonsai.runs.config import RunConfig
-from fedbonsai.runs.setup import scene
+from fedbonsai.runs.setup import run_context
 
 M = TypeVar("M")
 R = TypeVar("R")
@@ -45,7 +45,7 @@ def check(config: RunConfig) -> tuple[str, ...]:
 
         refuse(config)
     config = replace(config, fleet=replace(config.fleet, kind="local", record=False))
-    stage = scene(config)
+    stage = run_context(config)
     server = replace(stage.server, train=stage.server.train[:SAMPLES])
     with scope(_Mute(stage.fleet), Scope("check", config.seed, -1, 0)) as fleet:
         try:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from fedbonsai.data.config import DataConfig
 from fedbonsai.errors import ConfigError
 from fedbonsai.objectives import Classification, Objective
-from fedbonsai.stages.settings import PROBABILITY, Range, outside, refuse
+from fedbonsai.stages.settings import PROBABILITY, Range, out_of_range, raise_all
 from fedbonsai.training.optimizers import SGD, Optimizer
 
 BEARABLE = Range("at least 1 and at most 1024", lambda value: 1 <= value <= 1024)  # torch dies of very many threads
@@ -119,10 +119,10 @@ class FleetConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        faults = outside(self, workers=BEARABLE, threads=BEARABLE, flaky=PROBABILITY)
+        faults = out_of_range(self, workers=BEARABLE, threads=BEARABLE, flaky=PROBABILITY)
         if self.kind == "pool" and not self.wire:
             faults.append("wire = false: worker processes always use the wire; use kind = 'local'")
-        refuse(faults)
+        raise_all(faults)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from fedbonsai import errors
 from fedbonsai.core import Samples, together
 from fedbonsai.data.federation import Federation
 from fedbonsai.errors import ConfigError, FedbonsaiError
-from fedbonsai.model import Model, fresh, skeleton
+from fedbonsai.model import Model, cached_module, fresh
 from fedbonsai.training.batches import epochs
 from fedbonsai.training.evaluate import TOGETHER
 from fedbonsai.training.gradients import gradients
@@ -108,7 +108,7 @@ def _twice(batch: Samples) -> Samples:
 
 def _step(model: Model, batch: Samples, classes: int, sgd: Optimizer, device: str) -> list[Tensor]:
     """Loss, gradients and what is held after a step's forward and backward pass."""
-    net, batch = skeleton(model, device, sgd.channels_last), batch.to(device)
+    net, batch = cached_module(model, device, sgd.channels_last), batch.to(device)
     held = dict(net.module.named_parameters(remove_duplicate=False))
     with seeded(0, device):
         with autocast(sgd.precision, device):
@@ -129,7 +129,7 @@ def _step(model: Model, batch: Samples, classes: int, sgd: Optimizer, device: st
 
 
 def _score(model: Model, batch: Samples, classes: int, device: str) -> list[Tensor]:
-    net = skeleton(model, device).module
+    net = cached_module(model, device).module
     held = dict(net.named_parameters(remove_duplicate=False))
     with torch.inference_mode(), seeded(0, device):
         outputs = _outputs(_in_mode(net, False), model, batch.to(device), classes)
@@ -189,7 +189,7 @@ def _built_alike(model: Model) -> None:
         ConfigError: it gives one network twice, or other weights for the same seed.
     """
     seed = max(0, model.drawn)
-    held, again = skeleton(model).module, fresh(model.arch, seed)
+    held, again = cached_module(model).module, fresh(model.arch, seed)
     one, two = ({id(each) for each in (*net.modules(), *net.parameters())} for net in (held, again))
     if one & two:
         raise ConfigError(

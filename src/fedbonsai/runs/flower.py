@@ -27,13 +27,13 @@ from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import write
 from fedbonsai.runs.recipes import own_modules
 from fedbonsai.runs.run import execute
-from fedbonsai.runs.setup import Scene, federation, rehearsed
+from fedbonsai.runs.setup import RunContext, federation, rehearsed
 from fedbonsai.runs.structure import structure
 from fedbonsai.telling import Teller, listening
 
 TELL = 2.0  # seconds between two words on how far a run is
 
-Build = Callable[[RunConfig, Path | None, Path | None], Scene]
+Build = Callable[[RunConfig, Path | None, Path | None], RunContext]
 
 
 def refuse(config: RunConfig) -> None:
@@ -63,7 +63,7 @@ def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None) -> Bui
         who: names under which nodes were let in.
     """
 
-    def build(config: RunConfig, split: Path | None = None, answers: Path | None = None) -> Scene:
+    def build(config: RunConfig, split: Path | None = None, answers: Path | None = None) -> RunContext:
         from fedbonsai.fleets.flower.fleet import FlowerFleet
         from fedbonsai.fleets.flower.hello import needed
         from fedbonsai.fleets.flower.samples import form_of
@@ -94,7 +94,7 @@ def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None) -> Bui
             fleet = Recorded(fleet, answers)
         none = held.samples[:0]
         server = Client("server", config.seed, held.server, none, config.fleet.device)
-        return Scene(config.method, start, held, server, fleet, ledger, said=said)  # type: ignore[arg-type]
+        return RunContext(config.method, start, held, server, fleet, ledger, said=said)  # type: ignore[arg-type]
 
     return build
 

@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
-from fedbonsai.core import Kept
+from fedbonsai.core import SavedMemory
 from fedbonsai.data.extras import extra
 from fedbonsai.disk import writing
 from fedbonsai.errors import BadMessage, ConfigError, Unwritable
@@ -238,7 +238,7 @@ class Checkpoint:
         self._folder = folder
         self._manifest: dict[str, Any] = {"round": None, "state": "", "memories": {}}
 
-    def save(self, round: int, state: object, changed: Mapping[str, Kept]) -> None:
+    def save(self, round: int, state: object, changed: Mapping[str, SavedMemory]) -> None:
         """Write what changed, then the manifest, then delete what it no longer names."""
         self._folder.check()
         memories: dict[str, str] = dict(self._manifest["memories"])
@@ -255,7 +255,7 @@ class Checkpoint:
             if old and old != name and old not in memories.values():
                 (self.path / old).unlink(missing_ok=True)
 
-    def load(self) -> tuple[int, Any, dict[str, Kept]] | None:
+    def load(self) -> tuple[int, Any, dict[str, SavedMemory]] | None:
         """Round, state and memories, or nothing if no round was ever finished; later leftovers are cut away.
 
         Raises:
@@ -269,7 +269,7 @@ class Checkpoint:
             last = int(self._manifest["round"])
             state = decode((self.path / self._manifest["state"]).read_bytes(), OWN)
             memories = {
-                id: cast(Kept, decode((self.path / name).read_bytes(), OWN))
+                id: cast(SavedMemory, decode((self.path / name).read_bytes(), OWN))
                 for id, name in self._manifest["memories"].items()
             }
         self._trim(last)

@@ -20,7 +20,7 @@ from fedbonsai.runs import former
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Checkpoint, Folder
 from fedbonsai.runs.layers import layers
-from fedbonsai.runs.setup import Scene
+from fedbonsai.runs.setup import RunContext
 from fedbonsai.runs.trouble import fruitless, futile, of_round
 from fedbonsai.telling import doing, each
 from fedbonsai.training.evaluate import evaluate, evaluate_each
@@ -36,7 +36,7 @@ PARTED = {
 class Observer(Protocol):
     """Sees a run and never changes it."""
 
-    def begin(self, config: RunConfig, scene: Scene, first: int) -> None:
+    def begin(self, config: RunConfig, scene: RunContext, first: int) -> None:
         """Before round ``first``; of a new run before anything that the method does ahead of it."""
         ...
 
@@ -61,7 +61,7 @@ class Outcome:
 
 
 def loop(
-    config: RunConfig, scene: Scene, run: str, folder: Folder | None = None, observers: Iterable[Observer] = ()
+    config: RunConfig, scene: RunContext, run: str, folder: Folder | None = None, observers: Iterable[Observer] = ()
 ) -> Outcome:
     """Run the rounds that are still to run; with a folder everything is kept there and can be resumed.
 
@@ -116,7 +116,12 @@ def loop(
 
 
 def _begin(
-    config: RunConfig, scene: Scene, counted: Counted, run: str, checkpoint: Checkpoint | None, folder: Folder | None
+    config: RunConfig,
+    scene: RunContext,
+    counted: Counted,
+    run: str,
+    checkpoint: Checkpoint | None,
+    folder: Folder | None,
 ) -> Any:
     for attempt in range(config.retries + 1):
         with scope(scene.fleet, Scope(run, config.seed, -1, attempt)) as fleet:
@@ -140,7 +145,7 @@ def _begin(
 
 def _round(
     config: RunConfig,
-    scene: Scene,
+    scene: RunContext,
     counted: Counted,
     run: str,
     t: int,
@@ -184,7 +189,7 @@ def _round(
 
 def _row(
     config: RunConfig,
-    scene: Scene,
+    scene: RunContext,
     t: int,
     attempt: int,
     state: Any,
@@ -226,7 +231,7 @@ def joined(row: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, **more}
 
 
-def _own(scene: Scene, model: Model, device: str) -> dict[str, float]:
+def _own(scene: RunContext, model: Model, device: str) -> dict[str, float]:
     """How the model does on the clients' validation parts, which decide; the test set only reports.
 
     Over all of them together, and the spread over the clients: both ends, the median, and the client that a tenth of the
@@ -242,7 +247,7 @@ def _own(scene: Scene, model: Model, device: str) -> dict[str, float]:
     return {f"valid_{pooled.metric}": pooled.value, "valid_loss": pooled.loss, **spread}
 
 
-def _simulated(scene: Scene, spent: list[dict[str, Any]]) -> dict[str, Any]:
+def _simulated(scene: RunContext, spent: list[dict[str, Any]]) -> dict[str, Any]:
     """Columns of the virtual clock: of this round with all of its attempts, and of the run so far."""
     if scene.costs is None:
         return {}
@@ -260,7 +265,7 @@ def _simulated(scene: Scene, spent: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _ended(config: RunConfig, scene: Scene, row: Mapping[str, Any]) -> str:
+def _ended(config: RunConfig, scene: RunContext, row: Mapping[str, Any]) -> str:
     """Why the run ends after this round; empty if it goes on."""
     measure = config.objective.measure
     if config.target and measure.reached(row.get(f"valid_{measure.name}", nan), config.target):
@@ -268,7 +273,7 @@ def _ended(config: RunConfig, scene: Scene, row: Mapping[str, Any]) -> str:
     return _used_up(config, scene)
 
 
-def _used_up(config: RunConfig, scene: Scene) -> str:
+def _used_up(config: RunConfig, scene: RunContext) -> str:
     """Which budget is used up; empty if none is."""
     budget, moved = config.budget, scene.ledger
     limits = [

@@ -15,7 +15,7 @@ from fedbonsai.fleets.envelope import failure
 from fedbonsai.model import Model
 from fedbonsai.runs.config import RunConfig, local_training
 from fedbonsai.runs.loop import Observer
-from fedbonsai.runs.setup import Scene, clients
+from fedbonsai.runs.setup import RunContext, clients
 from fedbonsai.runs.shown import Screen, span
 from fedbonsai.runs.trouble import of_round
 from fedbonsai.telling import doing
@@ -50,7 +50,7 @@ def energy(joules: float) -> str:
     raise AssertionError("unreachable")
 
 
-def training_seconds(config: RunConfig, scene: Scene, rounds: int) -> float:
+def training_seconds(config: RunConfig, scene: RunContext, rounds: int) -> float:
     """Seconds of training and testing here, by a few steps of the dense model: an upper guess.
 
     What a method does before its first round counts, where it says so in ``samples_before``.
@@ -74,7 +74,7 @@ def training_seconds(config: RunConfig, scene: Scene, rounds: int) -> float:
     return ahead / rate + rounds * (asked * each / rate / share + test)
 
 
-def estimate(config: RunConfig, scene: Scene, first: int) -> str:
+def estimate(config: RunConfig, scene: RunContext, first: int) -> str:
     """What the run may take: measured on a few steps here, and from the dense model's size; both are upper guesses."""
     asked = getattr(config.method, "cohort", 0) or len(scene.federation.ids)
     rounds = config.rounds - first
@@ -92,7 +92,7 @@ def estimate(config: RunConfig, scene: Scene, first: int) -> str:
     )
 
 
-def opening(config: RunConfig, scene: Scene, first: int) -> str:
+def opening(config: RunConfig, scene: RunContext, first: int) -> str:
     """First line: an estimate, or where a resumed run goes on."""
     if first >= config.rounds:
         return "nothing left to do: all rounds are done"
@@ -142,7 +142,7 @@ class Plain:
     def __init__(self, screen: Screen | None = None) -> None:
         self._clock, self._screen = _Clock(), screen
 
-    def begin(self, config: RunConfig, scene: Scene, first: int) -> None:
+    def begin(self, config: RunConfig, scene: RunContext, first: int) -> None:
         """Print the estimate."""
         _say(opening(config, scene, first))
         self._clock.begin(config, first)
@@ -177,7 +177,7 @@ class Live:
         self._bar = Bar(TextColumn("{task.description}"), BarColumn())
         self._task: Any = None
 
-    def begin(self, config: RunConfig, scene: Scene, first: int) -> None:
+    def begin(self, config: RunConfig, scene: RunContext, first: int) -> None:
         """Print the estimate and start the bar."""
         self._bar.console.print(opening(config, scene, first))
         self._clock.begin(config, first)

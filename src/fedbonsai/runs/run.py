@@ -31,7 +31,7 @@ from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Folder, write
 from fedbonsai.runs.loop import Observer, loop
 from fedbonsai.runs.recipes import own_modules
-from fedbonsai.runs.setup import Scene, scene
+from fedbonsai.runs.setup import RunContext, run_context
 from fedbonsai.runs.structure import structure, unstructure
 from fedbonsai.runs.trouble import fruitless
 from fedbonsai.text import text_of, toml
@@ -117,7 +117,7 @@ def execute(
     folder: Path,
     resume: bool = False,
     observers: Iterable[Observer] = (),
-    build: Callable[[RunConfig, Path | None, Path | None], Scene] = scene,
+    build: Callable[[RunConfig, Path | None, Path | None], RunContext] = run_context,
 ) -> Run:
     """Run a configuration in a folder, or resume what is there; ``build`` makes all that a loop needs.
 
@@ -145,7 +145,7 @@ def _execute(
     files: Folder,
     resume: bool,
     observers: Iterable[Observer],
-    build: Callable[[RunConfig, Path | None, Path | None], Scene],
+    build: Callable[[RunConfig, Path | None, Path | None], RunContext],
 ) -> None:
     folder = files.path
     if files.config.exists() and not resume and not _never_began(files):
@@ -205,7 +205,7 @@ def _note(files: Folder, **facts: Any) -> None:
         files.set_info(**facts)
 
 
-def _notes(stage: Scene) -> dict[str, str]:
+def _notes(stage: RunContext) -> dict[str, str]:
     """What a method wants told beside its numbers, and what was said before the first round."""
     told: dict[str, str] = dict(getattr(stage.method, "notes", dict)())
     return told | ({"warning": "; ".join(stage.said)} if stage.said else {})

@@ -33,7 +33,7 @@ from fedbonsai.work import Episode
 
 
 @dataclass
-class Scene:
+class RunContext:
     """Everything that a loop needs."""
 
     method: Method[Any]
@@ -213,7 +213,7 @@ def fleet_of(
     return fleet
 
 
-def scene(config: RunConfig, split: Path | None = None, answers: Path | None = None) -> Scene:
+def run_context(config: RunConfig, split: Path | None = None, answers: Path | None = None) -> RunContext:
     """Build everything."""
     torch.set_num_threads(config.fleet.threads)
     reachable(config.fleet.device)
@@ -241,4 +241,4 @@ def scene(config: RunConfig, split: Path | None = None, answers: Path | None = N
     fleet = fleet_of(config.fleet, clients(held, config.fleet.device), ledger, answers, timed, start.arch.base)
     empty = held.samples[:0]
     server = Client("server", config.seed, held.server if len(held.server) else empty, empty, config.fleet.device)
-    return Scene(config.method, start, held, server, fleet, ledger, costs, said)  # type: ignore[arg-type]
+    return RunContext(config.method, start, held, server, fleet, ledger, costs, said)  # type: ignore[arg-type]

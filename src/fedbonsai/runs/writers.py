@@ -13,7 +13,7 @@ from fedbonsai.errors import ConfigError, Missing
 from fedbonsai.model import Model
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.loop import Observer
-from fedbonsai.runs.setup import Scene
+from fedbonsai.runs.setup import RunContext
 from fedbonsai.runs.structure import unstructure
 
 
@@ -25,7 +25,7 @@ class TensorBoard:
         self._open = _package("torch.utils.tensorboard", "tensorboard").SummaryWriter
         self._writer: Any = None
 
-    def begin(self, config: RunConfig, scene: Scene, first: int) -> None:
+    def begin(self, config: RunConfig, scene: RunContext, first: int) -> None:
         """Open the event file."""
         self._writer = self._open(str(self._folder), purge_step=first + 1)
 
@@ -47,7 +47,7 @@ class Mlflow:
         self._folder = folder
         self._mlflow = _package("mlflow", "mlflow-skinny")
 
-    def begin(self, config: RunConfig, scene: Scene, first: int) -> None:
+    def begin(self, config: RunConfig, scene: RunContext, first: int) -> None:
         """Start a run there with all settings as parameters; a resumed run goes on in the one that was begun."""
         if "MLFLOW_TRACKING_URI" not in os.environ:
             self._mlflow.set_tracking_uri(f"sqlite:///{(self._folder / 'mlflow.db').resolve()}")

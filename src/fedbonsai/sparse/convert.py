@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedbonsai.model import Model, Skeleton, shared
+from fedbonsai.model import CachedModule, Model, shared
 from fedbonsai.sparse.breakeven import breakeven
 from fedbonsai.sparse.layers import Masked, has_sparse_form, sparse
 from fedbonsai.sparse.order import keeping, last
@@ -38,7 +38,7 @@ class SparseNet:
             masks: by name, true where a weight is kept.
             names: of the weights whose layers compute sparsely.
         """
-        self._dense = Skeleton(model.arch, model.weights).load(model.weights)
+        self._dense = CachedModule(model.arch, model.weights).load(model.weights)
         self.module, self.names = self._dense.module, self._dense.names
         self.keeps, self.foreign = self._dense.keeps, self._dense.foreign
         self.layers: dict[str, Masked] = {}
@@ -125,7 +125,7 @@ def chosen(model: Model, masks: Tree, sample: tuple[int, ...], batch: int, where
     """Names of the weights whose layers shall compute sparsely; arguments are those of `sparse_net`."""
     key = (_form(model), sample)
     if key not in _inputs:
-        _inputs[key] = inputs(Skeleton(model.arch, model.weights), sample)
+        _inputs[key] = inputs(CachedModule(model.arch, model.weights), sample)
         while len(_inputs) > 32:
             _inputs.popitem(last=False)
     names: list[str] = []
@@ -138,7 +138,7 @@ def chosen(model: Model, masks: Tree, sample: tuple[int, ...], batch: int, where
     return names
 
 
-def inputs(net: Skeleton, sample: tuple[int, ...]) -> dict[str, Place]:
+def inputs(net: CachedModule, sample: tuple[int, ...]) -> dict[str, Place]:
     """By name of the weight: each linear and convolution layer that a sample goes through once, and its input's shape.
 
     Only those whose weight is trained and no other layer's too. Layers on the meta device stand for those of the network, so

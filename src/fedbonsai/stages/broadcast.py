@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedbonsai.core import Device, Memory
 from fedbonsai.errors import Forgotten
-from fedbonsai.model import Arch, Model, forms
+from fedbonsai.model import Arch, Model, parameter_specs
 from fedbonsai.stages.codec import Chain, Packed
 from fedbonsai.tree import Tree, Weights, add, part_of, subtract
 from fedbonsai.wire import message
@@ -136,11 +136,11 @@ class Broadcast:
         changes = self.changes[len(self.changes) - missed :]
         return Changes(held, changes) if device.id in self.holders else Changes(0, changes, self.seed, self.check)
 
-    def heard(self, ids: Iterable[str]) -> Broadcast:
+    def received(self, ids: Iterable[str]) -> Broadcast:
         """These devices answered, so they hold this version."""
         return replace(self, holders={**self.holders, **dict.fromkeys(ids, self.version)})
 
-    def forgotten(self, ids: Iterable[str]) -> Broadcast:
+    def needs_full(self, ids: Iterable[str]) -> Broadcast:
         """Devices that lost what they held get the whole next time; others still hold what they held."""
         return replace(self, holders={**self.holders, **dict.fromkeys(ids, LOST)})
 
@@ -174,7 +174,7 @@ def received(sent: Sent, arch: Arch, memory: Memory, part: str = "") -> tuple[We
         weights = dict(sent.weights)
         return weights, {**memory, name: {"version": sent.version, "weights": weights}} if sent.version >= 0 else memory
     if isinstance(sent, Coded):
-        return sent.packed.dense(part_of(forms(arch), part)), memory
+        return sent.packed.dense(part_of(parameter_specs(arch), part)), memory
     held: dict[str, Any] | None = memory.get(name)
     if sent.seed >= 0:
         held = {"version": 0, "weights": Model.init(arch, sent.seed).weights}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedbonsai.core import Device, Memory
 from fedbonsai.errors import BadMessage, Forgotten
-from fedbonsai.model import Arch, forms
+from fedbonsai.model import Arch, parameter_specs
 from fedbonsai.stages.codec import Packed, parse
 from fedbonsai.stages.pruning.masks import Masks
 from fedbonsai.tree import Tree, Weights
@@ -64,7 +64,7 @@ class HeldMasks:
         new = replace(known, masks=self.masks)
         return {device: known if self.holds(device) else new for device in devices}
 
-    def heard(self, ids: Iterable[str]) -> HeldMasks:
+    def received(self, ids: Iterable[str]) -> HeldMasks:
         """These devices answered, so they hold this version."""
         return replace(self, holders={**self.holders, **dict.fromkeys(ids, self.version)})
 
@@ -97,7 +97,7 @@ def received(sent: Sent, arch: Arch, memory: Memory, personal: Collection[str] =
         Forgotten: the masks are of a version that is not held here.
         BadMessage: masks that do not fit the network.
     """
-    like = {name: value for name, value in forms(arch).items() if name not in personal}
+    like = {name: value for name, value in parameter_specs(arch).items() if name not in personal}
     if sent.masks is not None:
         if any(name not in like or mask.shape != like[name].shape for name, mask in sent.masks.items()):
             raise BadMessage(f"masks do not fit network {arch.name!r}")

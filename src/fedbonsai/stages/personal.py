@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fedbonsai import training
 from fedbonsai.core import Client, Device, Fleet, Memory, Task, task
 from fedbonsai.errors import ConfigError, Forgotten
-from fedbonsai.model import Arch, Model, forms, skeleton
+from fedbonsai.model import Arch, Model, cached_module, parameter_specs
 from fedbonsai.objectives import MEASURES, Measure
 from fedbonsai.stages.pruning.derived_masks import Derived, Rule, derived
 from fedbonsai.stages.pruning.masks import Masks, masked
@@ -72,7 +72,7 @@ def personal_names(model: Model, patterns: Iterable[str]) -> tuple[str, ...]:
 
 def head_of(model: Model) -> tuple[str, ...]:
     """Names of the weights of the last linear layer; none where there is no such layer."""
-    linear = [path for path, layer in skeleton(model).module.named_modules() if isinstance(layer, nn.Linear)]
+    linear = [path for path, layer in cached_module(model).module.named_modules() if isinstance(layer, nn.Linear)]
     return tuple(name for name in model.weights if linear and name.rpartition(".")[0] == linear[-1])
 
 
@@ -88,7 +88,7 @@ def merged(arch: Arch, shared: Tree, personal: Tree) -> Model:
     Raises:
         Forgotten: the personal part held here does not make up the model with the shared one.
     """
-    like = forms(arch)
+    like = parameter_specs(arch)
     if shared.keys() | personal.keys() != like.keys() or shared.keys() & personal.keys():
         raise Forgotten(f"personal weights {sorted(personal)} do not complete the shared part of {arch.name!r}")
     return Model(arch, {name: shared[name] if name in shared else personal[name] for name in like})
@@ -106,7 +106,7 @@ def owned(memory: Memory, arch: Arch, shared: Tree, first: Tree | None) -> Weigh
     Raises:
         Forgotten: there is nothing to go on from.
     """
-    if len(shared) == len(forms(arch)):
+    if len(shared) == len(parameter_specs(arch)):
         return {}
     held: Weights | None = memory.get(PERSONAL)
     if held is None and first is None:
@@ -175,7 +175,7 @@ def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PersonalScore:
     """How personal models do: means weighted by samples, and the device than which a tenth of the devices fare worse."""
 
     dense: float
@@ -198,7 +198,7 @@ class Verdict:
         }
 
 
-def judged(fleet: Fleet, send: Mapping[Device, M], how: Task[M, Judged] = judge) -> Verdict | None:
+def evaluated(fleet: Fleet, send: Mapping[Device, M], how: Task[M, Judged] = judge) -> PersonalScore | None:
     """Ask devices to judge their models; None where no device that answered has a validation part.
 
     A device on whose part the measure has no meaning, such as an area under a curve of one class, does not count.
@@ -216,7 +216,7 @@ def judged(fleet: Fleet, send: Mapping[Device, M], how: Task[M, Judged] = judge)
     shares = np.array([value.examples for value in found], np.float64)
     shares /= shares.sum()
     dense, under, loss = (np.array([getattr(value, name) for value in found]) for name in ("dense", "masked", "loss"))
-    return Verdict(
+    return PersonalScore(
         float(shares @ dense),
         float(shares @ under),
         tail(dense, measure),

@@ -11,7 +11,7 @@ P = TypeVar("P")
 R = TypeVar("R")
 
 
-def each(sent: Mapping[Device, P], make: Callable[[P], R]) -> dict[Device, R]:
+def requests_for(sent: Mapping[Device, P], make: Callable[[P], R]) -> dict[Device, R]:
     """A request for each device; devices that are sent the same object get the same request, which is encoded once."""
     made: dict[int, R] = {}
     for part in sent.values():

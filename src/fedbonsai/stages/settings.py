@@ -23,11 +23,11 @@ PROBABILITY = Range("a probability in [0, 1]", lambda value: 0 <= value <= 1)
 PART = Range("a share in [0, 1)", lambda value: 0 <= value < 1)
 
 
-def outside(settings: object, **wanted: Range) -> list[str]:
+def out_of_range(settings: object, **wanted: Range) -> list[str]:
     """A line for each setting that is not in its range.
 
     >>> from types import SimpleNamespace
-    >>> outside(SimpleNamespace(interval=0, density=0.5), interval=COUNT, density=SHARE)
+    >>> out_of_range(SimpleNamespace(interval=0, density=0.5), interval=COUNT, density=SHARE)
     ['interval = 0: expected at least 1']
     """
     return [
@@ -37,12 +37,12 @@ def outside(settings: object, **wanted: Range) -> list[str]:
     ]
 
 
-def among(*faults: tuple[bool, str]) -> list[str]:
+def when(*faults: tuple[bool, str]) -> list[str]:
     """The texts of those that hold."""
     return [text for wrong, text in faults if wrong]
 
 
-def refuse(faults: Iterable[str]) -> None:
+def raise_all(faults: Iterable[str]) -> None:
     """Raise if there are any.
 
     Raises:

@@ -274,7 +274,7 @@ def _weights(value: Update, start: Tree) -> Tree | None:
     return {name: found[name] for name in forms}  # in the server's order, whatever the client's was
 
 
-def moved(weights: Tree, start: Tree, combined: Combined, rate: float = 1.0) -> Weights:
+def apply_update(weights: Tree, start: Tree, combined: Combined, rate: float = 1.0) -> Weights:
     """The new weights of the server.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedbonsai import work
 from fedbonsai.core import Samples, together
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Model, renew_by_hand, skeleton
+from fedbonsai.model import Model, cached_module, renew_by_hand
 from fedbonsai.objectives import Objective
 from fedbonsai.tree import seeded
 
@@ -70,7 +70,7 @@ def answered(model: Model, samples: Samples, device: str = "cpu", batch: int = T
     if not len(samples):
         raise ConfigError("nothing to evaluate on: the set of samples is empty")
     renew_by_hand()
-    objective, net = model.arch.objective, skeleton(model, device)
+    objective, net = model.arch.objective, cached_module(model, device)
     net.module.eval()
     loss, weight, kept = 0.0, 0.0, list[Tensor]()
     with torch.inference_mode(), seeded(0, device, net.foreign):  # a network may draw even here

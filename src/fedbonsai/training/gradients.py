@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedbonsai import work
 from fedbonsai.core import Samples
-from fedbonsai.model import Model, renew_by_hand, skeleton
+from fedbonsai.model import Model, cached_module, renew_by_hand
 from fedbonsai.tree import Weights, dtype_of, seeded
 
 
@@ -25,7 +25,7 @@ def draws(model: Model, blank: Tensor) -> bool:
         model: network.
         blank: two inputs, of any values (`Samples.blank`).
     """
-    net = skeleton(model).module.train()
+    net = cached_module(model).module.train()
     with seeded(0), torch.no_grad():
         before = torch.default_generator.get_state()
         net(blank.to(dtype_of(model.weights)) if blank.is_floating_point() else blank)
@@ -43,7 +43,7 @@ def gradient(model: Model, samples: Samples, device: str = "cpu", batch: int = 2
         training: batch statistics instead of running ones in normalisation layers.
     """
     renew_by_hand()
-    net = skeleton(model, device)
+    net = cached_module(model, device)
     net.module.train(training)
     objective, params, weight = model.arch.objective, list(net.parameters.values()), 0.0
     total = [torch.zeros_like(p) for p in params]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from fedbonsai.core import Client
-from fedbonsai.model import Model, skeleton
+from fedbonsai.model import Model, cached_module
 from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.training.sparse import sparse_form
 from fedbonsai.training.steps import Hook, Loss, Trained, fit, prepare
@@ -42,5 +42,5 @@ def train(
     if hook is None and loss is None and (net := sparse_form(model, me, sgd, mask)) is not None:
         compact = net.compact(shift) if shift is not None else None
         return fit(net, model, me, sgd, masks=mask, sparse=net.layers.keys(), shift=compact, frozen=frozen)
-    dense = skeleton(model, me.device, sgd.channels_last)
+    dense = cached_module(model, me.device, sgd.channels_last)
     return fit(dense, model, me, sgd, masks=mask, loss=loss, hook=hook, shift=shift, frozen=frozen)

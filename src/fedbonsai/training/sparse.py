@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from fedbonsai.core import Client
-from fedbonsai.model import Model, skeleton
+from fedbonsai.model import Model, cached_module
 from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.training.steps import Trained, fit, prepare
 from fedbonsai.tree import Tree
@@ -44,7 +44,7 @@ def train_growing(model: Model, me: Client, sgd: Optimizer, masks: Tree, growth:
 
     prepare(me)
     sparse = sparse_form(model, me, sgd, masks)
-    net = sparse or skeleton(model, me.device, sgd.channels_last)
+    net = sparse or cached_module(model, me.device, sgd.channels_last)
     layers = [name for name in sparse.parameters if name in sparse.layers] if sparse is not None else []
     with tiles(sparse, growth, layers):
         return fit(net, model, me, sgd, masks=masks, sparse=layers, grown=layers, hook=whole)

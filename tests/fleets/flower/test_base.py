@@ -12,7 +12,7 @@ from fedbonsai.fleets.flower.frames import Form
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.wrappers import Metered
 from fedbonsai.runs import recipes
-from fedbonsai.runs.setup import clients, scene
+from fedbonsai.runs.setup import clients, run_context
 from tests.fleets.flower.nodes import grid_of, workers
 
 FORM = Form((1, 8, 8), tuple("0123456789"), (0.3,), (0.4,))
@@ -21,7 +21,7 @@ SETTINGS = {"data.clients": 1, "data.limit": 100, "model.name": "cnn-bn", "model
 
 def test_a_device_keeps_the_base_on_its_disk_and_says_when_it_is_lost(tmp_path):
     config = recipes.load("fedavg", "", SETTINGS)
-    made = scene(config)
+    made = run_context(config)
     people, base = clients(made.federation), made.model.arch.base
     home = tmp_path / people[0].id / ".bases"
     held, ledger = bases.of(base), Ledger()

@@ -9,7 +9,7 @@ from fedbonsai.fleets.flower.fleet import FlowerFleet
 from fedbonsai.fleets.flower.frames import Form
 from fedbonsai.runs.folder import Folder
 from fedbonsai.runs.loop import loop
-from fedbonsai.runs.setup import clients, scene
+from fedbonsai.runs.setup import clients, run_context
 from fedbonsai.wire import decode, encode
 from tests.cases import CASES, ROUNDS
 from tests.conformance import Killed, Mortal, people, stage, states
@@ -92,7 +92,7 @@ def test_an_update_that_does_not_fit_the_model_is_left_out_of_the_mean(tmp_path,
 @pytest.mark.slow
 def test_a_device_that_cannot_train_leaves_what_such_a_client_leaves_in_process(tmp_path):
     config = quick(**uneven(tmp_path, {1}), rounds=2)
-    made = scene(config)
+    made = run_context(config)
     local = loop(config, made, "run")
     over = loop(config, replace(made, fleet=fleet_of(clients(made.federation), tmp_path / "devices", FORM)), "run")
     assert bytes(encode(over.state)) == bytes(encode(local.state))

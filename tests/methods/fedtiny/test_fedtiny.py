@@ -19,7 +19,7 @@ from fedbonsai.methods.fedtiny.norm_statistics import statistics_of
 from fedbonsai.methods.fedtiny.places import checked
 from fedbonsai.methods.fedtiny.pool import allowed
 from fedbonsai.methods.fedtiny.selection import Selection
-from fedbonsai.model import Arch, Model, skeleton
+from fedbonsai.model import Arch, Model, cached_module
 from fedbonsai.runs import recipes
 from fedbonsai.stages.held_masks import HeldMasks
 from fedbonsai.stages.pruning import count
@@ -70,7 +70,7 @@ def test_the_density_is_never_exceeded_and_every_layer_keeps_its_count(strict):
     method = FedTiny(density=0.2, strict=strict, growth=OFTEN, selection=Selection(pool=4), optimizer=STEPS)
     states, fleet = run(method, rounds=7)
     model = states[0].model
-    everything = tree.size(skeleton(model).parameters)
+    everything = tree.size(cached_module(model).parameters)
     prunable = sum(model.weights[name].numel() for name in NAMES)
     kept = sum(counts_of(states[0]).values())
     assert kept == (int(0.2 * everything) - (everything - prunable) if strict else int(0.2 * prunable))
@@ -133,7 +133,7 @@ def test_density_one_is_fedavg_bit_for_bit():
     plain, _ = run(FedTiny(density=1.0, selection=Selection(by="none"), growth=OFTEN, optimizer=STEPS))
     assert same(plain[-1].model.weights, fedavg[-1].model.weights)
     chosen, _ = run(FedTiny(density=1.0, growth=OFTEN, optimizer=STEPS))  # measured statistics, the same parameters
-    for name in skeleton(chosen[-1].model).parameters:
+    for name in cached_module(chosen[-1].model).parameters:
         assert torch.equal(chosen[-1].model.weights[name], fedavg[-1].model.weights[name])
 
 

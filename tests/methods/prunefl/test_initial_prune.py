@@ -17,7 +17,7 @@ from fedbonsai.methods.prunefl.initial_prune import (
     initial_prune,
     minibatches,
 )
-from fedbonsai.model import Arch, Model, skeleton
+from fedbonsai.model import Arch, Model, cached_module
 from fedbonsai.model import _builders as networks_known
 from fedbonsai.stages.pruning.masks import masked
 from fedbonsai.stages.pruning.per_time import turned
@@ -131,7 +131,7 @@ def test_momentum_of_weights_that_come_back_is_zero(monkeypatch):  # specs/prune
     monkeypatch.setattr(room.Moving, "move", watched)
     how = InitialPruneConfig(batches=2, iterations=30, every=5, gate=0)
     initial_prune.run(replace(REQUEST, sgd=replace(SGD5, momentum=0.9), how=how), PEOPLE[0], {})
-    found = dict(zip(skeleton(START).parameters, seen, strict=True))
+    found = dict(zip(cached_module(START).parameters, seen, strict=True))
     for name in NAMES:
         assert not bool(found[name][~few[name]].any())
         assert bool(found[name][few[name]].any())

@@ -276,7 +276,7 @@ def test_a_mask_travels_only_to_whom_it_is_new():
 
 
 def test_a_client_without_the_mask_says_so_and_gets_it():
-    held = HeldMasks(masks_of()).heard(["a"])
+    held = HeldMasks(masks_of()).received(["a"])
     device = LocalFleet(PEOPLE).devices[0]
     sent = held.send(START.weights, [device], 0)[device]
     assert sent.masks is None

@@ -7,7 +7,7 @@ from fedbonsai import tree
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.small_dense.method import SmallDense
 from fedbonsai.methods.small_dense.narrow import narrow
-from fedbonsai.model import Arch, Model, skeleton
+from fedbonsai.model import Arch, Model, cached_module
 from fedbonsai.stages.pruning.count import parameters, training_flops
 from fedbonsai.training.optimizers import SGD
 from tests.methods.rounds import MODEL, run, same
@@ -17,7 +17,7 @@ STEPS = SGD(lr=0.1, momentum=0.5, batch=8)
 
 
 def widths(model):
-    return [value.shape[0] for name, value in skeleton(model).parameters.items() if value.ndim > 1]
+    return [value.shape[0] for name, value in cached_module(model).parameters.items() if value.ndim > 1]
 
 
 def test_the_widest_that_fits_by_hand():

@@ -12,7 +12,7 @@ from fedbonsai.core import Samples
 from fedbonsai.errors import ConfigError
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.static_mask.method import StaticMask
-from fedbonsai.model import Arch, Model, skeleton
+from fedbonsai.model import Arch, Model, cached_module
 from fedbonsai.stages.held_masks import pack
 from fedbonsai.stages.pruning import count
 from fedbonsai.stages.pruning.criteria import Blocks, Magnitude, NOfM, OfRun, Random, Saliency, Schedule, SynFlow
@@ -156,7 +156,7 @@ def test_the_mask_of_a_finished_run_on_the_initial_weights(tmp_path):
 def test_a_share_of_all_weights_has_the_dense_ones_inside():
     method = StaticMask(optimizer=STEPS, density=0.2, of="all", criterion=Random(), never=("stem", "classifier"))
     state = run(method, rounds=0)[0][0]
-    everything = tree.size(skeleton(MODEL).parameters)
+    everything = tree.size(cached_module(MODEL).parameters)
     rest = everything - sum(mask.numel() for mask in state.held.masks.values())
     assert list(state.held.masks) == ["features.conv1.weight", "features.conv2.weight"]
     assert kept(state) + rest == int(0.2 * everything)

@@ -655,7 +655,7 @@ def test_conformance_of_restarts(tmp_path, t):
 @pytest.mark.slow
 def test_personal_models_learn():
     config = PERSONAL_CASE.config(rounds=12, **{"data.limit": 0, "data.partition": "pathological"})
-    rows = loop(config, setup.scene(config), "run").rows
+    rows = loop(config, setup.run_context(config), "run").rows
     assert rows[-1]["personal_accuracy"] > 0.9
     assert rows[-1]["masked_accuracy"] > 0.85
     assert rows[-1]["personal_loss"] < rows[0]["personal_loss"]

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
-from fedbonsai.core import Answer, Answers, Device, Kept, Scope, Silence, Task
+from fedbonsai.core import Answer, Answers, Device, SavedMemory, Scope, Silence, Task
 from fedbonsai.errors import BadMessage, ConfigError
 from fedbonsai.fleets.envelope import Envelope, envelope, receipt
 from fedbonsai.fleets.flower import hello
@@ -293,7 +293,7 @@ class FlowerFleet(Remembers):
                 return come
         return []
 
-    def restore(self, memories: Mapping[str, Kept]) -> None:
+    def restore(self, memories: Mapping[str, SavedMemory]) -> None:
         """Set what devices keep, as a checkpoint named it.
 
         Raises:

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fedbonsai.core import Kept, Memory
+from fedbonsai.core import Memory, SavedMemory
 from fedbonsai.errors import BadMessage, ConfigError, Forgotten, Silent
 from fedbonsai.fleets.envelope import Envelope
 from fedbonsai.wire import OWN, decode, encode, message
@@ -114,7 +114,7 @@ class Store:
         """
         if not memory and start is None:
             return None
-        raw = bytes(encode(Kept(head.round, head.attempt, memory)))
+        raw = bytes(encode(SavedMemory(head.round, head.attempt, memory)))
         slot = Slot(head.round, head.attempt, head.ask, digest(raw))
         folder = self._run(head.run)
         try:

@@ -22,11 +22,11 @@ from fedbonsai.methods.registry import method
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, grouped, received
 from fedbonsai.stages.codec import Chain
-from fedbonsai.stages.codec.feedback import fed_back
-from fedbonsai.stages.requests import each
+from fedbonsai.stages.codec.feedback import names_with_feedback
+from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.settings import NOT_NEGATIVE, POSITIVE, among, outside, refuse
-from fedbonsai.stages.updates import FEEDBACK, Combined, Update, combine, idle_ramp, moved, ramped, update
+from fedbonsai.stages.settings import NOT_NEGATIVE, POSITIVE, out_of_range, raise_all, when
+from fedbonsai.stages.updates import FEEDBACK, Combined, Update, apply_update, combine, idle_ramp, ramped, update
 from fedbonsai.stages.weighting import Weighting
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import seed_of
@@ -154,8 +154,8 @@ class Averaging:
         """Refuse settings that have no effect or no meaning."""
         sparse, feedback = self.uplink.sparsifier, self.uplink.feedback
         reset = feedback.reset if feedback is not None and feedback.estimates else 0
-        refuse(
-            among(
+        raise_all(
+            when(
                 (
                     bool(self.warmup) and (sparse is None or sparse.share is None),
                     f"warmup = {self.warmup} has no effect without a share of topk in uplink: leave it out",
@@ -179,7 +179,7 @@ class Averaging:
                     f"server = {self.server.choice_name}: ef21 sends changes of an estimate, no steps: use ef14",
                 ),
             )
-            + outside(self, ramp=NOT_NEGATIVE, rate=POSITIVE)
+            + out_of_range(self, ramp=NOT_NEGATIVE, rate=POSITIVE)
         )
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
@@ -206,16 +206,16 @@ class Averaging:
             made = Train(arch, part, self.optimizer, uplink, t)
             return Anew(made, since) if since else made
 
-        answers = fleet.ask(train, each(grouped(held, devices, common), request))
+        answers = fleet.ask(train, requests_for(grouped(held, devices, common), request))
         try:
             combined = combine(answers, start, fleet, self.weighting)
         except Unanswered as error:
             if not error.forgot:
                 raise
-            lost = replace(state, broadcast=state.broadcast.forgotten(error.forgot))  # they get everything next time
+            lost = replace(state, broadcast=state.broadcast.needs_full(error.forgot))  # they get everything next time
             return Restarted(replace(lost, estimate={}), t + 1) if ef21 else lost
         if self.downlink.delta:
-            held = held.heard(combined.devices).forgotten(forgetful(answers.silent))
+            held = held.received(combined.devices).needs_full(forgetful(answers.silent))
         state = replace(state, broadcast=held, loss=combined.loss, dropped=combined.dropped, withheld=combined.withheld)
         if isinstance(state, Weighed):
             state = replace(state, spread=combined.spread)
@@ -224,7 +224,7 @@ class Averaging:
             new, moments = self.server.step(weights, change, self.rate, state.moments)
             return replace(state, model=state.model.replace(new), moments=moments)
         if not ef21:
-            return replace(state, model=state.model.replace(moved(weights, start, combined, self.rate)))
+            return replace(state, model=state.model.replace(apply_update(weights, start, combined, self.rate)))
         state = self._estimated(state, combined)
         if forgetful(answers.silent):
             state, since = replace(state, estimate={}), t + 1
@@ -232,13 +232,13 @@ class Averaging:
 
     def _estimated(self, state: State, combined: Combined) -> State:
         """EF21: changes of estimates were sent; the mean of all clients' estimates moves by their share of the samples."""
-        share, within = combined.examples / state.examples, fed_back(self.uplink, combined.mean)
+        share, within = combined.examples / state.examples, names_with_feedback(self.uplink, combined.mean)
         old = state.estimate
         estimate = {
             name: (old[name] + share * value if old else share * value) if name in within else value
             for name, value in combined.mean.items()
         }
-        weights = moved(state.model.weights, state.model.weights, replace(combined, mean=estimate), self.rate)
+        weights = apply_update(state.model.weights, state.model.weights, replace(combined, mean=estimate), self.rate)
         return replace(state, estimate=estimate, model=state.model.replace(weights))
 
     def model(self, state: State | Restarted) -> Model:

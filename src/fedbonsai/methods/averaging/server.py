@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedbonsai import tree
 from fedbonsai.choice import Choice, choice
-from fedbonsai.stages.settings import PART, POSITIVE, outside, refuse
+from fedbonsai.stages.settings import PART, POSITIVE, out_of_range, raise_all
 from fedbonsai.stages.updates import STATISTICS
 from fedbonsai.tree import Tree, Weights
 
@@ -60,7 +60,7 @@ class Momentum(ServerOptimizer):
 
     def __post_init__(self) -> None:
         """Refuse what is no part."""
-        refuse(outside(self, beta=PART))
+        raise_all(out_of_range(self, beta=PART))
 
     def direction(self, change: Tree, moments: Moments) -> tuple[Weights, Moments]:
         """V = beta v + change."""
@@ -102,7 +102,7 @@ class Adagrad(_Adaptive):
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        refuse(outside(self, beta1=PART, tau=POSITIVE))
+        raise_all(out_of_range(self, beta1=PART, tau=POSITIVE))
 
     def second(self, v: Tensor, square: Tensor) -> Tensor:
         """V + square."""
@@ -122,7 +122,7 @@ class Adam(_Adaptive):
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        refuse(outside(self, beta1=PART, beta2=PART, tau=POSITIVE))
+        raise_all(out_of_range(self, beta1=PART, beta2=PART, tau=POSITIVE))
 
     def second(self, v: Tensor, square: Tensor) -> Tensor:
         """Beta2 v + (1 - beta2) square."""
@@ -142,7 +142,7 @@ class Yogi(_Adaptive):
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        refuse(outside(self, beta1=PART, beta2=PART, tau=POSITIVE))
+        raise_all(out_of_range(self, beta1=PART, beta2=PART, tau=POSITIVE))
 
     def second(self, v: Tensor, square: Tensor) -> Tensor:
         """V - (1 - beta2) square sign(v - square)."""

@@ -25,7 +25,7 @@ from fedbonsai.stages.pruning.masks import masked
 from fedbonsai.stages.pruning.readjust import MaskedMean, Readjustment, changed, cut_back, readjusted
 from fedbonsai.stages.pruning.scores import magnitude
 from fedbonsai.stages.pruning.under_masks import averaged, names_of, packed, unpacked
-from fedbonsai.stages.requests import each
+from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import MOST, Update, Usable
 from fedbonsai.training.optimizers import SGD, Optimizer
@@ -143,7 +143,7 @@ class FedDST:
         """Average each coordinate over those that keep it, and cut each layer back to its count."""
         sent = state.held.send(state.model.weights, devices, seed_of(state.seed, "down", t, 0))
         arch, sgd = state.model.arch, self.optimizer
-        send = each(sent, lambda part: Readjust(arch, part, sgd, fraction, self.after, self.batch))
+        send = requests_for(sent, lambda part: Readjust(arch, part, sgd, fraction, self.after, self.batch))
         answers = fleet.ask(readjust, send, at_least=0)
         mean, loss, heard = MaskedMean(), 0.0, list[str]()
         usable = Usable(answers, fleet, lambda answer: opened(answer.value, state.model.weights, state.held.masks))
@@ -160,7 +160,7 @@ class FedDST:
         return replace(
             state,
             model=model,
-            held=state.held.heard(heard).silent(answers.silent).renewed(masks),
+            held=state.held.received(heard).silent(answers.silent).renewed(masks),
             costs=figures(model, masks, state.size, self.optimizer),
             loss=loss / mean.weight,
             dropped=usable.dropped,

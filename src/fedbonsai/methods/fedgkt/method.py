@@ -20,7 +20,7 @@ from fedbonsai import training, tree, work
 from fedbonsai.core import Client, Device, Fleet, Memory, Samples, task
 from fedbonsai.errors import ConfigError, Forgotten, Unanswered
 from fedbonsai.methods.registry import method
-from fedbonsai.model import Arch, Model, network, skeleton
+from fedbonsai.model import Arch, Model, cached_module, network
 from fedbonsai.stages.cut import cuttable
 from fedbonsai.stages.needs import classes_needed
 from fedbonsai.stages.sampling import cohort
@@ -91,7 +91,7 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Knowledge, Memory
         loss = guided(labels, request.logits, request.alpha, request.temperature, me.device)
         rows = torch.arange(len(labels))
     trained = training.train(model, replace(me, train=Samples(x, rows)), request.sgd, loss=loss).finite()
-    net = skeleton(model.replace(trained.weights), me.device).module
+    net = cached_module(model.replace(trained.weights), me.device).module
     features = outputs(net.get_submodule("stem"), x, me.device)
     scores = outputs(net.get_submodule("head"), features, me.device)
     work.report(model, x.shape[1:], forward=len(x), passes=-(-len(x) // BATCH), batch=min(BATCH, len(x)))
@@ -204,7 +204,7 @@ class FedGKT:
         trained = training.train(
             server, me, self.server, loss=guided(labels, teacher, self.alpha, self.temperature, state.device)
         )
-        net = skeleton(server.replace(trained.weights), state.device).module
+        net = cached_module(server.replace(trained.weights), state.device).module
         new = {id: outputs(net, each.features, state.device) for id, each in got.items()}
         return replace(
             state,

@@ -19,7 +19,7 @@ from fedbonsai.methods.fedtiny.norm_statistics import measured
 from fedbonsai.methods.fedtiny.places import Pairs, masks_of
 from fedbonsai.methods.fedtiny.pool import Counts, by_magnitude
 from fedbonsai.methods.fedtiny.top_gradients import top_gradients
-from fedbonsai.model import Arch, Model, forms
+from fedbonsai.model import Arch, Model, parameter_specs
 from fedbonsai.stages import masked_upload, selective
 from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.held_masks import Sent, pack, received
@@ -137,7 +137,7 @@ def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
 
 def candidates(request: Measure) -> Iterator[tuple[Model, Masks]]:
     """The pruned models with their masks, one at a time."""
-    like = forms(request.arch)
+    like = parameter_specs(request.arch)
     for index, counts in enumerate(request.counts):
         sent = request.models[min(index, len(request.models) - 1)]
         weights = sent.packed.dense(like, masks_of(sent.masks, like))

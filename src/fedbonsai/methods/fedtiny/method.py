@@ -29,9 +29,9 @@ from fedbonsai.stages.codec import Chain
 from fedbonsai.stages.held_masks import HeldMasks
 from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.gates import Gate, Open
-from fedbonsai.stages.requests import each
+from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.settings import SHARE, outside, refuse
+from fedbonsai.stages.settings import SHARE, out_of_range, raise_all
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
@@ -83,7 +83,7 @@ class FedTiny:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        refuse(masked_upload.faults(self.uplink, self.gate) + outside(self, density=SHARE))
+        raise_all(masked_upload.faults(self.uplink, self.gate) + out_of_range(self, density=SHARE))
 
     def samples_before(self, people: Sequence[Client], server: Client, workers: int) -> float:
         """Samples of the selection: two passes forward for each candidate, of which three take as long as a step."""
@@ -115,14 +115,18 @@ class FedTiny:
         counts = self.growth.counts(t + 1, masks)  # the paper counts rounds from 1
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
         sent = held.send(weights, devices, seed_of(state.seed, "down", t, 0))
-        requests = each(sent, lambda part: Train(state.model.arch, part, self.optimizer, counts, self.growth.batch))
+        requests = requests_for(
+            sent, lambda part: Train(state.model.arch, part, self.optimizer, counts, self.growth.batch)
+        )
         rule = masked_upload.rule_of(self.uplink, self.gate, t)
-        answers = fleet.ask(train, each(requests, lambda request: Selective(request, rule)) if rule else requests)
+        answers = fleet.ask(
+            train, requests_for(requests, lambda request: Selective(request, rule)) if rule else requests
+        )
         found = aggregate(answers, weights, masks, counts, rule is not None, fleet)
         combined, skips = found.combined, len(found.skipped)
         used = combined.devices if combined else ()
         adjusted = adjust(combined.mean if combined else weights, masks, found.gradients, counts)
-        held = held.heard([*used, *found.skipped]).silent(map(Device, forgetful(answers.silent)))
+        held = held.received([*used, *found.skipped]).silent(map(Device, forgetful(answers.silent)))
         state = replace(state, held=held.renewed(adjusted.masks))
         paper = round_bytes(weights, masks, counts, len(devices), len(used))
         if combined is None:  # all skipped, or had lost the masks that they get next time

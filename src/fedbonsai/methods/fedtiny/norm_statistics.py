@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedbonsai import tree, work
 from fedbonsai.core import Samples
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Model, skeleton
+from fedbonsai.model import Model, cached_module
 from fedbonsai.tree import Tree, Weights
 
 
@@ -89,7 +89,7 @@ def measured(
         masks: under which the model is pruned.
         device: torch device.
     """
-    net = skeleton(model, device)
+    net = cached_module(model, device)
     live = statistics_of(dict(net.module.named_buffers()))
     cuts = list(range(0, len(samples), batch))
     if len(cuts) > 1 and len(samples) - cuts[-1] == 1:

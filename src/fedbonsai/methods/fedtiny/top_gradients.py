@@ -15,7 +15,7 @@ from fedbonsai import training, work
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import NotFinite
 from fedbonsai.methods.fedtiny.places import Pairs, packed_places
-from fedbonsai.model import Model, skeleton
+from fedbonsai.model import Model, cached_module
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.training.sparse import sparse_form, tiles
 from fedbonsai.tree import Tree, seeded
@@ -113,7 +113,7 @@ def top_gradients(
     """
     search = Search(masks, counts, chunk)
     sparse = sparse_form(model, me, sgd or SGD(), masks)
-    net = sparse or skeleton(model, me.device)
+    net = sparse or cached_module(model, me.device)
     net.module.train()
     batch = batch.to(me.device)
     with seeded(me.seed, me.device, net.foreign), tiles(sparse, search.see, counts):

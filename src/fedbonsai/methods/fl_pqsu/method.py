@@ -26,10 +26,10 @@ from fedbonsai.stages.needs import all_trained_needed
 from fedbonsai.stages.pruning.count import Cost
 from fedbonsai.stages.pruning.filters import Keep, Target, narrowed
 from fedbonsai.stages.pruning.gates import Gate, Loss
-from fedbonsai.stages.requests import each
+from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.selective import Rule
-from fedbonsai.stages.settings import NOT_NEGATIVE, among, outside, refuse
+from fedbonsai.stages.settings import NOT_NEGATIVE, out_of_range, raise_all, when
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
@@ -51,7 +51,7 @@ class State:
     def needing_full(self, forgot: tuple[str, ...], models: int) -> State:
         """Note who had lost what they held, after a round of which nothing else came: they get everything next time."""
         own = tuple(id for id in self.own if id not in forgot)
-        return replace(self, broadcast=self.broadcast.forgotten(forgot), own=own, tally=self.tally.no_updates(models))
+        return replace(self, broadcast=self.broadcast.needs_full(forgot), own=own, tally=self.tally.no_updates(models))
 
 
 @method("fl-pqsu")
@@ -90,8 +90,8 @@ class FlPqsu:
         own, delta = self.after_skip == "own", self.downlink.delta
         found = faults(self.uplink, self.gate, self.changes, self.skippers == "cache", own, delta)
         idle = self.score != "l1" and not self.keep.prunes
-        found += among((idle, f"score = {self.score!r} has no effect with keep = 'all': leave it out"))
-        refuse(found + outside(self, pretrain=NOT_NEGATIVE, finetune=NOT_NEGATIVE))
+        found += when((idle, f"score = {self.score!r} has no effect with keep = 'all': leave it out"))
+        raise_all(found + out_of_range(self, pretrain=NOT_NEGATIVE, finetune=NOT_NEGATIVE))
 
     def samples_before(self, people: Sequence[Client], server: Client, workers: int) -> float:
         """Count the samples that the server trains on."""
@@ -122,7 +122,7 @@ class FlPqsu:
         def request(sent: Sent | None) -> Train:
             return Train(model.arch, shapes, sent, self.optimizer, rule)
 
-        send = each(grouped(held, devices, common), request)
+        send = requests_for(grouped(held, devices, common), request)
         send |= dict.fromkeys((device for device in devices if device.id in state.own), request(None))
         models = sum(asked.sent is not None for asked in send.values())
         try:
@@ -141,7 +141,7 @@ class FlPqsu:
         return replace(
             state,
             model=model.replace(new),
-            broadcast=held.heard(who).forgotten(found.forgot) if self.downlink.delta else held,
+            broadcast=held.received(who).needs_full(found.forgot) if self.downlink.delta else held,
             cache=cache if cached else {},
             own=tuple(sorted({*state.own, *found.skipped} - gone)) if own else (),
             steps=self.gate.stepped(state.steps, new, weights),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedbonsai.stages.codec import EF21, Chain
 from fedbonsai.stages.pruning.gates import Gate, Use
-from fedbonsai.stages.settings import among
+from fedbonsai.stages.settings import when
 
 
 def faults(uplink: Chain, gate: Gate, changes: bool, cached: bool, own: bool, delta: bool) -> list[str]:
@@ -18,7 +18,7 @@ def faults(uplink: Chain, gate: Gate, changes: bool, cached: bool, own: bool, de
         own: whether it trains on from a model of its own.
         delta: whether changes go down.
     """
-    found = among(
+    found = when(
         (isinstance(uplink.feedback, EF21), "uplink: ef21 keeps estimates of its own beside the cache; use ef14"),
         (bool(uplink.feedback) and not changes, "uplink: feedback is for changes; set changes = true"),
         ("sparsifier" in uplink.parts and not changes, "uplink: weights cannot be sparse; set changes = true"),

@@ -160,7 +160,7 @@ class LotteryFL:
         usable = Usable(answers, fleet, lambda answer: opened(answer.value, weights, held[answer.device.id].masks))
         for answer, (found, masks) in usable:
             value = answer.value
-            held[answer.device.id] = held[answer.device.id].renewed(masks).heard([answer.device.id])
+            held[answer.device.id] = held[answer.device.id].renewed(masks).received([answer.device.id])
             mean.add(found, masks, value.update.examples)
             loss += value.update.examples * value.update.loss
             accuracy += value.update.examples * value.accuracy

@@ -28,7 +28,7 @@ from fedbonsai.stages.pruning.per_time import full
 from fedbonsai.stages.pruning.scores import magnitude
 from fedbonsai.stages.pruning.time_model import Measured, Seconds, TimeModel
 from fedbonsai.stages.pruning.under_masks import names_of, packed, unpacked
-from fedbonsai.stages.requests import each
+from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import Update, combine_if_any
 from fedbonsai.training.optimizers import SGD, Optimizer
@@ -134,14 +134,16 @@ class Online:
         start = masked(state.model.weights, masks)
         sent = state.held.send(start, devices, seed_of(state.seed, "down", t, 0))
         wanted = self.samples if t >= self.warmup else 0
-        answers = fleet.ask(train, each(sent, lambda part: Train(state.model.arch, part, self.optimizer, wanted)))
+        answers = fleet.ask(
+            train, requests_for(sent, lambda part: Train(state.model.arch, part, self.optimizer, wanted))
+        )
         shown: dict[str, Samples] = {}
         combined = combine_if_any(answers, opened(answers, state, wanted, shown), start, fleet)
         if combined is None:
             return replace(state, held=state.held.silent(answers.silent))  # all had lost the masks
         before, now = state.model.replace(start), state.model.replace(masked(combined.mean, masks))
         model = state.model.replace(full(combined.mean, state.model.weights, masks))
-        held = state.held.heard(combined.devices).silent(answers.silent)
+        held = state.held.received(combined.devices).silent(answers.silent)
         state = replace(state, model=model, held=held, loss=combined.loss, dropped=combined.dropped)
         if not wanted:
             return state

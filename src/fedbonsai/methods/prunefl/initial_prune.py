@@ -17,13 +17,13 @@ from fedbonsai.core import Client, Device, Fleet, Memory, Samples, task
 from fedbonsai.errors import NotFinite, Unanswered
 from fedbonsai.methods.prunefl import local_layers
 from fedbonsai.methods.prunefl.local_layers import NOTHING, Own
-from fedbonsai.model import Model, skeleton
+from fedbonsai.model import Model, cached_module
 from fedbonsai.stages import held_masks
 from fedbonsai.stages.personal import PERSONAL, split
 from fedbonsai.stages.pruning.masks import Masks, density, masked
 from fedbonsai.stages.pruning.per_time import reconfigured, settled
 from fedbonsai.stages.pruning.time_model import Seconds
-from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, PART, outside, refuse
+from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, PART, out_of_range, raise_all
 from fedbonsai.telling import each
 from fedbonsai.training.optimizers import Moving, Optimizer
 from fedbonsai.training.steps import autocast, prepare
@@ -55,7 +55,7 @@ class InitialPruneConfig:
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
         counts = dict.fromkeys(("batches", "iterations", "every"), COUNT)
-        refuse(outside(self, **counts, gate=NOT_NEGATIVE, tolerance=NOT_NEGATIVE, fraction=PART))
+        raise_all(out_of_range(self, **counts, gate=NOT_NEGATIVE, tolerance=NOT_NEGATIVE, fraction=PART))
 
 
 @message("prunefl/pilot@1")
@@ -158,7 +158,7 @@ def prune(request: InitialPrune, me: Client) -> InitiallyPruned:
     """Initial pruning on one device's samples."""
     how, sgd = request.how, request.sgd.but(proximal=0.0)
     batches = minibatches(me, sgd, how.batches)
-    net = skeleton(request.model, me.device, sgd.channels_last)
+    net = cached_module(request.model, me.device, sgd.channels_last)
     params = list(net.parameters.values())
     moving, objective = Moving(params, sgd.slots()), request.model.arch.objective
     summed = [torch.zeros_like(p) for p in params]  # of squared gradients: nothing is summed before the square here
@@ -240,7 +240,7 @@ def reached(model: Model, batches: list[Samples], gate: float, device: str) -> b
     data = Samples(torch.cat([part.x for part in batches]), torch.cat([part.y for part in batches]))
     accuracy = training.evaluate(model, data, device).accuracy
     with torch.inference_mode():
-        answers = skeleton(model, device).module.eval()(data.x[:2]).shape[-1]
+        answers = cached_module(model, device).module.eval()(data.x[:2]).shape[-1]
     return accuracy >= gate / max(2, answers)
 
 

@@ -14,8 +14,8 @@ from fedbonsai import training
 from fedbonsai.core import Client, Device, Fleet, Memory, task
 from fedbonsai.model import Arch, Model
 from fedbonsai.stages.held_masks import Sent, received
-from fedbonsai.stages.personal import PERSONAL, Judged, judged, merged, personal_names, split
-from fedbonsai.stages.requests import each
+from fedbonsai.stages.personal import PERSONAL, Judged, evaluated, merged, personal_names, split
+from fedbonsai.stages.requests import requests_for
 from fedbonsai.training.steps import Trained
 from fedbonsai.tree import Tree, Weights
 from fedbonsai.wire import message
@@ -97,6 +97,6 @@ def evaluate(fleet: Fleet, sent: Mapping[Device, Sent], arch: Arch, own: Own) ->
         arch: of the whole model.
         own: what is not shared.
     """
-    found = judged(fleet, each(sent, lambda part: Judge(arch, part, own)), judge)
+    found = evaluated(fleet, requests_for(sent, lambda part: Judge(arch, part, own)), judge)
     figures = found.figures() if found is not None else {}
     return {name: value for name, value in figures.items() if name.startswith("personal_")}

@@ -34,9 +34,9 @@ from fedbonsai.stages.pruning.masks import masked
 from fedbonsai.stages.pruning.per_time import halved, reconfigured
 from fedbonsai.stages.pruning.time_model import Measured, Seconds, TimeModel
 from fedbonsai.stages.pruning.under_masks import names_of
-from fedbonsai.stages.requests import each
+from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, PART, SHARE, among, outside, refuse
+from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, PART, SHARE, out_of_range, raise_all, when
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import Tree, seed_of
 from fedbonsai.wire import message
@@ -113,14 +113,14 @@ class PruneFL:
         ranges = {"interval": COUNT, "lr_every": COUNT, "fraction": PART, "density": SHARE}
         ranges |= dict.fromkeys(("fraction_half_life", "lr_half_life", "judge"), NOT_NEGATIVE)
         idle = self.lr_every > 1 and not self.lr_half_life
-        faults = among(
+        faults = when(
             (idle, f"lr_every = {self.lr_every} has no effect without lr_half_life: leave it out"),
             (
                 self.optimizer.steps < 1,
                 "optimizer.steps = 0: the time model and importances count local steps; set E, such as 5",
             ),
         )
-        refuse(outside(self, **ranges) + faults)
+        raise_all(out_of_range(self, **ranges) + faults)
 
     def samples_before(self, people: Sequence[Client], server: Client, workers: int) -> float:
         """Samples that the initial pruning trains on at most, one after another."""
@@ -147,7 +147,7 @@ class PruneFL:
         return State(
             model.replace({**model.weights, **found.weights}),
             server.seed,
-            HeldMasks(found.masks).heard([device.id]),
+            HeldMasks(found.masks).received([device.id]),
             found.shelf,
             times,
             server.train.shape,
@@ -165,8 +165,8 @@ class PruneFL:
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
         new_to = sum(not held.holds(device) for device in devices)
         sent = held.send(weights, devices, seed_of(state.seed, "down", t, 0))
-        requests = each(sent, lambda part: Train(arch, part, sgd, wanted))
-        answers = fleet.ask(train, each(requests, lambda request: OwnTrain(request, own)) if own else requests)
+        requests = requests_for(sent, lambda part: Train(arch, part, sgd, wanted))
+        answers = fleet.ask(train, requests_for(requests, lambda request: OwnTrain(request, own)) if own else requests)
         found = aggregate(answers, weights, masks, wanted, sgd.lr, fleet)
         if found.combined is None:  # all had lost the masks that they get next time
             return replace(state, held=held.silent(map(Device, forgetful(answers.silent))))
@@ -182,7 +182,7 @@ class PruneFL:
         state = replace(
             state,
             model=state.model.replace({**state.model.weights, **weights}),
-            held=held.heard(used).silent(answers.silent).renewed(masks),
+            held=held.received(used).silent(answers.silent).renewed(masks),
             shelf=shelf,
             accounts=spent,
             since=since,

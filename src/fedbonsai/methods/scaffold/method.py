@@ -16,10 +16,10 @@ from torch import Tensor
 from fedbonsai import training, tree
 from fedbonsai.core import Client, Fleet, Memory, task
 from fedbonsai.methods.registry import method
-from fedbonsai.model import Model, skeleton
+from fedbonsai.model import Model, cached_module
 from fedbonsai.stages.needs import descent_needed
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.settings import refuse
+from fedbonsai.stages.settings import raise_all
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.wire import message
 
@@ -88,7 +88,7 @@ class Scaffold:
     def __post_init__(self) -> None:
         """Refuse values for which the control variate would not be a mean gradient."""
         why = "SCAFFOLD reads a client's mean gradient off the way that its weights went, (w - w_k) / (steps * lr)"
-        refuse(descent_needed(self.optimizer, why, momentum=False))
+        raise_all(descent_needed(self.optimizer, why, momentum=False))
         if not self.optimizer.lr > 0 or not self.rate > 0:
             raise ValueError(
                 f"optimizer.lr = {self.optimizer.lr}, rate = {self.rate}: expected both > 0; SCAFFOLD divides by lr"
@@ -97,7 +97,10 @@ class Scaffold:
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """The initial model and c = 0."""
         return State(
-            model, zeros({name: model.weights[name] for name in skeleton(model).parameters}), server.seed, float("nan")
+            model,
+            zeros({name: model.weights[name] for name in cached_module(model).parameters}),
+            server.seed,
+            float("nan"),
         )
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:

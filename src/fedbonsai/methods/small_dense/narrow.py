@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fedbonsai.model import Model, skeleton, state
+from fedbonsai.model import Model, cached_module, state
 from fedbonsai.stages.pruning.count import Size, parameters
 from fedbonsai.stages.pruning.filters import Target, Units, prune, units
 
@@ -28,7 +28,7 @@ def narrow(model: Model, share: float, size: Size, seed: int) -> Model:
     """
     groups = units(model, size)
     counts = Target(share, "parameters").widths(model, groups, size)
-    module = skeleton(_of_widths(model, groups, _filled(model, groups, counts, share))).module
+    module = cached_module(_of_widths(model, groups, _filled(model, groups, counts, share))).module
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for layer in module.modules():

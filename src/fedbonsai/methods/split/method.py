@@ -37,9 +37,9 @@ from fedbonsai.model import Arch, Model
 from fedbonsai.stages.broadcast import Downlink
 from fedbonsai.stages.codec import Chain, parse
 from fedbonsai.stages.needs import classes_needed
-from fedbonsai.stages.requests import each
+from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, POSITIVE, among, outside, refuse
+from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, POSITIVE, out_of_range, raise_all, when
 from fedbonsai.stages.updates import ramped
 from fedbonsai.stages.weighting import Weighting
 from fedbonsai.training.optimizers import SGD, Optimizer
@@ -82,8 +82,8 @@ class Split:
 
     def __post_init__(self) -> None:
         """Refuse settings that have no effect or no meaning."""
-        ranges = outside(self, ramp=NOT_NEGATIVE, rate=POSITIVE)
-        refuse(ranges + sgd_faults(self.optimizer) + uplink_faults(self.uplink, self.ramp))
+        ranges = out_of_range(self, ramp=NOT_NEGATIVE, rate=POSITIVE)
+        raise_all(ranges + sgd_faults(self.optimizer) + uplink_faults(self.uplink, self.ramp))
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """The initial model.
@@ -101,7 +101,7 @@ class Split:
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
         down = Descent.of(state.broadcasts, {"": stem}, self.downlink, state.seed, t)
         front, uplink = sub(arch, "front"), ramped(self.uplink, self.ramp, t)
-        requests = each(
+        requests = requests_for(
             down.to("", devices),
             lambda sent: sequential.Front(front, sent, self.optimizer.at(t), self.activations, uplink, t),
         )
@@ -149,7 +149,9 @@ class LocalLoss:
 
     def __post_init__(self) -> None:
         """Refuse settings that have no effect or no meaning."""
-        refuse(outside(self, every=COUNT, ramp=NOT_NEGATIVE, rate=POSITIVE) + uplink_faults(self.uplink, self.ramp))
+        raise_all(
+            out_of_range(self, every=COUNT, ramp=NOT_NEGATIVE, rate=POSITIVE) + uplink_faults(self.uplink, self.ramp)
+        )
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """The initial model, and a head for the fronts.
@@ -168,7 +170,7 @@ class LocalLoss:
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
         down = Descent.of(state.broadcasts, {"": trained}, self.downlink, state.seed, t)
         auxiliary, uplink = sub(arch, "auxiliary"), ramped(self.uplink, self.ramp, t)
-        requests = each(
+        requests = requests_for(
             down.to("", devices), lambda sent: local_loss.Train(auxiliary, sent, self.optimizer.at(t), uplink, t)
         )
         back, seed = Part.fresh(sub(arch, "back"), behind(state.model)), seed_of(state.seed, "local loss", t, 0)
@@ -233,11 +235,13 @@ class Clusters:
 
     def __post_init__(self) -> None:
         """Refuse settings that have no effect or no meaning."""
-        refuse(
-            outside(self, size=COUNT, cotraining=NOT_NEGATIVE, warmup=NOT_NEGATIVE, ramp=NOT_NEGATIVE, rate=POSITIVE)
+        raise_all(
+            out_of_range(
+                self, size=COUNT, cotraining=NOT_NEGATIVE, warmup=NOT_NEGATIVE, ramp=NOT_NEGATIVE, rate=POSITIVE
+            )
             + sgd_faults(self.optimizer)
             + uplink_faults(self.uplink, self.ramp)
-            + among(
+            + when(
                 (
                     self.draw == "redrawn" and self.uplink.feedback is not None,
                     "redrawn clusters leave a residual without an owner: fix the clusters or drop the feedback stage",

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedbonsai import work
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import BadMessage, ConfigError
-from fedbonsai.model import Arch, Model, Skeleton, skeleton
+from fedbonsai.model import Arch, CachedModule, Model, cached_module
 from fedbonsai.stages.codec import Chain, Packed
 from fedbonsai.training.batches import Views, epochs
 from fedbonsai.training.gradients import gradients
@@ -36,9 +36,9 @@ class Part:
         """A part at the beginning of a round."""
         return Part(arch, weights, {})
 
-    def net(self, device: str) -> Skeleton:
+    def net(self, device: str) -> CachedModule:
         """The network with these weights, in training mode; the next part of the same form takes its place."""
-        net = skeleton(Model(self.arch, self.weights), device)
+        net = cached_module(Model(self.arch, self.weights), device)
         net.module.train()
         return net
 
@@ -62,7 +62,7 @@ class Part:
             inward=inward,
         )
 
-    def stepped(self, net: Skeleton, grads: list[Tensor], sgd: Optimizer) -> Part:
+    def stepped(self, net: CachedModule, grads: list[Tensor], sgd: Optimizer) -> Part:
         """The part after one step on gradients of the network's parameters."""
         names, params = list(net.parameters), list(net.parameters.values())
         moving = Moving(params, sgd.slots())

@@ -15,8 +15,8 @@ from fedbonsai.model import Model
 from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, grouped
 from fedbonsai.stages.codec import EF21, Chain
 from fedbonsai.stages.cut import cuttable
-from fedbonsai.stages.settings import among
-from fedbonsai.stages.updates import Combined, Update, combine, idle_ramp, moved
+from fedbonsai.stages.settings import when
+from fedbonsai.stages.updates import Combined, Update, apply_update, combine, idle_ramp
 from fedbonsai.stages.weighting import Weighting
 from fedbonsai.training.gradients import draws
 from fedbonsai.training.optimizers import Optimizer
@@ -80,7 +80,7 @@ class Descent:
     def note(self, part: str, ids: Iterable[str], silent: Mapping[Device, Silence]) -> None:
         """These devices answered, those that forgot get the whole next time."""
         if self.downlink.delta:
-            self.held[part] = self.held[part].heard(ids).forgotten(forgetful(silent))
+            self.held[part] = self.held[part].received(ids).needs_full(forgetful(silent))
 
     @property
     def kept(self) -> dict[str, Broadcast]:
@@ -95,7 +95,7 @@ class Descent:
 
 def uplink_faults(uplink: Chain, ramp: int) -> list[str]:
     """Reasons why codecs of the update, or its ramp, have no meaning here; empty if they have."""
-    return among(
+    return when(
         (
             isinstance(uplink.feedback, EF21),
             "ef21 sends changes of an estimate, which distances cannot weigh: use ef14, or averaging",
@@ -107,7 +107,7 @@ def uplink_faults(uplink: Chain, ramp: int) -> list[str]:
 def sgd_faults(sgd: Optimizer) -> list[str]:
     """Settings of local training that have no effect where the network is cut between forward and backward."""
     adaptive = f"optimizer {sgd.choice_name!r}: parts of a cut network keep momentum alone between steps; set it to sgd"
-    return among(
+    return when(
         (sgd.adaptive, adaptive),
         *(
             (
@@ -148,7 +148,7 @@ def resending(round: Callable[[M, State, int, Fleet], State]) -> Callable[[M, St
         except Unanswered as error:
             if not error.forgot:
                 raise
-            needs_full = {name: held.forgotten(error.forgot) for name, held in state.broadcasts.items()}
+            needs_full = {name: held.needs_full(error.forgot) for name, held in state.broadcasts.items()}
             return replace(state, broadcasts=needs_full)
 
     return resent
@@ -192,7 +192,7 @@ def stepped(
         loss: mean training loss, where it is not the clients' own.
         learned: weights of the server's part.
     """
-    new = {**moved(trained, trained if down.exact else down.start, mean, rate), **(learned or {})}
+    new = {**apply_update(trained, trained if down.exact else down.start, mean, rate), **(learned or {})}
     return replace(
         state,
         model=state.model.replace({name: new[name] for name in state.model.weights}),

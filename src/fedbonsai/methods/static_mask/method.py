@@ -20,7 +20,7 @@ from fedbonsai import training, tree
 from fedbonsai.core import Client, Fleet
 from fedbonsai.errors import ConfigError
 from fedbonsai.methods.registry import method
-from fedbonsai.model import Model, skeleton
+from fedbonsai.model import Model, cached_module
 from fedbonsai.stages.held_masks import HeldMasks
 from fedbonsai.stages.needs import descent_needed
 from fedbonsai.stages.pruning.criteria import (
@@ -39,7 +39,7 @@ from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.masks import Masks, masked
 from fedbonsai.stages.pruning.under_masks import averaged, names_of
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.settings import SHARE, among, outside, refuse
+from fedbonsai.stages.settings import SHARE, out_of_range, raise_all, when
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import message
@@ -95,7 +95,7 @@ class StaticMask:
         early = criterion.own_density or criterion.source == "server"
         once = schedule.times == 1 and criterion.iterations == 1 and not criterion.own_density
         why = "criterion.data = 'devices' takes the gradient from the change of a round"
-        faults = (descent_needed(self.optimizer, why) if of_devices else []) + among(
+        faults = (descent_needed(self.optimizer, why) if of_devices else []) + when(
             (
                 of_devices and (schedule.first < 0 or self.optimizer.lr <= 0),
                 "criterion.data = 'devices' takes the gradient from a round: set schedule.first to 0 or more, optimizer.lr > 0",
@@ -114,7 +114,7 @@ class StaticMask:
                 "rewind = 'init' has no effect on a mask made before training: set schedule.first >= 0",
             ),
         )
-        refuse(outside(self, density=SHARE) + faults)
+        raise_all(out_of_range(self, density=SHARE) + faults)
 
     def samples_before(self, people: Sequence[Client], server: Client, workers: int) -> float:
         """Samples of the server's gradients."""
@@ -187,7 +187,7 @@ class StaticMask:
             ConfigError: what is never pruned is more than the share.
         """
         prunable = sum(mask.numel() for mask in masks.values())
-        everything = tree.size(skeleton(model).parameters) if self.of == "all" else prunable
+        everything = tree.size(cached_module(model).parameters) if self.of == "all" else prunable
         share = (self.density * everything - (everything - prunable)) / prunable
         if share <= 0:
             raise ConfigError(

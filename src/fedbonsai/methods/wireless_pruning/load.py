@@ -22,10 +22,10 @@ from fedbonsai.devices.profile import Curve, profile
 from fedbonsai.errors import ConfigError
 from fedbonsai.methods.wireless_pruning.allocation import Floats, Load
 from fedbonsai.methods.wireless_pruning.client import EXACT
-from fedbonsai.model import Model, skeleton
+from fedbonsai.model import Model, cached_module
 from fedbonsai.stages.personal import personal_names, split
 from fedbonsai.stages.pruning.derived_masks import names_in, places
-from fedbonsai.stages.settings import NOT_NEGATIVE, POSITIVE, Range, outside, refuse
+from fedbonsai.stages.settings import NOT_NEGATIVE, POSITIVE, Range, out_of_range, raise_all
 from fedbonsai.stages.updates import STATISTICS
 from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.tree import seed_of, size
@@ -127,7 +127,7 @@ class Cycles(Compute):
     def __post_init__(self) -> None:
         """Refuse what no processor has."""
         faster = Range(f"Hz >= slowest = {self.slowest}", lambda value: self.slowest <= value < inf)
-        refuse(outside(self, forward=NOT_NEGATIVE, backward=NOT_NEGATIVE, slowest=POSITIVE, fastest=faster))
+        raise_all(out_of_range(self, forward=NOT_NEGATIVE, backward=NOT_NEGATIVE, slowest=POSITIVE, fastest=faster))
 
     def frequency(self, ids: Sequence[str], seed: int) -> Floats:
         """Draw the Hz of each device."""
@@ -149,7 +149,7 @@ class Cycles(Compute):
 
     def _weights(self, parts: Parts, names: Sequence[str]) -> float:
         """Count W, or W times the places at which each is used; buffers take no part in it."""
-        learned = skeleton(parts.model).parameters
+        learned = cached_module(parts.model).parameters
         weights = {name: parts.model.weights[name] for name in names if name in learned}
         if not self.reuse:
             return float(size(weights))

@@ -44,10 +44,10 @@ from fedbonsai.methods.wireless_pruning.client import (
 from fedbonsai.methods.wireless_pruning.load import Compute, Cycles, Parts, Passes, load_of
 from fedbonsai.methods.wireless_pruning.plan import Optimum, Planner, allocated, figures
 from fedbonsai.model import Model
-from fedbonsai.stages.personal import Judge, judged, merged, split
+from fedbonsai.stages.personal import Judge, evaluated, merged, split
 from fedbonsai.stages.pruning.derived_masks import Derived, Rule
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.settings import NOT_NEGATIVE, PART, Range, among, outside, refuse
+from fedbonsai.stages.settings import NOT_NEGATIVE, PART, Range, out_of_range, raise_all, when
 from fedbonsai.telling import doing
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.wire import message
@@ -133,7 +133,7 @@ class WirelessPruning:
         lossless, unjudged = self.feedback and self.bits == EXACT, self.finetune > 0 and not self.judge
         growing = self.feedback and self.bits == 1
         blind = self.allocation.by_error and self.mask.criterion != "magnitude"
-        faults = among(
+        faults = when(
             (unjudged, f"finetune = {self.finetune} has no effect with judge = 0: leave it out"),
             (lossless, f"feedback = true has no effect with bits = {EXACT}, which lose nothing: set bits to 2 to 8"),
             (
@@ -142,7 +142,7 @@ class WirelessPruning:
             ),
             (blind, f"allocation.surrogate = 'error' is of magnitudes: mask.criterion is {self.mask.criterion!r}"),
         )
-        refuse(outside(self, **ranges) + faults)
+        raise_all(out_of_range(self, **ranges) + faults)
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """Begin with the initial model, and ask how many samples each device has.
@@ -263,7 +263,7 @@ class WirelessPruning:
             mask = allocations[device].mask if device in allocations else Derived()
             own = None if device.id in state.held else first or None
             send[device] = Judge(state.model.arch, shared, own, self.mask, mask, tune)
-        found = judged(fleet, send)
+        found = evaluated(fleet, send)
         return found.figures() if found is not None else {}
 
     def notes(self) -> Mapping[str, str]:

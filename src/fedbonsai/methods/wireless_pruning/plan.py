@@ -29,7 +29,7 @@ from fedbonsai.methods.wireless_pruning.allocation import (
 )
 from fedbonsai.methods.wireless_pruning.client import Allocation
 from fedbonsai.stages.pruning.derived_masks import Derived
-from fedbonsai.stages.settings import NOT_NEGATIVE, PART, outside, refuse
+from fedbonsai.stages.settings import NOT_NEGATIVE, PART, out_of_range, raise_all
 from fedbonsai.tree import seed_of
 
 
@@ -65,7 +65,7 @@ class Optimum(Planner):
 
     def __post_init__(self) -> None:
         """Refuse what is no band."""
-        refuse(outside(self, block=NOT_NEGATIVE))
+        raise_all(out_of_range(self, block=NOT_NEGATIVE))
 
     @property
     def by_error(self) -> bool:
@@ -95,7 +95,7 @@ class Fixed(Planner):
 
     def __post_init__(self) -> None:
         """Refuse what is no ratio."""
-        refuse(outside(self, ratio=PART))
+        raise_all(out_of_range(self, ratio=PART))
 
     @property
     def prunes(self) -> bool:
@@ -137,7 +137,7 @@ class Decoupled(Planner):
 
     def __post_init__(self) -> None:
         """Refuse what is no ratio."""
-        refuse(outside(self, initial=PART))
+        raise_all(out_of_range(self, initial=PART))
 
     def plan(self, problem: Problem) -> Plan:
         """Solve by `decoupled`."""

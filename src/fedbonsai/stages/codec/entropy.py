@@ -13,7 +13,7 @@ from fedbonsai.stages.codec.cursor import Cursor
 from fedbonsai.stages.codec.registry import shipped
 from fedbonsai.stages.codec.squeeze import squeeze, unsqueeze
 from fedbonsai.stages.codec.stages import EntropyCoder
-from fedbonsai.stages.settings import among, refuse
+from fedbonsai.stages.settings import raise_all, when
 
 ZSTD, RANGE = 1, 2
 
@@ -26,7 +26,7 @@ class Entropy(EntropyCoder):
     codec: Literal["zstd", "range"] = "zstd"
 
     def __post_init__(self) -> None:
-        refuse(among((self.codec not in ("zstd", "range"), f"codec = {self.codec!r}: expected 'zstd' or 'range'")))
+        raise_all(when((self.codec not in ("zstd", "range"), f"codec = {self.codec!r}: expected 'zstd' or 'range'")))
 
     @property
     def ranged(self) -> bool:

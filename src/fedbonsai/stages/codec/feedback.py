@@ -18,7 +18,7 @@ from fedbonsai.stages.codec.packed import Packed
 from fedbonsai.stages.codec.registry import shipped
 from fedbonsai.stages.codec.stages import Feedback
 from fedbonsai.stages.codec.tensors import Sparse
-from fedbonsai.stages.settings import among, refuse
+from fedbonsai.stages.settings import raise_all, when
 from fedbonsai.tree import Tree, Weights
 
 Memory = dict[str, Any]  # "residual" (EF14) or "estimate" (EF21): name -> tensor; "round": when they were last used
@@ -42,7 +42,7 @@ class EF14(Feedback):
 
     def __post_init__(self) -> None:
         wrong = not 0 <= self.decay <= 1
-        refuse(among((wrong, f"decay = {self.decay}: expected 0 to 1, 1 forgets nothing")) + _reset(self.reset))
+        raise_all(when((wrong, f"decay = {self.decay}: expected 0 to 1, 1 forgets nothing")) + _reset(self.reset))
 
     def target(self, update: Tree, held: Tree, names: list[str], missed: int) -> Weights:
         """The update with what is owed."""
@@ -70,7 +70,7 @@ class EF21(Feedback):
     reset: int = 0
 
     def __post_init__(self) -> None:
-        refuse(_reset(self.reset))
+        raise_all(_reset(self.reset))
 
     def target(self, update: Tree, held: Tree, names: list[str], missed: int) -> Weights:
         """The change of the estimate."""
@@ -89,7 +89,7 @@ class EF21(Feedback):
 
 
 def _reset(reset: int) -> list[str]:
-    return among((reset < 0, f"reset = {reset}: expected missed rounds >= 0, 0 for never"))
+    return when((reset < 0, f"reset = {reset}: expected missed rounds >= 0, 0 for never"))
 
 
 def apply(
@@ -115,7 +115,7 @@ def apply(
     if stage is None:
         return chain.pack(tree, seed, mask), dict(memory)
     held, missed = _held(stage, memory, round, tree)
-    names = fed_back(chain, tree, mask)
+    names = names_with_feedback(chain, tree, mask)
     target: Weights = {**tree, **stage.target(tree, held, names, missed)}
     packed = chain.pack(target, seed, mask)
     return packed, _remember(stage, stage.kept(target, held, packed.sparse(tree, mask), names), round)
@@ -149,13 +149,13 @@ def receive(
         return packed.dense(like, mask), dict(memory)
     held, _ = _held(stage, memory, round, like)
     sent = packed.sparse(like, mask)
-    kept = stage.kept(like, held, sent, fed_back(chain, like, mask))
+    kept = stage.kept(like, held, sent, names_with_feedback(chain, like, mask))
     # a copy: what is kept is never handed out
     update = {name: kept[name].clone() if name in kept else sent[name].dense(value) for name, value in like.items()}
     return update, _remember(stage, kept, round)
 
 
-def fed_back(chain: Chain, tree: Tree, mask: Tree | None = None) -> list[str]:
+def names_with_feedback(chain: Chain, tree: Tree, mask: Tree | None = None) -> list[str]:
     """Names that are compressed with loss; both ends find the same ones."""
     return [name for name, value in tree.items() if eligible(name, value, chain.members.sparsifier, mask)]
 

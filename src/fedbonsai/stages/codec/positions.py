@@ -17,7 +17,7 @@ from fedbonsai.stages.codec.context import Context
 from fedbonsai.stages.codec.cursor import Cursor
 from fedbonsai.stages.codec.registry import shipped
 from fedbonsai.stages.codec.stages import PositionCodec
-from fedbonsai.stages.settings import among, refuse
+from fedbonsai.stages.settings import raise_all, when
 
 # as they stand in a record; the last two cost no bits: the seed, or both ends' memory, says which
 EMPTY, ALL, BITMAP, RICE, GAPS, RANGE, SHARED, KNOWN = range(8)
@@ -44,8 +44,8 @@ class Positions(PositionCodec):
 
     def __post_init__(self) -> None:
         codecs, ways = ("auto", "best", "bitmap", "rice", "gaps", "range"), ("smallest", "fastest")
-        refuse(
-            among(
+        raise_all(
+            when(
                 (self.codec not in codecs, f"codec = {self.codec!r}: expected one of {', '.join(codecs)}"),
                 (self.prefer not in ways, f"prefer = {self.prefer!r}: expected {' or '.join(map(repr, ways))}"),
                 (not 0 <= self.slack < float("inf"), f"slack = {self.slack}: expected a fraction >= 0"),

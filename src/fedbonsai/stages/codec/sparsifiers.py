@@ -19,7 +19,7 @@ from fedbonsai.stages.codec.draws import SUBSET
 from fedbonsai.stages.codec.registry import shipped
 from fedbonsai.stages.codec.select import above, check_finite, count_of, largest, largest_per_row
 from fedbonsai.stages.codec.stages import MIN_NUMEL, Sparsifier
-from fedbonsai.stages.settings import among, refuse
+from fedbonsai.stages.settings import raise_all, when
 from fedbonsai.tree import Tree
 
 
@@ -42,9 +42,9 @@ class TopK(Sparsifier):
 
     def __post_init__(self) -> None:
         scopes = ("tensor", "row", "global")
-        refuse(
+        raise_all(
             _fraction_or_count("topk", self.fraction, self.count)
-            + among((self.scope not in scopes, f"scope = {self.scope!r}: expected one of {', '.join(scopes)}"))
+            + when((self.scope not in scopes, f"scope = {self.scope!r}: expected one of {', '.join(scopes)}"))
             + _numel(self.min_numel)
         )
 
@@ -96,7 +96,7 @@ class Threshold(Sparsifier):
 
     def __post_init__(self) -> None:
         wrong = not 0 <= self.tau < float("inf")
-        refuse(among((wrong, f"tau = {self.tau}: expected a finite number >= 0")) + _numel(self.min_numel))
+        raise_all(when((wrong, f"tau = {self.tau}: expected a finite number >= 0")) + _numel(self.min_numel))
 
     def choose(self, tensor: Candidate) -> Ints:
         """All above."""
@@ -121,7 +121,7 @@ class RandK(Sparsifier):
     min_numel: int = MIN_NUMEL
 
     def __post_init__(self) -> None:
-        refuse(_fraction_or_count("randk", self.fraction, self.count) + _numel(self.min_numel))
+        raise_all(_fraction_or_count("randk", self.fraction, self.count) + _numel(self.min_numel))
 
     def choose(self, tensor: Candidate) -> Ints:
         """As `read` draws them again."""
@@ -160,7 +160,7 @@ class Known(Sparsifier):
     min_numel: int = 0
 
     def __post_init__(self) -> None:
-        refuse(_numel(self.min_numel))
+        raise_all(_numel(self.min_numel))
 
     def takes(self, name: str, value: Tensor, masks: Tree) -> bool:
         """Where there is a mask."""
@@ -195,11 +195,11 @@ def _count(fraction: float | None, count: int | None, n: int) -> int:
 
 
 def _numel(count: int) -> list[str]:
-    return among((count < 0, f"min_numel = {count}: expected a number of values >= 0"))
+    return when((count < 0, f"min_numel = {count}: expected a number of values >= 0"))
 
 
 def _fraction_or_count(name: str, fraction: float | None, count: int | None) -> list[str]:
-    return among(
+    return when(
         ((fraction is None) == (count is None), f"{name} needs either fraction or count"),
         (
             fraction is not None and not 0 < fraction <= 1,

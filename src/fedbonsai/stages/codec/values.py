@@ -25,7 +25,7 @@ from fedbonsai.stages.codec.registry import shipped
 from fedbonsai.stages.codec.select import Floats
 from fedbonsai.stages.codec.stages import EntropyCoder, Members, Symbols, Values
 from fedbonsai.stages.codec.tensors import rows_of
-from fedbonsai.stages.settings import among, refuse
+from fedbonsai.stages.settings import raise_all, when
 
 RAW, FP32, FP16, BF16, AFFINE, SIGNMAG, DRIVE, QSGD = range(8)  # as they stand in a record; RAW: the tensor's own type
 Rounding = Literal["nearest", "stochastic"]
@@ -119,9 +119,9 @@ class Affine(Values):
 
     def __post_init__(self) -> None:
         wrong = self.scope not in ("tensor", "channel")
-        refuse(
+        raise_all(
             _bits_and_rounding(self.bits, self.rounding)
-            + among((wrong, f"scope = {self.scope!r}: expected 'tensor' or 'channel'"))
+            + when((wrong, f"scope = {self.scope!r}: expected 'tensor' or 'channel'"))
         )
 
     @property
@@ -198,9 +198,9 @@ class SignMag(Values):
 
     def __post_init__(self) -> None:
         idle = self.bits == 1 and self.rounding != "nearest"
-        refuse(
+        raise_all(
             _bits_and_rounding(self.bits, self.rounding)
-            + among((idle, "signmag with 1 bit sends the mean: nothing is rounded"))
+            + when((idle, "signmag with 1 bit sends the mean: nothing is rounded"))
         )
 
     @property
@@ -300,7 +300,7 @@ class Qsgd(Values):
 
     def __post_init__(self) -> None:
         wrong = not 1 <= self.levels <= 127
-        refuse(among((wrong, f"levels = {self.levels}: expected 1 to 127, so that a code fits a byte")))
+        raise_all(when((wrong, f"levels = {self.levels}: expected 1 to 127, so that a code fits a byte")))
 
     @property
     def symbols(self) -> Symbols:
@@ -335,7 +335,7 @@ class Qsgd(Values):
 
 
 def _bits_and_rounding(bits: int, rounding: str) -> list[str]:
-    return among(
+    return when(
         (not 1 <= bits <= 8, f"bits = {bits}: expected 1 to 8; for more take fp16"),
         (rounding not in ("nearest", "stochastic"), f"rounding = {rounding!r}: expected 'nearest' or 'stochastic'"),
     )

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, get_args
 
 from fedbonsai.devices.networks import counted
-from fedbonsai.model import Model, skeleton
+from fedbonsai.model import Model, cached_module
 from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.tree import Tree
 from fedbonsai.wire import message
@@ -29,7 +29,7 @@ BITS = 32  # of a value
 
 def parameters(model: Model) -> int:
     """Number of trained values: buffers, such as the statistics of normalisation layers, do not count."""
-    return sum(value.numel() for value in skeleton(model).parameters.values())
+    return sum(value.numel() for value in cached_module(model).parameters.values())
 
 
 def layer_macs(model: Model, size: Sequence[int]) -> dict[str, int]:

@@ -22,7 +22,7 @@ from fedbonsai.stages.pruning import scores
 from fedbonsai.stages.pruning.distributions import erk, exactly, uniform
 from fedbonsai.stages.pruning.masks import Masks, keep_each, keep_global, masked
 from fedbonsai.stages.pruning.structures import blocks, n_of_m
-from fedbonsai.stages.settings import COUNT, outside, refuse
+from fedbonsai.stages.settings import COUNT, out_of_range, raise_all
 from fedbonsai.telling import each
 from fedbonsai.tree import Tree, Weights
 
@@ -156,7 +156,7 @@ class SynFlow(Criterion):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        refuse(outside(self, iterations=COUNT))
+        raise_all(out_of_range(self, iterations=COUNT))
 
     def scores(self, grounds: Grounds) -> Weights:
         """Synaptic flow."""
@@ -221,7 +221,7 @@ class NOfM(Structure):
 
     def __post_init__(self) -> None:
         """Refuse what is no group."""
-        refuse(outside(self, m=COUNT))
+        raise_all(out_of_range(self, m=COUNT))
 
     def masks(self, values: Tree, density: float) -> Masks:
         """N of M.
@@ -246,7 +246,7 @@ class Blocks(Structure):
 
     def __post_init__(self) -> None:
         """Refuse what is no block."""
-        refuse(outside(self, rows=COUNT, columns=COUNT))
+        raise_all(out_of_range(self, rows=COUNT, columns=COUNT))
 
     def masks(self, values: Tree, density: float) -> Masks:
         """Blocks of largest sum."""

@@ -17,7 +17,7 @@ from fedbonsai import training
 from fedbonsai.core import Client
 from fedbonsai.devices.networks import layers
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Arch, Model, forms
+from fedbonsai.model import Arch, Model, parameter_specs
 from fedbonsai.stages.pruning.masks import Masks, prunable
 from fedbonsai.tree import Tree, Weights, generator
 from fedbonsai.wire import message
@@ -63,7 +63,7 @@ class Derived:
 
 def names_in(arch: Arch, shared: Tree, never: tuple[str, ...] = ()) -> list[str]:
     """The shared weights that may be pruned: matrices and kernels, in the model's order."""
-    names = prunable(Model(arch, forms(arch)))
+    names = prunable(Model(arch, parameter_specs(arch)))
     return [name for name in names if name in shared and not any(part in name for part in never)]
 
 
@@ -114,7 +114,9 @@ def importance(
         return {name: torch.rand(value.shape, generator=random, dtype=torch.float64) for name, value in weights.items()}
     if me is None:
         raise ConfigError(f"criterion {rule.criterion!r} needs a device's samples; the server cannot derive it")
-    model = Model(arch, {name: shared[name] if name in shared else (personal or {})[name] for name in forms(arch)})
+    model = Model(
+        arch, {name: shared[name] if name in shared else (personal or {})[name] for name in parameter_specs(arch)}
+    )
     gradient = training.gradient(model, me.train, me.device)
     if rule.criterion == "taylor":
         return {name: (gradient[name].double() * value.double()).square() for name, value in weights.items()}
@@ -133,7 +135,7 @@ def places(arch: Arch, weights: Tree, sample: tuple[int, ...]) -> dict[str, floa
         weights: which are asked for.
         sample: shape of an input.
     """
-    shapes = {name: tuple(value.shape) for name, value in forms(arch).items()}
+    shapes = {name: tuple(value.shape) for name, value in parameter_specs(arch).items()}
     found = {layer.name: layer.macs for layer in layers(Episode(arch, shapes, sample))}
     return {name: found.get(name, 0) / value.numel() for name, value in weights.items()}
 

@@ -24,11 +24,11 @@ from torch.nn.utils.weight_norm import WeightNorm
 from fedbonsai.choice import Choice, choice
 from fedbonsai.devices.networks import all_known
 from fedbonsai.errors import BadMessage, ConfigError, FedbonsaiError, Missing
-from fedbonsai.model import RESIZED, Arch, Model, blank, forms, shared, skeleton, state, tokens
+from fedbonsai.model import RESIZED, Arch, Model, blank, cached_module, parameter_specs, shared, state, tokens
 from fedbonsai.stages.pruning.count import Size, layer_macs
 from fedbonsai.stages.pruning.masks import keep_top
 from fedbonsai.stages.pruning.scores import filters
-from fedbonsai.stages.settings import SHARE, outside, refuse
+from fedbonsai.stages.settings import SHARE, out_of_range, raise_all
 from fedbonsai.tree import Tree, Weights, cast, dtype_of, generator
 from fedbonsai.work import Episode
 
@@ -163,7 +163,7 @@ def _example(model: Model, size: Size, count: int) -> Tensor:
     """Inputs that are drawn: tokens, or numbers in the type of the weights."""
     random = generator(0)
     if not (zeros := blank(model.arch, size, count)).is_floating_point():
-        return torch.randint(tokens(skeleton(model).module), zeros.shape, generator=random)
+        return torch.randint(tokens(cached_module(model).module), zeros.shape, generator=random)
     return torch.randn(zeros.shape, generator=random).to(dtype_of(model.weights))
 
 
@@ -376,7 +376,7 @@ def silenced(model: Model, groups: Sequence[Units], kept: Sequence[Tensor]) -> M
 
 def narrowed(model: Model) -> Shapes:
     """Shapes of the weights that are smaller than their builder makes them: what tells a device the architecture."""
-    full = forms(model.arch)
+    full = parameter_specs(model.arch)
     return {n: tuple(value.shape) for n, value in model.weights.items() if value.shape != full[n].shape}
 
 
@@ -386,7 +386,7 @@ def forms_of(arch: Arch, shapes: Shapes) -> Weights:
     Raises:
         BadMessage: a name that the network lacks, or a shape that is not within its own.
     """
-    found = dict(forms(arch))
+    found = dict(parameter_specs(arch))
     for name, shape in shapes.items():
         full = found.get(name)
         fits = full is not None and len(shape) == full.ndim
@@ -448,7 +448,7 @@ class Ratio(Keep):
 
     def __post_init__(self) -> None:
         """Refuse what is no share."""
-        refuse(outside(self, share=SHARE))
+        raise_all(out_of_range(self, share=SHARE))
 
     def widths(self, model: Model, groups: Sequence[Units], size: Size) -> list[int]:
         """The share of each, at least one unit."""
@@ -466,7 +466,7 @@ class Target(Keep):
 
     def __post_init__(self) -> None:
         """Refuse what is no share."""
-        refuse(outside(self, share=SHARE))
+        raise_all(out_of_range(self, share=SHARE))
 
     def widths(self, model: Model, groups: Sequence[Units], size: Size) -> list[int]:
         """By bisection.
@@ -510,7 +510,7 @@ def _costs(model: Model, of: str, size: Size) -> dict[str, int]:
     if of == "bytes":
         return {name: value.element_size() for name, value in model.weights.items()}
     if of == "parameters":
-        return dict.fromkeys(skeleton(model).parameters, 1)
+        return dict.fromkeys(cached_module(model).parameters, 1)
     counts = layer_macs(model, size)
     return {name: count // model.weights[name].numel() for name, count in counts.items() if name in model.weights}
 

@@ -18,7 +18,7 @@ import torch
 
 from fedbonsai import tree
 from fedbonsai.choice import Choice, registered
-from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, PART, POSITIVE, PROBABILITY, outside, refuse
+from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, PART, POSITIVE, PROBABILITY, out_of_range, raise_all
 from fedbonsai.stages.updates import STATISTICS
 from fedbonsai.tree import Tree, Weights, generator, seed_of
 from fedbonsai.wire import message
@@ -158,7 +158,7 @@ class Loss(Gate):
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        refuse(outside(self, initial=POSITIVE, memory=PART, slack=NOT_NEGATIVE, every=NOT_NEGATIVE))
+        raise_all(out_of_range(self, initial=POSITIVE, memory=PART, slack=NOT_NEGATIVE, every=NOT_NEGATIVE))
 
     def passes(self, found: Evidence, seen: Seen) -> bool:
         """A loss below the remembered one and its slack."""
@@ -191,7 +191,7 @@ class Lazy(Gate):
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        refuse(outside(self, depth=COUNT, xi=NOT_NEGATIVE, every=NOT_NEGATIVE))
+        raise_all(out_of_range(self, depth=COUNT, xi=NOT_NEGATIVE, every=NOT_NEGATIVE))
 
     def passes(self, found: Evidence, seen: Seen) -> bool:
         """An innovation above the threshold and three times the errors of packing."""
@@ -228,7 +228,7 @@ class Agreement(Gate):
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        refuse(outside(self, least=PROBABILITY, every=NOT_NEGATIVE))
+        raise_all(out_of_range(self, least=PROBABILITY, every=NOT_NEGATIVE))
 
     def passes(self, found: Evidence, seen: Seen) -> bool:
         """Enough signs that agree, or nothing yet to agree with."""
@@ -253,7 +253,7 @@ class Chance(Gate):
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        refuse(outside(self, share=PROBABILITY, every=NOT_NEGATIVE))
+        raise_all(out_of_range(self, share=PROBABILITY, every=NOT_NEGATIVE))
 
     def passes(self, found: Evidence, seen: Seen) -> bool:
         """A draw below the share."""

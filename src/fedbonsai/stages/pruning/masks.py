@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from fedbonsai.model import Model, skeleton
+from fedbonsai.model import Model, cached_module
 from fedbonsai.tree import Tree, Weights
 
 Masks = dict[str, Tensor]  # bool, by parameter name
@@ -29,7 +29,7 @@ def prunable(model: Model) -> list[str]:
     normalisation stay dense, gains of one dimension that a network multiplies by itself, and what a weight is computed from
     (weight_norm and other parametrizations): a row of zeros has no direction there.
     """
-    net = skeleton(model)
+    net = cached_module(model)
     apart = _computed(net.module)
     return [
         name for name, value in net.parameters.items() if name not in apart and _multiplied(net.module, name, value)

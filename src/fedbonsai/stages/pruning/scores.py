@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Model, blank, skeleton, tokens
+from fedbonsai.model import Model, blank, cached_module, tokens
 from fedbonsai.stages.pruning.masks import NORMS
 from fedbonsai.tree import Tree, Weights, cast, dtype_of, generator, seed_of
 
@@ -80,7 +80,7 @@ def synflow(model: Model, names: list[str], size: tuple[int, ...]) -> Weights:
 
 
 def _flow(model: Model, names: list[str], size: tuple[int, ...]) -> dict[str, Tensor | None]:
-    net = skeleton(model)
+    net = cached_module(model)
     net.module.eval()
     level = [layer for layer in net.module.modules() if isinstance(layer, NORMS)]
     for layer in level:
@@ -101,7 +101,7 @@ def _ones(model: Model, size: tuple[int, ...]) -> Tensor:
     one = blank(model.arch, size)
     if one.is_floating_point():
         return one.to(dtype_of(model.weights)) + 1
-    known = tokens(skeleton(model).module)
+    known = tokens(cached_module(model).module)
     count = -(-known // one.numel())
     return (torch.arange(count * one.numel()) % known).view(count, *size)
 

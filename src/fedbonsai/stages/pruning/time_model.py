@@ -22,7 +22,7 @@ from fedbonsai.devices.profile import profile
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model
 from fedbonsai.stages.pruning.count import Size
-from fedbonsai.stages.settings import NOT_NEGATIVE, outside, refuse
+from fedbonsai.stages.settings import NOT_NEGATIVE, out_of_range, raise_all
 from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.tree import Tree
 from fedbonsai.wire import message
@@ -198,7 +198,7 @@ class Measured(TimeModel):
 
     def __post_init__(self) -> None:
         """Refuse what no seconds are."""
-        refuse(outside(self, **dict.fromkeys(("communication", "base", "latency", "dense"), NOT_NEGATIVE)))
+        raise_all(out_of_range(self, **dict.fromkeys(("communication", "base", "latency", "dense"), NOT_NEGATIVE)))
 
     def of_sizes(self, sizes: Mapping[str, int], steps: int) -> Seconds:
         """By name.

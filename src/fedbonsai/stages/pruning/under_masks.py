@@ -16,7 +16,7 @@ from fedbonsai.model import Arch, Model
 from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.held_masks import HeldMasks, Sent, pack, received
 from fedbonsai.stages.pruning.masks import prunable
-from fedbonsai.stages.requests import each
+from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.updates import Combined, Update, combine_if_any
 from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.tree import Tree, seed_of
@@ -66,9 +66,9 @@ def averaged(
         Unanswered: no update could be used.
     """
     sent = held.send(model.weights, devices, seed_of(seed, "down", t, 0))
-    answers = fleet.ask(train, each(sent, lambda part: Train(model.arch, part, sgd)))
+    answers = fleet.ask(train, requests_for(sent, lambda part: Train(model.arch, part, sgd)))
     combined = combine_if_any(answers, opened(answers, model.weights, held.masks), model.weights, fleet)
-    return combined, held.heard(combined.devices if combined else ()).silent(answers.silent)
+    return combined, held.received(combined.devices if combined else ()).silent(answers.silent)
 
 
 def opened(answers: Iterable[Answer[Update]], like: Tree, masks: Tree) -> Iterator[Answer[Update]]:
