@@ -17,7 +17,8 @@ import torch
 import zstandard
 
 from bench.record import interleaved, save
-from fedbonsai.model import Arch, Model
+from fedbonsai.arch import Arch
+from fedbonsai.model import Model
 from fedbonsai.stages.codec import entropy_bound, parse, positions
 from fedbonsai.stages.codec.cursor import Cursor
 from fedbonsai.tree import Weights

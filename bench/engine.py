@@ -16,11 +16,12 @@ import torch
 
 from bench.plain import fedavg
 from bench.record import interleaved, save
+from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Samples, Scope, scope
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.pool import PoolFleet
 from fedbonsai.methods.averaging.method import Averaging
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import generator

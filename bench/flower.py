@@ -33,6 +33,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from bench.echo import Echo, echo
 from bench.record import interleaved, save
+from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Fleet, Samples, Scope, scope
 from fedbonsai.fleets.flower.client import client_app
 from fedbonsai.fleets.flower.codec import CompressedStrategy, codec_mod
@@ -44,7 +45,7 @@ from fedbonsai.fleets.flower.server import server_app
 from fedbonsai.fleets.flower.worker import Worker
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.pool import PoolFleet
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.tree import generator
 
 FORM = Form((1, 1, 1), ("0",), (0.0,), (1.0,))

@@ -11,10 +11,12 @@ from collections.abc import Callable
 import torch
 
 from bench.record import interleaved, save
+from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Samples
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.stages.pruning import count
-from fedbonsai.stages.pruning.filters import Ratio, prune, select, units
+from fedbonsai.stages.pruning.filters import prune, select, units
+from fedbonsai.stages.pruning.keep import Ratio
 from fedbonsai.training.loop import train
 from fedbonsai.training.optimizers import SGD
 

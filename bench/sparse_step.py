@@ -28,9 +28,11 @@ from typing import Any, Literal
 import torch
 
 from bench.record import RESULTS, facts, save
+from fedbonsai.arch import Arch
+from fedbonsai.cached_module import CachedModule
 from fedbonsai.core import Client, Samples
 from fedbonsai.devices.footprint import ONE_THREAD, TIDY
-from fedbonsai.model import Arch, CachedModule, Model
+from fedbonsai.model import Model
 from fedbonsai.sparse.breakeven import breakeven, clock
 from fedbonsai.sparse.convert import chosen, inputs, sparse_net
 from fedbonsai.training.loop import train

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 
 from bench.record import interleaved, save
-from fedbonsai.model import Arch, Model
+from fedbonsai.arch import Arch
+from fedbonsai.model import Model
 from fedbonsai.wire import decode, encode
 
 

@@ -20,7 +20,8 @@ from typing import Any
 
 from experiments.reported import Reported, interval, statement, verdict
 from experiments.run import experiments, plan_of, runs_of
-from fedbonsai.model import Arch, Model, networks
+from fedbonsai.arch import Arch, networks
+from fedbonsai.model import Model
 from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.training.optimizers import SGD
 

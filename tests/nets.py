@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from fedbonsai.model import network
+from fedbonsai.arch import network
 
 WIDTH = 12
 NORMS: dict[str, Callable[[], nn.Module]] = {

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from fedbonsai.arch import Arch, network
 from fedbonsai.core import Samples, Scale
 from fedbonsai.data.federation import Federation
 from fedbonsai.data.split import Split
-from fedbonsai.model import Arch, Model, network
+from fedbonsai.model import Model
 from fedbonsai.objectives import Binary, Classification, Objective, Regression, Tokens
 from fedbonsai.objectives.tokens import PADDING
 from fedbonsai.runs import recipes

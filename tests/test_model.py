@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from fedbonsai import model, training
+from fedbonsai import arch, training
+from fedbonsai.arch import Arch, network, networks, state
+from fedbonsai.cached_module import CachedModule
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import BadMessage, ConfigError
-from fedbonsai.model import Arch, CachedModule, Model, cached_module, network, networks, parameter_specs, state
+from fedbonsai.model import Model, cached_module, parameter_specs
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import Mean, dtype_of, seeded
 
@@ -156,13 +158,13 @@ def digest(weights: dict[str, Tensor]) -> str:
 
 @pytest.mark.parametrize("name", BETWEEN)
 def test_training_is_a_function_of_its_arguments(name):
-    model.renew()
+    arch.renew()
     first = trained(f"model-{name}")
     np.random.rand(), random.random(), torch.rand(3)
     training.train(Model.init(Arch(f"model-{name}"), 2), people(20, 7), SGD(lr=0.3))  # somebody else comes between
     training.evaluate(Model.init(Arch(f"model-{name}"), 2), people(20, 7).train)
     assert equal(first, trained(f"model-{name}"))
-    model.renew()
+    arch.renew()
     assert equal(first, trained(f"model-{name}"))
 
 
@@ -227,7 +229,7 @@ def test_what_a_builder_refers_to_may_change_between_runs():
     start = Model.init(Arch("model-cell"), 0)
     before = training.evaluate(start, people().train).loss
     kinds[0] = nn.Softmax
-    model.renew()  # as every run does before it begins
+    arch.renew()  # as every run does before it begins
     with pytest.warns(UserWarning, match="Implicit dimension"):
         assert training.evaluate(start, people().train).loss != before
 

@@ -218,10 +218,11 @@ def everything(monkeypatch):
 
 
 def test_initial_pruning_candidates_and_pretraining_say_how_far_they_are(everything):
+    from fedbonsai.arch import Arch
     from fedbonsai.core import Client, Samples
     from fedbonsai.methods.fl_pqsu.one_shot import pretrain
     from fedbonsai.methods.prunefl.initial_prune import InitialPrune, InitialPruneConfig, initial_prune
-    from fedbonsai.model import Arch, Model
+    from fedbonsai.model import Model
     from fedbonsai.stages.pruning.criteria import Budget, Grounds, SynFlow
     from fedbonsai.stages.pruning.time_model import Seconds
     from fedbonsai.training.optimizers import SGD

@@ -3,9 +3,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fedbonsai.arch import Arch, network, state
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Arch, Model, cached_module, network, state
+from fedbonsai.model import Model, cached_module
 from fedbonsai.training.batches import Views, batches
 from fedbonsai.training.evaluate import evaluate
 from fedbonsai.training.gradients import gradient

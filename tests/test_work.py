@@ -1,9 +1,10 @@
 import torch
 
 from fedbonsai import training, work
+from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Samples
 from fedbonsai.methods.split.part import Part, sub
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.wire import decode, encode
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fedbonsai.arch import Arch
 from fedbonsai.data.config import DataConfig
 from fedbonsai.data.federation import load
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.training.batches import epochs
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import generator, seed_of

@@ -19,13 +19,15 @@ import torch
 from bench.record import interleaved, processor
 from torch import Tensor
 
+from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Samples, Scope, scope
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.runs import recipes
 from fedbonsai.runs.run import commit
 from fedbonsai.runs.setup import run_context
 from fedbonsai.stages.pruning import count
-from fedbonsai.stages.pruning.filters import All, Units, prune, select, units
+from fedbonsai.stages.pruning.filters import Units, prune, select, units
+from fedbonsai.stages.pruning.keep import All
 from fedbonsai.stages.pruning.scores import filters
 from fedbonsai.training.evaluate import evaluate
 from fedbonsai.training.loop import train

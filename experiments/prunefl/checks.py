@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fedbonsai.model import Arch, Model
+from fedbonsai.arch import Arch
+from fedbonsai.model import Model
 from fedbonsai.stages.pruning import count
 
 HERE = Path(__file__).parent

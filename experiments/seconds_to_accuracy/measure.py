@@ -26,8 +26,9 @@ from torch import nn
 
 from experiments.run import runs_of, settings_of
 from experiments.seconds_to_accuracy.table import table
+from fedbonsai.arch import network
 from fedbonsai.core import Client, Fleet, Samples
-from fedbonsai.model import Model, network
+from fedbonsai.model import Model
 from fedbonsai.runs import recipes
 from fedbonsai.runs.loop import loop
 from fedbonsai.runs.setup import run_context

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from bench.record import processor
 
+from fedbonsai.arch import Arch
 from fedbonsai.devices.clock import kept as kept_of
 from fedbonsai.devices.curves import BATCH, KEPT, SMALLER, curve, narrowed
 from fedbonsai.devices.measure import Step, timed
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.runs.run import commit
 from fedbonsai.work import Episode
 

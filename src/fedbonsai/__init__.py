@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedbonsai.api import Run, load, run
+    from fedbonsai.arch import Arch, network
     from fedbonsai.core import Client, Device, Fleet, Memory, Method, Samples, task
     from fedbonsai.data.config import DataConfig
     from fedbonsai.errors import (
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
         Unanswered,
     )
     from fedbonsai.methods.registry import method
-    from fedbonsai.model import Arch, Model, network
+    from fedbonsai.model import Model
     from fedbonsai.runs.config import RunConfig
     from fedbonsai.wire import decode, encode, message
 

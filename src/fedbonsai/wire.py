@@ -4,7 +4,7 @@
 back into exactly such a tree or raises `BadMessage`. Nothing is imported by name, nothing is executed, and no memory is
 taken on a sender's word: every declared size is checked against the bytes that are really there.
 
-Over 350 lines because writer and reader are two halves of one format, which are checked and changed side by side.
+Writer and reader stand in this one file, because they are two halves of one format, checked and changed side by side.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from dataclasses import field, replace
 
 from torch import Tensor
 
-from fedbonsai.model import Arch, Model
+from fedbonsai.arch import Arch
+from fedbonsai.model import Model
 from fedbonsai.tree import Tree
 from fedbonsai.wire import message
 

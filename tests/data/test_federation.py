@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from fedbonsai.arch import Arch
 from fedbonsai.core import Client
 from fedbonsai.data import DataConfig, Federation, load
 from fedbonsai.data.sources import digits
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.training.evaluate import evaluate
 from fedbonsai.training.loop import train
 from fedbonsai.training.optimizers import SGD

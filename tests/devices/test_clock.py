@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fedbonsai import training
+from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Samples
 from fedbonsai.devices.clock import Times, compute_seconds, end, joules, kept, macs
 from fedbonsai.devices.figures import Figure
@@ -11,7 +12,7 @@ from fedbonsai.devices.memory import step_bytes
 from fedbonsai.devices.networks import layers
 from fedbonsai.devices.profile import Curve, profile
 from fedbonsai.methods.fedtiny.top_gradients import top_gradients
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.stages.pruning.count import layer_macs
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.work import Episode, collecting
@@ -72,7 +73,7 @@ def test_networks_without_values_count_as_real_ones(name, options, sample):
 
 
 def test_a_network_of_ones_own_that_looks_at_values_is_counted_too():
-    from fedbonsai.model import network
+    from fedbonsai.arch import network
 
     class Looks(torch.nn.Module):
         def __init__(self):
@@ -244,7 +245,7 @@ def test_counts_do_not_depend_on_whether_the_reader_of_answers_has_gradients_off
 
 
 def test_grouped_and_depthwise_convolutions_by_hand():
-    from fedbonsai.model import network
+    from fedbonsai.arch import network
 
     @network("test-grouped")
     def grouped():

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
+from fedbonsai.arch import Arch
 from fedbonsai.devices.clock import kept, macs
 from fedbonsai.devices.curves import affine, curve, masked, narrowed, rising, sparse_curve
 from fedbonsai.devices.measure import Step, beside, fitted, least, timed
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 
 
 def test_the_fit_finds_speeds_and_overhead():

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
+from fedbonsai.arch import Arch
 from fedbonsai.devices.footprint import Job, measure, trained
 from fedbonsai.devices.memory import around, peak_bytes, process_bytes, step_bytes
 from fedbonsai.devices.profile import profile
-from fedbonsai.model import Arch
 from fedbonsai.work import Episode
 
 HERE = "intel-xeon-processor"

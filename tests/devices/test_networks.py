@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
+from fedbonsai.arch import Arch, network
 from fedbonsai.devices.clock import macs
 from fedbonsai.devices.networks import all_known, counted
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Arch, Model, network, parameter_specs
+from fedbonsai.model import Model, parameter_specs
 from fedbonsai.stages.pruning import count
 from fedbonsai.work import Episode
 

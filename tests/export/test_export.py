@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import nn
 
 import fedbonsai
+from fedbonsai.arch import Arch, network
 from fedbonsai.cli import main
 from fedbonsai.core import Samples
 from fedbonsai.errors import ConfigError
@@ -18,7 +19,7 @@ from fedbonsai.export.formats import FORMATS, format_named
 from fedbonsai.export.parity import compare
 from fedbonsai.export.personal import owners
 from fedbonsai.export.trained import Trained
-from fedbonsai.model import Arch, Model, network
+from fedbonsai.model import Model
 
 
 def sparse(density: float = 0.05, seed: int = 0) -> Model:

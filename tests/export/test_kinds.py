@@ -9,12 +9,13 @@ import onnxruntime
 import pytest
 import torch
 
+from fedbonsai.arch import Arch
 from fedbonsai.core import Samples, Scale
 from fedbonsai.export.compact import load, save
 from fedbonsai.export.formats import FORMATS
 from fedbonsai.export.parity import compare
 from fedbonsai.export.trained import Trained
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.objectives import Binary, Classification, Regression
 from tests.zoo.kinds import KINDS, WORDS, inputs, model
 

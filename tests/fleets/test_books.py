@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fedbonsai.arch import Arch
 from fedbonsai.core import Answer, Answers, Client, Device, Scope, Silence, scope, task
 from fedbonsai.devices.clock import compute_seconds
 from fedbonsai.devices.figures import Figure
@@ -14,7 +15,7 @@ from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.timed import Clock, Timed
 from fedbonsai.fleets.wrappers import Flaky, Metered, Wrapper
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.wire import encode
 from fedbonsai.work import collecting, report
 from tests.fleets import tasks

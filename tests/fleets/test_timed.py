@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fedbonsai import training
+from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Scope, scope, task
 from fedbonsai.devices.channel import Cell
 from fedbonsai.devices.clock import compute_seconds, macs
@@ -18,7 +19,7 @@ from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.pool import PoolFleet
 from fedbonsai.fleets.timed import DAY, Clock, Timed, granted
 from fedbonsai.fleets.wrappers import Flaky, Metered
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.wire import encode, message
 from tests.fleets import tasks

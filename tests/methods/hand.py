@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedbonsai.arch import Arch, network
 from fedbonsai.core import Client, Samples, Scope, scope
 from fedbonsai.fleets.local import LocalFleet
-from fedbonsai.model import Arch, Model, network
+from fedbonsai.model import Model
 from fedbonsai.stages.personal import Judged
 from fedbonsai.wire import decode, encode
 from tests.methods.rounds import Watch

@@ -2,11 +2,12 @@
 
 import torch
 
+from fedbonsai.arch import Arch
 from fedbonsai.core import Answers, Client, Samples, Scope, Silence, scope
 from fedbonsai.errors import BadMessage
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Wrapper
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.wire import decode, encode
 
 CNN = Arch("cnn-bn", {"size": 8})

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fedbonsai.arch import Arch
 from fedbonsai.methods.feddst.method import FedDST
 from fedbonsai.methods.fedgkt.method import FedGKT
 from fedbonsai.methods.lotteryfl.method import LotteryFL, Rule
@@ -14,7 +15,7 @@ from fedbonsai.methods.online.method import Online
 from fedbonsai.methods.scaffold.method import Scaffold
 from fedbonsai.methods.small_dense.method import SmallDense
 from fedbonsai.methods.static_mask.method import StaticMask
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.stages.pruning.criteria import Magnitude, Schedule
 from fedbonsai.stages.pruning.readjust import Readjustment
 from fedbonsai.stages.pruning.time_model import Measured

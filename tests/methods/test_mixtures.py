@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fedbonsai import tree
+from fedbonsai.arch import Arch
 from fedbonsai.core import Scope, scope
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.local import LocalFleet
@@ -21,7 +22,7 @@ from fedbonsai.methods.wireless_pruning.aggregate import CoverageMean
 from fedbonsai.methods.wireless_pruning.client import Trained, TrainWithFeedback
 from fedbonsai.methods.wireless_pruning.method import WirelessPruning
 from fedbonsai.methods.wireless_pruning.plan import Fixed
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.runs import recipes
 from fedbonsai.stages.codec import parse
 from fedbonsai.stages.masked_upload import Skip, changed, everywhere, faults, sent, under_masks

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from sklearn import metrics
 
-from fedbonsai.model import Arch
+from fedbonsai.arch import Arch
 from fedbonsai.objectives import MEASURES, Binary, Classification, Multilabel, Objective, Regression, Tokens
 from fedbonsai.wire import decode, encode
 

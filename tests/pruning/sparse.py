@@ -2,8 +2,9 @@
 
 import torch
 
+from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Samples
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.stages.pruning.masks import keep_each, masked
 
 CNN = Arch("cnn-bn", {"size": 8})

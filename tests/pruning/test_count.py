@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedbonsai.model import Arch, Model, cached_module, network
+from fedbonsai.arch import Arch, network
+from fedbonsai.model import Model, cached_module
 from fedbonsai.stages.pruning import count
 from fedbonsai.zoo.parts import chain
 

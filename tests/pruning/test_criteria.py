@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from fedbonsai import training
+from fedbonsai.arch import Arch
 from fedbonsai.core import Samples
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.stages.pruning.criteria import (
     Budget,
     Grounds,

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedbonsai import training
+from fedbonsai.arch import Arch
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.stages.pruning.derived_masks import (
     Derived,
     Rule,

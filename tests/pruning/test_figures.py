@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from fedbonsai.model import Arch, Model
+from fedbonsai.arch import Arch
+from fedbonsai.model import Model
 from fedbonsai.stages.pruning import count
 from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.training.optimizers import SGD

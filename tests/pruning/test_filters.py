@@ -7,22 +7,13 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
+from fedbonsai.arch import Arch, network
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import BadMessage, ConfigError, Missing
-from fedbonsai.model import Arch, Model, network
+from fedbonsai.model import Model
 from fedbonsai.stages.pruning import count
-from fedbonsai.stages.pruning.filters import (
-    All,
-    Ratio,
-    Target,
-    Widths,
-    forms_of,
-    narrowed,
-    prune,
-    select,
-    silenced,
-    units,
-)
+from fedbonsai.stages.pruning.filters import forms_of, narrowed, prune, select, silenced, units
+from fedbonsai.stages.pruning.keep import All, Ratio, Target, Widths
 from fedbonsai.training.loop import train
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.wire import decode, encode

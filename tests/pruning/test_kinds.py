@@ -4,21 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from fedbonsai.arch import Arch, network
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Arch, Model, network
+from fedbonsai.model import Model
 from fedbonsai.stages.pruning import count
-from fedbonsai.stages.pruning.filters import (
-    Ratio,
-    Target,
-    forms_of,
-    narrowed,
-    prune,
-    select,
-    silenced,
-    units,
-    widths,
-)
+from fedbonsai.stages.pruning.filters import forms_of, narrowed, prune, select, silenced, units, widths
+from fedbonsai.stages.pruning.keep import Ratio, Target
 from fedbonsai.stages.pruning.masks import masked, prunable
 from fedbonsai.stages.pruning.scores import magnitude, synflow
 from fedbonsai.training.loop import train

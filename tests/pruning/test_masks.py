@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedbonsai.model import Arch, Model
+from fedbonsai.arch import Arch
+from fedbonsai.model import Model
 from fedbonsai.stages.pruning import masks, scores, structures
 from fedbonsai.stages.pruning.distributions import erk, exactly, uniform
 

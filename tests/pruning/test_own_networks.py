@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
 
+from fedbonsai.arch import Arch, network
 from fedbonsai.errors import ConfigError
 from fedbonsai.methods.fedtiny.pool import allowed
-from fedbonsai.model import Arch, Model, cached_module, network
+from fedbonsai.model import Model, cached_module
 from fedbonsai.stages.pruning import scores
 from fedbonsai.stages.pruning.masks import prunable
 

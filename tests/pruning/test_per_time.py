@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedbonsai.arch import networks
 from fedbonsai.errors import ConfigError
 from fedbonsai.methods.prunefl.importance import importances
-from fedbonsai.model import networks
 from fedbonsai.stages.pruning.masks import keep_global
 from fedbonsai.stages.pruning.per_time import full, halved, optimum, protected, settled, turned
 from fedbonsai.stages.pruning.scores import snip

@@ -8,11 +8,12 @@ import pytest
 import tomli_w
 import torch
 
+from fedbonsai.arch import Arch
 from fedbonsai.devices.clock import compute_seconds
 from fedbonsai.devices.link import Ask, link
 from fedbonsai.devices.profile import profile
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.stages.pruning.masks import prunable
 from fedbonsai.stages.pruning.time_model import Measured, Profiled, Seconds
 from fedbonsai.training.optimizers import SGD

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from fedbonsai.model import network
+from fedbonsai.arch import network
 
 
 class Choosy(nn.Module):

@@ -12,6 +12,7 @@ from torch import nn
 
 import fedbonsai
 from fedbonsai import bases
+from fedbonsai.arch import Arch, network
 from fedbonsai.cli import main
 from fedbonsai.core import Client, Samples
 from fedbonsai.devices.memory import peak_bytes, step_bytes
@@ -23,7 +24,7 @@ from fedbonsai.fleets.envelope import envelope
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Flaky, Metered, Wrapper
-from fedbonsai.model import Arch, Model, cached_module, network
+from fedbonsai.model import Model, cached_module
 from fedbonsai.runs import recipes
 from fedbonsai.runs.check import check
 from fedbonsai.runs.folder import Folder

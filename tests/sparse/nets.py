@@ -2,7 +2,8 @@
 
 import torch
 
-from fedbonsai.model import Arch, Model
+from fedbonsai.arch import Arch
+from fedbonsai.model import Model
 
 SHAPES = {"mlp": (1, 8), "conv2": (1, 8), "lenet5": (1, 14), "cnn-bn": (1, 12)}
 

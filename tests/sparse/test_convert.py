@@ -9,7 +9,7 @@ from torch import nn
 
 pytest.importorskip("numba")
 
-from fedbonsai.model import CachedModule
+from fedbonsai.cached_module import CachedModule
 from fedbonsai.sparse import breakeven
 from fedbonsai.sparse.convert import SparseNet, chosen, sparse_net
 from fedbonsai.sparse.layers import SparseConv2d

@@ -7,6 +7,7 @@ import torch
 
 pytest.importorskip("numba")
 
+from fedbonsai.arch import Arch
 from fedbonsai.errors import NotFinite
 from fedbonsai.methods.fedtiny.growth import Growth
 from fedbonsai.methods.fedtiny.method import FedTiny
@@ -17,7 +18,7 @@ from fedbonsai.methods.prunefl.importance import Wanted, processed, trained
 from fedbonsai.methods.prunefl.importance import importances as importances_of
 from fedbonsai.methods.prunefl.initial_prune import InitialPruneConfig
 from fedbonsai.methods.prunefl.method import PruneFL
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.sparse import growth
 from fedbonsai.stages.pruning.time_model import Measured
 from fedbonsai.training.optimizers import SGD

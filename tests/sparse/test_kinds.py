@@ -7,8 +7,8 @@ import torch
 
 pytest.importorskip("numba")
 
+from fedbonsai.cached_module import CachedModule
 from fedbonsai.core import Client, Samples
-from fedbonsai.model import CachedModule
 from fedbonsai.sparse import breakeven
 from fedbonsai.sparse.convert import SparseNet, chosen
 from fedbonsai.sparse.growth import watching

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
+from fedbonsai.arch import Arch
 from fedbonsai.core import Device, Silence, forgetful
 from fedbonsai.errors import Forgotten
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.stages.broadcast import Broadcast, Changes, Coded, Downlink, Whole, grouped, received
 from fedbonsai.stages.codec import parse
 from fedbonsai.stages.requests import requests_for

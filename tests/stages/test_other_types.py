@@ -6,8 +6,8 @@ from torch import nn
 
 import fedbonsai
 from fedbonsai import tree
+from fedbonsai.arch import Arch, network
 from fedbonsai.core import Answer, Client, Device, Samples
-from fedbonsai.model import Arch, network
 from fedbonsai.stages.broadcast import Broadcast, Changes, Downlink, Whole, received
 from fedbonsai.stages.codec import parse
 from fedbonsai.stages.masked_upload import changed, sent

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from fedbonsai import training
+from fedbonsai.arch import Arch
 from fedbonsai.core import Scope, scope
 from fedbonsai.errors import ConfigError, Forgotten
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.methods.averaging.method import Averaging
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.stages.personal import (
     Judge,
     evaluated,

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedbonsai.model import Arch, Model
+from fedbonsai.arch import Arch
+from fedbonsai.model import Model
 from fedbonsai.objectives import Tokens
 
 KINDS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {  # network, options, shape of one input

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from fedbonsai.arch import Arch
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.runs.setup import facts_for
 from tests.zoo.kinds import KINDS, WORDS, inputs, model
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from fedbonsai.arch import Arch, networks, state
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Arch, Model, networks, state
+from fedbonsai.model import Model
 from tests.zoo.kinds import KINDS
 
 torch.set_num_threads(1)

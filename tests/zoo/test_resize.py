@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedbonsai.model import Arch, Model, network
+from fedbonsai.arch import Arch, network
+from fedbonsai.model import Model
 
 torch.set_num_threads(1)
 

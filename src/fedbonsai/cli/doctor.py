@@ -57,8 +57,9 @@ def _speed() -> None:
 
     import torch
 
+    from fedbonsai.arch import Arch
     from fedbonsai.core import Client, Samples
-    from fedbonsai.model import Arch, Model
+    from fedbonsai.model import Model
     from fedbonsai.training.loop import train
     from fedbonsai.training.optimizers import SGD
 

@@ -54,7 +54,7 @@ def _methods(args: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def _models(args: argparse.Namespace) -> list[tuple[str, str]]:
-    from fedbonsai.model import networks
+    from fedbonsai.arch import networks
 
     return [
         (name, f"({', '.join(inspect.signature(build).parameters)})  {first_line(build)}")

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedbonsai.arch import Arch
 from fedbonsai.devices.clock import kept as kept_of
 from fedbonsai.devices.footprint import Job
 from fedbonsai.devices.measure import Step, timed
 from fedbonsai.devices.profile import Curve
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.tree import Weights, generator
 
 KEPT = (1.0, 0.75, 0.5, 0.25, 0.1)  # under a mask

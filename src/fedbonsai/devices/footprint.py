@@ -51,8 +51,9 @@ def trained(job: Job) -> Work:
     import torch
 
     from fedbonsai import training
+    from fedbonsai.arch import Arch
     from fedbonsai.core import Client, Samples
-    from fedbonsai.model import Arch, Model
+    from fedbonsai.model import Model
     from fedbonsai.objectives import Classification, Tokens
     from fedbonsai.work import collecting
 

@@ -19,12 +19,13 @@ import torch
 from numpy.typing import NDArray
 
 from fedbonsai import training, work
+from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Samples
 from fedbonsai.devices.footprint import Job, measure
 from fedbonsai.devices.memory import peak_bytes
 from fedbonsai.devices.networks import counted, layers
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.telling import each
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import Weights

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from fedbonsai.cached_module import CachedModule
 from fedbonsai.devices.products import Kind, Product, Products
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import CachedModule, blank, parameter_specs
+from fedbonsai.model import blank, parameter_specs
 from fedbonsai.tree import Weights
 from fedbonsai.work import Episode
 

@@ -12,8 +12,9 @@ from typing import Literal
 
 import torch
 
+from fedbonsai.arch import Arch
 from fedbonsai.errors import BadMessage, ConfigError
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.stages.codec import Packed, parse
 from fedbonsai.wire import OWN, decode, encode, message
 

@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 from fedbonsai import tree
+from fedbonsai.arch import keeping
 from fedbonsai.core import Client, Memory, Scope, Task
 from fedbonsai.errors import Failed, Silent, said
-from fedbonsai.model import keeping
 from fedbonsai.wire import message
 from fedbonsai.work import Work, collecting, note, spent
 

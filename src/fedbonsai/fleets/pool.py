@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from fedbonsai import bases
+from fedbonsai.arch import Arch, networks
 from fedbonsai.choice import homes
 from fedbonsai.core import Answer, Answers, Client, Device, Scope, Silence, Task
 from fedbonsai.errors import ConfigError
@@ -20,7 +21,6 @@ from fedbonsai.fleets.envelope import envelope
 from fedbonsai.fleets.local import post
 from fedbonsai.fleets.slots import Remembers
 from fedbonsai.fleets.worker import Done, Job, share, work
-from fedbonsai.model import Arch, networks
 from fedbonsai.stages.codec.registry import by_name as codec_stages
 from fedbonsai.telling import each
 from fedbonsai.wire import OWN, decode, encode

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from fedbonsai import errors
+from fedbonsai.arch import fresh
 from fedbonsai.core import Samples, together
 from fedbonsai.data.federation import Federation
 from fedbonsai.errors import ConfigError, FedbonsaiError
-from fedbonsai.model import Model, cached_module, fresh
+from fedbonsai.model import Model, cached_module
 from fedbonsai.training.batches import epochs
 from fedbonsai.training.evaluate import TOGETHER
 from fedbonsai.training.gradients import gradients

@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from safetensors import torch as tensors
 from torch import Tensor, nn
 
+from fedbonsai.arch import fresh, matches, named
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Model, fresh, matches, named
+from fedbonsai.model import Model
 from fedbonsai.tree import Weights
 
 WRAPPED = ("state_dict", "model")  # under which programs of training put the weights, beside their own state

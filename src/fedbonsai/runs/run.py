@@ -21,9 +21,10 @@ import tomli_w
 import torch
 from safetensors import torch as tensors
 
+from fedbonsai.arch import Arch, keeping
 from fedbonsai.data.federation import Federation
 from fedbonsai.errors import ConfigError, NothingLearned, Unwritable
-from fedbonsai.model import Arch, Model, keeping
+from fedbonsai.model import Model
 from fedbonsai.objectives import Classification, Measure, Objective
 from fedbonsai.objectives.classification import confusion
 from fedbonsai.runs import former

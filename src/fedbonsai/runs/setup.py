@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fedbonsai import data
+from fedbonsai.arch import Arch, renew
 from fedbonsai.core import Client, Fleet, Method
 from fedbonsai.data.federation import Federation
 from fedbonsai.devices.link import link
@@ -24,7 +25,7 @@ from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.pool import PoolFleet, findable
 from fedbonsai.fleets.timed import Clock, Timed
 from fedbonsai.fleets.wrappers import Flaky, Metered, Recorded
-from fedbonsai.model import Arch, Model, renew
+from fedbonsai.model import Model
 from fedbonsai.runs import pretrained
 from fedbonsai.runs.config import ClockConfig, FleetConfig, RunConfig, local_training, too_many
 from fedbonsai.runs.dry import rehearse, told

@@ -9,7 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedbonsai.model import CachedModule, Model, shared
+from fedbonsai.arch import shared
+from fedbonsai.cached_module import CachedModule
+from fedbonsai.model import Model
 from fedbonsai.sparse.breakeven import breakeven
 from fedbonsai.sparse.layers import Masked, has_sparse_form, sparse
 from fedbonsai.sparse.order import keeping, last

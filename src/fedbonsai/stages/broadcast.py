@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedbonsai.arch import Arch
 from fedbonsai.core import Device, Memory
 from fedbonsai.errors import Forgotten
-from fedbonsai.model import Arch, Model, parameter_specs
+from fedbonsai.model import Model, parameter_specs
 from fedbonsai.stages.codec import Chain, Packed
 from fedbonsai.tree import Tree, Weights, add, part_of, subtract
 from fedbonsai.wire import message

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedbonsai.arch import shared
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Model, shared
+from fedbonsai.model import Model
 from fedbonsai.stages.needs import all_trained_needed
 from fedbonsai.tree import dtype_of, generator, seeded
 

@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
+from fedbonsai.arch import Arch
 from fedbonsai.core import Device, Memory
 from fedbonsai.errors import BadMessage, Forgotten
-from fedbonsai.model import Arch, parameter_specs
+from fedbonsai.model import parameter_specs
 from fedbonsai.stages.codec import Packed, parse
 from fedbonsai.stages.pruning.masks import Masks
 from fedbonsai.tree import Tree, Weights

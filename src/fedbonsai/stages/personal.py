@@ -17,9 +17,10 @@ import numpy as np
 from torch import Tensor, nn
 
 from fedbonsai import training
+from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Device, Fleet, Memory, Task, task
 from fedbonsai.errors import ConfigError, Forgotten
-from fedbonsai.model import Arch, Model, cached_module, parameter_specs
+from fedbonsai.model import Model, cached_module, parameter_specs
 from fedbonsai.objectives import MEASURES, Measure
 from fedbonsai.stages.pruning.derived_masks import Derived, Rule, derived
 from fedbonsai.stages.pruning.masks import Masks, masked

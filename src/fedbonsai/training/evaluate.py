@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from fedbonsai import work
+from fedbonsai.arch import renew_by_hand
 from fedbonsai.core import Samples, together
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Model, cached_module, renew_by_hand
+from fedbonsai.model import Model, cached_module
 from fedbonsai.objectives import Objective
 from fedbonsai.tree import seeded
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from fedbonsai import work
+from fedbonsai.arch import renew_by_hand
 from fedbonsai.core import Samples
-from fedbonsai.model import Model, cached_module, renew_by_hand
+from fedbonsai.model import Model, cached_module
 from fedbonsai.tree import Weights, dtype_of, seeded
 
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from fedbonsai import work
+from fedbonsai.arch import renew_by_hand
 from fedbonsai.core import Client
 from fedbonsai.errors import ConfigError, NotFinite
-from fedbonsai.model import Model, renew_by_hand
+from fedbonsai.model import Model
 from fedbonsai.training.batches import batches, sample_bytes
 from fedbonsai.training.optimizers import Moving, Optimizer
 from fedbonsai.tree import Tree, Weights, finite, seeded

@@ -1,4 +1,4 @@
-"""The shipped networks; importing this package registers them (names and sources: `fedbonsai.model.networks`).
+"""The shipped networks; importing this package registers them (names and sources: `fedbonsai.arch.networks`).
 
 All are one ``nn.Sequential`` of ``stem`` (up to and with the first weighted layer), ``features`` (whatever follows,
 flattened at its end) and ``classifier`` (the last ``Linear`` alone): a network is cut, or given a personal head, by

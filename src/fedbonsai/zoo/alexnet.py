@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from fedbonsai.model import network
+from fedbonsai.arch import network
 from fedbonsai.zoo.parts import chain, cut, sides
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedbonsai.arch import Arch, network
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Arch, network
 from fedbonsai.zoo.parts import Mean, Turned, chain
 
 Options = Mapping[str, Any]

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from fedbonsai.model import network
+from fedbonsai.arch import network
 from fedbonsai.zoo.parts import chain, cut, positive, sides
 
 

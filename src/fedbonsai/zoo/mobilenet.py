@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fedbonsai.arch import network
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import network
 from fedbonsai.zoo.parts import Norm, chain, cut, normalise, sides
 
 PLAN = ((1, 16, 1, 1), (4, 24, 2, 2), (4, 32, 2, 2), (4, 64, 2, 2))  # expansion, width, blocks, stride of the first

@@ -10,8 +10,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from fedbonsai.arch import network
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import network
 from fedbonsai.zoo.parts import Last, Mean, Norm, Picture, Turned, chain, cut, normalise, positive
 
 

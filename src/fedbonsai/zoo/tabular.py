@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import nn
 
+from fedbonsai.arch import network
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import network
 from fedbonsai.zoo.parts import chain, cut, normalise, positive
 
 

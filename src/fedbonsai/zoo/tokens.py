@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedbonsai.arch import network
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import network
 from fedbonsai.zoo.parts import Mean, Tokens, chain, cut, positive
 from fedbonsai.zoo.series import recurrent
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from fedbonsai.model import network
+from fedbonsai.arch import network
 from fedbonsai.zoo.parts import Norm, chain, cut, normalise, sides
 
 POOL = 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fedbonsai.arch import network
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import network
 from fedbonsai.zoo.parts import Norm, chain, cut, normalise, sides
 
 

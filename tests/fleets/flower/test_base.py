@@ -2,8 +2,7 @@
 
 from contextlib import suppress
 
-from fedbonsai import bases
-from fedbonsai import model as networks
+from fedbonsai import bases, model
 from fedbonsai.core import Scope, scope
 from fedbonsai.errors import Unanswered
 from fedbonsai.fleets.based import Based
@@ -33,7 +32,7 @@ def test_a_device_keeps_the_base_on_its_disk_and_says_when_it_is_lost(tmp_path):
     def kinds(t):
         """Messages that went down in a round in which the device's process is new."""
         nonlocal state
-        for store in (bases._held, networks._skeletons, networks._forms):  # which the server shares here
+        for store in (bases._held, model._skeletons, model._forms):  # which the server shares here
             store.clear()
         with suppress(Unanswered), scope(fleet, Scope("run", 0, t, 0)) as there:
             state = config.method.round(state, t, there)

@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from fedbonsai.arch import Arch, network
 from fedbonsai.core import Client, Samples, Scope, scope
 from fedbonsai.errors import Unanswered
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Wrapper
 from fedbonsai.methods.averaging.method import Averaging, warmed
-from fedbonsai.model import Arch, Model, network
+from fedbonsai.model import Model
 from fedbonsai.stages.codec import TopK, parse
 from fedbonsai.training.optimizers import SGD
 

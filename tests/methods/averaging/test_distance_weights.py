@@ -5,8 +5,9 @@ import hashlib
 import pytest
 import torch
 
+from fedbonsai.arch import Arch
 from fedbonsai.methods.averaging.method import Averaging
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.stages.broadcast import Downlink
 from fedbonsai.stages.codec import parse
 from fedbonsai.stages.weighting import Weighting

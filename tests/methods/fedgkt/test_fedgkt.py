@@ -5,12 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from fedbonsai import tree
+from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Samples, Scope, scope
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Wrapper
 from fedbonsai.methods.fedgkt.method import FedGKT, distillation
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.wire import encode
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fedbonsai import training, tree
+from fedbonsai.arch import Arch
 from fedbonsai.core import Answer, Client, Samples, Scope, scope
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.local import LocalFleet
@@ -19,7 +20,7 @@ from fedbonsai.methods.fedtiny.norm_statistics import statistics_of
 from fedbonsai.methods.fedtiny.places import checked
 from fedbonsai.methods.fedtiny.pool import allowed
 from fedbonsai.methods.fedtiny.selection import Selection
-from fedbonsai.model import Arch, Model, cached_module
+from fedbonsai.model import Model, cached_module
 from fedbonsai.runs import recipes
 from fedbonsai.stages.held_masks import HeldMasks
 from fedbonsai.stages.pruning import count

@@ -9,6 +9,7 @@ from experiments.fl_pqsu.direct import as_coded
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedbonsai.arch import Arch
 from fedbonsai.core import Answer, Answers, Client, Samples, Scope, Silence, scope
 from fedbonsai.errors import ConfigError, Forgotten, Unanswered
 from fedbonsai.fleets.ledger import Ledger
@@ -19,12 +20,12 @@ from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.fl_pqsu.client import Skip, Train, Upload, train
 from fedbonsai.methods.fl_pqsu.method import FlPqsu, State
 from fedbonsai.methods.fl_pqsu.paper_bytes import down_bytes, entries, message_bytes, npy_bytes, quantize, up_bytes
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.runs import recipes
 from fedbonsai.stages.broadcast import Downlink, Whole
 from fedbonsai.stages.codec import parse
 from fedbonsai.stages.pruning import count
-from fedbonsai.stages.pruning.filters import All, Ratio, Widths, prune, select, silenced, units
+from fedbonsai.stages.pruning.filters import prune, select, silenced, units
 from fedbonsai.stages.pruning.gates import (
     Agreement,
     Chance,
@@ -36,6 +37,7 @@ from fedbonsai.stages.pruning.gates import (
     agreement,
     squared,
 )
+from fedbonsai.stages.pruning.keep import All, Ratio, Widths
 from fedbonsai.stages.selective import Rule
 from fedbonsai.training.evaluate import evaluate
 from fedbonsai.training.optimizers import SGD

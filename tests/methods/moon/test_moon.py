@@ -4,13 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fedbonsai.arch import Arch, network
 from fedbonsai.core import Client, Samples, Scope, scope
 from fedbonsai.devices.clock import macs
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.moon.method import Moon, Train, contrast, objective, representation, train
-from fedbonsai.model import Arch, Model, network
+from fedbonsai.model import Model
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.work import collecting
 from fedbonsai.zoo.parts import chain

@@ -5,9 +5,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from fedbonsai.arch import Arch
 from fedbonsai.methods.prunefl.initial_prune import InitialPruneConfig
 from fedbonsai.methods.prunefl.method import PruneFL
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.stages.pruning.time_model import Measured
 from fedbonsai.training.optimizers import SGD
 from tests.methods import by_hand as hand

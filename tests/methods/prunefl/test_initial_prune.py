@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fedbonsai.arch import Arch
+from fedbonsai.arch import _builders as networks_known
 from fedbonsai.core import Answer, Samples, Scope, scope
 from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.fleets.local import LocalFleet
@@ -17,8 +19,7 @@ from fedbonsai.methods.prunefl.initial_prune import (
     initial_prune,
     minibatches,
 )
-from fedbonsai.model import Arch, Model, cached_module
-from fedbonsai.model import _builders as networks_known
+from fedbonsai.model import Model, cached_module
 from fedbonsai.stages.pruning.masks import masked
 from fedbonsai.stages.pruning.per_time import turned
 from fedbonsai.training.evaluate import Score

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fedbonsai import training
+from fedbonsai.arch import Arch
 from fedbonsai.core import Answer, Client, Samples, Scope, Silence, scope
 from fedbonsai.errors import ConfigError, Forgotten, Unanswered
 from fedbonsai.fleets.ledger import Ledger
@@ -17,7 +18,7 @@ from fedbonsai.methods.prunefl.client import KEPT, Train, train
 from fedbonsai.methods.prunefl.importance import Wanted, processed
 from fedbonsai.methods.prunefl.initial_prune import InitialPruneConfig
 from fedbonsai.methods.prunefl.method import PruneFL, State
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.stages import held_masks
 from fedbonsai.stages.held_masks import HeldMasks
 from fedbonsai.stages.pruning.masks import masked, prunable

@@ -3,11 +3,12 @@ import torch
 import torch.nn.functional as F
 
 from fedbonsai import tree
+from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Samples, Scope, scope
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.scaffold.method import Scaffold, State, Train, train, zeros
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.training.batches import batches
 from fedbonsai.training.optimizers import SGD
 

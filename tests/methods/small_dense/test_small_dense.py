@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from fedbonsai import tree
+from fedbonsai.arch import Arch
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.small_dense.method import SmallDense
 from fedbonsai.methods.small_dense.narrow import narrow
-from fedbonsai.model import Arch, Model, cached_module
+from fedbonsai.model import Model, cached_module
 from fedbonsai.stages.pruning.count import parameters, training_flops
 from fedbonsai.training.optimizers import SGD
 from tests.methods.rounds import MODEL, run, same

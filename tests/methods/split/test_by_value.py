@@ -8,10 +8,11 @@ import math
 import pytest
 import torch
 
+from fedbonsai.arch import Arch
 from fedbonsai.core import Device
 from fedbonsai.methods.split import clusters
 from fedbonsai.methods.split.method import Clusters, LocalLoss, Split
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.stages.codec import parse
 from fedbonsai.stages.weighting import Weighting
 from fedbonsai.training.optimizers import SGD

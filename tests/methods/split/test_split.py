@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fedbonsai.arch import Arch, network
 from fedbonsai.core import Client, Samples, Scope, scope
 from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.fleets.ledger import Ledger
@@ -21,7 +22,7 @@ from fedbonsai.methods.split import clusters
 from fedbonsai.methods.split.method import UPDATE, Clusters, LocalLoss, Split
 from fedbonsai.methods.split.part import Part, coded, renamed
 from fedbonsai.methods.split.sequential import Activations, learn
-from fedbonsai.model import Arch, Model, network
+from fedbonsai.model import Model
 from fedbonsai.stages import broadcast
 from fedbonsai.stages.broadcast import Downlink
 from fedbonsai.stages.codec import Chain, parse

@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import save_file
 
 from fedbonsai import training, tree
+from fedbonsai.arch import Arch
 from fedbonsai.core import Samples
 from fedbonsai.errors import ConfigError
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.static_mask.method import StaticMask
-from fedbonsai.model import Arch, Model, cached_module
+from fedbonsai.model import Model, cached_module
 from fedbonsai.stages.held_masks import pack
 from fedbonsai.stages.pruning import count
 from fedbonsai.stages.pruning.criteria import Blocks, Magnitude, NOfM, OfRun, Random, Saliency, Schedule, SynFlow

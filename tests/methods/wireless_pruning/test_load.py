@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fedbonsai.arch import Arch
 from fedbonsai.devices.channel import Cell
 from fedbonsai.devices.clock import compute_seconds
 from fedbonsai.devices.profile import Curve, profile
@@ -12,7 +13,7 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.methods.wireless_pruning import load as wireless_load
 from fedbonsai.methods.wireless_pruning.allocation import allocate, min_latency
 from fedbonsai.methods.wireless_pruning.load import Cycles, Measured, Parts, Passes, Profiled, fitted, load_of
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.work import Episode
 
 MNIST = Model.init(Arch("cnn-mnist"), 0)

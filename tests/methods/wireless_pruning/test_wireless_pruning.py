@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fedbonsai import training, tree
+from fedbonsai.arch import Arch
 from fedbonsai.core import Answer, Scope, scope
 from fedbonsai.devices.channel import Cell
 from fedbonsai.errors import ConfigError, Unanswered
@@ -18,7 +19,7 @@ from fedbonsai.methods.wireless_pruning.client import Allocation, ClientConfig, 
 from fedbonsai.methods.wireless_pruning.load import Cycles, load_of
 from fedbonsai.methods.wireless_pruning.method import WirelessPruning
 from fedbonsai.methods.wireless_pruning.plan import Common, DropStragglers, Fixed, Optimum
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.runs import recipes, setup
 from fedbonsai.runs.loop import loop
 from fedbonsai.stages.codec import Packed

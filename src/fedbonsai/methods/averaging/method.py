@@ -15,11 +15,12 @@ from math import nan
 from torch import Tensor
 
 from fedbonsai import training, tree
+from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Fleet, Memory, forgetful, task
 from fedbonsai.errors import Unanswered
 from fedbonsai.methods.averaging.server import Plain, ServerOptimizer
 from fedbonsai.methods.registry import method
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, grouped, received
 from fedbonsai.stages.codec import Chain
 from fedbonsai.stages.codec.feedback import names_with_feedback

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from fedbonsai import training, tree
+from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Device, Fleet, Memory, forgetful, task
 from fedbonsai.methods.registry import method
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.stages.held_masks import HeldMasks, Sent, received
 from fedbonsai.stages.pruning.criteria import best, kept
 from fedbonsai.stages.pruning.figures import figures

@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedbonsai import training, tree, work
+from fedbonsai.arch import Arch, network
 from fedbonsai.core import Client, Device, Fleet, Memory, Samples, task
 from fedbonsai.errors import ConfigError, Forgotten, Unanswered
 from fedbonsai.methods.registry import method
-from fedbonsai.model import Arch, Model, cached_module, network
+from fedbonsai.model import Model, cached_module
 from fedbonsai.stages.cut import cuttable
 from fedbonsai.stages.needs import classes_needed
 from fedbonsai.stages.sampling import cohort

@@ -13,13 +13,14 @@ from dataclasses import replace
 from torch import Tensor
 
 from fedbonsai import training
+from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Memory, Samples, task
 from fedbonsai.errors import ConfigError, Forgotten
 from fedbonsai.methods.fedtiny.norm_statistics import measured
 from fedbonsai.methods.fedtiny.places import Pairs, masks_of
 from fedbonsai.methods.fedtiny.pool import Counts, by_magnitude
 from fedbonsai.methods.fedtiny.top_gradients import top_gradients
-from fedbonsai.model import Arch, Model, parameter_specs
+from fedbonsai.model import Model, parameter_specs
 from fedbonsai.stages import masked_upload, selective
 from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.held_masks import Sent, pack, received

@@ -5,9 +5,10 @@ FL-PQSU (Xu et al. 2021). Training, gate and packing are `stages.selective`; the
 
 from __future__ import annotations
 
+from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Memory, task
 from fedbonsai.errors import Forgotten
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.stages.broadcast import Coded, Sent, received
 from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.pruning.filters import Shapes, forms_of

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from fedbonsai import training, tree
+from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Device, Fleet, Memory, forgetful, task
 from fedbonsai.errors import Forgotten
 from fedbonsai.methods.registry import method
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.stages.held_masks import HeldMasks, Sent, hold, received
 from fedbonsai.stages.needs import accuracy_needed
 from fedbonsai.stages.pruning.figures import figures

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from fedbonsai import training, tree
+from fedbonsai.arch import Arch
 from fedbonsai.core import Answer, Client, Fleet, Memory, Samples, task
 from fedbonsai.methods.online.rounds import Search, seconds_of
 from fedbonsai.methods.registry import method
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.stages.held_masks import HeldMasks, Sent, received
 from fedbonsai.stages.needs import classes_needed
 from fedbonsai.stages.pruning.criteria import best

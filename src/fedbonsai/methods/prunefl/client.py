@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from fedbonsai import tree
+from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Memory, task
 from fedbonsai.methods.prunefl import local_layers
 from fedbonsai.methods.prunefl.importance import Wanted, importances, processed, trained
 from fedbonsai.methods.prunefl.local_layers import NOTHING, Own
-from fedbonsai.model import Arch
 from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.held_masks import Sent, pack, received
 from fedbonsai.stages.updates import Update

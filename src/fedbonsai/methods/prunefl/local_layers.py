@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import cast
 
 from fedbonsai import training
+from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Device, Fleet, Memory, task
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.stages.held_masks import Sent, received
 from fedbonsai.stages.personal import PERSONAL, Judged, evaluated, merged, personal_names, split
 from fedbonsai.stages.requests import requests_for

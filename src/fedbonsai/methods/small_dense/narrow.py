@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from fedbonsai.model import Model, cached_module, state
+from fedbonsai.arch import state
+from fedbonsai.model import Model, cached_module
 from fedbonsai.stages.pruning.count import Size, parameters
-from fedbonsai.stages.pruning.filters import Target, Units, prune, units
+from fedbonsai.stages.pruning.filters import Units, prune, units
+from fedbonsai.stages.pruning.keep import Target
 
 
 def narrow(model: Model, share: float, size: Size, seed: int) -> Model:

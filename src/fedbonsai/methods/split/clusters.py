@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Memory, Samples, task
 from fedbonsai.errors import Forgotten
 from fedbonsai.methods.split.part import Part, batch, coded, decoded, renamed
-from fedbonsai.model import Arch
 from fedbonsai.stages.broadcast import Sent, received
 from fedbonsai.stages.codec import Chain, Packed
 from fedbonsai.stages.updates import FEEDBACK, Update, update

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from fedbonsai import training
+from fedbonsai.arch import Arch
 from fedbonsai.core import Answer, Client, Device, Fleet, Memory, Silence, task
 from fedbonsai.errors import BadMessage, Forgotten, NotFinite
 from fedbonsai.methods.split.part import Part, coded, decoded, renamed, sub
 from fedbonsai.methods.split.sequential import Activations, learn
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.stages.broadcast import Sent, received
 from fedbonsai.stages.codec import Chain
 from fedbonsai.stages.updates import Update, update

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 
 from fedbonsai import tree
+from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Device, Fleet
 from fedbonsai.errors import ConfigError
 from fedbonsai.methods.registry import method
@@ -33,7 +34,7 @@ from fedbonsai.methods.split.rounds import (
     stepped,
     uplink_faults,
 )
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.stages.broadcast import Downlink
 from fedbonsai.stages.codec import Chain, parse
 from fedbonsai.stages.needs import classes_needed

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from fedbonsai import work
+from fedbonsai.arch import Arch
+from fedbonsai.cached_module import CachedModule
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import BadMessage, ConfigError
-from fedbonsai.model import Arch, CachedModule, Model, cached_module
+from fedbonsai.model import Model, cached_module
 from fedbonsai.stages.codec import Chain, Packed
 from fedbonsai.training.batches import Views, epochs
 from fedbonsai.training.gradients import gradients

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from fedbonsai import tree
+from fedbonsai.arch import Arch
 from fedbonsai.core import Answer, Answers, Client, Device, Fleet, Memory, Silence, task
 from fedbonsai.errors import BadMessage, Forgotten, NotFinite
 from fedbonsai.methods.split.part import Part, batch, coded, decoded
-from fedbonsai.model import Arch
 from fedbonsai.stages.broadcast import Sent, Whole, received
 from fedbonsai.stages.codec import Chain, Packed
 from fedbonsai.stages.updates import Update, update

@@ -14,10 +14,10 @@ from typing import Literal
 import torch
 
 from fedbonsai import tree
+from fedbonsai.arch import Arch
 from fedbonsai.core import Answers, Device, Fleet, forgetful
 from fedbonsai.errors import BadMessage, Unanswered
 from fedbonsai.methods.wireless_pruning.client import EXACT, Allocation, ClientConfig, Trained
-from fedbonsai.model import Arch
 from fedbonsai.stages.masked_upload import everywhere
 from fedbonsai.stages.pruning.derived_masks import derived, full, names_in, pruned_of, sent_masks
 from fedbonsai.stages.pruning.masks import Masks, masked

@@ -14,9 +14,9 @@ from typing import Literal
 from torch import Tensor
 
 from fedbonsai import tree
+from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Memory, task
 from fedbonsai.errors import NotFinite
-from fedbonsai.model import Arch
 from fedbonsai.stages.codec import Packed, apply, parse
 from fedbonsai.stages.masked_upload import everywhere, under_masks
 from fedbonsai.stages.personal import PERSONAL, merged, owned, split, trained_part

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from fedbonsai import training
+from fedbonsai.arch import Arch
 from fedbonsai.core import Client
 from fedbonsai.devices.networks import layers
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Arch, Model, parameter_specs
+from fedbonsai.model import Model, parameter_specs
 from fedbonsai.stages.pruning.masks import Masks, prunable
 from fedbonsai.tree import Tree, Weights, generator
 from fedbonsai.wire import message

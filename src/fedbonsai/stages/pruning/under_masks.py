@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from fedbonsai import training, tree
+from fedbonsai.arch import Arch
 from fedbonsai.core import Answer, Client, Device, Fleet, Memory, task
 from fedbonsai.errors import BadMessage, ConfigError
-from fedbonsai.model import Arch, Model
+from fedbonsai.model import Model
 from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.held_masks import HeldMasks, Sent, pack, received
 from fedbonsai.stages.pruning.masks import prunable
