@@ -9,7 +9,7 @@ from fedbonsai.core import Client, Samples
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model
 from fedbonsai.stages.pruning import count
-from fedbonsai.stages.pruning.filters import forms_of, narrowed, prune, select, silenced, units, widths
+from fedbonsai.stages.pruning.filters import forms_of, narrowed, prune, select, silenced, units
 from fedbonsai.stages.pruning.keep import Ratio, Target
 from fedbonsai.stages.pruning.masks import masked, prunable
 from fedbonsai.stages.pruning.scores import magnitude, synflow
@@ -48,7 +48,7 @@ def test_synflow_reaches_every_weight(kind):
 
 def smaller(made, size, keep):
     groups = units(made, size)
-    return prune(made, groups, select(made.weights, groups, widths(keep, made, groups, size))), groups
+    return prune(made, groups, select(made.weights, groups, keep.widths(made, groups, size))), groups
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -56,7 +56,7 @@ def test_the_smaller_network_computes_what_the_full_one_does_with_silent_units(k
     pytest.importorskip("torch_pruning")
     made, size = model(kind), KINDS[kind][2]
     groups = units(made, size)
-    kept = select(made.weights, groups, widths(Ratio(0.5), made, groups, size))
+    kept = select(made.weights, groups, Ratio(0.5).widths(made, groups, size))
     small, x = prune(made, groups, kept), inputs(kind)
     whole = silenced(made, groups, kept).build().eval()(x)
     torch.testing.assert_close(small.build().eval()(x), whole, rtol=1e-4, atol=1e-5)
