@@ -58,6 +58,7 @@ __all__ = [
 # where the public names live; nothing is imported before it is used, so that the command line answers at once
 _HOMES = {
     "api": ("Run", "load", "run"),
+    "arch": ("Arch", "network"),
     "core": ("Client", "Device", "Fleet", "Memory", "Method", "Samples", "task"),
     "data.config": ("DataConfig",),
     "errors": (
@@ -71,7 +72,7 @@ _HOMES = {
         "Unanswered",
     ),
     "methods.registry": ("method",),
-    "model": ("Arch", "Model", "network"),
+    "model": ("Model",),
     "runs.config": ("RunConfig",),
     "wire": ("decode", "encode", "message"),
 }
