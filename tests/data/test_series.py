@@ -108,3 +108,16 @@ def test_a_test_set_of_later_samples(tmp_path: Path) -> None:
     assert len(rows.test) == 15
     with pytest.raises(ConfigError, match=r"single rows cannot be taken out of series; set data.holdout"):
         opened(place, SeriesConfig(2))
+
+
+def test_two_clients_that_call_their_series_alike_share_no_window(tmp_path: Path) -> None:
+    for number, name in enumerate(("a", "b", "c")):
+        rows = [f"{run},{100 * number + 10 * run + time},{time},{run % 2}" for run in range(4) for time in range(3)]
+        for part in ("train", "test"):
+            (tmp_path / part).mkdir(exist_ok=True)
+            (tmp_path / part / f"{name}.csv").write_text("run,value,time,label\n" + "\n".join(rows))
+    series = SeriesConfig(3, by="run", order=("time",))
+    held = load(DataConfig(path=str(tmp_path), x="value", y="label", series=series, valid=0.0, minimum=1), 0)
+    assert [windows(part) for part in held.train] == [
+        {tuple(100 * number + 10 * run + time for time in range(3)) for run in range(4)} for number in range(3)
+    ]

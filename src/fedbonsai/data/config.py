@@ -34,7 +34,7 @@ class SeriesConfig:
     length: int = 0
     """Rows of a window; 0: each row is a sample."""
     by: str = ""
-    """Column whose values part the series, such as the engine; none: data.client."""
+    """Column whose values part the series of a client, such as a recording's number; none: all rows of a client are one."""
     order: tuple[str, ...] = ()
     """Columns by which the rows of a series are sorted, such as `cycle` or `year,month,day,hour`; none: as they come."""
     stride: int = 1

@@ -164,10 +164,10 @@ class Reading:
         return any(each.makes_targets for each in self.transforms)
 
     def _series(self, table: Table, owners: NDArray[np.str_]) -> list[NDArray[np.int64]]:
-        by = self.series.by or self.client
-        keys = table.text(by, "data.series.by =") if by != self.client else owners
-        if not by:
-            keys = np.zeros(len(table), np.str_)
+        keys = owners if owners.size else np.zeros(len(table), np.str_)
+        if self.series.by and self.series.by != self.client:  # two clients may call theirs alike
+            runs = table.text(self.series.by, "data.series.by =")
+            keys = np.char.add(np.char.add(keys, "\n"), runs)
         order: list[NDArray[Any]] = []
         for name in self.series.order:
             if missing(table.columns[name]).any():
