@@ -176,10 +176,10 @@ def tasks() -> list[str]:
     files = sorted((ROOT / "experiments" / TASKS / "results").glob("*.json"))
     found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     lines = [
-        "FedAvg on sets with natural clients (`credit` has none), and the five systems on three of them; the last evaluated round on the",
-        "test set, which holds other people or devices except in `fsdd` and `credit`. Settings were found by a handful of runs on seed 0",
-        "against the same test set: take the figures as what can be reached, not as a fair comparison. Bytes are of all devices.",
-        "`goal`, where there is one, was set before by figures of simple central models.",
+        "FedAvg on sets with natural clients (`credit` has none), and the five systems on some of them; the last evaluated round",
+        "on the test set, which holds other people or devices except in `fsdd` and `credit`. Settings were found by a handful of",
+        "runs on seed 0 against the same test set: take the figures as what can be reached, not as a fair comparison. Bytes are",
+        "of all devices. `goal`, where there is one, was set before by figures of simple central models.",
         "",
         "| task, method | measure | seeds | result | goal | MB up | MB down | of FedAvg's bytes | commit |",
         "|---|---|---|---|---|---|---|---|---|",

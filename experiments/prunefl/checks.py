@@ -130,7 +130,7 @@ def dense(result: Result) -> tuple[str, str, str]:
     """Density, MACs and memory of FedAvg: weights, gradients and activations of the whole network."""
     size, settings = (1, 8, 8), result["settings"]
     model = Model.init(Arch(settings["model.name"], {**settings["model.options"], "channels": 1, "size": 8}), 0)
-    memory = count.training_bytes(model, size, settings["method.optimizer"]["batch"], copies=2)
+    memory = count.training_bytes(model, size, settings["method.sgd"]["batch"], copies=2)
     return "100", f"{count.macs(model, size) / 1e3:.2f}", f"{memory / 1e3:.2f}"
 
 

@@ -93,7 +93,7 @@ def test_what_is_finished_is_left_alone_and_other_settings_are_refused(capsys):
 @pytest.mark.slow
 def test_a_run_that_fails_is_told_and_does_not_stop_the_others(capsys):
     Path("broken.py").write_text(
-        "from pathlib import Path\n\nimport torch\nfrom fedbonsai.model import network\n\n\n"
+        "from pathlib import Path\n\nimport torch\nfrom fedbonsai import network\n\n\n"
         "@network('broken')\ndef broken(channels=1, size=8, classes=10, norm=''):\n"
         "    class Broken(torch.nn.Module):\n"
         "        def __init__(self):\n            super().__init__()\n            self.fc = torch.nn.Linear(64, classes)\n"

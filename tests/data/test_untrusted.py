@@ -382,4 +382,4 @@ def test_a_run_says_what_its_accuracy_is_held_against(
     assert run.info["data"]["floor"] == {"answer": "'well'", "metric": "accuracy", "value": 0.96}
     assert json.loads((run.path / "split.json").read_text())["parameters"]["name"] == "blood"
     text = summary([Series("x", (run,))])
-    assert text.startswith("1 run on blood. Always answering &#x27;well&#x27; reaches 96.0% on its test set.")
+    assert text.startswith("1 run on blood. Always answering &#x27;well&#x27; reaches accuracy 96.0 % on its test set.")

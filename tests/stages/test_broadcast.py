@@ -53,7 +53,7 @@ def test_clients_that_missed_rounds_end_with_the_replica_bit_for_bit():
             got, memories[device] = received(decode(encode(sent)), ARCH, memories[device])
             assert all(torch.equal(got[n], start[n]) for n in weights)
             kinds.append((t, device.id, type(sent).__name__, len(sent.packed) if isinstance(sent, Changes) else 0))
-        state = decode(encode(state)).heard([d.id for d in asked])
+        state = decode(encode(state)).received([d.id for d in asked])
     assert (0, "a", "Whole", 0) in kinds
     assert (3, "a", "Changes", 1) in kinds
     assert (3, "b", "Changes", 3) in kinds

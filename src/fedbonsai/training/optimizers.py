@@ -28,7 +28,7 @@ class Moving:
         start: weights that the proximal term pulls to; empty without one.
         shifts: added to the gradients after the clip; empty where nothing is.
         slots: what the optimiser remembers, a list of tensors for each kind, zeros at first.
-        counts: steps that each parameter has made.
+        counts: steps that each parameter has made, where an optimiser asks for them.
     """
 
     def __init__(
@@ -54,13 +54,14 @@ class Moving:
 
     def move(self, how: Optimizer, grads: Sequence[Tensor | None], lr: float) -> None:
         """One step; what has no gradient is not moved, as in torch.optim. Gradients must be off, and are used up."""
-        used = [i for i, grad in enumerate(grads) if grad is not None]
-        if not used:
+        there = [grad for grad in grads if grad is not None]
+        if not there:
             return
-        some = self if len(used) == len(grads) else self.only(used)
-        how.step(some, [grad for grad in grads if grad is not None], lr)
-        for i in used:
-            self.counts[i] += 1
+        used = range(len(grads)) if len(there) == len(grads) else [i for i, g in enumerate(grads) if g is not None]
+        how.step(self if len(there) == len(grads) else self.only(used), there, lr)
+        if how.adaptive:  # others do not ask how often
+            for i in used:
+                self.counts[i] += 1
 
 
 class Optimizer(Choice):
