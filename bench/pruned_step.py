@@ -15,8 +15,8 @@ from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Samples
 from fedbonsai.model import Model
 from fedbonsai.stages.pruning import count
-from fedbonsai.stages.pruning.filters import prune, select, units
-from fedbonsai.stages.pruning.keep import Ratio
+from fedbonsai.stages.pruning.filters import Ratio
+from fedbonsai.stages.pruning.units import prune, select, units
 from fedbonsai.training.loop import train
 from fedbonsai.training.optimizers import SGD
 

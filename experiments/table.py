@@ -179,7 +179,8 @@ def tasks() -> list[str]:
         "FedAvg on sets with natural clients (`credit` has none), and the five systems on some of them; the last evaluated round",
         "on the test set, which holds other people or devices except in `fsdd` and `credit`. Settings were found by a handful of",
         "runs on seed 0 against the same test set: take the figures as what can be reached, not as a fair comparison. Bytes are",
-        "of all devices. `goal`, where there is one, was set before by figures of simple central models.",
+        "of all devices. `goal`, where there is one, was set before by figures of simple central models. † the devices' own",
+        "models on their validation parts, which hold the same people or devices as their training parts.",
         "",
         "| task, method | measure | seeds | result | goal | MB up | MB down | of FedAvg's bytes | commit |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -194,12 +195,16 @@ def tasks() -> list[str]:
         if method == "fedavg":
             whole[task] = up + down
         measure = measure_named(results[0]["metric"])
-        scores = [measure.scaled(result["curve"][-1][1]) for result in results]
+        own = f"personal_{measure.name}"  # of methods whose devices have models of their own
+        personal = all(result["method metrics"].get(own) for result in results)
+        last = [result["method metrics"][own][-1] if personal else result["curve"][-1][1] for result in results]
+        scores = [measure.scaled(value) for value in last]
         spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
         share = f"{(up + down) / whole[task]:.3f}" if task in whole else ""
         commits = ", ".join(sorted({str(result["commit"]) for result in results}))
         lines.append(
-            f"| {name} | {measure.headed(measure.words)} | {len(results)} | {statistics.mean(scores):.2f}{spread} | "
+            f"| {name}{' †' * personal} | {measure.headed(measure.words)} | {len(results)} | "
+            f"{statistics.mean(scores):.2f}{spread} | "
             f"{GOALS.get(task, '') if method == 'fedavg' else ''} | {up:.2f} | {down:.2f} | {share} | {commits} |"
         )
     return lines

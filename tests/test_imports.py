@@ -30,6 +30,7 @@ MAY = {  # package or module directly under fedbonsai -> what it may import of i
     "core": MODEL | {"work"},
     "sparse": MODEL,
     "training": MODEL | {"work", "core", "sparse"},
+    "local": {"training"},
     "zoo": MODEL,
     "devices": CORE,
     "data": GROUND | {"core"},

@@ -26,9 +26,9 @@ from fedbonsai.runs import recipes
 from fedbonsai.runs.run import commit
 from fedbonsai.runs.setup import run_context
 from fedbonsai.stages.pruning import count
-from fedbonsai.stages.pruning.filters import Units, prune, select, units
-from fedbonsai.stages.pruning.keep import All
+from fedbonsai.stages.pruning.filters import All
 from fedbonsai.stages.pruning.scores import filters
+from fedbonsai.stages.pruning.units import Units, prune, select, units
 from fedbonsai.training.evaluate import evaluate
 from fedbonsai.training.loop import train
 from fedbonsai.training.optimizers import SGD

@@ -22,8 +22,8 @@ from fedbonsai.stages.codec import parse
 from fedbonsai.stages.held_masks import HELD, HeldMasks
 from fedbonsai.stages.personal import PERSONAL, merged, owned, split
 from fedbonsai.stages.pruning.criteria import Magnitude, Schedule
+from fedbonsai.stages.pruning.filters import All
 from fedbonsai.stages.pruning.gates import Open
-from fedbonsai.stages.pruning.keep import All
 from fedbonsai.stages.pruning.readjust import Readjustment
 from fedbonsai.stages.weighting import Weighting
 from fedbonsai.training.optimizers import SGD

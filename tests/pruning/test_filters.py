@@ -12,8 +12,8 @@ from fedbonsai.core import Client, Samples
 from fedbonsai.errors import BadMessage, ConfigError, Missing
 from fedbonsai.model import Model
 from fedbonsai.stages.pruning import count
-from fedbonsai.stages.pruning.filters import forms_of, narrowed, prune, select, silenced, units
-from fedbonsai.stages.pruning.keep import All, Ratio, Target, Widths
+from fedbonsai.stages.pruning.filters import All, Ratio, Target, Widths
+from fedbonsai.stages.pruning.units import forms_of, narrowed, prune, select, silenced, units
 from fedbonsai.training.loop import train
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.wire import decode, encode

@@ -9,10 +9,10 @@ from fedbonsai.core import Client, Samples
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model
 from fedbonsai.stages.pruning import count
-from fedbonsai.stages.pruning.filters import forms_of, narrowed, prune, select, silenced, units
-from fedbonsai.stages.pruning.keep import Ratio, Target
+from fedbonsai.stages.pruning.filters import Ratio, Target
 from fedbonsai.stages.pruning.masks import masked, prunable
 from fedbonsai.stages.pruning.scores import magnitude, synflow
+from fedbonsai.stages.pruning.units import forms_of, narrowed, prune, select, silenced, units
 from fedbonsai.training.loop import train
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.wire import decode, encode

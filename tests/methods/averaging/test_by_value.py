@@ -15,8 +15,8 @@ from fedbonsai.methods.fl_pqsu.client import Train as Asked
 from fedbonsai.methods.fl_pqsu.method import FlPqsu
 from fedbonsai.stages.broadcast import Downlink
 from fedbonsai.stages.codec import parse
+from fedbonsai.stages.pruning.filters import All
 from fedbonsai.stages.pruning.gates import Agreement, Lazy, Loss
-from fedbonsai.stages.pruning.keep import All
 from fedbonsai.stages.selective import OWN, Rule, selected
 from fedbonsai.stages.updates import FEEDBACK
 from fedbonsai.stages.weighting import Weighting

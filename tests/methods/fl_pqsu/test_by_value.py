@@ -11,8 +11,8 @@ from fedbonsai.methods.fl_pqsu.method import FlPqsu
 from fedbonsai.model import Model
 from fedbonsai.stages.broadcast import Downlink
 from fedbonsai.stages.codec import parse
+from fedbonsai.stages.pruning.filters import All, Ratio, Widths
 from fedbonsai.stages.pruning.gates import Agreement, Lazy, Loss, Open
-from fedbonsai.stages.pruning.keep import All, Ratio, Widths
 from fedbonsai.training.optimizers import SGD
 from tests.methods import by_hand as hand
 from tests.methods.rounds import run

@@ -25,7 +25,7 @@ from fedbonsai.runs import recipes
 from fedbonsai.stages.broadcast import Downlink, Whole
 from fedbonsai.stages.codec import parse
 from fedbonsai.stages.pruning import count
-from fedbonsai.stages.pruning.filters import prune, select, silenced, units
+from fedbonsai.stages.pruning.filters import All, Ratio, Widths
 from fedbonsai.stages.pruning.gates import (
     Agreement,
     Chance,
@@ -37,7 +37,7 @@ from fedbonsai.stages.pruning.gates import (
     agreement,
     squared,
 )
-from fedbonsai.stages.pruning.keep import All, Ratio, Widths
+from fedbonsai.stages.pruning.units import prune, select, silenced, units
 from fedbonsai.stages.selective import Rule
 from fedbonsai.training.evaluate import evaluate
 from fedbonsai.training.optimizers import SGD

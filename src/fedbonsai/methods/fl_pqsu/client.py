@@ -11,7 +11,7 @@ from fedbonsai.errors import Forgotten
 from fedbonsai.model import Model
 from fedbonsai.stages.broadcast import Coded, Sent, received
 from fedbonsai.stages.codec import Packed
-from fedbonsai.stages.pruning.filters import Shapes, forms_of
+from fedbonsai.stages.pruning.units import Shapes, forms_of
 from fedbonsai.stages.selective import OWN, Rule, selected, trained
 from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.tree import Tree

@@ -24,9 +24,9 @@ from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, grouped
 from fedbonsai.stages.codec import Chain, parse
 from fedbonsai.stages.needs import all_trained_needed
 from fedbonsai.stages.pruning.count import Cost
-from fedbonsai.stages.pruning.filters import narrowed
+from fedbonsai.stages.pruning.filters import Keep, Target
 from fedbonsai.stages.pruning.gates import Gate, Loss
-from fedbonsai.stages.pruning.keep import Keep, Target
+from fedbonsai.stages.pruning.units import narrowed
 from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.selective import Rule

@@ -15,8 +15,8 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model
 from fedbonsai.stages.pruning import scores
 from fedbonsai.stages.pruning.count import Size
-from fedbonsai.stages.pruning.filters import prune, select, units
-from fedbonsai.stages.pruning.keep import Keep
+from fedbonsai.stages.pruning.filters import Keep
+from fedbonsai.stages.pruning.units import prune, select, units
 from fedbonsai.telling import doing
 from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.tree import finite, seed_of

@@ -9,8 +9,8 @@ import torch
 from fedbonsai.arch import state
 from fedbonsai.model import Model, cached_module
 from fedbonsai.stages.pruning.count import Size, parameters
-from fedbonsai.stages.pruning.filters import Units, prune, units
-from fedbonsai.stages.pruning.keep import Target
+from fedbonsai.stages.pruning.filters import Target
+from fedbonsai.stages.pruning.units import Units, prune, units
 
 
 def narrow(model: Model, share: float, size: Size, seed: int) -> Model:
