@@ -19,7 +19,7 @@ from fedbonsai.fleets.wrappers import Flaky, Metered
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.fl_pqsu.client import Skip, Train, Upload, train
 from fedbonsai.methods.fl_pqsu.method import FlPqsu, State
-from fedbonsai.methods.fl_pqsu.paper_bytes import down_bytes, entries, message_bytes, npy_bytes, quantize, up_bytes
+from fedbonsai.methods.fl_pqsu.paper_bytes import down_bytes, entries, message_bytes, quantize, up_bytes
 from fedbonsai.model import Model
 from fedbonsai.runs import recipes
 from fedbonsai.stages.broadcast import Downlink, Whole
@@ -167,6 +167,11 @@ def test_7_the_codec_errs_by_at_most_half_a_step_and_a_second_time_by_nothing(se
 
 
 # --- 8 and 9: gates --------------------------------------------------------------------------------------------------
+
+
+def npy_bytes(counts, width=1):
+    """One ``.npy`` file for each tensor: bytes before the data of an .npy file."""
+    return sum(128 + width * count for count in counts)
 
 
 def evidence(loss=1.0, draw=0.0, innovation=0.0, error=0.0, threshold=0.0, agrees=None, t=0):

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from fedbonsai.model import Model
 
-NPY_HEAD = 128  # bytes before the data of an .npy file
 SCALE = 4  # bytes of a scale
 
 
@@ -23,16 +22,6 @@ def entries(model: Model) -> list[int]:
     """Values of each tensor of the authors' state: ours, and a batch counter for each batch normalisation."""
     counts = [value.numel() for value in model.weights.values()]
     return counts + [1 for name in model.weights if name.endswith("running_mean")]
-
-
-def npy_bytes(counts: Sequence[int], width: int = 1) -> int:
-    """One ``.npy`` file for each tensor.
-
-    Args:
-        counts: values of each tensor.
-        width: bytes of a value: 1 for codes, 4 for fp32.
-    """
-    return sum(NPY_HEAD + width * count for count in counts)
 
 
 def message_bytes(counts: Sequence[int], bits: int = 8, zero: int = 1, head: int = 0) -> int:
