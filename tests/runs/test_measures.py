@@ -23,7 +23,7 @@ from fedbonsai.reports.series import AXES, goal_of, together
 from fedbonsai.runs import recipes
 from fedbonsai.runs.compare import plan
 from fedbonsai.runs.run import execute, load
-from fedbonsai.runs.setup import clients
+from fedbonsai.runs.setup import clients, run_context
 from fedbonsai.runs.writers import scalars
 from fedbonsai.stages.personal import Judge, evaluated
 from fedbonsai.stages.pruning.derived_masks import Derived, Rule
@@ -249,3 +249,10 @@ def test_best_and_worst_know_the_direction_and_leave_out_what_has_no_meaning():
     assert (accuracy.best(values), accuracy.worst(values)) == (3.0, 1.0)
     assert math.isnan(rmse.best([math.nan]))
     assert GRU.objective.measure.words == "macro f1"
+
+
+def test_names_of_classes_are_no_quantities(monkeypatch):
+    monkeypatch.setattr("fedbonsai.data.load", lambda *_: SQUARE.data())
+    config = SQUARE.config("fedavg", **{"objective": {"name": "regression"}})
+    with pytest.raises(ConfigError, match=r"classes by name \(lying, standing, aslant\).*set it to classification"):
+        run_context(config)

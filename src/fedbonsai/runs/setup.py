@@ -13,6 +13,7 @@ import torch
 from fedbonsai import data
 from fedbonsai.arch import Arch, renew
 from fedbonsai.core import Client, Fleet, Method
+from fedbonsai.data.classes import few
 from fedbonsai.data.federation import Federation
 from fedbonsai.devices.link import link
 from fedbonsai.devices.networks import all_known
@@ -26,6 +27,7 @@ from fedbonsai.fleets.pool import PoolFleet, findable
 from fedbonsai.fleets.timed import Clock, Timed
 from fedbonsai.fleets.wrappers import Flaky, Metered, Recorded
 from fedbonsai.model import Model
+from fedbonsai.objectives import Regression
 from fedbonsai.runs import pretrained
 from fedbonsai.runs.config import ClockConfig, FleetConfig, RunConfig, local_training, too_many
 from fedbonsai.runs.dry import rehearse, told
@@ -72,6 +74,12 @@ def initial_model(config: RunConfig, data: Federation) -> Model:
     takes, objective = options_of(config), config.objective.of(data.samples.y)
     if faults := objective.faults(torch.cat([data.samples.y, data.test.y]), data.classes):
         raise ConfigError(f"objective.name = {objective.choice_name!r}: " + "; ".join(faults))
+    words = [name for name in data.class_names if not name.lstrip("-").isdecimal()]
+    if isinstance(objective, Regression) and words:
+        raise ConfigError(
+            f"objective.name = 'regression': targets are classes by name ({few(words)}), which are no quantities; set it to "
+            "classification, or data.y to a column of numbers"
+        )
     outputs = objective.width(data.samples.y, data.classes)[-1]
     facts = {**data.options, "classes": outputs, "outputs": outputs}
     options = facts_for(takes, facts) | config.model.options
