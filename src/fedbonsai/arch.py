@@ -14,13 +14,14 @@ from dataclasses import field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from fedbonsai import bases
 from fedbonsai.errors import BadMessage, ConfigError
+from fedbonsai.modules import own
 from fedbonsai.objectives import Classification, Objective
 from fedbonsai.tree import Weights, seeded
 from fedbonsai.wire import OPTIONAL, message
@@ -54,6 +55,26 @@ def network(name: str) -> Callable[[Builder], Builder]:
         return build
 
     return register
+
+
+def bring(name: str) -> None:
+    """Import a user's module; of ``package.module:callable`` register the callable as a network of that whole name.
+
+    A network's name that came from elsewhere is never brought: who runs it, here or on a device, says which modules to import.
+
+    Raises:
+        ConfigError: there is no such module, or no such callable in it.
+    """
+    place, colon, function = name.partition(":")
+    module = own(place)
+    if not colon:
+        return
+    build: Any = getattr(module, function, None)
+    if not callable(build):
+        near = get_close_matches(function, vars(module), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{name!r}: module {place!r} has no callable {function!r}{hint}")
+    network(name)(cast("Builder", build))
 
 
 def networks() -> dict[str, Builder]:

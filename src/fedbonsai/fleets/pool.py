@@ -89,6 +89,7 @@ class PoolFleet(Remembers):
         ours, theirs = self._context.Pipe()
         named = [*networks().values(), *codec_stages().values()]
         modules = sorted(({own.__module__ for own in named} | homes()) - {"__main__"})
+        modules += [name for name in networks() if ":" in name]
         process = self._context.Process(target=work, args=(theirs, *self._shared, modules), daemon=True)  # type: ignore[attr-defined]
         process.start()
         theirs.close()

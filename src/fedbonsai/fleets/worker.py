@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedbonsai import bases
+from fedbonsai.arch import bring
 from fedbonsai.core import Client, Samples, Scale, task_named
 from fedbonsai.errors import Failed, Forgotten, Silent
 from fedbonsai.fleets.allocator import keep_memory
@@ -122,7 +123,7 @@ def work(
     torch.set_num_threads(1)
     keep_memory()
     for module in modules:
-        importlib.import_module(module)
+        bring(module)
     bases.adopt(held)
     places = {seat.id: seat for seat in seats}
     inbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()

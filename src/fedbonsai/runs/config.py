@@ -53,7 +53,7 @@ class ModelConfig:
     """Which network is trained."""
 
     name: str = "cnn-bn"
-    """Name of a network (`fedbonsai ls models`)."""
+    """Name of a network (`fedbonsai ls models`), or `package.module:callable` of one's own."""
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     """Keyword arguments of its builder; channels, size and classes come from the data."""
     weights: str = ""

@@ -11,9 +11,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin
 
+from fedbonsai.arch import bring
 from fedbonsai.errors import ConfigError
 from fedbonsai.methods.registry import methods
-from fedbonsai.modules import own
 from fedbonsai.runs import former
 from fedbonsai.runs.config import RunConfig, check_name
 from fedbonsai.runs.structure import Table, families, names, renamed, settings, structure
@@ -80,7 +80,8 @@ def table(name: str, preset: str = "", overrides: Mapping[str, object] | None = 
     given = overrides.get("imports")
     if given is not None:
         merged["imports"] = _read(given, "imports", merged) if isinstance(given, str) else given
-    own_modules(merged)
+    network = overrides.get("model.name")
+    own_modules({**merged, "model": {"name": network}} if isinstance(network, str) else merged)
     # names first: another method or network drops the settings of the one before, not those given beside it
     for path, value in sorted(overrides.items(), key=lambda item: not item[0].endswith(".name")):
         branch: Table = {}
@@ -159,14 +160,18 @@ def _read(value: str, path: str, merged: Table) -> Any:
 
 
 def own_modules(table: Table) -> None:
-    """Import the modules that a configuration names; they lie in the current folder or are installed.
+    """Import the modules that a configuration names, a network's too; they lie in the current folder or are installed.
 
     Raises:
         ConfigError: a module cannot be imported.
     """
     with suppress(ValueError):  # what are no names is told with all other faults
         for name in names(table.get("imports", ())):
-            own(name)
+            bring(name)
+    model: object = table.get("model")
+    name = cast(Table, model).get("name") if isinstance(model, dict) else None
+    if isinstance(name, str) and ":" in name:
+        bring(name)
 
 
 def _method_name(merged: Table) -> str:

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
+from fedbonsai.arch import bring
 from fedbonsai.data.config import DataConfig
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.flower.memory import Store
 from fedbonsai.fleets.flower.names import check_name
 from fedbonsai.fleets.flower.samples import Own, Part
 from fedbonsai.fleets.flower.worker import Source, Worker
-from fedbonsai.modules import own
 from fedbonsai.text import text_of
 
 
@@ -73,7 +73,7 @@ class DeviceConfig:
         """
         torch.set_num_threads(self.threads)
         for name in self.imports:
-            own(name)
+            bring(name)
         return Worker(self.name, self.source(), Store(Path(self.folder) / "memory"), self.device)
 
 
