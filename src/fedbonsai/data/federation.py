@@ -67,6 +67,16 @@ class Federation:
         return self.split.ids
 
     @property
+    def x(self) -> Tensor:
+        """Inputs of a network, of all training samples [samples, ...]; made anew at each look."""
+        return self.samples.x
+
+    @property
+    def y(self) -> Tensor:
+        """Targets of all training samples [samples, ...]."""
+        return self.samples.y
+
+    @property
     def channels(self) -> int:
         """Colours of a picture."""
         return self.samples.shape[0]
