@@ -199,12 +199,13 @@ def tasks() -> list[str]:
         personal = all(result["method metrics"].get(own) for result in results)
         last = [result["method metrics"][own][-1] if personal else result["curve"][-1][1] for result in results]
         scores = [measure.scaled(value) for value in last]
-        spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
+        digits = ".2f" if measure.unit == "%" or statistics.mean(scores) > 1 else ".4f"
+        spread = f" ± {statistics.stdev(scores):{digits}}" if len(scores) > 1 else ""
         share = f"{(up + down) / whole[task]:.3f}" if task in whole else ""
         commits = ", ".join(sorted({str(result["commit"]) for result in results}))
         lines.append(
             f"| {name}{' †' * personal} | {measure.headed(measure.words)} | {len(results)} | "
-            f"{statistics.mean(scores):.2f}{spread} | "
+            f"{statistics.mean(scores):{digits}}{spread} | "
             f"{GOALS.get(task, '') if method == 'fedavg' else ''} | {up:.2f} | {down:.2f} | {share} | {commits} |"
         )
     return lines
