@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import tomli_w
 from tests.reports.test_reports import made
-from tests.tasks import BINARY, GRU, REGRESSION, SQUARE, TASKS
+from tests.tasks import BINARY, GRU, LANGUAGE, REGRESSION, SQUARE, TASKS
 
 from fedbonsai.cli import main
 from fedbonsai.core import Scope, scope
@@ -27,7 +27,7 @@ from fedbonsai.runs.setup import clients, run_context
 from fedbonsai.runs.writers import scalars
 from fedbonsai.stages.personal import Judge, evaluated
 from fedbonsai.stages.pruning.derived_masks import Derived, Rule
-from fedbonsai.training.evaluate import evaluate
+from fedbonsai.training.evaluate import evaluate, evaluate_each
 
 ROUNDS = AXES[0]
 
@@ -256,3 +256,12 @@ def test_names_of_classes_are_no_quantities(monkeypatch):
     config = SQUARE.config("fedavg", **{"objective": {"name": "regression"}})
     with pytest.raises(ConfigError, match=r"classes by name \(lying, standing, aslant\).*set it to classification"):
         run_context(config)
+
+
+def test_each_client_has_a_perplexity_of_its_own():
+    model, parts = LANGUAGE.model(), LANGUAGE.data().valid
+    model = replace(model, arch=replace(model.arch, objective=Tokens(metric="perplexity")))
+    whole, each = evaluate_each(model, parts)
+    assert each == [evaluate(model, part).measures["perplexity"] for part in parts]
+    assert len(set(each)) == len(parts)
+    assert whole.value == math.exp(whole.loss)

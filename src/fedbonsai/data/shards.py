@@ -20,6 +20,10 @@ CLIENT = "client"  # name of the column that says whose samples are, where a sou
 NAMES = "names"  # array of a .npz: what the numbers in y mean
 
 
+# what numpy says of a file that is no .npz
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
 @dataclass(frozen=True)
 class Shard:
     """A file, a split of the hub, or what was given in Python.
@@ -135,16 +139,7 @@ def _npz(file: Path) -> Shard:
     try:
         with file.open("rb") as raw, np.load(raw, allow_pickle=False) as held:  # numpy leaks a damaged file's handle
             arrays = {str(name): held[name] for name in cast("Sequence[str]", held.files)}
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except DAMAGED as error:
         raise _unreadable(file, error) from None
     names = [str(name) for name in arrays.pop(NAMES, ())]
     if alone := [name for name, values in arrays.items() if not values.ndim]:

@@ -41,7 +41,7 @@ class Classification(Objective):
 
     def weight(self, y: Tensor) -> float:
         """Samples, or the sum of their classes' weights."""
-        return float(torch.tensor(self.weights)[y].sum()) if self.weights else len(y)
+        return float(torch.tensor(self.weights, device=y.device)[y].sum()) if self.weights else len(y)
 
     def answers(self, outputs: Tensor) -> Tensor:
         """The chosen classes [samples]."""

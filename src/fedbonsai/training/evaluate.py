@@ -53,6 +53,9 @@ def evaluate_each(model: Model, parts: Sequence[Samples], device: str = "cpu") -
     """Evaluate on all samples together, and by the measure that decides on each part."""
     objective, pooled = model.arch.objective, together(parts)
     loss, answers = answered(model, pooled, device)
+    if objective.metric in objective.of_loss(loss):  # follows from each part's own loss
+        each = [evaluate(model, part, device).value for part in parts]
+        return _score(objective, loss, answers, pooled.y), each
     pieces = answers.split([len(part) for part in parts])
     each = [_score(objective, loss, piece, part.y).value for piece, part in zip(pieces, parts, strict=True)]
     return _score(objective, loss, answers, pooled.y), each

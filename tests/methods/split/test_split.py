@@ -28,7 +28,7 @@ from fedbonsai.stages.broadcast import Downlink
 from fedbonsai.stages.codec import Chain, parse
 from fedbonsai.stages.updates import part_of
 from fedbonsai.stages.weighting import Weighting
-from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.optimizers import SGD, Adam
 from fedbonsai.tree import generator
 from fedbonsai.wire import encode
 
@@ -354,6 +354,8 @@ def test_when_every_cluster_falls_silent_nothing_is_averaged():
         *((kind, {"uplink": parse(["ef21", {"topk": 0.1}])}, "ef21") for kind in (Whole, Split, LocalLoss, Clusters)),
         *((kind, {"uplink": NONE}, "ramp = 2 has no effect") for kind in (Whole, Split, LocalLoss, Clusters)),
         (Whole, {"warmup": 3}, "warmup = 3 and ramp = 2"),
+        (Split, {"optimizer": Adam()}, "momentum alone"),
+        (LocalLoss, {"optimizer": Adam()}, "momentum alone"),
         (Split, {"optimizer": SGD(clip=1.0)}, "no effect"),
         (Clusters, {"optimizer": SGD(clip=1.0)}, "no effect"),
         (Clusters, {"draw": "redrawn"}, "without an owner"),

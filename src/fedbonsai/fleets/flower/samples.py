@@ -10,8 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -31,6 +29,7 @@ from fedbonsai.data.columns import decode
 from fedbonsai.data.config import DataConfig
 from fedbonsai.data.federation import Federation
 from fedbonsai.data.folders import IMAGES, splits, stray
+from fedbonsai.data.shards import DAMAGED
 from fedbonsai.data.sources import read
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.flower import columns
@@ -41,14 +40,6 @@ KINDS = (
     "a folder with one folder of images or recordings for each class, a folder of train-*.parquet files (or .csv, .npz), "
     "a file .npz with arrays x and y, a file .parquet or .csv, or module:function that returns x and y"
 )
-DAMAGED = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    EOFError,
-)  # what numpy says of a file that is no .npz
 NAMES = "names"  # array of a .npz: what the numbers in y mean
 BLACK = 1 / 255  # up to here nothing can be seen: such values were scaled twice, or never
 SPILL = 1e-3  # beyond 0 to 1, by rounding
@@ -199,7 +190,7 @@ def _arrays(path: Path) -> tuple[Any, Any]:
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:  # numpy leaks a damaged file's handle
             x, y, names = file["x"], file["y"], file.get(NAMES)
-    except (*DAMAGED, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGED as error:
         raise ConfigError(
             f"{path} cannot be read ({error}); expected arrays x [samples, ...] and y [samples]"
         ) from None

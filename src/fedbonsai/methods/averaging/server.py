@@ -130,19 +130,8 @@ class Adam(_Adaptive):
 
 
 @choice("yogi")
-class Yogi(_Adaptive):
+class Yogi(Adam):
     """FedYogi: v moves by a share of the square towards it, whatever the distance."""
-
-    beta1: float = 0.9
-    """Part of the mean change of before."""
-    beta2: float = 0.99
-    """What is left out of the square in a move of the second moment."""
-    tau: float = 1e-3
-    """Degree of adaptivity: the smaller, the more alike all coordinates step."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot be meant."""
-        raise_all(out_of_range(self, beta1=PART, beta2=PART, tau=POSITIVE))
 
     def second(self, v: Tensor, square: Tensor) -> Tensor:
         """V - (1 - beta2) square sign(v - square)."""

@@ -29,6 +29,7 @@ from fedbonsai.methods.split.rounds import (
     State,
     check_network,
     combined,
+    only_momentum,
     resending,
     sgd_faults,
     stepped,
@@ -151,7 +152,9 @@ class LocalLoss:
     def __post_init__(self) -> None:
         """Refuse settings that have no effect or no meaning."""
         raise_all(
-            out_of_range(self, every=COUNT, ramp=NOT_NEGATIVE, rate=POSITIVE) + uplink_faults(self.uplink, self.ramp)
+            out_of_range(self, every=COUNT, ramp=NOT_NEGATIVE, rate=POSITIVE)
+            + only_momentum(self.optimizer)
+            + uplink_faults(self.uplink, self.ramp)
         )
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:

@@ -104,11 +104,15 @@ def uplink_faults(uplink: Chain, ramp: int) -> list[str]:
     )
 
 
+def only_momentum(sgd: Optimizer) -> list[str]:
+    """A fault where the optimiser remembers more than a part that is trained step by step keeps (`Part.momentum`)."""
+    text = f"optimizer {sgd.choice_name!r}: parts of a cut network keep momentum alone between steps; set it to sgd"
+    return when((sgd.adaptive, text))
+
+
 def sgd_faults(sgd: Optimizer) -> list[str]:
     """Settings of local training that have no effect where the network is cut between forward and backward."""
-    adaptive = f"optimizer {sgd.choice_name!r}: parts of a cut network keep momentum alone between steps; set it to sgd"
-    return when(
-        (sgd.adaptive, adaptive),
+    return only_momentum(sgd) + when(
         *(
             (
                 getattr(sgd, name) != idle,
