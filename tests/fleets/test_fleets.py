@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fedbonsai import wire
 from fedbonsai.core import Device, Scope, scope
 from fedbonsai.errors import ConfigError, TaskFailed, Unanswered, exit_code
 from fedbonsai.fleets.envelope import Receipt
@@ -10,11 +11,20 @@ from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.pool import PoolFleet
 from fedbonsai.fleets.wrappers import Flaky, Metered, Recorded, Replayed
+from fedbonsai.stages.pruning.gates import Gate
 from fedbonsai.wire import OWN, decode, encode
 from tests.fleets import tasks
 from tests.fleets.tasks import Question, clients
 
 ROUND = Scope("r", 1, 0, 0)
+GONE = """
+from fedbonsai.stages.pruning.gates import Gate, gate
+
+@gate("gone")
+class Gone(Gate):
+    def passes(self, found, seen):
+        return True
+"""
 
 
 @pytest.fixture(scope="module")
@@ -341,3 +351,19 @@ def test_wrappers_keep_the_rule_that_one_ask_is_open(wrap):
         fleet.ask(tasks.count, dict.fromkeys(fleet.devices, Question(torch.zeros(1))))
         with pytest.raises(RuntimeError, match="not read to the end"):
             fleet.ask(tasks.count, dict.fromkeys(fleet.devices, Question(torch.zeros(1))))
+
+
+@pytest.mark.slow
+def test_a_module_that_a_worker_cannot_import_matters_only_to_a_task_that_needs_it(monkeypatch):
+    monkeypatch.setattr(wire, "_messages", dict(wire._messages))
+    monkeypatch.setattr(Gate, "choices", dict(Gate.choices))
+    exec(GONE, {"__name__": "gone_since"})
+    pool = PoolFleet(clients(), 1)
+    try:
+        with scope(pool, ROUND):
+            asked = pool.ask(tasks.count, dict.fromkeys(pool.devices, Question(torch.tensor(0.0))))
+            assert len(list(asked)) == len(pool.devices)
+            with pytest.raises(RuntimeError, match="This worker lacks .*'gone_since'"):
+                list(pool.ask(tasks.count, dict.fromkeys(pool.devices, Gate.choices["gone"]())))
+    finally:
+        pool.close()

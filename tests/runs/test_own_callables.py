@@ -24,10 +24,7 @@ SMALL = {"rounds": 2, "data.clients": 3, "data.limit": 120, "method.optimizer.ba
 @pytest.fixture(autouse=True)
 def module(tmp_path, monkeypatch):
     (tmp_path / "callable_nets.py").write_text(TEXT)
-    shipped = {name: build for name, build in networks().items() if build.__module__.startswith("fedbonsai.")}
-    monkeypatch.setattr(arch, "_builders", shipped)  # other tests' workers need not find it, nor these theirs
-    monkeypatch.setattr("fedbonsai.fleets.pool.homes", set)
-    monkeypatch.setattr("fedbonsai.fleets.pool.codec_stages", dict)
+    monkeypatch.setattr(arch, "_builders", networks())  # other tests need not meet it
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

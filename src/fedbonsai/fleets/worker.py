@@ -8,7 +8,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from fedbonsai import bases
 from fedbonsai.arch import bring
 from fedbonsai.core import Client, Samples, Scale, task_named
-from fedbonsai.errors import Failed, Forgotten, Silent
+from fedbonsai.errors import ConfigError, Failed, Forgotten, Silent
 from fedbonsai.fleets.allocator import keep_memory
 from fedbonsai.fleets.envelope import Envelope, blamed, perform, receipt
 from fedbonsai.tree import Weights
@@ -122,8 +122,7 @@ def work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(1)
     keep_memory()
-    for module in modules:
-        bring(module)
+    absent = _import(modules)
     bases.adopt(held)
     places = {seat.id: seat for seat in seats}
     inbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -137,10 +136,23 @@ def work(
             raw, opened = order, (-1, None)
             continue
         done, opened = _do(order, raw, opened, places[order.head.device].client(storages))
+        if done.error and absent:
+            done = replace(done, error=f"{done.error}This worker lacks {'; '.join(absent)}")
         try:
             pipe.send_bytes(encode(done))
         except OSError:
             return
+
+
+def _import(modules: Sequence[str]) -> list[str]:
+    """Import what others' choices and networks stand in; what cannot be imported, which matters only to a task that needs it."""
+    absent = []
+    for module in modules:
+        try:
+            bring(module)
+        except ConfigError as error:
+            absent.append(str(error))
+    return absent
 
 
 def _listen(pipe: Connection, inbox: queue.SimpleQueue[bytes | None]) -> None:
