@@ -363,7 +363,7 @@ def test_a_module_that_a_worker_cannot_import_matters_only_to_a_task_that_needs_
         with scope(pool, ROUND):
             asked = pool.ask(tasks.count, dict.fromkeys(pool.devices, Question(torch.tensor(0.0))))
             assert len(list(asked)) == len(pool.devices)
-            with pytest.raises(RuntimeError, match="This worker lacks .*'gone_since'"):
+            with pytest.raises(RuntimeError, match=r"This worker lacks .*'gone_since'"):
                 list(pool.ask(tasks.count, dict.fromkeys(pool.devices, Gate.choices["gone"]())))
     finally:
         pool.close()
