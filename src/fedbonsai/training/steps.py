@@ -70,6 +70,30 @@ class Trained:
         return self
 
 
+@dataclass(frozen=True)
+class Ended:
+    """A client's training that others did for it, before it is in the books.
+
+    Attributes:
+        weights: at the end.
+        steps: how many were made.
+        seen: samples that were gone through.
+        loss: sum of the mean losses of the batches, each times its samples.
+        held: bytes held beside weights, a gradient and activations.
+    """
+
+    weights: Weights
+    steps: int
+    seen: int
+    loss: float
+    held: int
+
+    def book(self, model: Model, me: Client, sgd: Optimizer, masks: Tree | None) -> Trained:
+        """Put it into the books of the task that runs."""
+        book(model, me, sgd, self.steps, self.seen, self.held, masks)
+        return Trained(self.weights, len(me.train), self.steps, self.loss / self.seen)
+
+
 def prepare(me: Client) -> None:
     """What comes before a network is loaded.
 
@@ -143,6 +167,23 @@ def fit(
             del found, value  # kept until the next ones exist they would double the memory of the gradients
             steps += 1
             seen += len(batch)
+    size = work.size_of(start, shifts, *moving.slots, (keep for _, keep in held)) + sample_bytes(me)
+    book(model, me, sgd, steps, seen, size, masks, sparse, grown)
+    return Trained(net.snapshot(), len(me.train), steps, float(loss_sum) / seen)
+
+
+def book(
+    model: Model,
+    me: Client,
+    sgd: Optimizer,
+    steps: int,
+    seen: int,
+    held: int,
+    masks: Tree | None,
+    sparse: Collection[str] = (),
+    grown: Collection[str] = (),
+) -> None:
+    """Say what a training computed (`work.report`)."""
     work.report(
         model,
         me.train.shape,
@@ -150,12 +191,11 @@ def fit(
         passes=steps,
         steps=steps,
         batch=min(sgd.batch, len(me.train)),
-        held=work.size_of(start, shifts, *moving.slots, (keep for _, keep in held)) + sample_bytes(me),
+        held=held,
         masks=masks,
         sparse=sparse,
         grown=grown,
     )
-    return Trained(net.snapshot(), len(me.train), steps, float(loss_sum) / seen)
 
 
 def _gradients(value: Tensor, params: list[Tensor]) -> Sequence[Tensor | None]:
