@@ -1,12 +1,13 @@
 """Tasks that run side by side in one process: each until it trains, and then all who train alike train together.
 
-Each task is a greenlet, so that its text is the same as when it runs alone. Whoever waits leaves the global generator to the others and
-finds it again as it was.
+Each task is a greenlet, so that its text is the same as when it runs alone. Whoever waits leaves the global generator to
+the others and finds it again as it was.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -122,7 +123,5 @@ def trained(orders: dict[int, Order]) -> dict[int, Ended | Exception | None]:
 
 
 def _end(task: greenlet) -> None:
-    try:
+    with suppress(BaseException):  # whatever it says on its way out: nobody listens
         task.throw()
-    except BaseException:  # whatever it says on its way out: nobody listens
-        pass

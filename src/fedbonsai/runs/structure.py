@@ -158,6 +158,13 @@ def _strict_table(cls: Any) -> Any:
     return hook
 
 
+def _number_or_auto(value: object, _: object) -> object:
+    """A whole number, or the word that leaves it to a measurement."""
+    if value != "auto" and not (isinstance(value, int) and not isinstance(value, bool)):
+        raise ValueError(f"expected a whole number or 'auto', got {value!r}")
+    return value
+
+
 def _may_be_infinite(value: object, _: object) -> float:
     """A number where ``inf`` is what stands for no limit."""
     return inf if value == inf else cast(Converter, _converter).structure(value, float)
@@ -175,6 +182,7 @@ def converter() -> Converter:
             _converter.register_structure_hook(kind, _strict(kind, *also))
         _converter.register_structure_hook_func(lambda kind: kind == tuple[str, ...], names)
         _converter.register_structure_hook_func(lambda kind: kind == dict[str, Any], _table)
+        _converter.register_structure_hook_func(lambda kind: kind == int | Literal["auto"], _number_or_auto)
         _converter.register_structure_hook_func(lambda kind: kind is object, _method)
         _converter.register_structure_hook(Chain, lambda value, _: parse(value))
         _converter.register_structure_hook_func(_is_family, _choice)

@@ -52,7 +52,7 @@ class Moving:
         some.counts = [self.counts[i] for i in which]
         return some
 
-    def clip(self, grads: Sequence[Tensor], most: float) -> None:
+    def clip(self, grads: list[Tensor], most: float) -> None:
         """Scale gradients, in place, to a norm of all of them of at most ``most``."""
         total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         torch._foreach_mul_(grads, (most / (total + 1e-6)).clamp(max=1.0))

@@ -11,7 +11,7 @@ from fedbonsai import work
 from fedbonsai.core import Samples
 from fedbonsai.training.batches import BLOCK, batches, sample_bytes, steps
 from fedbonsai.training.optimizers import Moving
-from fedbonsai.training.stacked.network import StackedNet, losses, stack, stacked_net
+from fedbonsai.training.stacked.network import losses, stack, stacked_net
 from fedbonsai.training.stacked.orders import Order
 from fedbonsai.training.steps import Ended
 from fedbonsai.tree import Weights, seeded
@@ -99,7 +99,8 @@ class Crew:
             at = torch.tensor(rows, device=self._device)
             some = {name: value.detach()[at] for name, value in self._all.items()}
             params = [some[name].requires_grad_() for name in self._names]
-            loss[at], grads = self._pass(some, params, [parts[i] for i in rows], [self._random[i] for i in rows])
+            some_loss, grads = self._pass(some, params, [parts[i] for i in rows], [self._random[i] for i in rows])
+            loss[at] = some_loss.to(loss.dtype)
             for i, grad in enumerate(grads):
                 whole = total[i]
                 if grad is None:
@@ -142,14 +143,16 @@ class Crew:
     def _size(self, i: int) -> int:
         """Bytes that one client holds beside weights, a gradient and activations."""
         moving = self._moving
-        own = work.size_of(value[0] for value in _flat([moving.start, moving.shifts, *moving.slots, self._keeps.values()]))
+        own = work.size_of(
+            value[0] for value in _flat([moving.start, moving.shifts, *moving.slots, self._keeps.values()])
+        )
         return own + sample_bytes(self._orders[i].me)
 
 
 class StackedMoving(Moving):
     """Parameters of several clients [clients, ...], which move as each would alone."""
 
-    def clip(self, grads: Sequence[Tensor], most: float) -> None:
+    def clip(self, grads: list[Tensor], most: float) -> None:
         """Scale each client's gradients, in place, to a norm of at most ``most``."""
         norms = torch.stack([torch.linalg.vector_norm(grad.flatten(1), dim=1) for grad in grads])
         scale = (most / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)

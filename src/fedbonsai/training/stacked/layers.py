@@ -25,7 +25,7 @@ class Draws:
 
     def noise(self, shape: Sequence[int], p: float) -> Tensor:
         """What dropout multiplies with [clients, samples, ...], drawn as each client alone would draw it."""
-        made = torch.zeros(shape)
+        made = torch.zeros(shape, device=self.generators[0].device)
         for row, count, generator in zip(made, self.counts, self.generators, strict=True):
             row[:count].bernoulli_(1 - p, generator=generator)
         return made.div_(1 - p) if p < 1 else made
@@ -50,8 +50,9 @@ class Noise(torch.autograd.Function):
         return None, None, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, shape: Sequence[int], p: float, draws: Draws) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
         """Noise of all clients [clients, samples, ...]."""
+        _, shape, p, draws = args
         return draws.noise((info.batch_size, *shape), p), 0
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedbonsai.cached_module import CachedModule
 from fedbonsai.model import Model
@@ -49,7 +50,8 @@ class StackedNet:
             state: the same of the other weights.
             x: inputs [clients, samples, ...].
         """
-        return self._call(dict(parameters), dict(state), x)
+        with sdpa_kernel(SDPBackend.MATH):  # the only attention that has a rule
+            return self._call(dict(parameters), dict(state), x)
 
     def _one(self, parameters: dict[str, Tensor], state: dict[str, Tensor], x: Tensor) -> Tensor:
         return functional_call(self._module, (parameters, state), (x,))
