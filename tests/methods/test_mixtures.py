@@ -18,7 +18,6 @@ from fedbonsai.methods.prunefl.client import OwnTrain
 from fedbonsai.methods.prunefl.initial_prune import InitiallyPruned, InitialPruneConfig, OwnInitialPrune
 from fedbonsai.methods.prunefl.local_layers import Judge
 from fedbonsai.methods.prunefl.method import PruneFL
-from fedbonsai.methods.wireless_pruning.aggregate import CoverageMean
 from fedbonsai.methods.wireless_pruning.client import Trained, TrainWithFeedback
 from fedbonsai.methods.wireless_pruning.method import WirelessPruning
 from fedbonsai.methods.wireless_pruning.plan import Fixed
@@ -31,6 +30,7 @@ from fedbonsai.stages.pruning import gates
 from fedbonsai.stages.pruning.derived_masks import Rule as Mask
 from fedbonsai.stages.pruning.derived_masks import derived, sent_masks
 from fedbonsai.stages.pruning.masks import masked
+from fedbonsai.stages.pruning.readjust import MaskedMean
 from fedbonsai.stages.pruning.time_model import Measured
 from fedbonsai.stages.selective import Rule
 from fedbonsai.stages.updates import FEEDBACK
@@ -268,7 +268,7 @@ def test_the_server_averages_shared_weights_plus_decoded_changes():
     states, fleet = run(RADIO, rounds=2)
     for t in range(2):
         shared = split(states[t].model.weights, HEAD)[0]
-        mean = CoverageMean(whole=False)
+        mean = MaskedMean()
         for at, id, value in fleet.heard:
             if at != t or not isinstance(value, Trained):
                 continue

@@ -11,7 +11,7 @@ from fedbonsai import training, tree
 from fedbonsai.arch import Arch
 from fedbonsai.core import Answer, Scope, scope
 from fedbonsai.devices.channel import Cell
-from fedbonsai.errors import ConfigError, Unanswered
+from fedbonsai.errors import BadMessage, ConfigError, Unanswered
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.wireless_pruning.aggregate import opened
@@ -410,7 +410,7 @@ def test_an_upload_that_is_hardly_cut_is_read():
             grant = Allocation(True, Derived(ratio), sends, 1.0)
             how = ClientConfig(PAPER.mask, "alt", STEPS, STEPS, bits)
             value, _ = train.run(Train(CNN, shared, own, how, grant), PEOPLE[0], {})
-            assert opened(value, CNN, shared, how, grant) is not None
+            opened(value, CNN, shared, how, grant)
 
 
 def uploaded_by(method, rounds=8):
@@ -537,9 +537,10 @@ def test_an_upload_must_be_what_was_granted():
     _, fleet = run(replace(PAPER, allocation=Fixed(0.5)), rounds=1)
     (_, _, request), (_, _, value) = requests(fleet)[0], uploads(fleet)[0]
     how, grant = request.how, request.grant
-    assert opened(value, CNN, request.shared, how, grant) is not None
+    opened(value, CNN, request.shared, how, grant)
     less = replace(grant, mask=replace(grant.mask, ratio=0.25), sends=0.25)
-    assert opened(value, CNN, request.shared, how, less) is None
+    with pytest.raises(BadMessage):
+        opened(value, CNN, request.shared, how, less)
 
 
 # --- specs/wireless check 17: recipes and labels -------------------------------------------------------------

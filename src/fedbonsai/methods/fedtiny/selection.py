@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from fedbonsai.core import Answer, Answers, Fleet
-from fedbonsai.errors import Unanswered
 from fedbonsai.methods.fedtiny.client import Judge, Judged, Measure, Measured, Sparse, judge, measure
 from fedbonsai.methods.fedtiny.norm_statistics import merged, statistics_of, usable
 from fedbonsai.methods.fedtiny.places import packed_masks
@@ -22,7 +21,7 @@ from fedbonsai.methods.fedtiny.pool import Counts, by_magnitude, pool_size
 from fedbonsai.model import Model
 from fedbonsai.stages.held_masks import pack
 from fedbonsai.stages.pruning.masks import Masks, masked
-from fedbonsai.stages.updates import MOST
+from fedbonsai.stages.updates import MOST, Usable
 from fedbonsai.tree import Tree
 
 R = TypeVar("R", Measured, Judged)
@@ -126,16 +125,15 @@ def packed(model: Model, counts: Sequence[Counts], nested: bool) -> tuple[Sparse
 
 
 def _usable(answers: Answers[R], fits: Callable[[R], bool], what: str, fleet: Fleet) -> list[Answer[R]]:
-    """The answers that fit; what the other devices keep is dropped with theirs."""
-    found: list[Answer[R]] = []
-    for answer in answers:
-        if fits(answer.value) and 0 < answer.value.examples < MOST:
-            found.append(answer)
-        else:
-            fleet.reject(answer.device)
-    if not found:
-        raise Unanswered(f"no {what} could be used")
-    return found
+    """The answers that fit.
+
+    Raises:
+        Unanswered: there is none.
+    """
+    fitting = Usable(answers, fleet, lambda a: a if fits(a.value) and 0 < a.value.examples < MOST else None)
+    if found := [answer for answer, _ in fitting]:
+        return found
+    raise fitting.none(what)
 
 
 def best(judged: Sequence[Judged], weighted: bool = True) -> tuple[int, tuple[float, ...]]:

@@ -24,6 +24,7 @@ from fedbonsai.stages.pruning.masks import Masks, density, masked
 from fedbonsai.stages.pruning.per_time import reconfigured, settled
 from fedbonsai.stages.pruning.time_model import Seconds
 from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, PART, out_of_range, raise_all
+from fedbonsai.stages.updates import Usable
 from fedbonsai.telling import each
 from fedbonsai.training.optimizers import Moving, Optimizer
 from fedbonsai.training.steps import autocast, prepare
@@ -105,12 +106,10 @@ def first_answer(fleet: Fleet, request: InitialPrune, own: Own | None = None) ->
     sent = request if own is None else OwnInitialPrune(request, own)
     for device in fleet.devices:
         answers = fleet.ask(initial_prune, {device: sent}, at_least=0)
-        for answer in list(answers):
-            if (found := accepted(answer.value, request)) is not None:
-                return device, found
-            fleet.reject(device)
-            reasons.append(f"{device.id}: its answer does not fit the network, or is not finite")
-        reasons += [f"{silent.id}: {why.reason}" for silent, why in answers.silent.items()]
+        usable = Usable(answers, fleet, lambda answer: accepted(answer.value, request))
+        for _, found in list(usable):
+            return device, found
+        reasons += [f"{silent.id}: {why.reason}" for silent, why in usable.silent.items()]
     raise Unanswered(f"no device could do the initial pruning ({'; '.join(reasons[:5]) or 'there is none'})")
 
 
