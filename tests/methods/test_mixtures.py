@@ -13,7 +13,7 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.methods.fedtiny.growth import Growth
 from fedbonsai.methods.fedtiny.method import FedTiny
-from fedbonsai.methods.fedtiny.selection import Selection
+from fedbonsai.methods.fedtiny.pool import Selection
 from fedbonsai.methods.prunefl.client import OwnTrain
 from fedbonsai.methods.prunefl.initial_prune import InitiallyPruned, InitialPruneConfig, OwnInitialPrune
 from fedbonsai.methods.prunefl.local_layers import Judge

@@ -269,6 +269,11 @@ def _changes(held: list[Answer[Update]], start: Tree) -> Iterator[Weights]:
         yield result.change(start) if isinstance(result, Packed | Parts) else tree.subtract(result, start)
 
 
+def statistics_of(weights: Tree) -> Weights:
+    """Running means and variances of batch normalisation."""
+    return {name: value for name, value in weights.items() if name.endswith(STATISTICS)}
+
+
 def _weights(value: Update, start: Tree) -> Tree | None:
     """Decoded weights or changes of an update, if they can be used.
 
@@ -299,5 +304,5 @@ def apply_update(weights: Tree, start: Tree, combined: Combined, rate: float = 1
             return combined.mean
         change = tree.subtract(combined.mean, start)
     # statistics are measured, not learned: a step of more than one would overshoot, variances even below zero
-    still = {name: value for name, value in change.items() if name.endswith(STATISTICS)}
+    still = statistics_of(change)
     return tree.add(tree.add(weights, {n: v for n, v in change.items() if n not in still}, rate), still)

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from fedbonsai.errors import ConfigError, Forgotten
-from fedbonsai.methods.fedtiny.client import Judge, Measure, candidates, judge, measure
-from fedbonsai.methods.fedtiny.norm_statistics import statistics_of
-from fedbonsai.methods.fedtiny.selection import packed
+from fedbonsai.methods.fedtiny.selection import Judge, Measure, candidates, judge, measure, packed
 from fedbonsai.model import Model
+from fedbonsai.stages.updates import statistics_of
 from fedbonsai.wire import encode
 from fedbonsai.work import collecting
 from tests.methods.fedtiny.pools import CNN, NAMES, drawn, person, request

@@ -12,11 +12,12 @@ from fedbonsai.errors import Unanswered
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Metered, Wrapper
-from fedbonsai.methods.fedtiny.client import Judge, Judged, judge, measure
-from fedbonsai.methods.fedtiny.norm_statistics import merged, statistics_of
-from fedbonsai.methods.fedtiny.selection import Selection, best, select
+from fedbonsai.methods.fedtiny.norm_statistics import merged
+from fedbonsai.methods.fedtiny.pool import Selection
+from fedbonsai.methods.fedtiny.selection import Judge, Judged, best, judge, measure, select
 from fedbonsai.model import Model
 from fedbonsai.stages.pruning.masks import masked
+from fedbonsai.stages.updates import statistics_of
 from tests.methods.fedtiny.pools import CNN, drawn, person, request
 
 

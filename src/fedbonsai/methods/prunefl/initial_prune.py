@@ -164,6 +164,24 @@ def prune(request: InitialPrune, me: Client) -> InitiallyPruned:
     masks: Masks = {n: torch.ones(request.model.weights[n].shape, dtype=torch.bool) for n in request.seconds.slopes}
     shelf: Tree = {}
     densities, at, start, i, done, cost = list[float](), list[int](), 0, 0, 0, 0.0
+
+    def learned(since: int) -> Tree:
+        """The weights, if they are finite; what was computed since an iteration is reported first."""
+        count = (i - since) * len(batches)
+        work.report(
+            request.model,
+            batches[0].shape,
+            backward=(i - since) * sum(map(len, batches)),
+            passes=count,
+            steps=count,
+            batch=max(map(len, batches)),
+            held=work.size_of(summed, *moving.slots, masks.values(), (batch.x for batch in batches)),
+            masks=masks,
+        )
+        if not tree.finite(weights := net.snapshot()):
+            raise NotFinite("initial pruning gave values that are not finite; lower the learning rate")
+        return weights
+
     with seeded(me.seed, me.device, net.foreign):
         for i in each("initial pruning", range(1, how.iterations + 1)):
             if not start and i % LOOK == 1:
@@ -182,12 +200,10 @@ def prune(request: InitialPrune, me: Client) -> InitiallyPruned:
             cost += request.seconds.step(masks) * len(batches)
             if not start or (i - start) % how.every:
                 continue
-            report(request.model, batches, i - done, masks, [summed, *moving.slots])
-            done = i
+            now, done = learned(done), i
             z = {name: value.cpu() for name, value in zip(net.parameters, summed, strict=True)}
             rest = sum(float(value.double().sum()) for name, value in z.items() if name not in masks)
             z, old = (z if how.regrow else masked(z, masks)), masks
-            now = finite(net.snapshot())
             weights, shelf, masks = reconfigured(
                 now, shelf, old, z, request.seconds, how.fraction, request.stale, rest, request.most
             )
@@ -201,22 +217,7 @@ def prune(request: InitialPrune, me: Client) -> InitiallyPruned:
             at.append(i)
             if settled(densities, how.tolerance):
                 break
-    report(request.model, batches, i - done, masks, [summed, *moving.slots])
-    return InitiallyPruned(finite(net.snapshot()), shelf, masks, tuple(densities), tuple(at), cost)
-
-
-def report(model: Model, batches: list[Samples], iterations: int, masks: Tree, held: list[list[Tensor]]) -> None:
-    """Report what was computed since the last reconfiguration."""
-    work.report(
-        model,
-        batches[0].shape,
-        backward=iterations * sum(map(len, batches)),
-        passes=iterations * len(batches),
-        steps=iterations * len(batches),
-        batch=max(map(len, batches)),
-        held=work.size_of(*held, masks.values(), (batch.x for batch in batches)),
-        masks=masks,
-    )
+    return InitiallyPruned(learned(done), shelf, masks, tuple(densities), tuple(at), cost)
 
 
 def minibatches(me: Client, sgd: Optimizer, count: int) -> list[Samples]:
@@ -241,10 +242,3 @@ def reached(model: Model, batches: list[Samples], gate: float, device: str) -> b
     with torch.inference_mode():
         answers = cached_module(model, device).module.eval()(data.x[:2]).shape[-1]
     return accuracy >= gate / max(2, answers)
-
-
-def finite(weights: Tree) -> Tree:
-    """The weights if they are finite; else the device is silent, and the next one is asked."""
-    if not tree.finite(weights):
-        raise NotFinite("initial pruning gave values that are not finite; lower the learning rate")
-    return weights

@@ -95,11 +95,11 @@ def aggregate(
         share = float(value.examples if by == "examples" else 1)
         if found:
             weights, masks = found
+            now = union(now, masks)
             if isinstance(mean, MaskedMean):
                 mean.add(weights, masks or {}, share)
             else:
                 mean.add(weights, share)
-            now = union(now, masks)
             used.append(device.id)
             values += tree.size(weights) - pruned_of(allocations[device].sends, total)
         examples[device.id] = value.examples
