@@ -16,7 +16,7 @@ from fedbonsai.methods.fedtiny.method import FedTiny
 from fedbonsai.methods.fedtiny.pool import Selection
 from fedbonsai.methods.prunefl.client import OwnTrain
 from fedbonsai.methods.prunefl.initial_prune import InitiallyPruned, InitialPruneConfig, OwnInitialPrune
-from fedbonsai.methods.prunefl.local_layers import Judge
+from fedbonsai.methods.prunefl.local_layers import Evaluate
 from fedbonsai.methods.prunefl.method import PruneFL
 from fedbonsai.methods.wireless_pruning.client import Trained, TrainWithFeedback
 from fedbonsai.methods.wireless_pruning.method import WirelessPruning
@@ -328,7 +328,7 @@ def test_no_head_is_in_any_message_or_mask():
     assert len(messages) > 8 * len(PEOPLE)
     assert not any(needle in message for message in messages for needle in needles)
     kinds = {type(part) for _, _, part in fleet.sent}
-    assert kinds == {OwnInitialPrune, OwnTrain, Judge}
+    assert kinds == {OwnInitialPrune, OwnTrain, Evaluate}
     for state in states:
         assert not set(HEAD) & set(state.held.masks)
         assert same(split(state.model.weights, HEAD)[1], split(GROUP.weights, HEAD)[1])

@@ -53,7 +53,7 @@ def test_begin_is_two_exchanges_with_all_and_a_round_is_one():
     states, fleet = run(FedTiny(density=0.2, selection=Selection(pool=3), cohort=2), rounds=2)
     assert [(t, type(request).__name__) for t, _, request in fleet.sent] == [
         *[(-1, "Measure")] * 3,
-        *[(-1, "Judge")] * 3,
+        *[(-1, "Evaluate")] * 3,
         *[(0, "Train")] * 2,
         *[(1, "Train")] * 2,
     ]

@@ -23,7 +23,7 @@ from fedbonsai.model import Model
 from fedbonsai.runs import recipes, setup
 from fedbonsai.runs.loop import loop
 from fedbonsai.stages.codec import Packed
-from fedbonsai.stages.personal import PERSONAL, Judge, Judged, split, trained_part
+from fedbonsai.stages.personal import PERSONAL, Evaluate, Evaluated, split, trained_part
 from fedbonsai.stages.pruning.derived_masks import Derived, Rule, derived, names_in, sent_masks
 from fedbonsai.stages.pruning.masks import masked
 from fedbonsai.training.optimizers import SGD
@@ -461,8 +461,8 @@ def test_all_baselines_have_the_same_channel_and_deadline():
 
 def test_devices_are_judged_with_their_own_part_whole_and_masked():
     states, fleet = run(replace(PAPER, allocation=Fixed(0.5)), rounds=2)
-    verdicts = {id: value for t, id, value in fleet.heard if t == 1 and isinstance(value, Judged)}
-    asked = {id: request for t, id, request in fleet.sent if t == 1 and isinstance(request, Judge)}
+    verdicts = {id: value for t, id, value in fleet.heard if t == 1 and isinstance(value, Evaluated)}
+    asked = {id: request for t, id, request in fleet.sent if t == 1 and isinstance(request, Evaluate)}
     shared = split(states[-1].model.weights, HEAD)[0]
     for person in PEOPLE:
         own = memories(fleet)[person.id][PERSONAL]

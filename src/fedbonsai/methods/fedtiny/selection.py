@@ -65,21 +65,21 @@ class Measured:
 
 
 @message("candidates/judge@1")
-class Judge:
+class Evaluate:
     """Merged statistics of every candidate."""
 
     statistics: tuple[Mapping[str, Tensor], ...]
 
 
 @message("candidates/judged@1")
-class Judged:
+class Evaluated:
     """Mean cross-entropy of every candidate, and the samples it is of."""
 
     losses: tuple[float, ...]
     examples: int
 
 
-R = TypeVar("R", Measured, Judged)
+R = TypeVar("R", Measured, Evaluated)
 
 
 @dataclass(frozen=True)
@@ -122,13 +122,13 @@ def least_loss(
     if how.by == "adaptive":
         parts = [(answer.value.examples, answer.value.statistics) for answer in seen]
         known = tuple(merged([(n, part[c]) for n, part in parts], how.merge) for c in range(len(counts)))
-    judged = _usable(
-        fleet.ask(judge, dict.fromkeys([answer.device for answer in seen], Judge(known))),
+    scored = _usable(
+        fleet.ask(evaluate, dict.fromkeys([answer.device for answer in seen], Evaluate(known))),
         lambda found: len(found.losses) == len(known) and any(map(math.isfinite, found.losses)),
         "losses",
         fleet,
     )
-    index, losses = best([answer.value for answer in judged], how.weighted)
+    index, losses = best([answer.value for answer in scored], how.weighted)
     return index, losses, known[index]
 
 
@@ -159,7 +159,7 @@ def by_magnitude(weights: Tree, counts: Counts) -> Masks:
     return keep_each(magnitude({name: weights[name] for name in counts}), counts)
 
 
-def best(judged: Sequence[Judged], weighted: bool = True) -> tuple[int, tuple[float, ...]]:
+def best(judged: Sequence[Evaluated], weighted: bool = True) -> tuple[int, tuple[float, ...]]:
     """specs/fedtiny (4) and (5): the candidate of least mean loss, the first of equals; and the means, infinite for NaN."""
     shares = [answer.examples if weighted else 1 for answer in judged]
     means = tuple(
@@ -182,7 +182,7 @@ def measure(request: Measure, me: Client, memory: Memory) -> tuple[Measured, Mem
 
 
 @task("candidates/judge")
-def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
+def evaluate(request: Evaluate, me: Client, memory: Memory) -> tuple[Evaluated, Memory]:
     """Pass B: the loss of every candidate with the merged statistics."""
     held: Measure | None = memory.get(HELD)
     if held is None:
@@ -194,7 +194,7 @@ def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
             each("judging candidates", candidates(held), len(held.counts)), request.statistics, strict=True
         )
     )
-    return Judged(losses, len(samples)), memory
+    return Evaluated(losses, len(samples)), memory
 
 
 def candidates(request: Measure) -> Iterator[tuple[Model, Masks]]:
