@@ -100,12 +100,13 @@ def test_the_bytes_are_those_of_before(case, reference):
         pytest.skip("a new case; record it: python -m tests.digests")
     known, found = recorded()[str(case)], digests(reference(case))
     assert found["forms"] == known["forms"]
-    if recorded()["machine"] == machine():
+    if recorded()["machine"] == machine() and known["bytes"]:  # a case that was added on another machine has none
         assert found["bytes"] == known["bytes"]
 
 
 def test_every_case_is_recorded():
-    assert recorded().keys() == {"machine", *map(str, CASES)}
+    found = recorded().keys() ^ {"machine", *map(str, CASES)}
+    assert not found, "python -m tests.digests records new cases, and leaves the others as they are"
 
 
 @each

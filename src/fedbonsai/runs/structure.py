@@ -310,12 +310,12 @@ def settings(cls: type[Any], method: str = "", prefix: str = "", chosen: object 
 
 @cache
 def docstrings(cls: type[Any]) -> Mapping[str, str]:
-    """The string literal under each field, which is its documentation; inherited fields have that of their class."""
+    """The string literal under each field, which is its documentation; fields that a base names have that of the base."""
     import ast
     import inspect
     import textwrap
 
-    bases = [base for base in reversed(cls.__bases__) if is_dataclass(base)]
+    bases = [base for base in reversed(cls.__bases__) if is_dataclass(base) or issubclass(base, Choice)]
     texts = {name: text for base in bases for name, text in docstrings(base).items()}
     body = cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]).body
     for field, text in pairwise(body):

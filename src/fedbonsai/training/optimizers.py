@@ -72,23 +72,37 @@ class Moving:
 class Optimizer(Choice):
     """How a client learns in a round: an optimiser, its rate by round, batches and epochs.
 
-    What it remembers of the parameters begins anew in every round: it never travels and is never another client's.
+    What it remembers of the parameters begins anew in every round: it never travels and is never another client's. The fields
+    are stated anew by each optimiser, since their order on the wire is its own; their help is said once, here.
     """
 
     lr: float
+    """Learning rate."""
     weight_decay: float
     batch: int
+    """Samples in a batch; the last one of an epoch may be shorter."""
     epochs: int
+    """Passes over the client's training samples in a round."""
     steps: int
+    """If positive: exactly this many steps instead of whole epochs."""
     proximal: float
+    """FedProx: mu of the term mu/2 * ||w - w_received||^2."""
     clip: float
+    """If positive: largest norm of a step's whole gradient."""
     precision: Precision
+    """Arithmetic of the forward and backward pass; weights stay fp32."""
     channels_last: bool
+    """Keep images and convolution weights in channels-last layout."""
     sparse: Sparse
+    """Under a mask on a CPU, multiply kept weights alone: in layers that this machine has faster so, or in all."""
     schedule: Schedule
+    """How the rate falls with the rounds: not, by steps, or as half a cosine."""
     rounds: int
+    """step: rounds from one fall to the next. cosine: rounds until the last; 0 is the run's."""
     factor: float
+    """step: what is left of the rate after each fall. cosine: what is left of it in the end."""
     warmup: int
+    """First rounds over which the rate grows to its full size."""
 
     adaptive: ClassVar[bool] = False
     """Whether steps are not in proportion to gradients."""
@@ -207,35 +221,22 @@ class SGD(Optimizer):
     """Local stochastic gradient descent."""
 
     lr: float = 0.1
-    """Learning rate."""
     momentum: float = 0.0
     """Heavy-ball momentum; the buffer starts at zero in every round."""
     weight_decay: float = 0.0
     """L2 penalty added to the gradient."""
     batch: int = 20
-    """Samples in a batch; the last one of an epoch may be shorter."""
     epochs: int = 1
-    """Passes over the client's training samples in a round."""
     steps: int = 0
-    """If positive: exactly this many steps instead of whole epochs."""
     proximal: float = 0.0
-    """FedProx: mu of the term mu/2 * ||w - w_received||^2."""
     clip: float = 0.0
-    """If positive: largest norm of a step's whole gradient."""
     precision: Precision = "fp32"
-    """Arithmetic of the forward and backward pass; weights stay fp32."""
     channels_last: bool = False
-    """Keep images and convolution weights in channels-last layout."""
     sparse: Sparse = "off"
-    """Under a mask on a CPU, multiply kept weights alone: in layers that this machine has faster so, or in all."""
     schedule: Schedule = _later("constant")
-    """How the rate falls with the rounds: not, by steps, or as half a cosine."""
     rounds: int = _later(0)
-    """step: rounds from one fall to the next. cosine: rounds until the last; 0 is the run's."""
     factor: float = _later(0.1)
-    """step: what is left of the rate after each fall. cosine: what is left of it in the end."""
     warmup: int = _later(0)
-    """First rounds over which the rate grows to its full size."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -268,7 +269,6 @@ class Adam(Optimizer):
     """Adam (Kingma, Ba, ICLR 2015); what it remembers begins anew in every round."""
 
     lr: float = 1e-3
-    """Learning rate."""
     beta1: float = 0.9
     """Decay of the mean of gradients."""
     beta2: float = 0.999
@@ -278,29 +278,17 @@ class Adam(Optimizer):
     weight_decay: float = 0.0
     """Penalty added to the gradient."""
     batch: int = 20
-    """Samples in a batch; the last one of an epoch may be shorter."""
     epochs: int = 1
-    """Passes over the client's training samples in a round."""
     steps: int = 0
-    """If positive: exactly this many steps instead of whole epochs."""
     proximal: float = 0.0
-    """FedProx: mu of the term mu/2 * ||w - w_received||^2."""
     clip: float = 0.0
-    """If positive: largest norm of a step's whole gradient."""
     precision: Precision = "fp32"
-    """Arithmetic of the forward and backward pass; weights stay fp32."""
     channels_last: bool = False
-    """Keep images and convolution weights in channels-last layout."""
     sparse: Sparse = "off"
-    """Under a mask on a CPU, multiply kept weights alone: in layers that this machine has faster so, or in all."""
     schedule: Schedule = "constant"
-    """How the rate falls with the rounds: not, by steps, or as half a cosine."""
     rounds: int = 0
-    """step: rounds from one fall to the next. cosine: rounds until the last; 0 is the run's."""
     factor: float = 0.1
-    """step: what is left of the rate after each fall. cosine: what is left of it in the end."""
     warmup: int = 0
-    """First rounds over which the rate grows to its full size."""
 
     adaptive: ClassVar[bool] = True
     decoupled: ClassVar[bool] = False
