@@ -9,9 +9,8 @@ from torch import nn
 
 pytest.importorskip("numba")
 
-from fedbonsai.cached_module import CachedModule
 from fedbonsai import measured
-from fedbonsai.sparse import breakeven
+from fedbonsai.cached_module import CachedModule
 from fedbonsai.sparse.convert import SparseNet, chosen, sparse_net
 from fedbonsai.sparse.layers import SparseConv2d
 from fedbonsai.sparse.order import batch_last

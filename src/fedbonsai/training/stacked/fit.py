@@ -68,6 +68,7 @@ class Crew:
         orders, lr = self._orders, self._sgd.rate(self._orders[0].me.round)
         feeds = [batches(order.me, self._sgd, max(1, BLOCK // len(orders))) for order in orders]
         sums, seen = torch.zeros(len(orders), device=self._device), [0] * len(orders)
+        last = torch.zeros(len(orders), device=self._device)
         self._clear()
         with seeded(0, self._device):
             for step in range(self._counts[0]):
@@ -80,10 +81,12 @@ class Crew:
                 with torch.no_grad():
                     self._now.move(self._sgd, grads, lr)
                     self._clear()
+                    last[: self._active] = loss.to(last.dtype)
                     sums[: self._active] += loss * torch.tensor(counts, device=self._device)
                 seen[: self._active] = [s + count for s, count in zip(seen, counts, strict=False)]
+        totals, ends = sums.tolist(), last.tolist()
         return [
-            Ended(self._end(i), self._counts[i], seen[i], total, self._size(i)) for i, total in enumerate(sums.tolist())
+            Ended(self._end(i), self._counts[i], seen[i], totals[i], ends[i], self._size(i)) for i in range(len(orders))
         ]
 
     def _gradients(self, parts: Sequence[Samples]) -> tuple[Tensor, list[Tensor | None]]:
