@@ -21,7 +21,7 @@ import tomli_w
 import torch
 from safetensors import torch as tensors
 
-from fedbonsai.arch import Arch, keeping
+from fedbonsai.arch import GIVEN, Arch, keeping
 from fedbonsai.data.federation import Federation
 from fedbonsai.errors import ConfigError, NothingLearned, Unwritable
 from fedbonsai.model import Model
@@ -30,6 +30,7 @@ from fedbonsai.objectives.classification import confusion
 from fedbonsai.runs import former
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Folder, write
+from fedbonsai.runs.given import note
 from fedbonsai.runs.loop import Observer, loop
 from fedbonsai.runs.recipes import own_modules
 from fedbonsai.runs.setup import RunContext, run_context
@@ -130,7 +131,7 @@ def execute(
     files = Folder(folder)
     if resume:
         config = stored(folder)
-        if config.model.weights and files.start.exists():  # what the file of the weights holds by now does not matter
+        if _brought(config) and files.start.exists():  # what the file of the weights holds by now does not matter
             config = replace(config, model=replace(config.model, weights=str(files.start)))
     with (
         files.alone(),
@@ -164,12 +165,13 @@ def _execute(
             **provenance(),
             **described(stage.federation, stage.model.arch.objective),
             notes=_notes(stage),
+            **({"given": given} if (given := note(stage.model.arch)) else {}),
         )
         write(files.config, text)
     run = str(files.noted()["id"])
     try:
-        if (stage.model.arch.base or config.model.weights) and not (resume and files.start.exists()):
-            write(files.start, tensors.save(dict(stage.model.whole().weights)))
+        if (stage.model.arch.base or _brought(config)) and not (resume and files.start.exists()):
+            write(files.start, _saved(stage.model))
         if not files.split.exists():
             write(files.split, stage.federation.split.text().encode())
         files.set_info(status=None, started=time.time())  # `Folder.facts` says that it goes on
@@ -179,7 +181,7 @@ def _execute(
         if outcome.futile and all(map(fruitless, outcome.rows)):
             raise NothingLearned(outcome.futile)
         final = stage.method.model(outcome.state).whole()
-        write(files.model, tensors.save({name: value.contiguous() for name, value in final.weights.items()}))
+        write(files.model, _saved(final))
         files.set_info(
             arch=unstructure(final.arch),
             confusion=confused(final, stage.federation, config.fleet.device),
@@ -198,6 +200,16 @@ def _execute(
         raise
     finally:
         stage.fleet.close()
+
+
+def _saved(model: Model) -> bytes:
+    """All weights of a model as a file holds them."""
+    return tensors.save({name: value.contiguous() for name, value in model.whole().weights.items()})
+
+
+def _brought(config: RunConfig) -> bool:
+    """Whether weights that the run begins with came from outside of it, so that they are kept."""
+    return bool(config.model.weights) or config.model.name.startswith(GIVEN)
 
 
 def _note(files: Folder, **facts: Any) -> None:
