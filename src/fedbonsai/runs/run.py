@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from math import isnan, nan
 from pathlib import Path
 from typing import Any
@@ -32,9 +27,11 @@ from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Folder, write
 from fedbonsai.runs.given import note
 from fedbonsai.runs.loop import Observer, loop
+from fedbonsai.runs.provenance import provenance
 from fedbonsai.runs.recipes import own_modules
 from fedbonsai.runs.setup import RunContext, run_context
 from fedbonsai.runs.structure import structure, unstructure
+from fedbonsai.runs.summary import html_of, summary
 from fedbonsai.runs.trouble import fruitless
 from fedbonsai.text import text_of, toml
 from fedbonsai.training.evaluate import answered
@@ -50,6 +47,13 @@ class Run:
     config: RunConfig
     info: Mapping[str, Any]
     metrics: list[dict[str, Any]]
+
+    def __repr__(self) -> str:
+        return f"Run({', '.join(f'{name} {value}' for name, value in summary(self))})"
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it."""
+        return html_of(self)
 
     @property
     def model(self) -> Model:
@@ -305,46 +309,3 @@ def described(data: Federation, objective: Objective) -> dict[str, Any]:
             **floor(data, objective),
         },
     }
-
-
-def provenance() -> dict[str, Any]:
-    """Versions, machine and commit, so that a number can be traced."""
-
-    def of(package: str) -> str | None:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return None
-
-    return {
-        "versions": {"python": platform.python_version()}
-        | {name: of(name) for name in ("fedbonsai", "torch", "numpy", "flwr-datasets")},
-        "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
-        "commit": commit(),
-        "command": sys.argv,
-    }
-
-
-def commit() -> str | None:
-    """Commit of the library's checkout, with ``+`` if it has changes; nothing when it is not a checkout."""
-    try:
-        here = Path(__file__).parent.parent
-        head = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-            encoding="utf-8",
-        )
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain", "."],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-            encoding="utf-8",
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
