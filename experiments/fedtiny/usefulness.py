@@ -24,7 +24,7 @@ from fedbonsai.methods.fedtiny.method import FedTiny
 from fedbonsai.methods.fedtiny.pool import Selection
 from fedbonsai.model import Model
 from fedbonsai.runs import recipes
-from fedbonsai.runs.run import commit
+from fedbonsai.runs.provenance import commit
 from fedbonsai.runs.setup import run_context
 from fedbonsai.training.optimizers import SGD
 

@@ -28,6 +28,8 @@ from fedbonsai.wire import OPTIONAL, message
 
 Builder = Callable[..., nn.Module]
 
+GIVEN = "python/"  # how names of networks begin that were given in Python, to this process alone
+
 
 _builders: dict[str, Builder] = {}
 
@@ -124,6 +126,12 @@ class Arch:
             ConfigError: no such builder, or options that it does not take.
         """
         known = networks()
+        if self.name not in known and self.name.startswith(GIVEN):
+            raise ConfigError(
+                f"model {self.name!r} was given in Python to another process: give it again, as fedbonsai.load(FOLDER, "
+                "model=...) or fedbonsai.run(..., model=..., resume=True); a network in a module is found by all, as "
+                "package.module:callable"
+            )
         if self.name not in known:
             near = get_close_matches(self.name, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else "."

@@ -13,13 +13,16 @@ from fedbonsai.export.needs import need, quiet
 from fedbonsai.export.trained import Trained
 
 
-def to_executorch(trained: Trained, target: Path, int8: bool = False) -> None:
+def to_executorch(trained: Trained, target: Path, int8: bool = False) -> str:
     """Write a ``.pte`` program that takes one input at a time, of the shape of training; recurrent layers are unrolled.
 
     Args:
         trained: what is exported.
         target: the file.
         int8: symmetric 8-bit weights by channel and 8-bit activations, ranges from the calibration samples.
+
+    Returns:
+        Nothing to say.
 
     Raises:
         Missing: executorch is not installed.
@@ -36,6 +39,7 @@ def to_executorch(trained: Trained, target: Path, int8: bool = False) -> None:
                 torch.export.export(network, example), partitioner=[kernels.XnnpackPartitioner()]
             )
         target.write_bytes(lowered.to_executorch().buffer)
+    return ""
 
 
 def _quantized(network: nn.Module, calibration: Samples) -> nn.Module:

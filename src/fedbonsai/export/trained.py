@@ -40,6 +40,7 @@ class Trained:
         test: the common test set.
         dense: the network of the configuration before anything was pruned or trained, to hold size and latency against.
         scale: how stored inputs become those of the network; None where they are that already.
+        kind: of the data, as `Federation` has it; empty: pictures where an input has three axes.
     """
 
     model: Model
@@ -48,6 +49,7 @@ class Trained:
     test: Samples
     dense: Model
     scale: Scale | None = None
+    kind: str = ""
 
     @staticmethod
     def of(run: Run, client: str = "") -> Trained:
@@ -62,9 +64,8 @@ class Trained:
         order = torch.randperm(len(own.y), generator=generator(seed_of(run.config.seed, "calibration", -1, 0)))
         chosen = order[:CALIBRATION]
         calibration = own[chosen].scaled()
-        return Trained(
-            model, run.info["data"], calibration, data.test, initial_model(run.config, data), data.test.scale
-        )
+        dense = initial_model(run.config, data)
+        return Trained(model, run.info["data"], calibration, data.test, dense, data.test.scale, data.kind)
 
     @property
     def tokens(self) -> bool:
@@ -121,19 +122,20 @@ class Trained:
             "classes": json.dumps(self.info.get("classes", [])),
             "architecture": json.dumps({"name": arch.name, "options": dict(arch.options)}),
         }
-        if self._pictures:
+        if self.pictures:
             return found | {name: json.dumps(self.info[name]) for name in ("mean", "std")}
         scales = {"mean": self.scale.mean, "std": self.scale.std} if self.scale is not None else {}
         return found | {name: json.dumps(value.flatten().tolist()) for name, value in scales.items()}
 
     @property
-    def _pictures(self) -> bool:
-        return len(self.calibration.shape) == 3
+    def pictures(self) -> bool:
+        """Whether inputs are pictures, stored as bytes, and not other values with three axes."""
+        return len(self.calibration.shape) == 3 and self.kind in ("", "pictures")
 
     def _input(self) -> str:
         """What the network takes, in words."""
         shape = self.calibration.shape
-        if self._pictures:
+        if self.pictures:
             _, height, width = shape
             sides = "size, size" if height == width else f"{height}, {width}"
             return f"float32 [batch, channels, {sides}]; (value / 255 - mean) / std for each channel"

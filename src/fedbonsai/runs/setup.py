@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fedbonsai import data
-from fedbonsai.arch import Arch, renew
+from fedbonsai.arch import GIVEN, Arch, renew
 from fedbonsai.core import Client, Fleet, Method
 from fedbonsai.data.classes import few
 from fedbonsai.data.federation import Federation
@@ -105,9 +105,13 @@ def begun_model(config: RunConfig, data: Federation) -> tuple[Model, list[str]]:
 
 
 def facts_for(takes: Collection[str], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a builder takes of the facts of the data; of a square picture its ``size`` alone, if it takes that."""
-    square = {"height", "width"} if "size" in facts.keys() & set(takes) else set[str]()
-    return {name: value for name, value in facts.items() if name in takes and name not in square}
+    """What a builder takes of the facts of the data; of a square picture its ``size`` alone, if it takes that.
+
+    Height and width are filled in together: where a builder has no height, its width is that of its layers.
+    """
+    sides = {"height", "width"}
+    wanted = set(takes) - (sides if "size" in facts.keys() & set(takes) or not sides <= set(takes) else set[str]())
+    return {name: value for name, value in facts.items() if name in wanted}
 
 
 def rehearsed(config: RunConfig, data: Federation) -> tuple[Model, tuple[str, ...]]:
@@ -235,7 +239,17 @@ def fleet_of(
 
 
 def run_context(config: RunConfig, split: Path | None = None, answers: Path | None = None) -> RunContext:
-    """Build everything."""
+    """Build everything.
+
+    Raises:
+        ConfigError: something of it cannot be.
+    """
+    if config.model.name.startswith(GIVEN) and config.fleet.kind != "local":
+        raise ConfigError(
+            f"fleet.kind = {config.fleet.kind!r} needs a network that other processes can find, and {config.model.name!r} was "
+            "given in Python: put it into a module and give its name, as model = 'package.module:callable', or use "
+            "fleet.kind = 'local'"
+        )
     torch.set_num_threads(config.fleet.threads)
     reachable(config.fleet.device)
     held = federation(config, split)
