@@ -48,7 +48,7 @@ def run(
     settle()
     overrides = {name.replace("__", "."): value for name, value in settings.items()}
     if data is not None:
-        overrides = {"data.path": data.path, "data.name": data.name} | overrides
+        overrides = data.settings | overrides
     config = recipes.load(recipe, preset, overrides)
     folder = Path(runs) / name_of(recipe, config)
     there = resume and (folder / "config.toml").exists()

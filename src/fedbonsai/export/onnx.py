@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from fedbonsai.core import Samples
 from fedbonsai.export.needs import need, quiet
 from fedbonsai.export.trained import Trained
+from fedbonsai.inputs import Input, parted
 
 OUTPUT = "scores"
 
@@ -36,7 +38,7 @@ def to_onnx(trained: Trained, target: Path, int8: bool = False) -> None:
         made = plain
         if int8:
             made = Path(folder) / "int8.onnx"
-            _quantize(plain, made, trained.calibration)
+            _quantize(plain, made, trained.calibration, trained.model.arch.inputs)
         graph = onnx.load(str(made))
         _strip(graph)
         for key, value in trained.notes().items():
@@ -49,13 +51,17 @@ def _program(trained: Trained, any_length: bool) -> Any:
     network, samples = trained.single(), trained.calibration
     batch: dict[int, Any] = {0: torch.export.Dim("batch")}
 
+    inputs = trained.model.arch.inputs
+    given = parted(inputs, samples.x[:2]) if inputs else {}
+
     def written(dynamic: dict[int, Any]) -> Any:
         return torch.onnx.export(
             network,
-            (samples.x[:2],),
+            () if inputs else (samples.x[:2],),
+            kwargs=given,
             dynamo=True,
-            dynamic_shapes=(dynamic,),
-            input_names=["images" if len(samples.shape) == 3 else "inputs"],
+            dynamic_shapes=dict.fromkeys(given, dynamic) if inputs else (dynamic,),
+            input_names=list(given) or ["images" if len(samples.shape) == 3 else "inputs"],
             output_names=[OUTPUT],
             verbose=False,
         )
@@ -69,7 +75,7 @@ def _program(trained: Trained, any_length: bool) -> Any:
         return written(batch)
 
 
-def _quantize(plain: Path, target: Path, calibration: Samples) -> None:
+def _quantize(plain: Path, target: Path, calibration: Samples, inputs: Sequence[Input]) -> None:
     tools, shapes = need("onnxruntime.quantization"), need("onnxruntime.quantization.shape_inference")
     graph = need("onnx").load(str(plain)).graph
     given = graph.input[0].name
@@ -83,7 +89,7 @@ def _quantize(plain: Path, target: Path, calibration: Samples) -> None:
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self.batches, None)
-            return None if batch is None else {given: batch.numpy()}
+            return None if batch is None else _named(inputs, given, batch)
 
     ready = plain.with_name("ready.onnx")
     shapes.quant_pre_process(str(plain), str(ready))
@@ -98,6 +104,12 @@ def _quantize(plain: Path, target: Path, calibration: Samples) -> None:
         activation_type=kind,
         weight_type=kind,
     )
+
+
+def _named(inputs: Sequence[Input], given: str, batch: Tensor) -> dict[str, Any]:
+    """What a session is fed: a batch by the name of its one input, or each of several inputs by its own."""
+    parts = parted(inputs, batch) if inputs else {given: batch}
+    return {name: value.numpy() for name, value in parts.items()}
 
 
 def _strip(graph: Any) -> None:
@@ -123,8 +135,10 @@ class OnnxRunner:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
         self._session = runtime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
+        notes = json.loads(self._session.get_modelmeta().custom_metadata_map.get("inputs", "[]"))
+        self._inputs = [Input(each["name"], tuple(each["shape"]), each["type"] == "int64") for each in notes]
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Scores of some inputs."""
-        (given,) = self._session.get_inputs()
-        return torch.from_numpy(self._session.run(None, {given.name: inputs.numpy()})[0])
+        """Scores of some inputs; of several they stand side by side in a row."""
+        given = self._session.get_inputs()[0].name
+        return torch.from_numpy(self._session.run(None, _named(self._inputs, given, inputs))[0])

@@ -84,7 +84,9 @@ def initial_model(config: RunConfig, data: Federation) -> Model:
     facts = {**data.options, "classes": outputs, "outputs": outputs}
     options = facts_for(takes, facts) | config.model.options
     with told(f"model {config.model.name!r} cannot be built with {options}"):
-        return Model.init(Arch(config.model.name, options, objective), seed_of(config.seed, "model", -1, 0))
+        return Model.init(
+            Arch(config.model.name, options, objective, inputs=data.inputs), seed_of(config.seed, "model", -1, 0)
+        )
 
 
 def begun_model(config: RunConfig, data: Federation) -> tuple[Model, list[str]]:
