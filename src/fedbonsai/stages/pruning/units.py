@@ -94,6 +94,8 @@ def units(model: Model, size: Size) -> list[Units]:
     module = model.build().eval()
     fixed = _fixed(module, shared(module))
     runs = {f"{path}.{name}" if path else name: count for path, name, count in _runs(module)}
+    for value in module.parameters():  # the graph follows gradients
+        value.requires_grad_(value.is_floating_point())
     recurrent = {
         path: layer for path, layer in module.named_modules() if isinstance(layer, nn.GRU) and path not in fixed
     }
@@ -200,6 +202,8 @@ def _fixed(module: nn.Module, tied: Collection[str]) -> dict[str, str]:
             whole.append(path)
         elif names and path and (not isinstance(layer, RESIZED) or not _single(layer)):
             found[path] = f"a {type(layer).__name__}"
+        elif path and not all(value.requires_grad for value in layer.parameters(recurse=False)):
+            found[path] = f"a {type(layer).__name__} that is not trained"
         elif isinstance(layer, RESIZED) and any(prefix + name in tied for name in names):
             found[path] = f"a {type(layer).__name__} that shares its weights"
         elif isinstance(layer, nn.Conv1d | nn.Conv2d) and layer.groups > 1 and not _of_each_channel(layer):
