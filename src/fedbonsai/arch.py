@@ -138,6 +138,12 @@ class Arch:
             raise ConfigError(f"model {self.name!r} does not take {sorted(wrong)}; it takes {sorted(takes)}")
         return takes
 
+    def needs(self) -> set[str]:
+        """Names of the builder's keyword arguments that have no default."""
+        every = inspect.signature(networks()[self.name]).parameters.values()
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        return {each.name for each in every if each.default is each.empty and each.kind in named}
+
     def build(self) -> nn.Module:
         """A fresh network, drawn from torch's global generator.
 
