@@ -7,7 +7,7 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "fedbonsai"
 
-GROUND = {"bases", "choice", "disk", "errors", "lock", "modules", "places", "telling", "text", "tree", "wire"}
+GROUND = {"bases", "choice", "disk", "errors", "inputs", "lock", "modules", "places", "telling", "text", "tree", "wire"}
 MODEL = GROUND | {"arch", "cached_module", "model", "objectives"}
 CORE = MODEL | {"work", "core", "training"}
 MAY = {  # package or module directly under fedbonsai -> what it may import of its siblings
@@ -22,6 +22,7 @@ MAY = {  # package or module directly under fedbonsai -> what it may import of i
     "wire": {"errors", "tree"},
     "bases": {"errors", "tree", "wire"},
     "choice": set(),
+    "inputs": {"errors", "wire"},
     "objectives": GROUND,
     "arch": GROUND | {"objectives"},
     "cached_module": GROUND | {"objectives", "arch"},

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from fedbonsai.data.classes import contiguous, few
 from fedbonsai.data.config import DataConfig
 from fedbonsai.data.folders import unread
 from fedbonsai.data.given import PREFIX
-from fedbonsai.data.reading import Reading
+from fedbonsai.data.several import Several, understood
 from fedbonsai.data.sources import read
 from fedbonsai.data.split import Split, draw
 from fedbonsai.data.statistics import mean_and_deviation, sums
 from fedbonsai.errors import ConfigError
+from fedbonsai.inputs import Input
 from fedbonsai.telling import doing, each
 
 CHUNK = 4096  # images that are ordered at a time
@@ -53,7 +55,7 @@ class Federation:
     tested: str = ""
     """What the test set is, such as "2,177 samples of 5 other clients"."""
     kind: str = "pictures"
-    """`pictures`, `numbers` or `tokens`."""
+    """`pictures`, `numbers`, `tokens`, or `several` inputs side by side."""
     reading: str = ""
     """How a device reads its own data alike; empty for pictures as they are."""
     vocabulary: int = 0
@@ -65,6 +67,12 @@ class Federation:
     def ids(self) -> tuple[str, ...]:
         """Client ids, in the order of ``train`` and ``valid``."""
         return self.split.ids
+
+    @cached_property
+    def inputs(self) -> tuple[Input, ...]:
+        """What stands side by side in a sample; empty for one input."""
+        reading = understood(self.reading) if self.kind == "several" else None
+        return reading.inputs if isinstance(reading, Several) else ()
 
     @property
     def x(self) -> Tensor:
@@ -97,7 +105,9 @@ class Federation:
         """What a network's builder may need to know of the data."""
         shape = self.samples.shape
         found: dict[str, Any] = {"shape": shape}
-        if self.kind == "tokens":
+        if self.inputs:
+            found = {"shapes": {each.name: each.shape for each in self.inputs}, "vocabulary": self.vocabulary}
+        elif self.kind == "tokens":
             found |= {"length": shape[0], "vocabulary": self.vocabulary}
         elif len(shape) == 3:
             square = {"size": shape[1]} if shape[1] == shape[2] else {}
@@ -283,7 +293,10 @@ def _statistics(held: Arrays, split: Split) -> tuple[NDArray[np.float64], NDArra
         return _of_pictures(held.x)
     if held.kind == "tokens":
         return nothing, nothing
-    if held.reading and any(each.short == "standardise" for each in Reading.of(held.reading).transforms):
+    reading = understood(held.reading) if held.reading else None
+    if isinstance(reading, Several):
+        return _side_by_side(held, split, reading)
+    if reading and any(each.short == "standardise" for each in reading.transforms):
         axis = 1 if held.x.ndim == 4 else -1
         pairs = zip(split.train, split.valid, strict=True)
         parts = (held.x[list(mine)] for mine in (*(train + valid for train, valid in pairs), split.server))
@@ -293,6 +306,23 @@ def _statistics(held: Arrays, split: Split) -> tuple[NDArray[np.float64], NDArra
     if held.units.size:
         return np.zeros(1), 1 / held.units
     return (np.zeros(1), np.ones(1)) if held.x.dtype.kind != "f" else (nothing, nothing)
+
+
+def _side_by_side(held: Arrays, split: Split, several: Several) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and deviation of each value of a row, those of each input as they would be for it alone."""
+    means, stds, begin = list[NDArray[np.float64]](), list[NDArray[np.float64]](), 0
+    for name, place in several.places.items():
+        end = begin + prod(place.shape)
+        x = held.x[:, begin:end].reshape(-1, *place.shape)
+        x = np.moveaxis(x, 1, 3).astype(np.uint8) if place.kind == "pictures" else x
+        text = several.readings[name].text()
+        alone = replace(held, x=x, kind=place.kind, units=np.asarray(place.units), reading=text)
+        across = (-1, 1, 1) if len(place.shape) == 3 else (-1,)
+        for into, found, nothing in zip((means, stds), _statistics(alone, split), (0.0, 1.0), strict=True):
+            each = found if found.size else np.full(1, nothing)
+            into.append(np.broadcast_to(each.reshape(across), place.shape).reshape(-1))
+        begin = end
+    return np.concatenate(means), np.concatenate(stds)
 
 
 def _of_pictures(images: Bytes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -69,6 +69,10 @@ class Reading:
         series = (self.series.by, *self.series.order) if self.series.length else ()
         return tuple(dict.fromkeys(name for name in (*self.x, *self.y, self.client, *series) if name))
 
+    def again(self, **changes: Any) -> Reading:
+        """The same with other settings."""
+        return replace(self, **changes)
+
     def text(self) -> str:
         """It as JSON, for devices."""
         body = {name: getattr(self, name) for name in self.__dataclass_fields__}

@@ -83,8 +83,15 @@ def initial_model(config: RunConfig, data: Federation) -> Model:
     outputs = objective.width(data.samples.y, data.classes)[-1]
     facts = {**data.options, "classes": outputs, "outputs": outputs}
     options = facts_for(takes, facts) | config.model.options
+    if absent := sorted(Arch(config.model.name, config.model.options).needs() - options.keys()):
+        raise ConfigError(
+            f"model {config.model.name!r} needs {', '.join(absent)}, which data do not say (they say {', '.join(facts)}): set "
+            f"model.options = {{ {', '.join(f'{name} = ...' for name in absent)} }}"
+        )
     with told(f"model {config.model.name!r} cannot be built with {options}"):
-        return Model.init(Arch(config.model.name, options, objective), seed_of(config.seed, "model", -1, 0))
+        return Model.init(
+            Arch(config.model.name, options, objective, inputs=data.inputs), seed_of(config.seed, "model", -1, 0)
+        )
 
 
 def begun_model(config: RunConfig, data: Federation) -> tuple[Model, list[str]]:
