@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fedbonsai.places import caches
 
 SMALL = 1 << 20  # bytes of an array that is read as a whole
-SPOOL = 1 << 28  # bytes of gathered rows for which a file is made
+SPOOL = 1 << 26  # bytes of gathered rows for which a file is made
 BLOCK = 1 << 24  # bytes that are looked at in one step
 AROUND = 1 << 21  # bytes that a look at one of them may map: Linux keeps files in pieces of up to so many
 
@@ -64,7 +64,7 @@ def _member(file: Path, raw: Any, entry: zipfile.ZipInfo) -> Array:
     whole = np.memmap(file, np.uint8, "r", begin, (entry.file_size,))
     sum_ = 0
     for block in blocks(whole):
-        sum_ = zlib.crc32(block, sum_)
+        sum_ = zlib.crc32(block.data, sum_)
     if sum_ != entry.CRC:
         raise zipfile.BadZipFile(f"Bad CRC-32 for file {entry.filename!r}")
     return np.memmap(file, dtype, "c", raw.tell(), shape, "F" if fortran else "C")

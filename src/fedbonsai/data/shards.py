@@ -17,6 +17,7 @@ from fedbonsai.data.mapped import members, opened
 from fedbonsai.errors import ConfigError
 
 FILES = (".parquet", ".csv", ".npz")
+ROWS = 1024  # of images, recordings and text that are read at a time
 CLIENT = "client"  # name of the column that says whose samples are, where a source says it by itself
 NAMES = "names"  # array of a .npz: what the numbers in y mean
 
@@ -108,9 +109,18 @@ def _parquet(file: Path) -> Shard:
 
     def rows(names: Sequence[str]) -> Mapping[str, Values]:
         try:
+            lists = [name for name in names if kinds[name].role not in ("number", "class", "time")]
+            found: dict[str, Values] = {name: [] for name in lists}
             with file.open("rb") as raw:
-                table = extra("pyarrow.parquet").ParquetFile(raw).read(columns=list(names))
-                return {name: values_of(table.column(name), kinds[name]) for name in names}
+                # as they become lists they are read a few at a time: the column and its list would lie in memory together
+                held = extra("pyarrow.parquet").ParquetFile(raw, buffer_size=1 << 20)
+                for batch in held.iter_batches(ROWS, columns=lists) if lists else ():
+                    for name in lists:
+                        found[name] += values_of(batch.column(name), kinds[name])  # pyright: ignore[reportOperatorIssue]
+                table = held.read(columns=[name for name in names if name not in lists])
+                return {
+                    name: found[name] if name in found else values_of(table.column(name), kinds[name]) for name in names
+                }
         except Exception as error:
             raise _unreadable(file, error) from None
 
