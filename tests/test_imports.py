@@ -34,7 +34,7 @@ MAY = {  # package or module directly under fedbonsai -> what it may import of i
     "local": {"training"},
     "zoo": MODEL,
     "devices": CORE,
-    "data": GROUND | {"core"},
+    "data": GROUND | {"core", "objectives"},
     "stages": CORE | {"devices"},
     "methods": CORE | {"zoo", "stages", "devices"},
     "fleets": CORE | {"stages", "devices", "data"},

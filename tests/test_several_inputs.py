@@ -387,3 +387,9 @@ def test_a_model_of_one_input_is_on_the_wire_as_before():
     assert b"inputs" not in encode(Arch("mlp", {}))
     named = Arch("test-joined-any", {}, inputs=(Input("image", PICTURE), Input("row", ROW)))
     assert decode(encode(named)) == named
+
+
+def test_clients_are_asked_for_sums_of_one_input_alone(given):
+    asking = config(given, **{"data.inputs.row.transforms": [{"standardise": "clients"}]})
+    with pytest.raises(ConfigError, match="of one input alone"):
+        data.load(asking.data, 0)

@@ -135,7 +135,7 @@ class DataConfig:
     """Rows gathered to windows."""
     transforms: tuple[Any, ...] = ()
     """What is done with samples before they are stored, in this order: resize, window, logmel, standardise, onehot, chars,
-    clip, picture, tokens."""
+    clip, picture, reshape, tokens."""
     impute: Literal["", "mean", "median", "zero", "last"] = ""
     """What missing inputs become; none: they are refused."""
     drop_missing_targets: bool = False

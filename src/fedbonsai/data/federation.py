@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedbonsai.core import Samples, Scale
-from fedbonsai.data.arrays import Arrays, Bytes
+from fedbonsai.core import Samples
+from fedbonsai.data.arrays import Arrays
 from fedbonsai.data.classes import contiguous, few
 from fedbonsai.data.config import DataConfig
 from fedbonsai.data.folders import unread
 from fedbonsai.data.given import PREFIX
+from fedbonsai.data.mapped import gathered
+from fedbonsai.data.normalising import scale_of, statistics, whose
 from fedbonsai.data.several import Several, understood
 from fedbonsai.data.sources import read
 from fedbonsai.data.split import Split, draw
-from fedbonsai.data.statistics import mean_and_deviation, sums
+from fedbonsai.data.statistics import Float, mean_and_deviation, moments
+from fedbonsai.data.survey import axis_of, scale_by
 from fedbonsai.errors import ConfigError
 from fedbonsai.inputs import Input
-from fedbonsai.telling import doing, each
+from fedbonsai.telling import doing
 
-CHUNK = 4096  # images that are ordered at a time
+CHANNELS = (0, 3, 1, 2)  # axes of pictures with channels last, as files have them, channels first
+TOP = 255  # the largest byte of a picture
 SKEWED = 1.5  # times as many test samples of one class as if all were equally frequent: worth a remark
 
 
@@ -62,6 +65,8 @@ class Federation:
     """Number of tokens that inputs may have; 0 where they are none."""
     notes: tuple[str, ...] = ()
     """What must be known of how they were read."""
+    asks: bool = False
+    """Whether the clients are still to be asked what normalises inputs: `{standardise = "clients"}`."""
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -187,6 +192,27 @@ class Federation:
                 if numbers:
                     yield f"{text}: {few([self.class_names[number] for number in sorted(numbers)])}"
 
+    def normalised(self, mean: Float, std: Float) -> Federation:
+        """The same, whose inputs are normalised by one mean and deviation of stored values for each feature or channel."""
+        top = TOP if self.kind == "pictures" else 1
+        scale = scale_by(torch.as_tensor(mean).float(), torch.as_tensor(std).float(), self.samples.shape)
+        return replace(
+            self,
+            samples=self.samples.normalised(scale),
+            test=self.test.normalised(scale),
+            mean=tuple((mean / top).tolist()),
+            std=tuple((std / top).tolist()),
+            asks=False,
+        )
+
+    def supposed(self) -> Federation:
+        """The same, normalised by the samples that are here, for looks at a network before the clients were asked."""
+        if not self.asks:
+            return self
+        pairs = [part for pair in zip(self.train, self.valid, strict=True) for part in pair]
+        parts = [part for part in pairs if len(part)] or [part for part in (self.samples, self.test) if len(part)][:1]
+        return self.normalised(*mean_and_deviation(moments(part.stored.numpy(), axis_of(part)) for part in parts))
+
     def share(self) -> Federation:
         """Move all samples to shared memory, in place, so that worker processes map them instead of copying."""
         for tensor in (self.samples.stored, self.samples.y, self.test.stored, self.test.y):
@@ -229,9 +255,11 @@ def load(config: DataConfig, seed: int) -> Federation:
             "the labels and data.limit"
         )
     pictures = held.kind == "pictures"
-    x = _stored(held.x, order) if pictures else _tensor(held.x[order])
-    test_x = _stored(held.test_x, np.arange(len(held.test_y))) if pictures else _tensor(held.test_x)
-    mean, std = _statistics(held, split)
+    first = CHANNELS if pictures else None
+    with doing(f"ordering {len(order):,} samples"):
+        x = _tensor(gathered(held.x, order, first))
+    test_x = _tensor(gathered(held.test_x, np.arange(len(held.test_y)), first) if pictures else held.test_x)
+    mean, std = (np.empty(0), np.empty(0)) if (asks := whose(held) == "clients") else statistics(held, split)
     scale = scale_of(mean.tolist(), std.tolist(), tuple(x.shape[1:]))
     top = held.top if pictures else 1
     return Federation(
@@ -249,22 +277,8 @@ def load(config: DataConfig, seed: int) -> Federation:
         reading=held.reading,
         vocabulary=held.vocabulary,
         notes=held.notes,
+        asks=asks,
     )
-
-
-def scale_of(mean: Sequence[float], std: Sequence[float], shape: Sequence[int], top: int = 1) -> Scale | None:
-    """How stored inputs of a shape are normalised: by one mean and deviation a channel or feature; None where there are none.
-
-    Args:
-        mean: of values from 0 to ``top``, divided by it.
-        std: of the same.
-        shape: of one input.
-        top: the largest stored value that may be.
-    """
-    if not mean:
-        return None
-    across = (-1, 1, 1) if len(shape) == 3 else (-1,)
-    return Scale(*((torch.tensor(value, dtype=torch.float64) * top).float().view(across) for value in (mean, std)))
 
 
 def _tested(held: Arrays, split: Split) -> str:
@@ -286,65 +300,6 @@ def _number(count: int, what: str) -> str:
     return f"{count:,} {what}{'s' * (count != 1)}"
 
 
-def _statistics(held: Arrays, split: Split) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What stored inputs are normalised by: mean and deviation of each channel or feature, or one of all; empty for nothing."""
-    nothing = np.empty(0)
-    if held.kind == "pictures":
-        return _of_pictures(held.x)
-    if held.kind == "tokens":
-        return nothing, nothing
-    reading = understood(held.reading) if held.reading else None
-    if isinstance(reading, Several):
-        return _side_by_side(held, split, reading)
-    if reading and any(each.short == "standardise" for each in reading.transforms):
-        axis = 1 if held.x.ndim == 4 else -1
-        pairs = zip(split.train, split.valid, strict=True)
-        parts = (held.x[list(mine)] for mine in (*(train + valid for train, valid in pairs), split.server))
-        if split.ids or split.server:
-            return mean_and_deviation(sums(part, axis) for part in parts if len(part))
-        return mean_and_deviation([sums(held.x, axis)])
-    if held.units.size:
-        return np.zeros(1), 1 / held.units
-    return (np.zeros(1), np.ones(1)) if held.x.dtype.kind != "f" else (nothing, nothing)
-
-
-def _side_by_side(held: Arrays, split: Split, several: Several) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and deviation of each value of a row, those of each input as they would be for it alone."""
-    means, stds, begin = list[NDArray[np.float64]](), list[NDArray[np.float64]](), 0
-    for name, place in several.places.items():
-        end = begin + prod(place.shape)
-        x = held.x[:, begin:end].reshape(-1, *place.shape)
-        x = np.moveaxis(x, 1, 3).astype(np.uint8) if place.kind == "pictures" else x
-        text = several.readings[name].text()
-        alone = replace(held, x=x, kind=place.kind, units=np.asarray(place.units), reading=text)
-        across = (-1, 1, 1) if len(place.shape) == 3 else (-1,)
-        for into, found, nothing in zip((means, stds), _statistics(alone, split), (0.0, 1.0), strict=True):
-            each = found if found.size else np.full(1, nothing)
-            into.append(np.broadcast_to(each.reshape(across), place.shape).reshape(-1))
-        begin = end
-    return np.concatenate(means), np.concatenate(stds)
-
-
-def _of_pictures(images: Bytes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of each channel, in stored units, exactly: from the counts of the 256 values."""
-    x = torch.as_tensor(images)
-    # torch counts bytes as they are; numpy would widen every pixel to eight bytes first
-    count = np.stack([torch.bincount(x[..., c].reshape(-1), minlength=256).numpy() for c in range(x.shape[3])])
-    levels = np.arange(256)
-    share = count / count.sum(1, keepdims=True)
-    mean = share @ levels
-    std = np.sqrt((share * (levels - mean[:, None]) ** 2).sum(1))
-    return mean, np.where(std > 0, std, 1.0)  # a channel of one value becomes zero
-
-
 def _tensor(values: NDArray[Any]) -> Tensor:
     """An array that may be written to, as a tensor: what Arrow gives may not."""
     return torch.as_tensor(np.require(values, requirements=["C", "W"]))
-
-
-def _stored(x: Bytes, order: NDArray[np.int64]) -> Tensor:
-    """Images in an order, [samples, height, width, channels] bytes to [samples, channels, height, width]."""
-    out = torch.empty(len(order), x.shape[3], x.shape[1], x.shape[2], dtype=torch.uint8)
-    for begin in each(f"ordering images, {CHUNK:,} at a time,", range(0, len(order), CHUNK)):
-        out[begin : begin + CHUNK] = torch.as_tensor(x[order[begin : begin + CHUNK]]).permute(0, 3, 1, 2)
-    return out

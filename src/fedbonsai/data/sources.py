@@ -19,6 +19,7 @@ from fedbonsai.data.config import HUB, SETS, DataConfig
 from fedbonsai.data.extras import extra, quiet
 from fedbonsai.data.folders import CLIENT, TESTS, local, marked, splits
 from fedbonsai.data.holdout import divided
+from fedbonsai.data.mapped import is_mapped
 from fedbonsai.data.reading import Reading, reading_of
 from fedbonsai.data.several import Several
 from fedbonsai.data.shards import Shard, first, of_hub
@@ -71,8 +72,10 @@ def read(config: DataConfig) -> Arrays:
     else:
         with quiet(), doing(f"fetching {config.name}"):
             arrays = _samples(_hub(config), config)
+    if is_mapped(arrays.x):  # what lies in files as it is wanted needs no copy of it
+        return arrays
     keep(arrays, place)
-    return arrays
+    return kept(place) or arrays  # mapped where it is large, so that the division makes no second copy in memory
 
 
 def _code(config: DataConfig) -> list[str]:

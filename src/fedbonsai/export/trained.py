@@ -18,6 +18,7 @@ from fedbonsai.inputs import parted
 from fedbonsai.model import Model
 from fedbonsai.runs.run import Run
 from fedbonsai.runs.setup import federation, initial_model
+from fedbonsai.runs.survey import normalised
 from fedbonsai.tree import cast, generator, seed_of, seeded
 
 CALIBRATION = 256  # samples
@@ -60,7 +61,7 @@ class Trained:
             ConfigError: the run has not ended, its data is gone, or the client has no model of its own.
         """
         model = personal_model(run, client) if client else run.model
-        data = federation(run.config)
+        data = normalised(federation(run.config), run.path)
         own = data.train[data.ids.index(client)] if client else data.samples
         order = torch.randperm(len(own.y), generator=generator(seed_of(run.config.seed, "calibration", -1, 0)))
         chosen = order[:CALIBRATION]

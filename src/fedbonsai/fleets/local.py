@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from fedbonsai.core import Answer, Answers, Client, Device, Scope, Silence, Task
+from fedbonsai.core import Answer, Answers, Client, Device, Scale, Scope, Silence, Task
 from fedbonsai.errors import Failed, Forgotten, Silent
 from fedbonsai.fleets.envelope import blamed, envelope, perform, receipt
 from fedbonsai.fleets.slots import Remembers
@@ -68,6 +68,10 @@ class LocalFleet(Remembers):
                 value = decode(reply, OWN)
             self._slots.keep(device.id, memory)
             yield Answer(device, value, down, up, work)
+
+    def normalise(self, scale: Scale) -> None:
+        """Set the scale of the clients' inputs."""
+        self._clients = {id: client.normalised(scale) for id, client in self._clients.items()}
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -15,6 +15,7 @@ from fedbonsai.arch import GIVEN, Arch, renew
 from fedbonsai.core import Client, Fleet, Method
 from fedbonsai.data.classes import few
 from fedbonsai.data.federation import Federation
+from fedbonsai.data.survey import Ask
 from fedbonsai.devices.link import link
 from fedbonsai.devices.networks import all_known
 from fedbonsai.devices.profile import profile
@@ -31,6 +32,8 @@ from fedbonsai.objectives import Regression
 from fedbonsai.runs import pretrained
 from fedbonsai.runs.config import ClockConfig, FleetConfig, RunConfig, local_training, too_many
 from fedbonsai.runs.dry import rehearse, told
+from fedbonsai.runs.shapes import advice
+from fedbonsai.runs.survey import question
 from fedbonsai.tree import seed_of
 from fedbonsai.work import Episode
 
@@ -49,6 +52,8 @@ class RunContext:
     """Of the virtual clock, where there is one."""
     said: tuple[str, ...] = ()
     """What is to be said before the first round."""
+    ask: Ask | None = None
+    """What the clients are to be asked of their data before it; until then ``federation`` and ``model`` suppose it."""
 
 
 def clients(federation: Federation, device: str = "cpu") -> list[Client]:
@@ -80,6 +85,9 @@ def initial_model(config: RunConfig, data: Federation) -> Model:
             f"objective.name = 'regression': targets are classes by name ({few(words)}), which are no quantities; set it to "
             "classification, or data.y to a column of numbers"
         )
+    if objective.balances:  # until the clients were asked: of the samples that are here
+        here = data.samples.y if len(data.samples) else data.test.y
+        objective = objective.balanced(objective.counts(here, data.classes))
     outputs = objective.width(data.samples.y, data.classes)[-1]
     facts = {**data.options, "classes": outputs, "outputs": outputs}
     options = facts_for(takes, facts) | config.model.options
@@ -126,8 +134,15 @@ def rehearsed(config: RunConfig, data: Federation) -> tuple[Model, tuple[str, ..
         ConfigError: the network cannot be built, or not be trained on these data.
     """
     renew()
-    made, said = begun_model(config, data)
-    return made, (*said, *data.remarks(), *rehearse(made, data, local_training(config.method), config.fleet.device))
+    data = data.supposed()
+    try:
+        made, said = begun_model(config, data)
+        heard = rehearse(made, data, local_training(config.method), config.fleet.device)
+    except ConfigError as error:
+        if found := advice(config, data, facts_for):
+            raise ConfigError(f"{error}; {found}") from error.__cause__
+        raise
+    return made, (*said, *data.remarks(), *heard)
 
 
 def options_of(config: RunConfig) -> set[str]:
@@ -212,8 +227,11 @@ def fleet_of(
     answers: Path | None = None,
     timed: Callable[[Fleet], Fleet] | None = None,
     base: str = "",
+    scaled: bool = False,
 ) -> Fleet:
     """The fleet that a configuration names; ``timed`` puts a clock around it, ``base`` is of the network.
+
+    With ``scaled`` its clients will be sent what normalises their data.
 
     Raises:
         ConfigError: settings that exclude each other.
@@ -226,7 +244,7 @@ def fleet_of(
         fleet = Flaky(fleet, config.flaky)
     if timed is not None:
         fleet = timed(fleet)
-    if base and config.wire:
+    if (base or scaled) and config.wire:
         fleet = Based(fleet, base, ledger)
     if config.record and answers is not None:
         fleet = Recorded(fleet, answers)
@@ -248,6 +266,7 @@ def run_context(config: RunConfig, split: Path | None = None, answers: Path | No
     torch.set_num_threads(config.fleet.threads)
     reachable(config.fleet.device)
     held = federation(config, split)
+    ask, asks, held = question(config, held), held.asks, held.supposed()
     if faults := too_many(config.method, len(held.ids)):
         raise ConfigError(faults[0])
     if not any(len(part) for part in held.train):
@@ -268,7 +287,8 @@ def run_context(config: RunConfig, split: Path | None = None, answers: Path | No
         costs = Costs()
         clock = clock_of(config.clock, held.ids, config.seed)
         timed = partial(Timed, clock=clock, costs=costs)
-    fleet = fleet_of(config.fleet, clients(held, config.fleet.device), ledger, answers, timed, start.arch.base)
+    people = clients(held, config.fleet.device)
+    fleet = fleet_of(config.fleet, people, ledger, answers, timed, start.arch.base, asks)
     empty = held.samples[:0]
     server = Client("server", config.seed, held.server if len(held.server) else empty, empty, config.fleet.device)
-    return RunContext(config.method, start, held, server, fleet, ledger, costs, said)  # type: ignore[arg-type]
+    return RunContext(config.method, start, held, server, fleet, ledger, costs, said, ask)  # type: ignore[arg-type]

@@ -134,6 +134,22 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return None if field.default is MISSING else field.default
 
 
+def _words(kind: Any) -> tuple[str, ...]:
+    """Words that may stand instead of a value, in a type such as ``float | Literal["balanced"]``."""
+    parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else ()
+    return tuple(word for part in parts if get_origin(part) is Literal for word in get_args(part))
+
+
+def _word_or_value(value: object, kind: Any) -> object:
+    if value in _words(kind):
+        return value
+    listed = isinstance(value, list | tuple)
+    fit = [arg for arg in get_args(kind) if get_origin(arg) is not Literal and (get_origin(arg) is tuple) == listed]
+    if not fit or isinstance(value, str):
+        raise ValueError(f"expected {type_name(kind)}, got {value!r}")
+    return cast(Converter, _converter).structure(value, fit[0])
+
+
 def _is_table(kind: Any) -> bool:
     """Dataclasses that are written as a table; a chain is written as a list."""
     return is_dataclass(kind) and kind is not cast(Any, Chain)
@@ -176,6 +192,7 @@ def converter() -> Converter:
         _converter.register_structure_hook_func(lambda kind: kind == tuple[str, ...], names)
         _converter.register_structure_hook_func(lambda kind: kind == dict[str, Any], _table)
         _converter.register_structure_hook_func(lambda kind: kind is object, _method)
+        _converter.register_structure_hook_func(lambda kind: bool(_words(kind)), _word_or_value)
         _converter.register_structure_hook(Chain, lambda value, _: parse(value))
         _converter.register_structure_hook_func(_is_family, _choice)
         _converter.register_structure_hook_factory(_is_table, _strict_table)
@@ -325,8 +342,8 @@ def type_name(kind: Any) -> str:
     """A type as help shows it."""
     if get_origin(kind) is Literal:
         return " | ".join(map(str, get_args(kind)))
-    if kind == tuple[str, ...]:
-        return "names"
+    if kind in (tuple[str, ...], tuple[float, ...]):
+        return "names" if kind == tuple[str, ...] else "numbers"
     if get_origin(kind) in (Union, types.UnionType):
         return " | ".join(type_name(arg) for arg in get_args(kind))
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from fedbonsai.core import Samples
 from fedbonsai.data.classes import few
 from fedbonsai.data.columns import required
-from fedbonsai.data.federation import scale_of
 from fedbonsai.data.folders import local
 from fedbonsai.data.given import columns_of
 from fedbonsai.data.kinds import Kind, Values
+from fedbonsai.data.normalising import scale_of
 from fedbonsai.data.reading import Reading
 from fedbonsai.data.several import Several, understood
 from fedbonsai.data.shards import Shard
