@@ -28,6 +28,7 @@ from fedbonsai.training.evaluate import evaluate
 from fedbonsai.wire import decode, encode, name_of
 from tests.cases import CASES, ROUNDS, Case
 from tests.digests import digests, machine, recorded
+from tests.mortal import Killed, Mortal
 
 # `make check` runs the first row only, and of it what is quick; `make test` runs all
 SUITE = [pytest.param(case, marks=[pytest.mark.slow] if number else []) for number, case in enumerate(CASES)]
@@ -159,30 +160,6 @@ def test_same_state_when_clients_work_in_another_order(case, reference):
 def test_the_seed_decides(case, reference):
     assert states(case) == reference(case)
     assert states(case, seed=1)[-1] != reference(case)[-1]
-
-
-class Killed(Exception):
-    """Stands for kill -9 in the middle of a round."""
-
-
-class Mortal(Wrapper):
-    """Dies at an answer of a chosen round: after it was given and before the round was committed."""
-
-    def __init__(self, inner, t: int, after: int):
-        super().__init__(inner)
-        self.t, self.after = t, after
-
-    def ask(self, task, send, at_least=1):
-        answers = self.inner.ask(task, send, 0)
-
-        def until():
-            for count, answer in enumerate(answers):
-                yield answer
-                if self._scope.round == self.t and count >= self.after:
-                    raise Killed
-            yield from answers.silent.values()
-
-        return Answers(until(), at_least)
 
 
 @pytest.mark.slow

@@ -57,7 +57,7 @@ def run(
     settle()
     overrides = {name.replace("__", "."): value for name, value in settings.items()}
     if data is not None:
-        overrides = {"data.path": data.path, "data.name": data.name} | overrides
+        overrides = data.settings | overrides
     given = model is not None and not isinstance(model, str | Mapping)
     if isinstance(model, Mapping):
         overrides["model"] = model

@@ -16,6 +16,8 @@ from fedbonsai.export.trained import Trained
 def to_executorch(trained: Trained, target: Path, int8: bool = False) -> str:
     """Write a ``.pte`` program that takes one input at a time, of the shape of training; recurrent layers are unrolled.
 
+    Of a network of several inputs it takes the row in which they stand side by side.
+
     Args:
         trained: what is exported.
         target: the file.
@@ -32,6 +34,7 @@ def to_executorch(trained: Trained, target: Path, int8: bool = False) -> str:
     example = (trained.calibration.x[:1],)
     with quiet():
         network: nn.Module = trained.single()
+        network = _OfRow(network) if trained.model.arch.inputs else network
         with trained.followed():
             if int8:
                 network = _quantized(network, trained.calibration)
@@ -40,6 +43,17 @@ def to_executorch(trained: Trained, target: Path, int8: bool = False) -> str:
             )
         target.write_bytes(lowered.to_executorch().buffer)
     return ""
+
+
+class _OfRow(nn.Module):
+    """A network of several inputs as one of the row in which they stand side by side."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.network(rows)
 
 
 def _quantized(network: nn.Module, calibration: Samples) -> nn.Module:

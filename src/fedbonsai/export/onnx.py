@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fedbonsai.core import Samples
 from fedbonsai.errors import said
 from fedbonsai.export.needs import need, quiet
 from fedbonsai.export.trained import Trained
+from fedbonsai.inputs import Input, parted
 
 OUTPUT = "scores"
 
@@ -45,7 +47,7 @@ def to_onnx(trained: Trained, target: Path, int8: bool = False) -> str:
         made = plain
         if int8:
             made = Path(folder) / "int8.onnx"
-            _quantize(plain, made, trained.calibration)
+            _quantize(plain, made, trained.calibration, trained.model.arch.inputs)
         graph = onnx.load(str(made))
         _strip(graph)
         if trained.tokens:
@@ -88,14 +90,18 @@ def _program(trained: Trained, any_length: bool) -> tuple[Any, str]:
     network, samples = trained.single(), trained.calibration
     batch: dict[int, Any] = {0: torch.export.Dim("batch")}
 
+    inputs = trained.model.arch.inputs
+    given = parted(inputs, samples.x[:2]) if inputs else {}
+
     def written(dynamic: dict[int, Any]) -> Any:
         with _kernels_chosen_anew():
             return torch.onnx.export(
                 network,
-                (samples.x[:2],),
+                () if inputs else (samples.x[:2],),
+                kwargs=given,
                 dynamo=True,
-                dynamic_shapes=(dynamic,),
-                input_names=["images" if trained.pictures else "inputs"],
+                dynamic_shapes=dict.fromkeys(given, dynamic) if inputs else (dynamic,),
+                input_names=list(given) or ["images" if trained.pictures else "inputs"],
                 output_names=[OUTPUT],
                 verbose=False,
             )
@@ -110,7 +116,7 @@ def _program(trained: Trained, any_length: bool) -> tuple[Any, str]:
         return written(batch), why
 
 
-def _quantize(plain: Path, target: Path, calibration: Samples) -> None:
+def _quantize(plain: Path, target: Path, calibration: Samples, inputs: Sequence[Input]) -> None:
     tools, shapes = need("onnxruntime.quantization"), need("onnxruntime.quantization.shape_inference")
     graph = need("onnx").load(str(plain)).graph
     given = graph.input[0].name
@@ -124,7 +130,7 @@ def _quantize(plain: Path, target: Path, calibration: Samples) -> None:
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self.batches, None)
-            return None if batch is None else {given: batch.numpy()}
+            return None if batch is None else _named(inputs, given, batch)
 
     ready = plain.with_name("ready.onnx")
     shapes.quant_pre_process(str(plain), str(ready))
@@ -139,6 +145,12 @@ def _quantize(plain: Path, target: Path, calibration: Samples) -> None:
         activation_type=kind,
         weight_type=kind,
     )
+
+
+def _named(inputs: Sequence[Input], given: str, batch: Tensor) -> dict[str, Any]:
+    """What a session is fed: a batch by the name of its one input, or each of several inputs by its own."""
+    parts = parted(inputs, batch) if inputs else {given: batch}
+    return {name: value.numpy() for name, value in parts.items()}
 
 
 def _strip(graph: Any) -> None:
@@ -164,8 +176,10 @@ class OnnxRunner:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
         self._session = runtime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
+        notes = json.loads(self._session.get_modelmeta().custom_metadata_map.get("inputs", "[]"))
+        self._inputs = [Input(each["name"], tuple(each["shape"]), each["type"] == "int64") for each in notes]
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Scores of some inputs."""
-        (given,) = self._session.get_inputs()
-        return torch.from_numpy(self._session.run(None, {given.name: inputs.numpy()})[0])
+        """Scores of some inputs; of several they stand side by side in a row."""
+        given = self._session.get_inputs()[0].name
+        return torch.from_numpy(self._session.run(None, _named(self._inputs, given, inputs))[0])

@@ -14,9 +14,11 @@ from torch import nn
 from fedbonsai.core import Samples, Scale
 from fedbonsai.errors import ConfigError, FedbonsaiError, said
 from fedbonsai.export.personal import personal_model
+from fedbonsai.inputs import parted
 from fedbonsai.model import Model
 from fedbonsai.runs.run import Run
 from fedbonsai.runs.setup import federation, initial_model
+from fedbonsai.runs.survey import normalised
 from fedbonsai.tree import cast, generator, seed_of, seeded
 
 CALIBRATION = 256  # samples
@@ -59,7 +61,7 @@ class Trained:
             ConfigError: the run has not ended, its data is gone, or the client has no model of its own.
         """
         model = personal_model(run, client) if client else run.model
-        data = federation(run.config)
+        data = normalised(federation(run.config), run.path)
         own = data.train[data.ids.index(client)] if client else data.samples
         order = torch.randperm(len(own.y), generator=generator(seed_of(run.config.seed, "calibration", -1, 0)))
         chosen = order[:CALIBRATION]
@@ -124,6 +126,8 @@ class Trained:
         }
         if self.pictures:
             return found | {name: json.dumps(self.info[name]) for name in ("mean", "std")}
+        if arch.inputs:
+            return found | {"inputs": json.dumps(self._inputs())}
         scales = {"mean": self.scale.mean, "std": self.scale.std} if self.scale is not None else {}
         return found | {name: json.dumps(value.flatten().tolist()) for name, value in scales.items()}
 
@@ -139,6 +143,26 @@ class Trained:
             _, height, width = shape
             sides = "size, size" if height == width else f"{height}, {width}"
             return f"float32 [batch, channels, {sides}]; (value / 255 - mean) / std for each channel"
+        if self.model.arch.inputs:
+            return (
+                "several by name, or side by side in a row, float32 [batch, values]; (value - mean) / std: see inputs"
+            )
         kind = str(self.calibration.x.dtype).removeprefix("torch.")
         how = "; (value - mean) / std" if self.scale is not None else ""
         return f"{kind} [batch, {', '.join(map(str, shape))}]{how}"
+
+    def _inputs(self) -> list[dict[str, Any]]:
+        """What each of several inputs is: mean and deviation of each channel of a picture, else of each of the last axis."""
+        found: list[dict[str, Any]] = []
+        inputs = self.model.arch.inputs
+        scales = [(name, parted(inputs, value[None])) for name, value in vars(self.scale).items()] if self.scale else []
+        for each in inputs:
+            kind = "int64" if each.whole else "float32"
+            one = {"name": each.name, "shape": list(each.shape), "type": kind}
+            for name, values in scales if not each.whole else ():
+                value = values[each.name][0]
+                one[name] = (
+                    value[:, 0, 0] if value.ndim == 3 else value.flatten(0, -2)[0] if value.ndim > 1 else value
+                ).tolist()
+            found.append(one)
+        return found

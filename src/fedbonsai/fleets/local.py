@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from fedbonsai.core import Answer, Answers, Client, Device, Memory, Scope, Silence, Task
+from fedbonsai.core import Answer, Answers, Client, Device, Memory, Scale, Scope, Silence, Task
 from fedbonsai.errors import Failed, Forgotten, Silent
 from fedbonsai.fleets.crew import side_by_side
 from fedbonsai.fleets.envelope import Envelope, blamed, envelope, perform, receipt
@@ -78,6 +78,10 @@ class LocalFleet(Remembers):
                 value = decode(reply, OWN)
             self._slots.keep(call.device.id, memory)
             yield Answer(call.device, value, call.down, up, work)
+
+    def normalise(self, scale: Scale) -> None:
+        """Set the scale of the clients' inputs."""
+        self._clients = {id: client.normalised(scale) for id, client in self._clients.items()}
 
     def close(self) -> None:
         """Nothing to give back."""

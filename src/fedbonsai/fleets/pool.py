@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 from fedbonsai import bases
 from fedbonsai.arch import Arch, networks
 from fedbonsai.choice import homes
-from fedbonsai.core import Answer, Answers, Client, Device, Scope, Silence, Task
+from fedbonsai.core import Answer, Answers, Client, Device, Scale, Scope, Silence, Task
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.envelope import envelope
 from fedbonsai.fleets.local import post
@@ -206,6 +206,14 @@ class PoolFleet(Remembers):
         """Drop the memories of this round."""
         self._reset()
         super().abort()
+
+    def normalise(self, scale: Scale) -> None:
+        """Set the scale of the clients' inputs: the workers, who were told another one, are started anew."""
+        count = len(self._workers)
+        self.close()
+        storages, seats, held = self._shared
+        self._shared = (storages, [replace(seat, scale=scale) for seat in seats], held)
+        self._workers = [self._start() for _ in range(count)]
 
     def close(self) -> None:
         """End the workers."""

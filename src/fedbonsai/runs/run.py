@@ -190,7 +190,7 @@ def _execute(
         write(files.model, _saved(final))
         files.set_info(
             arch=unstructure(final.arch),
-            confusion=confused(final, stage.federation, config.fleet.device),
+            confusion=confused(final, outcome.federation or stage.federation, config.fleet.device),
             kinds=[[way, kind, size] for (way, kind), size in sorted(stage.ledger.kinds.items())],
         )
         if outcome.futile:  # the model is that of the rounds before

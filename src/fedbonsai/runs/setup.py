@@ -15,6 +15,7 @@ from fedbonsai.arch import GIVEN, Arch, renew
 from fedbonsai.core import Client, Fleet, Method
 from fedbonsai.data.classes import few
 from fedbonsai.data.federation import Federation
+from fedbonsai.data.survey import Ask
 from fedbonsai.devices.link import link
 from fedbonsai.devices.networks import all_known
 from fedbonsai.devices.profile import profile
@@ -31,6 +32,8 @@ from fedbonsai.objectives import Regression
 from fedbonsai.runs import pretrained
 from fedbonsai.runs.config import ClockConfig, FleetConfig, RunConfig, local_training, too_many
 from fedbonsai.runs.dry import rehearse, told
+from fedbonsai.runs.shapes import advice
+from fedbonsai.runs.survey import question
 from fedbonsai.tree import seed_of
 from fedbonsai.work import Episode
 
@@ -49,6 +52,8 @@ class RunContext:
     """Of the virtual clock, where there is one."""
     said: tuple[str, ...] = ()
     """What is to be said before the first round."""
+    ask: Ask | None = None
+    """What the clients are to be asked of their data before it; until then ``federation`` and ``model`` suppose it."""
     batch: int = 1
     """Clients of a process that train as one computation."""
 
@@ -82,11 +87,21 @@ def initial_model(config: RunConfig, data: Federation) -> Model:
             f"objective.name = 'regression': targets are classes by name ({few(words)}), which are no quantities; set it to "
             "classification, or data.y to a column of numbers"
         )
+    if objective.balances:  # until the clients were asked: of the samples that are here
+        here = data.samples.y if len(data.samples) else data.test.y
+        objective = objective.balanced(objective.counts(here, data.classes))
     outputs = objective.width(data.samples.y, data.classes)[-1]
     facts = {**data.options, "classes": outputs, "outputs": outputs}
     options = facts_for(takes, facts) | config.model.options
+    if absent := sorted(Arch(config.model.name, config.model.options).needs() - options.keys()):
+        raise ConfigError(
+            f"model {config.model.name!r} needs {', '.join(absent)}, which data do not say (they say {', '.join(facts)}): set "
+            f"model.options = {{ {', '.join(f'{name} = ...' for name in absent)} }}"
+        )
     with told(f"model {config.model.name!r} cannot be built with {options}"):
-        return Model.init(Arch(config.model.name, options, objective), seed_of(config.seed, "model", -1, 0))
+        return Model.init(
+            Arch(config.model.name, options, objective, inputs=data.inputs), seed_of(config.seed, "model", -1, 0)
+        )
 
 
 def begun_model(config: RunConfig, data: Federation) -> tuple[Model, list[str]]:
@@ -121,8 +136,15 @@ def rehearsed(config: RunConfig, data: Federation) -> tuple[Model, tuple[str, ..
         ConfigError: the network cannot be built, or not be trained on these data.
     """
     renew()
-    made, said = begun_model(config, data)
-    return made, (*said, *data.remarks(), *rehearse(made, data, local_training(config.method), config.fleet.device))
+    data = data.supposed()
+    try:
+        made, said = begun_model(config, data)
+        heard = rehearse(made, data, local_training(config.method), config.fleet.device)
+    except ConfigError as error:
+        if found := advice(config, data, facts_for):
+            raise ConfigError(f"{error}; {found}") from error.__cause__
+        raise
+    return made, (*said, *data.remarks(), *heard)
 
 
 def together(config: RunConfig, model: Model, data: Federation) -> int:
@@ -214,8 +236,11 @@ def fleet_of(
     answers: Path | None = None,
     timed: Callable[[Fleet], Fleet] | None = None,
     base: str = "",
+    scaled: bool = False,
 ) -> Fleet:
     """The fleet that a configuration names; ``timed`` puts a clock around it, ``base`` is of the network.
+
+    With ``scaled`` its clients will be sent what normalises their data.
 
     Raises:
         ConfigError: settings that exclude each other.
@@ -231,7 +256,7 @@ def fleet_of(
         fleet = Flaky(fleet, config.flaky)
     if timed is not None:
         fleet = timed(fleet)
-    if base and config.wire:
+    if (base or scaled) and config.wire:
         fleet = Based(fleet, base, ledger)
     if config.record and answers is not None:
         fleet = Recorded(fleet, answers)
@@ -253,6 +278,7 @@ def run_context(config: RunConfig, split: Path | None = None, answers: Path | No
     torch.set_num_threads(config.fleet.threads)
     reachable(config.fleet.device)
     held = federation(config, split)
+    ask, asks, held = question(config, held), held.asks, held.supposed()
     if faults := too_many(config.method, len(held.ids)):
         raise ConfigError(faults[0])
     if not any(len(part) for part in held.train):
@@ -274,9 +300,10 @@ def run_context(config: RunConfig, split: Path | None = None, answers: Path | No
         clock = clock_of(config.clock, held.ids, config.seed)
         timed = partial(Timed, clock=clock, costs=costs)
     if config.fleet.batch == "auto":
-        config = replace(config, fleet=replace(config.fleet, batch=together(config, start, held)))
-    fleet = fleet_of(config.fleet, clients(held, config.fleet.device), ledger, answers, timed, start.arch.base)
+        config = replace(config, fleet=replace(config.fleet, batch=together(config, start, held.supposed())))
+    people = clients(held, config.fleet.device)
+    fleet = fleet_of(config.fleet, people, ledger, answers, timed, start.arch.base, asks)
     empty = held.samples[:0]
     server = Client("server", config.seed, held.server if len(held.server) else empty, empty, config.fleet.device)
     batch = config.fleet.batch if isinstance(config.fleet.batch, int) else 1
-    return RunContext(config.method, start, held, server, fleet, ledger, costs, said, batch)  # type: ignore[arg-type]
+    return RunContext(config.method, start, held, server, fleet, ledger, costs, said, ask, batch)  # type: ignore[arg-type]
