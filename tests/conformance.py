@@ -124,6 +124,22 @@ def test_same_state_in_worker_processes(case, reference, pools, workers):
     assert states(case, pool) == reference(case)
 
 
+@pytest.mark.slow
+@each
+def test_clients_that_train_together(case, reference):
+    """Byte-equal wherever they do, and what they learn is what each learns alone, but for the last bits."""
+    state = states(case, LocalFleet(people(case), batch=2), rounds=1)
+    pool = PoolFleet(people(case), 2, batch=2)
+    try:
+        assert states(case, pool, rounds=1) == state
+    finally:
+        pool.close()
+    ours, alone = (stage(case).method.model(decode(end)).weights for end in (state[-1], reference(case)[1]))
+    gaps = torch.cat([(ours[name].double() - value.double()).abs().flatten() for name, value in alone.items()])
+    # which values are the largest may turn on a last bit
+    assert float((gaps < 1e-5).double().mean()) > 0.99
+
+
 class Backwards(Wrapper):
     """Clients work in the reverse order; answers are still given in the order of the question."""
 

@@ -162,6 +162,8 @@ def _execute(
     # built before anything is written: a fault of the configuration must not leave a folder that blocks the name
     stage = build(config, files.split if resume and files.split.exists() else None, files.answers)
     if not resume:
+        if config.fleet.batch == "auto":  # what was measured is part of the run: whoever repeats it gets the same bytes
+            config = replace(config, fleet=replace(config.fleet, batch=stage.batch))
         text = tomli_w.dumps(unstructure(config)).encode()
         # the id comes from the configuration, so that two runs of one configuration are equal to the byte
         files.set_info(

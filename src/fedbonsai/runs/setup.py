@@ -54,6 +54,8 @@ class RunContext:
     """What is to be said before the first round."""
     ask: Ask | None = None
     """What the clients are to be asked of their data before it; until then ``federation`` and ``model`` suppose it."""
+    batch: int = 1
+    """Clients of a process that train as one computation."""
 
 
 def clients(federation: Federation, device: str = "cpu") -> list[Client]:
@@ -143,6 +145,13 @@ def rehearsed(config: RunConfig, data: Federation) -> tuple[Model, tuple[str, ..
             raise ConfigError(f"{error}; {found}") from error.__cause__
         raise
     return made, (*said, *data.remarks(), *heard)
+
+
+def together(config: RunConfig, model: Model, data: Federation) -> int:
+    """How many clients train fastest together on this machine."""
+    from fedbonsai.training.stacked.width import width
+
+    return width(model, local_training(config.method), max(data.train, key=len), config.fleet.device)
 
 
 def options_of(config: RunConfig) -> set[str]:
@@ -238,7 +247,10 @@ def fleet_of(
     """
     if config.kind == "flower":
         raise ConfigError("fleet.kind = 'flower': real devices are driven by `fedbonsai run`, see docs/flower.md")
-    fleet: Fleet = LocalFleet(people, config.wire) if config.kind == "local" else PoolFleet(people, config.workers)
+    batch = 1 if config.batch == "auto" else config.batch
+    fleet: Fleet = (
+        LocalFleet(people, config.wire, batch) if config.kind == "local" else PoolFleet(people, config.workers, batch)
+    )
     fleet = Metered(fleet, ledger)
     if config.flaky:
         fleet = Flaky(fleet, config.flaky)
@@ -287,8 +299,11 @@ def run_context(config: RunConfig, split: Path | None = None, answers: Path | No
         costs = Costs()
         clock = clock_of(config.clock, held.ids, config.seed)
         timed = partial(Timed, clock=clock, costs=costs)
+    if config.fleet.batch == "auto":
+        config = replace(config, fleet=replace(config.fleet, batch=together(config, start, held.supposed())))
     people = clients(held, config.fleet.device)
     fleet = fleet_of(config.fleet, people, ledger, answers, timed, start.arch.base, asks)
     empty = held.samples[:0]
     server = Client("server", config.seed, held.server if len(held.server) else empty, empty, config.fleet.device)
-    return RunContext(config.method, start, held, server, fleet, ledger, costs, said, ask)  # type: ignore[arg-type]
+    batch = config.fleet.batch if isinstance(config.fleet.batch, int) else 1
+    return RunContext(config.method, start, held, server, fleet, ledger, costs, said, ask, batch)  # type: ignore[arg-type]

@@ -44,13 +44,18 @@ class Moving:
 
     def only(self, which: Sequence[int]) -> Moving:
         """Some of the parameters, with their counts as they are now."""
-        some = Moving((), 0)
+        some = type(self)((), 0)
         some.params, some.start, some.shifts = (
             [every[i] for i in which] if every else [] for every in (self.params, self.start, self.shifts)
         )
         some.slots = [[slot[i] for i in which] for slot in self.slots]
         some.counts = [self.counts[i] for i in which]
         return some
+
+    def clip(self, grads: list[Tensor], most: float) -> None:
+        """Scale gradients, in place, to a norm of all of them of at most ``most``."""
+        total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        torch._foreach_mul_(grads, (most / (total + 1e-6)).clamp(max=1.0))
 
     def move(self, how: Optimizer, grads: Sequence[Tensor | None], lr: float) -> None:
         """One step; what has no gradient is not moved, as in torch.optim. Gradients must be off, and are used up."""
@@ -155,8 +160,7 @@ class Optimizer(Choice):
         if decay:
             torch._foreach_add_(grads, moving.params, alpha=decay)
         if self.clip:
-            total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-            torch._foreach_mul_(grads, (self.clip / (total + 1e-6)).clamp(max=1.0))
+            moving.clip(grads, self.clip)
         if moving.shifts:
             torch._foreach_add_(grads, moving.shifts)
         return grads
