@@ -64,6 +64,7 @@ bench: $(READY)  ## speed and size, side by side in one run, into bench/results
 	$(BIN)/python -m bench.codec
 	$(BIN)/python -m bench.pruned_step
 	$(BIN)/python -m bench.memory
+	$(BIN)/python -m bench.data_memory
 	$(BIN)/python -m bench.allocation
 	$(BIN)/python -m bench.flower
 	$(BIN)/python -W ignore -m bench.export

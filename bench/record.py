@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from fedbonsai.runs.run import commit
+from fedbonsai.runs.provenance import commit
 
 RESULTS = Path(__file__).parent / "results"
 

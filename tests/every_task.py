@@ -10,13 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fedbonsai.data
-from fedbonsai.core import Scope, scope
+from fedbonsai.core import Fleet, Scope, scope
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.local import LocalFleet
+from fedbonsai.fleets.wrappers import Recorded, Replayed, Wrapper
 from fedbonsai.runs import recipes
-from fedbonsai.runs.setup import clients, run_context
+from fedbonsai.runs.config import RunConfig
+from fedbonsai.runs.folder import Folder
+from fedbonsai.runs.loop import loop
+from fedbonsai.runs.setup import RunContext, clients, run_context
 from fedbonsai.runs.structure import unstructure
 from fedbonsai.wire import decode, encode
+from tests.mortal import Killed, Mortal
 from tests.tasks import BINARY, CONV1D, GRU, LANGUAGE, REGRESSION, SQUARE, WIDE, Task
 
 PAGE = Path(__file__).parents[1] / "docs" / "tasks.md"
@@ -66,8 +71,8 @@ RECIPES: Mapping[str, Mapping[str, object]] = {  # one of each method, with what
 }
 
 
-def states(recipe: str, kind: Kind, wire: bool = True) -> list[bytes]:
-    """Bytes of the state after begin and each round.
+def opened(recipe: str, kind: Kind) -> tuple[RunConfig, RunContext]:
+    """A run of two rounds on the task's data, and all that it needs.
 
     Raises:
         ConfigError: the method refuses this task.
@@ -90,10 +95,19 @@ def states(recipe: str, kind: Kind, wire: bool = True) -> list[bytes]:
     data, load = kind.task.data(), fedbonsai.data.load
     fedbonsai.data.load = lambda *_: data
     try:
-        made = run_context(config)
+        return config, run_context(config)
     finally:
         fedbonsai.data.load = load
-    fleet = LocalFleet(clients(data), wire)
+
+
+def states(recipe: str, kind: Kind, fleet: Fleet | None = None, wire: bool = True) -> list[bytes]:
+    """Bytes of the state after begin and each round, in this process where no fleet is given.
+
+    Raises:
+        ConfigError: the method refuses this task.
+    """
+    _, made = opened(recipe, kind)
+    fleet = fleet or LocalFleet(clients(made.federation), wire)
     with scope(fleet, Scope("run", 0, -1, 0)) as open_:
         state = made.method.begin(made.model, open_, made.server)
         open_.commit()
@@ -106,11 +120,44 @@ def states(recipe: str, kind: Kind, wire: bool = True) -> list[bytes]:
     return seen
 
 
-def outcome(recipe: str, kind: Kind) -> str:
-    """``yes``, or why the method refuses."""
+def replayed(recipe: str, kind: Kind, folder: Path) -> list[bytes]:
+    """As `states`, where a first run writes the answers down and a second one has no clients, only what was written."""
+    fleet = LocalFleet(clients(kind.task.data()))
+    states(recipe, kind, Recorded(fleet, folder))
+    return states(recipe, kind, Replayed(fleet.devices, folder))
+
+
+def resumed(recipe: str, kind: Kind, folder: Path, t: int) -> bytes:
+    """Bytes of the last state of a run that is killed in round ``t`` (-1: before the first) and goes on from its folder."""
+    config, made = opened(recipe, kind)
+    made.fleet = Mortal(made.fleet, t, after=1)
     try:
-        states(recipe, kind)
+        loop(config, made, "run", Folder(folder))
+    except Killed:
+        pass
+    else:
+        assert t == -1, "the round asked nobody"  # a method whose begin asks nobody cannot be killed there
+    return bytes(encode(loop(*opened(recipe, kind), "run", Folder(folder)).state))
+
+
+class Watched(Wrapper):
+    """Says whether clients were asked for anything."""
+
+    asked = False
+
+    def ask(self, task, send, at_least=1):
+        self.asked = True
+        return self.inner.ask(task, send, at_least)
+
+
+def outcome(recipe: str, kind: Kind) -> str:
+    """``yes``, or why the method refuses, before it asks a client for anything."""
+    fleet = Watched(LocalFleet(clients(kind.task.data())))
+    try:
+        states(recipe, kind, fleet)
     except ConfigError as error:
+        if fleet.asked:
+            raise AssertionError(f"{recipe} refuses {kind.words} only after clients worked") from error
         return str(error)
     return "yes"
 

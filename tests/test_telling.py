@@ -181,6 +181,24 @@ def test_a_terminal_shows_one_line_in_its_place_and_takes_it_away():
     assert stream.getvalue() == seen
 
 
+def test_a_notebook_shows_one_line_over_the_one_before_and_takes_it_away():
+    clock, stream = Clock(), type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    screen = Screen(stream, clock)
+    with listening(screen.teller), doing("initial pruning", 10) as at:
+        for second in range(5):
+            at(second)
+            for _ in range(4):
+                screen.tick()
+                clock.now += 0.25
+    screen.close()
+    shown = stream.getvalue()
+    assert "\n" not in shown
+    lines = [line.rstrip() for line in shown.split("\r")]
+    assert lines == ["", *(f"initial pruning {t}/10: 0:0{t}, about 0:0{10 - t} left" for t in (2, 3, 4)), "", ""]
+    screen.close()
+    assert stream.getvalue() == shown
+
+
 def test_a_screen_that_another_draws_writes_nothing():
     clock, stream = Clock(), io.StringIO()
     screen = Screen(stream, clock)

@@ -16,7 +16,7 @@ from fedbonsai.fleets.wrappers import Metered
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.fedtiny.growth import Growth
 from fedbonsai.methods.fedtiny.method import FedTiny
-from fedbonsai.methods.fedtiny.selection import Selection
+from fedbonsai.methods.fedtiny.pool import Selection
 from fedbonsai.methods.prunefl.initial_prune import InitialPruneConfig
 from fedbonsai.methods.prunefl.method import PruneFL
 from fedbonsai.model import Model

@@ -21,10 +21,10 @@ from fedbonsai.core import Client, Samples, Scope, scope
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.methods.fedtiny.growth import Growth
 from fedbonsai.methods.fedtiny.method import FedTiny
-from fedbonsai.methods.fedtiny.selection import Selection
+from fedbonsai.methods.fedtiny.pool import Selection
 from fedbonsai.model import Model
 from fedbonsai.runs import recipes
-from fedbonsai.runs.run import commit
+from fedbonsai.runs.provenance import commit
 from fedbonsai.runs.setup import run_context
 from fedbonsai.training.optimizers import SGD
 

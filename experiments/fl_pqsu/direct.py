@@ -23,7 +23,7 @@ from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Samples, Scope, scope
 from fedbonsai.model import Model
 from fedbonsai.runs import recipes
-from fedbonsai.runs.run import commit
+from fedbonsai.runs.provenance import commit
 from fedbonsai.runs.setup import run_context
 from fedbonsai.stages.pruning import count
 from fedbonsai.stages.pruning.filters import All

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbonsai.runs.run import commit
+from fedbonsai.runs.provenance import commit
 
 Array = NDArray[np.float64]
 

@@ -25,7 +25,7 @@ from fedbonsai.devices.clock import kept as kept_of
 from fedbonsai.devices.curves import BATCH, KEPT, SMALLER, curve, narrowed
 from fedbonsai.devices.measure import Step, timed
 from fedbonsai.model import Model
-from fedbonsai.runs.run import commit
+from fedbonsai.runs.provenance import commit
 from fedbonsai.work import Episode
 
 FILE = Path(__file__).parent / "compute.json"

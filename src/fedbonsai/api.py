@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from fedbonsai.data.given import Given
+from fedbonsai.errors import ConfigError
 from fedbonsai.places import settle
 from fedbonsai.runs import recipes
+from fedbonsai.runs import run as runs_of
+from fedbonsai.runs.folder import Folder
+from fedbonsai.runs.given import Network, hold, hold_again
 from fedbonsai.runs.loop import Observer
-from fedbonsai.runs.run import Run, execute, load, name_of
+from fedbonsai.runs.run import Run, execute, name_of, stored
 from fedbonsai.runs.shown import shown
 from fedbonsai.telling import Progress
 
@@ -23,6 +28,7 @@ def run(
     runs: str | Path = "runs",
     resume: bool = False,
     data: Given | None = None,
+    model: Network | str | Mapping[str, Any] | None = None,
     observers: Iterable[Observer] = (),
     progress: bool | Callable[[Progress], object] = True,
     **settings: object,
@@ -35,6 +41,9 @@ def run(
         runs: folder under which the run's own folder is made.
         resume: continue the run of that name if there is one.
         data: given in Python instead of the recipe's, as `fedbonsai.data.of` makes it.
+        model: a network of one's own instead of the recipe's, for runs in this process: an object, which is copied and whose
+            weights the run begins with; or a class or function that makes one, whose keyword arguments are filled in as those
+            of a registered `network`. Or the name of one, or a table as in a recipe.
         observers: see each round as it ends.
         progress: what takes more than two seconds is shown on standard error (True) or not at all (False), or given to a
             function, four times a second at most; what that raises ends the run.
@@ -48,9 +57,34 @@ def run(
     settle()
     overrides = {name.replace("__", "."): value for name, value in settings.items()}
     if data is not None:
-        overrides = {"data.path": data.path, "data.name": data.name} | overrides
+        overrides = data.settings | overrides
+    given = model is not None and not isinstance(model, str | Mapping)
+    if isinstance(model, Mapping):
+        overrides["model"] = model
+    elif model is not None:
+        if "model.name" in overrides:
+            raise ConfigError("model and model__name exclude each other: leave one out")
+        overrides["model.name"] = model if isinstance(model, str) else hold(model)
     config = recipes.load(recipe, preset, overrides)
     folder = Path(runs) / name_of(recipe, config)
     there = resume and (folder / "config.toml").exists()
+    if there and given:
+        hold_again(model, stored(folder).model.name, Folder(folder).noted().get("given", {}), folder)
     with shown(progress):
         return execute(config, folder, there, observers)
+
+
+def load(folder: str | Path, *, model: Network | None = None) -> Run:
+    """A run from its folder.
+
+    Args:
+        folder: of the run.
+        model: where its network was given in Python to another process: the same again, with whatever weights.
+
+    Raises:
+        ConfigError: there is no run, or it was another network.
+    """
+    found = runs_of.load(folder)
+    if model is not None:
+        hold_again(model, found.config.model.name, found.info.get("given", {}), folder)
+    return found

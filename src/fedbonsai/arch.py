@@ -21,12 +21,15 @@ from torch import Tensor, nn
 
 from fedbonsai import bases
 from fedbonsai.errors import BadMessage, ConfigError
+from fedbonsai.inputs import Input, called_by_name
 from fedbonsai.modules import own
 from fedbonsai.objectives import Classification, Objective
 from fedbonsai.tree import Weights, seeded
 from fedbonsai.wire import OPTIONAL, message
 
 Builder = Callable[..., nn.Module]
+
+GIVEN = "python/"  # how names of networks begin that were given in Python, to this process alone
 
 
 _builders: dict[str, Builder] = {}
@@ -43,7 +46,7 @@ def network(name: str) -> Callable[[Builder], Builder]:
 
     Facts of the data are filled in when the builder has such parameters: ``classes`` (outputs) and ``shape`` (of one input);
     of pictures ``channels``, and ``size`` where they are square, else ``height`` and ``width``; ``length`` and ``features``
-    of series, ``features`` of tables, ``length`` and ``vocabulary`` of tokens.
+    of series, ``features`` of tables, ``length`` and ``vocabulary`` of tokens; of several inputs ``shapes``, by name.
     """
 
     def register(build: Builder) -> Builder:
@@ -116,6 +119,8 @@ class Arch:
     """Patterns of the names of parameters that are trained; empty: all that need gradients."""
     base: str = field(default="", metadata=OPTIONAL)
     """Digest of the parameters that are not trained (`bases`), which are then no part of a model's weights."""
+    inputs: tuple[Input, ...] = field(default=(), metadata=OPTIONAL)
+    """What stands side by side in a sample, by the names of the arguments of the network's forward; empty: one input."""
 
     def takes(self) -> set[str]:
         """Names of the builder's keyword arguments.
@@ -124,6 +129,12 @@ class Arch:
             ConfigError: no such builder, or options that it does not take.
         """
         known = networks()
+        if self.name not in known and self.name.startswith(GIVEN):
+            raise ConfigError(
+                f"model {self.name!r} was given in Python to another process: give it again, as fedbonsai.load(FOLDER, "
+                "model=...) or fedbonsai.run(..., model=..., resume=True); a network in a module is found by all, as "
+                "package.module:callable"
+            )
         if self.name not in known:
             near = get_close_matches(self.name, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
@@ -134,6 +145,12 @@ class Arch:
         if wrong and not any(each.kind == each.VAR_KEYWORD for each in every):
             raise ConfigError(f"model {self.name!r} does not take {sorted(wrong)}; it takes {sorted(takes)}")
         return takes
+
+    def needs(self) -> set[str]:
+        """Names of the builder's keyword arguments that have no default."""
+        every = inspect.signature(networks()[self.name]).parameters.values()
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        return {each.name for each in every if each.default is each.empty and each.kind in named}
 
     def build(self) -> nn.Module:
         """A fresh network, drawn from torch's global generator.
@@ -147,6 +164,8 @@ class Arch:
             given = f"the class {made.__name__}" if isinstance(made, type) else f"a {type(made).__name__}"
             raise ConfigError(f"the builder of {self.name!r} gives {given}: expected a network, an object of nn.Module")
         _own_buffers(made)
+        if self.inputs:
+            called_by_name(made, self.inputs, self.name)
         if self.trainable:
             trained = {id(value) for name, value in named(made) if matches(name, self.trainable)}
             for value in made.parameters():
@@ -186,7 +205,7 @@ class Arch:
     def key(self) -> tuple[object, ...]:
         """What caches of network objects go by; another one after a builder was defined anew, and after `renew`."""
         options = repr(sorted(self.options.items()))
-        return _generation, self.name, options, self.objective, self.trainable, self.base
+        return _generation, self.name, options, self.objective, self.trainable, self.base, self.inputs
 
 
 def named(module: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -1,5 +1,7 @@
 """Frozen parameters of networks, held once by a process: by the digest that an architecture names as its base.
 
+What else devices are sent once is held in the same way: what normalises their data, and forms that fit into no head.
+
 A base never changes, so all network objects of a process share its tensors, and nobody sends it a second time. A
 device keeps its bases on its disk, too.
 """
@@ -59,14 +61,18 @@ def has(name: str) -> bool:
     return name in _held
 
 
-def of(name: str) -> Weights:
+def of(name: str, lacking: str = LACKING) -> Weights:
     """Tensors of a base.
+
+    Args:
+        name: its digest.
+        lacking: what to say where it is not here.
 
     Raises:
         Forgotten: it is not held here.
     """
     if not has(name):
-        raise Forgotten(f"{LACKING}: {name[:40]}")
+        raise Forgotten(f"{lacking}: {name[:40]}")
     _held.move_to_end(name)
     return _held[name]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -94,6 +94,10 @@ class Samples:
         """The same samples on a torch device."""
         return self if device == "cpu" else Samples(self.stored.to(device), self.y.to(device), self.scale)
 
+    def normalised(self, scale: Scale) -> Samples:
+        """The same samples with another scale."""
+        return Samples(self.stored, self.y, scale)
+
     def scaled(self) -> Samples:
         """The same samples with inputs as a network takes them."""
         return Samples(self.x, self.y)
@@ -126,6 +130,10 @@ class Client:
     device: str = "cpu"  # torch device
     augment: bool = False  # random crop and flip of training images
     round: int = 0  # by which schedules go
+
+    def normalised(self, scale: Scale) -> Client:
+        """The same client, whose inputs are normalised otherwise."""
+        return replace(self, train=self.train.normalised(scale), valid=self.valid.normalised(scale))
 
 
 @message("kept@1")
@@ -283,6 +291,10 @@ class Fleet(Protocol):
 
     def restore(self, memories: Mapping[str, SavedMemory]) -> None:
         """Set accepted memories, as a checkpoint held them."""
+        ...
+
+    def normalise(self, scale: Scale) -> None:
+        """Clients normalise their inputs so from the next round on; who runs elsewhere is sent it when that begins."""
         ...
 
     def close(self) -> None:

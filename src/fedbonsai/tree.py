@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import typing
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -98,7 +99,8 @@ def norm(tree: Tree) -> float:
 
 def finite(tree: Tree) -> bool:
     """Whether no value is NaN or infinite."""
-    return all(bool(torch.isfinite(value).all()) for value in tree.values() if value.is_floating_point())
+    floating = [value for value in tree.values() if value.is_floating_point() and value.numel()]
+    return all(map(math.isfinite, map(float, torch._foreach_norm(floating, math.inf)))) if floating else True
 
 
 def same(left: Tensor, right: Tensor) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedbonsai.data.reading import Reading
-from fedbonsai.data.statistics import mean_and_deviation, sums
+from fedbonsai.data.statistics import mean_and_deviation, moments
 from fedbonsai.data.transforms import Part, Transform, parse, transform
 from fedbonsai.errors import ConfigError
 
@@ -98,7 +98,9 @@ def test_logmel_hears_a_tone_in_its_band() -> None:
     ("spec", "text"),
     [
         (["logmell"], "did you mean 'logmel'"),
-        ([{"standardise": 3}], "standardise takes no value, got 3"),
+        ([{"picture": 3}], "picture takes no value, got 3"),
+        ([{"standardise": 3}], "standardise = 3: expected 'clients' or 'server', or no value"),
+        ([{"standardise": {"of": "clients"}}], "standardise has no field of; it has from"),
         ([{"resize": {"height": 3}}], "resize has no field height; it has size"),
         (["resize"], "resize needs size"),
         ([{"resize": 3, "clip": 2}], "expected one transform"),
@@ -134,9 +136,23 @@ def test_a_reading_travels_as_text() -> None:
             Reading.of(text)
 
 
+def test_reshape_keeps_the_order_of_values() -> None:
+    x = np.arange(12, dtype=np.int16).reshape(2, 6)
+    assert made({"reshape": [3, 2]}, part(x)).x.tolist() == [[[0, 1], [2, 3], [4, 5]], [[6, 7], [8, 9], [10, 11]]]
+    assert made({"reshape": [6, 1]}, part(x)).x.dtype == np.int16
+    assert made({"reshape": [1, 2, 3]}, replace(part(x), units=(0.5,))).units == (0.5,)
+    with pytest.raises(ConfigError, match=r"\[6\], 6 values; expected as many as \[4, 2\] has, 8"):
+        made({"reshape": [4, 2]}, part(x))
+    with pytest.raises(ConfigError, match="have 6 scales, one for each of 6 features"):
+        made({"reshape": [3, 2]}, replace(part(x), units=(1.0,) * 6))
+    for wrong in (3, [], [0, 6], ["a"]):
+        with pytest.raises(ConfigError, match="shape = "):
+            parse([{"reshape": wrong}])
+
+
 def test_statistics_are_sums_over_clients() -> None:
     x = np.random.default_rng(0).normal(3, 5, (90, 4, 3)).astype(np.float32)
     x[..., 2] = 7
-    mean, deviation = mean_and_deviation(map(sums, (x[:10], x[10:60], x[60:])))
+    mean, deviation = mean_and_deviation(map(moments, (x[:10], x[10:60], x[60:])))
     assert np.allclose(mean, x.mean((0, 1)))
     assert np.allclose(deviation, [*x.std((0, 1))[:2], 1])

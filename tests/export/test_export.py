@@ -224,7 +224,6 @@ def test_the_runs_own_files_are_not_written_over(runs, tmp_path, monkeypatch, ca
     own = {file: file.read_bytes() for file in run.path.iterdir() if file.is_file()}
     (tmp_path / "file").write_text("")
     for words, why in (
-        (["--to", "safetensors"], "is the run's own"),
         (
             ["--to", "safetensors", "--out", f"./{run.path.name}/../{run.path.name}/model.safetensors"],
             "is the run's own",
@@ -236,6 +235,8 @@ def test_the_runs_own_files_are_not_written_over(runs, tmp_path, monkeypatch, ca
     ):
         assert main(["export", str(run.path), *words]) == 2
         assert why in capsys.readouterr().err
+    assert main(["export", str(run.path), "--to", "safetensors"]) == 0
+    assert (run.path / "exported.safetensors").is_file()
     assert {file: file.read_bytes() for file in own} == own
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -9,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
+from fedbonsai import arch
 from fedbonsai.arch import Arch
 from fedbonsai.core import Samples, Scale
 from fedbonsai.export.compact import load, save
@@ -16,7 +18,7 @@ from fedbonsai.export.formats import FORMATS
 from fedbonsai.export.parity import compare
 from fedbonsai.export.trained import Trained
 from fedbonsai.model import Model
-from fedbonsai.objectives import Binary, Classification, Regression
+from fedbonsai.objectives import Binary, Classification, Regression, Tokens
 from tests.zoo.kinds import KINDS, WORDS, inputs, model
 
 
@@ -124,3 +126,45 @@ def test_a_compact_file_keeps_the_objective(tmp_path):
     made = trained("tabular-mlp", Binary(metric="auroc", positive=2.0)).model
     save(made, tmp_path / "m.bonsai")
     assert load(tmp_path / "m.bonsai").arch.objective == Binary(metric="auroc", positive=2.0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_second_export_of_recurrent_layers_has_any_length_too(tmp_path):
+    what, file = trained("char-gru"), tmp_path / "model.onnx"
+    for _ in range(2):
+        assert FORMATS["onnx"].write(what, file, False) == ""
+    assert {entry.key: entry.value for entry in onnx.load(str(file)).metadata_props}["length"] == "2 to 9"
+    x = inputs("char-gru")[:, :4]
+    torch.testing.assert_close(FORMATS["onnx"].runner(what, file)(x), what.network()(x), rtol=1e-4, atol=1e-5)
+
+
+class Insists(torch.nn.Module):
+    """Scores of tokens by a layer over all places at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.mix = torch.nn.Embedding(11, 4), torch.nn.Linear(36, 99)
+
+    def forward(self, x):
+        return self.mix(self.table(x).flatten(1)).unflatten(1, (9, 11))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_of_one_length_says_so(tmp_path):
+    arch.network("insists")(Insists)
+    made, x = Model.init(Arch("insists", {}, Tokens()), 0), inputs("tokens", 32)
+    what = Trained(made, {}, Samples(x, x), Samples(x, x), made)
+    for int8, why in ((False, ": "), (True, ": ranges of 8 bits are of one length")):
+        said = FORMATS["onnx"].write(what, tmp_path / "model.onnx", int8)
+        assert said.startswith("the file takes rows of exactly 9 tokens: ")
+        assert why in said
+        graph = onnx.load(str(tmp_path / "model.onnx"))
+        assert {entry.key: entry.value for entry in graph.metadata_props}["length"] == "9"
+
+
+def test_numbers_with_three_axes_are_no_pictures():
+    what = trained("mobilenet-v2-small")
+    assert what.notes()["input"].endswith("(value / 255 - mean) / std for each channel")
+    assert replace(what, kind="numbers").notes()["input"] == "float32 [batch, 3, 8, 8]"

@@ -14,7 +14,7 @@ from fedbonsai.arch import Arch, network
 from fedbonsai.core import Client, Samples, Scope, scope
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.model import Model
-from fedbonsai.stages.personal import Judged
+from fedbonsai.stages.personal import Evaluated
 from fedbonsai.wire import decode, encode
 from tests.methods.rounds import Watch
 
@@ -153,7 +153,7 @@ class Played:
         server = replace(people[0], seed=seed)
 
         def arrived(answer, t):
-            gone = (t, answer.device.id) in lost and not isinstance(answer.value, Judged)
+            gone = (t, answer.device.id) in lost and not isinstance(answer.value, Evaluated)
             return None if gone else answer
 
         self.fleet = Watch(fleet or LocalFleet(people), arrived)

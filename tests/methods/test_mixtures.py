@@ -13,12 +13,11 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.methods.fedtiny.growth import Growth
 from fedbonsai.methods.fedtiny.method import FedTiny
-from fedbonsai.methods.fedtiny.selection import Selection
+from fedbonsai.methods.fedtiny.pool import Selection
 from fedbonsai.methods.prunefl.client import OwnTrain
 from fedbonsai.methods.prunefl.initial_prune import InitiallyPruned, InitialPruneConfig, OwnInitialPrune
-from fedbonsai.methods.prunefl.local_layers import Judge
+from fedbonsai.methods.prunefl.local_layers import Evaluate
 from fedbonsai.methods.prunefl.method import PruneFL
-from fedbonsai.methods.wireless_pruning.aggregate import CoverageMean
 from fedbonsai.methods.wireless_pruning.client import Trained, TrainWithFeedback
 from fedbonsai.methods.wireless_pruning.method import WirelessPruning
 from fedbonsai.methods.wireless_pruning.plan import Fixed
@@ -31,6 +30,7 @@ from fedbonsai.stages.pruning import gates
 from fedbonsai.stages.pruning.derived_masks import Rule as Mask
 from fedbonsai.stages.pruning.derived_masks import derived, sent_masks
 from fedbonsai.stages.pruning.masks import masked
+from fedbonsai.stages.pruning.readjust import MaskedMean
 from fedbonsai.stages.pruning.time_model import Measured
 from fedbonsai.stages.selective import Rule
 from fedbonsai.stages.updates import FEEDBACK
@@ -268,7 +268,7 @@ def test_the_server_averages_shared_weights_plus_decoded_changes():
     states, fleet = run(RADIO, rounds=2)
     for t in range(2):
         shared = split(states[t].model.weights, HEAD)[0]
-        mean = CoverageMean(whole=False)
+        mean = MaskedMean()
         for at, id, value in fleet.heard:
             if at != t or not isinstance(value, Trained):
                 continue
@@ -328,7 +328,7 @@ def test_no_head_is_in_any_message_or_mask():
     assert len(messages) > 8 * len(PEOPLE)
     assert not any(needle in message for message in messages for needle in needles)
     kinds = {type(part) for _, _, part in fleet.sent}
-    assert kinds == {OwnInitialPrune, OwnTrain, Judge}
+    assert kinds == {OwnInitialPrune, OwnTrain, Evaluate}
     for state in states:
         assert not set(HEAD) & set(state.held.masks)
         assert same(split(state.model.weights, HEAD)[1], split(GROUP.weights, HEAD)[1])

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, weight_norm
 
 from fedbonsai.arch import Arch, network
 from fedbonsai.errors import ConfigError
-from fedbonsai.methods.fedtiny.pool import allowed
+from fedbonsai.methods.fedtiny.method import FedTiny
 from fedbonsai.model import Model, cached_module
 from fedbonsai.stages.pruning import scores
 from fedbonsai.stages.pruning.masks import prunable
@@ -116,8 +116,8 @@ def test_a_density_that_leaves_a_layer_nothing_says_the_least_one(strict):
     network("own-little")(lambda: nn.Sequential(nn.Flatten(), *[nn.Linear(16, 16) for _ in range(4)]))
     model = Model.init(Arch("own-little"), 0)
     with pytest.raises(ConfigError, match=r"own-little.*not one for each of the 2 layers.*at least") as caught:
-        allowed(model, 0.003, strict, first=False)
+        FedTiny(density=0.003, strict=strict).allowed(model)
     least = float(str(caught.value).split("at least ")[1].split(",")[0])
-    assert allowed(model, least, strict, first=False)[1] in (2, 3)
+    assert FedTiny(density=least, strict=strict, input_layer="dense").allowed(model)[1] in (2, 3)
     with pytest.raises(ConfigError):
-        allowed(model, least - 0.002, strict, first=False)
+        FedTiny(density=least - 0.002, strict=strict, input_layer="dense").allowed(model)

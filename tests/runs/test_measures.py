@@ -25,7 +25,7 @@ from fedbonsai.runs.compare import plan
 from fedbonsai.runs.run import execute, load
 from fedbonsai.runs.setup import clients, run_context
 from fedbonsai.runs.writers import scalars
-from fedbonsai.stages.personal import Judge, evaluated
+from fedbonsai.stages.personal import Evaluate, evaluated
 from fedbonsai.stages.pruning.derived_masks import Derived, Rule
 from fedbonsai.training.evaluate import evaluate, evaluate_each
 
@@ -196,7 +196,7 @@ def test_personal_models_are_judged_by_the_measure_and_the_bad_end():
     data, model = REGRESSION.data(), REGRESSION.model()
     people = clients(data)
     with scope(LocalFleet(people), Scope("r", 0, 0, 0)) as open_:
-        request = Judge(model.arch, model.weights, None, Rule(), Derived())
+        request = Evaluate(model.arch, model.weights, None, Rule(), Derived())
         found = evaluated(open_, dict.fromkeys(open_.devices, request))
     scores = [evaluate(model, person.valid).value for person in people]
     assert found.figures() == {
@@ -213,7 +213,7 @@ def test_devices_on_which_a_measure_has_no_meaning_do_not_count():
     people = clients(data)
     alike = people[0].valid[people[0].valid.y == 0]
     people[0] = replace(people[0], valid=alike)
-    request = Judge(model.arch, model.weights, None, Rule(), Derived())
+    request = Evaluate(model.arch, model.weights, None, Rule(), Derived())
     with scope(LocalFleet(people), Scope("r", 0, 0, 0)) as open_:
         found = evaluated(open_, dict.fromkeys(open_.devices, request))
     assert found.devices == 3

@@ -7,14 +7,15 @@ from torch import nn
 
 pytest.importorskip("numba")
 
+from fedbonsai import measured
 from fedbonsai.sparse import breakeven
 
 
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
     monkeypatch.setenv("FEDBONSAI_CACHE", str(tmp_path))
-    monkeypatch.setattr(breakeven, "_known", {})
-    monkeypatch.setattr(breakeven, "SECONDS", 0.0)
+    monkeypatch.setattr(measured, "_known", {})
+    monkeypatch.setattr(measured, "SECONDS", 0.0)
     return tmp_path / "breakeven.json"
 
 
@@ -25,7 +26,7 @@ def test_a_shape_is_measured_once(cache, monkeypatch):
     found = breakeven.breakeven(LAYER, (8, 10, 10), 4)
     assert list(json.loads(cache.read_text()).values()) == [found]
     assert [file.name for file in cache.parent.iterdir()] == [cache.name]
-    monkeypatch.setattr(breakeven, "_known", {})  # as in a new process
+    monkeypatch.setattr(measured, "_known", {})  # as in a new process
     written = cache.stat().st_mtime_ns
     assert breakeven.breakeven(LAYER, (8, 10, 10), 4) == found
     assert cache.stat().st_mtime_ns == written

@@ -9,8 +9,8 @@ from torch import nn
 
 pytest.importorskip("numba")
 
+from fedbonsai import measured
 from fedbonsai.cached_module import CachedModule
-from fedbonsai.sparse import breakeven
 from fedbonsai.sparse.convert import SparseNet, chosen, sparse_net
 from fedbonsai.sparse.layers import SparseConv2d
 from fedbonsai.sparse.order import batch_last
@@ -108,14 +108,16 @@ def test_loading_other_masks_changes_the_places():
 
 def test_auto_is_sparse_below_the_breakeven(monkeypatch, tmp_path):
     monkeypatch.setenv("FEDBONSAI_CACHE", str(tmp_path))
-    monkeypatch.setattr(breakeven, "SECONDS", 0.0)
+    monkeypatch.setattr(measured, "SECONDS", 0.0)
     model, masks, shape = masked("mlp", 0.2, widths=(40, 30))
     chosen(model, masks, shape, 20)
-    known = json.loads(breakeven.kept().read_text())
+    known = json.loads((tmp_path / "breakeven.json").read_text())
     assert len(known) == len(masks) == 3
     assert all(0 <= density <= 1 for density in known.values())
-    breakeven.kept().write_text(json.dumps({key: 0.3 if "in_features=40" in key else 0.1 for key in known}))
-    monkeypatch.setattr(breakeven, "_known", {})
+    (tmp_path / "breakeven.json").write_text(
+        json.dumps({key: 0.3 if "in_features=40" in key else 0.1 for key in known})
+    )
+    monkeypatch.setattr(measured, "_known", {})
     assert chosen(model, masks, shape, 20) == ["features.fc2.weight"]
 
 

@@ -12,7 +12,7 @@ from fedbonsai.errors import NotFinite
 from fedbonsai.methods.fedtiny.growth import Growth
 from fedbonsai.methods.fedtiny.method import FedTiny
 from fedbonsai.methods.fedtiny.places import places_of
-from fedbonsai.methods.fedtiny.selection import Selection
+from fedbonsai.methods.fedtiny.pool import Selection
 from fedbonsai.methods.fedtiny.top_gradients import top_gradients
 from fedbonsai.methods.prunefl.importance import Wanted, processed, trained
 from fedbonsai.methods.prunefl.importance import importances as importances_of

@@ -14,9 +14,9 @@ from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.model import Model
 from fedbonsai.stages.personal import (
-    Judge,
+    Evaluate,
+    evaluate,
     evaluated,
-    judge,
     merged,
     owned,
     personal_names,
@@ -147,7 +147,7 @@ def test_any_method_can_have_its_model_judged_on_each_device():
     states, fleet = run(Averaging(optimizer=SGD(lr=0.1, batch=8)), rounds=2)
     model = states[-1].model
     with scope(fleet.inner, Scope("r", 0, 2, 0)) as open_:
-        request = Judge(model.arch, model.weights, None, Rule(), Derived())
+        request = Evaluate(model.arch, model.weights, None, Rule(), Derived())
         found = evaluated(open_, dict.fromkeys(open_.devices, request))
         tuned = evaluated(open_, dict.fromkeys(open_.devices, replace(request, tune=SGD(lr=0.1, steps=10, batch=8))))
     scores = [training.evaluate(model, person.valid) for person in PEOPLE]
@@ -162,7 +162,9 @@ def test_any_method_can_have_its_model_judged_on_each_device():
 def test_a_model_that_is_judged_under_its_mask_is_tuned_under_it():
     with scope(LocalFleet(PEOPLE), Scope("r", 0, 0, 0)) as open_:
         tune, how = SGD(lr=0.1, steps=3, batch=8), Derived(0.9)
-        answers = open_.ask(judge, dict.fromkeys(open_.devices, Judge(CNN, MODEL.weights, None, Rule(), how, tune)))
+        answers = open_.ask(
+            evaluate, dict.fromkeys(open_.devices, Evaluate(CNN, MODEL.weights, None, Rule(), how, tune))
+        )
         found = {answer.device.id: answer.value for answer in answers}
     masks = derived(CNN, MODEL.weights, Rule(), how)
     for who in PEOPLE:
@@ -175,7 +177,7 @@ def test_a_model_that_is_judged_under_its_mask_is_tuned_under_it():
 def test_means_are_weighted_by_samples_and_devices_without_any_do_not_count():
     people = (PEOPLE[0], replace(PEOPLE[1], valid=PEOPLE[1].train), replace(PEOPLE[2], valid=PEOPLE[2].valid[:0]))
     fleet = LocalFleet(people)
-    request = Judge(MODEL.arch, MODEL.weights, None, Rule(), Derived())
+    request = Evaluate(MODEL.arch, MODEL.weights, None, Rule(), Derived())
     with scope(fleet, Scope("r", 0, 0, 0)) as open_:
         found = evaluated(open_, dict.fromkeys(open_.devices, request))
         nobody = evaluated(open_, {open_.devices[2]: request})

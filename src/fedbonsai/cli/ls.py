@@ -87,8 +87,12 @@ def _data(args: argparse.Namespace) -> list[tuple[str, str]]:
 
     return [
         ("digits", "1,797 images of 8x8 pixels that come with scikit-learn; no download"),
+        (
+            "motion",
+            "five activities by the accelerometer and gyroscope of 14 people's phones, in the package; no download",
+        ),
         *((name, f"{home} on the Hugging Face hub, or --data.path FOLDER") for name, home in HUB.items()),
-        ("owner/name", "any image-classification dataset of the Hugging Face hub"),
+        ("owner/name", "any dataset of the Hugging Face hub: pictures, or columns by --data.x and --data.y"),
         ("--data.path PATH", "own files: Parquet, CSV, .npz, folders of classes or clients; see docs/data.md"),
     ]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fedbonsai.data.config import DataConfig, HoldoutConfig, SeriesConfig
+from fedbonsai.data.config import DataConfig, HoldoutConfig, InputConfig, SeriesConfig
 
 if TYPE_CHECKING:
     from fedbonsai.data.federation import Federation, load
     from fedbonsai.data.given import Given, of
     from fedbonsai.data.split import Split
 
-__all__ = ["DataConfig", "Federation", "Given", "HoldoutConfig", "SeriesConfig", "Split", "load", "of"]
+__all__ = ["DataConfig", "Federation", "Given", "HoldoutConfig", "InputConfig", "SeriesConfig", "Split", "load", "of"]
 
 
 def __getattr__(name: str) -> Any:

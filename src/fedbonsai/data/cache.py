@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedbonsai.data.mapped import members
 from fedbonsai.places import caches
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -32,10 +33,10 @@ def version(package: str) -> str:
 
 
 def held(path: Path, names: tuple[str, ...]) -> dict[str, Any] | None:
-    """What `keep` wrote, or None where nothing is there that can be read."""
+    """What `keep` wrote, large arrays mapped, or None where nothing is there that can be read."""
     try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:  # numpy leaks a damaged file's handle
-            return {name: file[name] for name in names}
+        found = members(path)
+        return {name: found[name] for name in names}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None  # never written, or damaged: it is made again and replaced
 

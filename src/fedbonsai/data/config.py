@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from keyword import iskeyword
 from math import inf
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from fedbonsai.errors import ConfigError
 
@@ -90,6 +91,23 @@ class HoldoutConfig:
 
 
 @dataclass(frozen=True)
+class InputConfig:
+    """One of several inputs of a network, read as a single one is."""
+
+    x: tuple[str, ...] = ()
+    """Its columns, as in data.x; none: the column of its own name."""
+    shape: tuple[int, ...] = ()
+    """As data.shape."""
+    transforms: tuple[Any, ...] = ()
+    """As data.transforms."""
+
+    def __post_init__(self) -> None:
+        """One name alone is a list of one."""
+        if isinstance(given := cast("str | tuple[str, ...]", self.x), str):
+            object.__setattr__(self, "x", (given,))
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """The data of a run. All faults are reported together, as one ``ValueError``."""
 
@@ -102,6 +120,9 @@ class DataConfig:
     folder of pictures or recordings for each class, or a folder with a folder or file for each client."""
     x: tuple[str, ...] = ()
     """Columns of the inputs, `*` for several; none: the only one of pictures or sounds, or one called x or text."""
+    inputs: Mapping[str, InputConfig] = field(default_factory=dict[str, InputConfig])
+    """Several inputs by the names of the network's arguments, each with `x`, `shape` and `transforms` of its own, instead of
+    the three here."""
     y: tuple[str, ...] = ()
     """Columns of the targets; none: the only one of classes, or one called label, labels, fine_label or y."""
     targets: Literal["", "classes", "numbers"] = ""
@@ -114,7 +135,7 @@ class DataConfig:
     """Rows gathered to windows."""
     transforms: tuple[Any, ...] = ()
     """What is done with samples before they are stored, in this order: resize, window, logmel, standardise, onehot, chars,
-    clip, picture, tokens."""
+    clip, picture, reshape, tokens."""
     impute: Literal["", "mean", "median", "zero", "last"] = ""
     """What missing inputs become; none: they are refused."""
     drop_missing_targets: bool = False
@@ -179,7 +200,8 @@ class DataConfig:
             _fault(self, "server", "at least 0", self.server >= 0),
             _fault(self, "limit", "at least 0 (0 uses all samples)", self.limit >= 0),
             _fault(self, "seed", "at least 0, or none", self.seed is None or self.seed >= 0),
-            *self._transforms(),
+            *_transforms("transforms", self.transforms),
+            *self._inputs(),
         ]
         object.__setattr__(self, "by", "")
         known = ["digits", *SETS, *HUB]
@@ -192,28 +214,51 @@ class DataConfig:
             )
         _refuse(faults)
 
-    def _transforms(self) -> list[str]:
-        """Faults of the transforms; what registers them is imported only where there are any."""
-        if not self.transforms:
-            return []
-        from fedbonsai.data.transforms import parse
+    def _inputs(self) -> list[str]:
+        """Faults of named inputs."""
+        faults = [
+            _fault(
+                self, name, "nothing beside inputs: each input has its own", not (self.inputs and getattr(self, name))
+            )
+            for name in ("x", "shape", "transforms", "augment")
+        ]
+        if wrong := [name for name in self.inputs if not name.isidentifier() or iskeyword(name)]:
+            faults.append(f"inputs: {', '.join(wrong)}: expected names of arguments of the network's forward")
+        for name, one in self.inputs.items():
+            faults += _transforms(f"inputs.{name}.transforms", one.transforms)
+        return faults
 
-        try:
-            parse(self.transforms)
-        except ConfigError as error:
-            return [f"transforms: {error}"]
-        return []
+    def each_input(self) -> dict[str, DataConfig]:
+        """The data of each named input alone."""
+        return {
+            name: replace(self, inputs={}, x=one.x or (name,), shape=one.shape, transforms=one.transforms)
+            for name, one in self.inputs.items()
+        }
 
     @staticmethod
     def of(table: Mapping[str, Any]) -> DataConfig:
         """From a table of plain values, as TOML gives it."""
         kinds = {"series": SeriesConfig, "holdout": HoldoutConfig}
         made: dict[str, Any] = {name: kinds[name](**_tuples(table[name])) for name in kinds if name in table}
+        made["inputs"] = {name: InputConfig(**_tuples(one)) for name, one in table.get("inputs", {}).items()}
         return DataConfig(**_tuples(table) | made)
 
 
 def _tuples(table: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in table.items()}
+
+
+def _transforms(path: str, given: tuple[Any, ...]) -> list[str]:
+    """Faults of transforms; what registers them is imported only where there are any."""
+    if not given:
+        return []
+    from fedbonsai.data.transforms import parse
+
+    try:
+        parse(given)
+    except ConfigError as error:
+        return [f"{path}: {error}"]
+    return []
 
 
 def _fault(owner: object, name: str, want: str, fine: bool) -> str:

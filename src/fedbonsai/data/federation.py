@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -14,20 +14,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedbonsai.core import Samples, Scale
-from fedbonsai.data.arrays import Arrays, Bytes
+from fedbonsai.core import Samples
+from fedbonsai.data.arrays import Arrays
 from fedbonsai.data.classes import contiguous, few
 from fedbonsai.data.config import DataConfig
 from fedbonsai.data.folders import unread
 from fedbonsai.data.given import PREFIX
-from fedbonsai.data.reading import Reading
+from fedbonsai.data.mapped import gathered
+from fedbonsai.data.normalising import scale_of, statistics, whose
+from fedbonsai.data.several import Several, understood
 from fedbonsai.data.sources import read
 from fedbonsai.data.split import Split, draw
-from fedbonsai.data.statistics import mean_and_deviation, sums
+from fedbonsai.data.statistics import Float, mean_and_deviation, moments
+from fedbonsai.data.survey import axis_of, scale_by
 from fedbonsai.errors import ConfigError
-from fedbonsai.telling import doing, each
+from fedbonsai.inputs import Input
+from fedbonsai.telling import doing
 
-CHUNK = 4096  # images that are ordered at a time
+CHANNELS = (0, 3, 1, 2)  # axes of pictures with channels last, as files have them, channels first
+TOP = 255  # the largest byte of a picture
 SKEWED = 1.5  # times as many test samples of one class as if all were equally frequent: worth a remark
 
 
@@ -53,18 +58,26 @@ class Federation:
     tested: str = ""
     """What the test set is, such as "2,177 samples of 5 other clients"."""
     kind: str = "pictures"
-    """`pictures`, `numbers` or `tokens`."""
+    """`pictures`, `numbers`, `tokens`, or `several` inputs side by side."""
     reading: str = ""
     """How a device reads its own data alike; empty for pictures as they are."""
     vocabulary: int = 0
     """Number of tokens that inputs may have; 0 where they are none."""
     notes: tuple[str, ...] = ()
     """What must be known of how they were read."""
+    asks: bool = False
+    """Whether the clients are still to be asked what normalises inputs: `{standardise = "clients"}`."""
 
     @property
     def ids(self) -> tuple[str, ...]:
         """Client ids, in the order of ``train`` and ``valid``."""
         return self.split.ids
+
+    @cached_property
+    def inputs(self) -> tuple[Input, ...]:
+        """What stands side by side in a sample; empty for one input."""
+        reading = understood(self.reading) if self.kind == "several" else None
+        return reading.inputs if isinstance(reading, Several) else ()
 
     @property
     def x(self) -> Tensor:
@@ -97,7 +110,9 @@ class Federation:
         """What a network's builder may need to know of the data."""
         shape = self.samples.shape
         found: dict[str, Any] = {"shape": shape}
-        if self.kind == "tokens":
+        if self.inputs:
+            found = {"shapes": {each.name: each.shape for each in self.inputs}, "vocabulary": self.vocabulary}
+        elif self.kind == "tokens":
             found |= {"length": shape[0], "vocabulary": self.vocabulary}
         elif len(shape) == 3:
             square = {"size": shape[1]} if shape[1] == shape[2] else {}
@@ -177,6 +192,27 @@ class Federation:
                 if numbers:
                     yield f"{text}: {few([self.class_names[number] for number in sorted(numbers)])}"
 
+    def normalised(self, mean: Float, std: Float) -> Federation:
+        """The same, whose inputs are normalised by one mean and deviation of stored values for each feature or channel."""
+        top = TOP if self.kind == "pictures" else 1
+        scale = scale_by(torch.as_tensor(mean).float(), torch.as_tensor(std).float(), self.samples.shape)
+        return replace(
+            self,
+            samples=self.samples.normalised(scale),
+            test=self.test.normalised(scale),
+            mean=tuple((mean / top).tolist()),
+            std=tuple((std / top).tolist()),
+            asks=False,
+        )
+
+    def supposed(self) -> Federation:
+        """The same, normalised by the samples that are here, for looks at a network before the clients were asked."""
+        if not self.asks:
+            return self
+        pairs = [part for pair in zip(self.train, self.valid, strict=True) for part in pair]
+        parts = [part for part in pairs if len(part)] or [part for part in (self.samples, self.test) if len(part)][:1]
+        return self.normalised(*mean_and_deviation(moments(part.stored.numpy(), axis_of(part)) for part in parts))
+
     def share(self) -> Federation:
         """Move all samples to shared memory, in place, so that worker processes map them instead of copying."""
         for tensor in (self.samples.stored, self.samples.y, self.test.stored, self.test.y):
@@ -219,9 +255,11 @@ def load(config: DataConfig, seed: int) -> Federation:
             "the labels and data.limit"
         )
     pictures = held.kind == "pictures"
-    x = _stored(held.x, order) if pictures else _tensor(held.x[order])
-    test_x = _stored(held.test_x, np.arange(len(held.test_y))) if pictures else _tensor(held.test_x)
-    mean, std = _statistics(held, split)
+    first = CHANNELS if pictures else None
+    with doing(f"ordering {len(order):,} samples"):
+        x = _tensor(gathered(held.x, order, first))
+    test_x = _tensor(gathered(held.test_x, np.arange(len(held.test_y)), first) if pictures else held.test_x)
+    mean, std = (np.empty(0), np.empty(0)) if (asks := whose(held) == "clients") else statistics(held, split)
     scale = scale_of(mean.tolist(), std.tolist(), tuple(x.shape[1:]))
     top = held.top if pictures else 1
     return Federation(
@@ -239,22 +277,8 @@ def load(config: DataConfig, seed: int) -> Federation:
         reading=held.reading,
         vocabulary=held.vocabulary,
         notes=held.notes,
+        asks=asks,
     )
-
-
-def scale_of(mean: Sequence[float], std: Sequence[float], shape: Sequence[int], top: int = 1) -> Scale | None:
-    """How stored inputs of a shape are normalised: by one mean and deviation a channel or feature; None where there are none.
-
-    Args:
-        mean: of values from 0 to ``top``, divided by it.
-        std: of the same.
-        shape: of one input.
-        top: the largest stored value that may be.
-    """
-    if not mean:
-        return None
-    across = (-1, 1, 1) if len(shape) == 3 else (-1,)
-    return Scale(*((torch.tensor(value, dtype=torch.float64) * top).float().view(across) for value in (mean, std)))
 
 
 def _tested(held: Arrays, split: Split) -> str:
@@ -276,45 +300,6 @@ def _number(count: int, what: str) -> str:
     return f"{count:,} {what}{'s' * (count != 1)}"
 
 
-def _statistics(held: Arrays, split: Split) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What stored inputs are normalised by: mean and deviation of each channel or feature, or one of all; empty for nothing."""
-    nothing = np.empty(0)
-    if held.kind == "pictures":
-        return _of_pictures(held.x)
-    if held.kind == "tokens":
-        return nothing, nothing
-    if held.reading and any(each.short == "standardise" for each in Reading.of(held.reading).transforms):
-        axis = 1 if held.x.ndim == 4 else -1
-        pairs = zip(split.train, split.valid, strict=True)
-        parts = (held.x[list(mine)] for mine in (*(train + valid for train, valid in pairs), split.server))
-        if split.ids or split.server:
-            return mean_and_deviation(sums(part, axis) for part in parts if len(part))
-        return mean_and_deviation([sums(held.x, axis)])
-    if held.units.size:
-        return np.zeros(1), 1 / held.units
-    return (np.zeros(1), np.ones(1)) if held.x.dtype.kind != "f" else (nothing, nothing)
-
-
-def _of_pictures(images: Bytes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of each channel, in stored units, exactly: from the counts of the 256 values."""
-    x = torch.as_tensor(images)
-    # torch counts bytes as they are; numpy would widen every pixel to eight bytes first
-    count = np.stack([torch.bincount(x[..., c].reshape(-1), minlength=256).numpy() for c in range(x.shape[3])])
-    levels = np.arange(256)
-    share = count / count.sum(1, keepdims=True)
-    mean = share @ levels
-    std = np.sqrt((share * (levels - mean[:, None]) ** 2).sum(1))
-    return mean, np.where(std > 0, std, 1.0)  # a channel of one value becomes zero
-
-
 def _tensor(values: NDArray[Any]) -> Tensor:
     """An array that may be written to, as a tensor: what Arrow gives may not."""
     return torch.as_tensor(np.require(values, requirements=["C", "W"]))
-
-
-def _stored(x: Bytes, order: NDArray[np.int64]) -> Tensor:
-    """Images in an order, [samples, height, width, channels] bytes to [samples, channels, height, width]."""
-    out = torch.empty(len(order), x.shape[3], x.shape[1], x.shape[2], dtype=torch.uint8)
-    for begin in each(f"ordering images, {CHUNK:,} at a time,", range(0, len(order), CHUNK)):
-        out[begin : begin + CHUNK] = torch.as_tensor(x[order[begin : begin + CHUNK]]).permute(0, 3, 1, 2)
-    return out

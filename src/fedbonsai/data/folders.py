@@ -9,12 +9,14 @@ from pathlib import Path
 from fedbonsai.data.audio import ENDINGS
 from fedbonsai.data.classes import few
 from fedbonsai.data.kinds import Kind, Values
-from fedbonsai.data.shards import CLIENT, FILES, Shard, of_file
+from fedbonsai.data.shards import CLIENT, FILES, Shard, of_file, of_folder
 from fedbonsai.errors import ConfigError
 
 TESTS = ("test", "validation", "valid")  # names of a split that serves as the test set, the best first
 STRAY = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"}
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+
+ARRAY = "x.npy"  # a folder that has it holds arrays
 
 Found = dict[str, list[Path]]
 
@@ -60,6 +62,8 @@ def local(path: Path) -> dict[str, list[Shard]]:
     try:
         if path.is_file() and path.suffix.lower() in FILES:
             return {"train": [of_file(path)]}
+        if (path / ARRAY).is_file():
+            return {"train": [of_folder(path)]}
         if found := splits(path):
             return {split: [of_file(file) for file in files] for split, files in found.items()}
         parts = {name: path / name for name in ("train", *TESTS) if (path / name).is_dir()}
@@ -103,6 +107,8 @@ def _complete(files: list[Path]) -> list[Path]:
 
 def _tree(folder: Path) -> list[Shard]:
     """Files of a folder without splits: of classes, or of clients."""
+    if (folder / ARRAY).is_file():
+        return [of_folder(folder)]
     inside = [each for each in sorted(folder.iterdir()) if not stray(each)]
     rows = [each for each in inside if each.is_file() and each.suffix.lower() in FILES]
     if rows:
@@ -113,6 +119,9 @@ def _tree(folder: Path) -> list[Shard]:
         return [_of_classes(folder, places)]
     shards: list[Shard] = []
     for place in places:
+        if (place / ARRAY).is_file():
+            shards.append(of_folder(place).of_client(place.name))
+            continue
         below = [each for each in sorted(place.iterdir()) if not stray(each)]
         if files := [each for each in below if each.is_file() and each.suffix.lower() in FILES]:
             shards += [of_file(file).of_client(place.name) for file in files]

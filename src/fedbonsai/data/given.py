@@ -26,14 +26,22 @@ class Given:
     path: str
     """What stands for them as ``data.path`` in this process, and in each that gives the same again."""
     name: str
+    inputs: tuple[str, ...] = ()
+    """Names of several inputs."""
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What a run's configuration says of them."""
+        inputs = {"data.inputs": {name: {"x": [name]} for name in self.inputs}} if self.inputs else {}
+        return {"data.path": self.path, "data.name": self.name, **inputs}
 
 
 def of(train: object, test: object = None, *, classes: Sequence[str] = (), name: str = "given") -> Given:
     """Data for a run in this process.
 
     Args:
-        train: ``(x, y)``, arrays whose first axis are samples; a dict ``{client: (x, y)}``; a Hugging Face `Dataset`, or
-            `DatasetDict` of splits; or a torch `Dataset` of pairs.
+        train: ``(x, y)``, arrays whose first axis are samples, ``x`` a dict of them where a network has several inputs; a dict
+            ``{client: (x, y)}``; a Hugging Face `Dataset`, or `DatasetDict` of splits; or a torch `Dataset` of pairs.
         test: the same, for the test set; None: as `DataConfig.holdout` says, or a tenth.
         classes: names of the classes that ``y`` numbers.
         name: what reports call the data.
@@ -48,7 +56,10 @@ def of(train: object, test: object = None, *, classes: Sequence[str] = (), name:
     shards = {split: _shards(value, f"the {split} data", classes, marks) for split, value in splits.items()}
     path = PREFIX + marks.hexdigest()[:16]
     _held[path] = shards
-    return Given(path, name)
+    own = (
+        [] if _is_hub(splits.get("train")) else [each for each in shards["train"][0].kinds if each not in ("y", CLIENT)]
+    )
+    return Given(path, name, () if own in ([], ["x"]) else tuple(own))
 
 
 def recalled(path: str) -> dict[str, list[Shard]]:
@@ -101,18 +112,41 @@ def _pair(value: Any, what: str, classes: Sequence[str], marks: Any) -> Shard:
             raise ConfigError(
                 f"{what}: items are {type(pairs[0]).__name__ if pairs else 'none'}; expected pairs of x and y"
             )
-        value = ([_array(x) for x, _ in pairs], [_array(y) for _, y in pairs])
+        value = (_beside([x for x, _ in pairs]), [_array(y) for _, y in pairs])
     if not isinstance(value, tuple | list) or len(cast("Sequence[Any]", value)) != 2:
         raise ConfigError(
             f"{what}: {type(cast(object, value)).__name__}; expected (x, y), a dict {{client: (x, y)}}, or a Dataset of Hugging "
             "Face or torch"
         )
-    arrays = {name: as_values(each) for name, each in zip(("x", "y"), cast("Sequence[Any]", value), strict=True)}
-    for array in arrays.values():
+    x, y = cast("Sequence[Any]", value)
+    arrays = columns_of(x, y, what)
+    for name, array in arrays.items():
+        marks.update(name.encode() if name not in ("x", "y") else b"")
         marks.update(repr(np.shape(array) if isinstance(array, np.ndarray) else len(array)).encode())
         for part in array if isinstance(array, list) else [array]:
             marks.update(np.ascontiguousarray(part).tobytes())
     return of_arrays(what, arrays, classes)
+
+
+def columns_of(x: Any, y: Any, what: str) -> dict[str, Values]:
+    """Inputs and targets as columns: ``x``, or each of several inputs by its name, and ``y``.
+
+    Raises:
+        ConfigError: an input is called as the targets are, or there is none.
+    """
+    named = cast("Mapping[str, Any]", x) if isinstance(x, Mapping) else {"x": x}
+    if not named or {"y", CLIENT} & set(named):
+        raise ConfigError(
+            f"{what}: inputs are called {', '.join(named) or 'nothing'}; expected names other than y and {CLIENT}"
+        )
+    return {str(name): as_values(each) for name, each in {**named, "y": y}.items()}
+
+
+def _beside(values: list[Any]) -> Any:
+    """Inputs of samples one after another, as one of each name where they have names."""
+    if values and all(isinstance(each, Mapping) for each in values):
+        return {name: [_array(each[name]) for each in values] for name in cast("Mapping[str, Any]", values[0])}
+    return [_array(each) for each in values]
 
 
 def as_values(value: Any) -> Values:

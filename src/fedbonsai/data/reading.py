@@ -18,6 +18,7 @@ from fedbonsai.data.classes import few
 from fedbonsai.data.columns import decode
 from fedbonsai.data.config import DataConfig, SeriesConfig
 from fedbonsai.data.kinds import Kind, Values
+from fedbonsai.data.mapped import blocks
 from fedbonsai.data.missing import filled, fills, refuse
 from fedbonsai.data.series import ordered, windows
 from fedbonsai.data.tables import Table, missing, taken
@@ -68,6 +69,10 @@ class Reading:
         """Names of all columns that it needs."""
         series = (self.series.by, *self.series.order) if self.series.length else ()
         return tuple(dict.fromkeys(name for name in (*self.x, *self.y, self.client, *series) if name))
+
+    def again(self, **changes: Any) -> Reading:
+        """The same with other settings."""
+        return replace(self, **changes)
 
     def text(self) -> str:
         """It as JSON, for devices."""
@@ -241,12 +246,10 @@ def _stored(part: Part, what: str) -> Part:
         advice = "[{chars = 80}]" if kind == "text" else "[{window = 8000}], for recordings with 'logmel' behind it"
         raise ConfigError(f"{what}: inputs are {kind}; set data.transforms = {advice}")
     x = part.x
-    if x.dtype.kind == "f" and not np.isfinite(x).all():
-        raise ConfigError(
-            f"{what}: {int((~np.isfinite(x)).sum()):,} input values are NaN or infinite; clean the data first"
-        )
+    if x.dtype.kind == "f" and (bad := sum(int((~np.isfinite(block)).sum()) for block in blocks(x))):
+        raise ConfigError(f"{what}: {bad:,} input values are NaN or infinite; clean the data first")
     if not part.vocabulary and str(x.dtype) not in SMALL:
-        x = x.astype(np.float32)
+        x = x.astype(np.float32, copy=False)
     return replace(part, x=x)
 
 

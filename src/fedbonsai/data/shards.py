@@ -7,15 +7,17 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from fedbonsai.data.extras import extra
 from fedbonsai.data.kinds import Kind, Values, of_array, of_schema, values_of
+from fedbonsai.data.mapped import members, opened
 from fedbonsai.errors import ConfigError
 
 FILES = (".parquet", ".csv", ".npz")
+ROWS = 1024  # of images, recordings and text that are read at a time
 CLIENT = "client"  # name of the column that says whose samples are, where a source says it by itself
 NAMES = "names"  # array of a .npz: what the numbers in y mean
 
@@ -107,9 +109,18 @@ def _parquet(file: Path) -> Shard:
 
     def rows(names: Sequence[str]) -> Mapping[str, Values]:
         try:
+            lists = [name for name in names if kinds[name].role not in ("number", "class", "time")]
+            found: dict[str, Values] = {name: [] for name in lists}
             with file.open("rb") as raw:
-                table = extra("pyarrow.parquet").ParquetFile(raw).read(columns=list(names))
-                return {name: values_of(table.column(name), kinds[name]) for name in names}
+                # as they become lists they are read a few at a time: the column and its list would lie in memory together
+                held = extra("pyarrow.parquet").ParquetFile(raw, buffer_size=1 << 20)
+                for batch in held.iter_batches(ROWS, columns=lists) if lists else ():
+                    for name in lists:
+                        found[name] += values_of(batch.column(name), kinds[name])  # pyright: ignore[reportOperatorIssue]
+                table = held.read(columns=[name for name in names if name not in lists])
+                return {
+                    name: found[name] if name in found else values_of(table.column(name), kinds[name]) for name in names
+                }
         except Exception as error:
             raise _unreadable(file, error) from None
 
@@ -137,12 +148,31 @@ def _csv(file: Path) -> Shard:
 
 def _npz(file: Path) -> Shard:
     try:
-        with file.open("rb") as raw, np.load(raw, allow_pickle=False) as held:  # numpy leaks a damaged file's handle
-            arrays = {str(name): held[name] for name in cast("Sequence[str]", held.files)}
+        arrays = members(file)
     except DAMAGED as error:
         raise _unreadable(file, error) from None
+    return _named(file, arrays)
+
+
+def of_folder(folder: Path) -> Shard:
+    """A folder with arrays as `x.npy` and `y.npy`, which are mapped, and others as further columns; `names.npy` as in `.npz`.
+
+    Raises:
+        ConfigError: they cannot be read.
+    """
+    arrays: dict[str, Values] = {}
+    for file in sorted(folder.glob("*.npy")):
+        try:
+            arrays[file.stem] = opened(file)
+        except DAMAGED as error:
+            raise _unreadable(file, error) from None
+    return _named(folder, arrays)
+
+
+def _named(file: Path, arrays: Mapping[str, Values]) -> Shard:
+    arrays = dict(arrays)
     names = [str(name) for name in arrays.pop(NAMES, ())]
-    if alone := [name for name, values in arrays.items() if not values.ndim]:
+    if alone := [name for name, values in arrays.items() if not np.ndim(values)]:
         raise ConfigError(f"{file}: {', '.join(alone)}: one value, expected arrays [samples, ...]")
     return of_arrays(str(file), arrays, names)
 
@@ -155,7 +185,7 @@ def _unique(file: Path, names: Sequence[str]) -> None:
 def _unreadable(file: Path, error: Exception) -> ConfigError:
     size = file.stat().st_size if file.is_file() else -1
     why = "it is empty" if size == 0 else "it is a folder" if size < 0 and file.is_dir() else first(error)
-    kind = {".csv": "a CSV file with a line of names", ".npz": "a .npz file with arrays x and y"}
+    kind = {".csv": "a CSV file with a line of names", ".npz": "a .npz file with arrays x and y", ".npy": "an array"}
     return ConfigError(
         f"data.path: {file} cannot be read: {why}; expected {kind.get(file.suffix.lower(), 'a Parquet file')}, copy or write "
         "it anew"

@@ -19,7 +19,9 @@ from fedbonsai.data.config import HUB, SETS, DataConfig
 from fedbonsai.data.extras import extra, quiet
 from fedbonsai.data.folders import CLIENT, TESTS, local, marked, splits
 from fedbonsai.data.holdout import divided
+from fedbonsai.data.mapped import is_mapped
 from fedbonsai.data.reading import Reading, reading_of
+from fedbonsai.data.several import Several
 from fedbonsai.data.shards import Shard, first, of_hub
 from fedbonsai.data.tables import Table, declared, table
 from fedbonsai.data.transforms import Part, Transform, parse
@@ -28,7 +30,7 @@ from fedbonsai.telling import doing
 
 READING = 3  # raise it when the same files are read otherwise than before: what was kept is then read anew
 SETTINGS = (
-    "x", "y", "targets", "client", "shape", "series", "transforms", "impute", "drop_missing_targets", "holdout",
+    "x", "inputs", "y", "targets", "client", "shape", "series", "transforms", "impute", "drop_missing_targets", "holdout",
 )  # fmt: skip
 
 
@@ -70,13 +72,16 @@ def read(config: DataConfig) -> Arrays:
     else:
         with quiet(), doing(f"fetching {config.name}"):
             arrays = _samples(_hub(config), config)
+    if is_mapped(arrays.x):  # what lies in files as it is wanted needs no copy of it
+        return arrays
     keep(arrays, place)
-    return arrays
+    return kept(place) or arrays  # mapped where it is large, so that the division makes no second copy in memory
 
 
 def _code(config: DataConfig) -> list[str]:
     """Text of the transforms that are not ours, as a part of a key: they read otherwise when it changes."""
-    kinds = [type(each) for each in parse(config.transforms)]
+    given = [config.transforms, *(one.transforms for one in config.inputs.values())]
+    kinds = [type(each) for some in given for each in parse(some)]
     return [_text(kind) for kind in kinds if not kind.__module__.startswith("fedbonsai.")]
 
 
@@ -128,7 +133,8 @@ def _samples(found: Mapping[str, Sequence[Shard]], config: DataConfig) -> Arrays
         raise ConfigError(f"data set {config.name!r} has no split 'train'; it has {sorted(found)}")
     train = filled(found["train"])
     other = next((filled(found[name]) for name in TESTS if name in found), None)
-    reading = _begun(train, config)
+    several = {name: _begun(train, one) for name, one in config.each_input().items()}
+    reading = Several(several, {}) if several else _begun(train, config)
     scored = config.series.scored if config.series.length else ""
     keys = dict.fromkeys((*reading.wanted, *(config.holdout.order if config.holdout else ()), scored))
     names = [name for name in keys if name]
@@ -144,7 +150,7 @@ def _samples(found: Mapping[str, Sequence[Shard]], config: DataConfig) -> Arrays
         there = [name for name in names if name != spared or all(name in shard.kinds for shard in other)]
         tested = table(other, there, classes, "test", bare)
     rows, tested = divided(rows, tested, config, reading.client)
-    reading, part = replace(reading, names=classes.get("".join(reading.y[:1]), ())).learned(rows)
+    reading, part = reading.again(names=classes.get("".join(reading.y[:1]), ())).learned(rows)
     test = reading(tested, scored=_scored(tested, scored) if scored else None)
     if np.shape(part.x)[1:] != np.shape(test.x)[1:]:
         raise ConfigError(
@@ -201,14 +207,16 @@ def filled(shards: Sequence[Shard]) -> list[Shard]:
     return found
 
 
-def _as_meant(reading: Reading, part: Part, test: Part, config: DataConfig) -> tuple[Reading, Part, Part]:
+def _as_meant(
+    reading: Reading | Several, part: Part, test: Part, config: DataConfig
+) -> tuple[Reading | Several, Part, Part]:
     """Whole numbers as classes or as quantities, which only both sets together tell."""
     y = part.y
     both = np.union1d(y, test.y)
     gaps = int(both[0]) < 0 or int(both[-1]) >= len(both)
     known = y.ndim > 1 or reading.names or part.names
     if both.dtype.kind == "f" or (gaps and config.y and not config.targets and not known):
-        meant = replace(reading, targets="numbers")
+        meant = reading.again(targets="numbers")
         return meant, replace(part, y=y.astype(np.float32)), replace(test, y=test.y.astype(np.float32))
     if known:
         return reading, part, test
@@ -218,11 +226,13 @@ def _as_meant(reading: Reading, part: Part, test: Part, config: DataConfig) -> t
                 f"{each.what}: labels run from {int(each.y.min())} to {int(each.y.max())}, expected 0 to the number of classes - "
                 "1; use a labelled split, or set data.targets = 'numbers'"
             )
-    return replace(reading, targets="classes"), part, test
+    return reading.again(targets="classes"), part, test
 
 
-def _arrays(reading: Reading, part: Part, test: Part, config: DataConfig) -> Arrays:
-    x, test_x = np.asarray(part.x), np.asarray(test.x)
+def _arrays(reading: Reading | Several, part: Part, test: Part, config: DataConfig) -> Arrays:
+    if isinstance(reading, Several):
+        return _kept(reading.text(), part, test, config, "several")
+    x = np.asarray(part.x)
     pictures = reading.role == "picture" and x.dtype == np.uint8 and x.ndim == 4
     # devices have words of their own for pictures as they are: see fleets/flower/samples.py
     plain = pictures and not (reading.transforms or config.x or config.y)
@@ -233,6 +243,12 @@ def _arrays(reading: Reading, part: Part, test: Part, config: DataConfig) -> Arr
         notes.append(f"inputs {shape}{scale}, as the files' metadata say")
     if clip := next((each for each in reading.transforms if each.short == "clip"), None):
         notes.append(f"training targets are {clip}, those of the test set are as they are")
+    kind = "pictures" if pictures else "tokens" if part.vocabulary else "numbers"
+    return _kept("" if plain else reading.text(), part, test, config, kind, tuple(notes))
+
+
+def _kept(reading: str, part: Part, test: Part, config: DataConfig, kind: str, notes: tuple[str, ...] = ()) -> Arrays:
+    x, test_x = np.asarray(part.x), np.asarray(test.x)
     return Arrays(
         x,
         part.y,
@@ -241,11 +257,11 @@ def _arrays(reading: Reading, part: Part, test: Part, config: DataConfig) -> Arr
         part.names,
         part.owners,
         fingerprint(x, part.y),
-        kind="pictures" if pictures else "tokens" if part.vocabulary else "numbers",
+        kind=kind,
         test_owners=test.owners,
         held_out="later" if config.holdout.later else "",
         units=np.asarray(part.units, np.float64),
-        reading="" if plain else reading.text(),
+        reading=reading,
         vocabulary=part.vocabulary,
-        notes=tuple(notes),
+        notes=notes,
     )

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from fedbonsai.data.classes import joined, translated
 from fedbonsai.data.columns import labels, required
 from fedbonsai.data.kinds import Kind, Values
+from fedbonsai.data.mapped import blocks, gathered
+from fedbonsai.data.mapped import joined as joined_arrays
 from fedbonsai.data.shards import Shard
 from fedbonsai.errors import ConfigError
 
@@ -56,7 +58,7 @@ class Table:
 
 def taken(values: Values, rows: NDArray[np.int64]) -> Values:
     """Some of a column's values, in this order."""
-    return values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows]
+    return gathered(values, rows) if isinstance(values, np.ndarray) else [values[row] for row in rows]
 
 
 def missing(values: Values) -> NDArray[np.bool_]:
@@ -64,8 +66,8 @@ def missing(values: Values) -> NDArray[np.bool_]:
     if isinstance(values, np.ndarray):
         if values.dtype.kind not in "fM" or not len(values):
             return np.zeros(len(values), bool)
-        absent = np.isnat(values) if values.dtype.kind == "M" else np.isnan(values)
-        return np.asarray(absent.reshape(len(values), -1).any(1))
+        absent = np.isnat if values.dtype.kind == "M" else np.isnan
+        return np.concatenate([absent(block).reshape(len(block), -1).any(1) for block in blocks(values)])
     return np.asarray([value is None for value in values], bool)
 
 
@@ -128,6 +130,6 @@ def _broad(kind: Kind) -> str:
 def _joined(parts: Sequence[Values]) -> Values:
     arrays = [part for part in parts if isinstance(part, np.ndarray)]
     if len(arrays) == len(parts):
-        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        return joined_arrays(arrays)
     mixed: list[Any] = list(chain.from_iterable(parts))
     return mixed

@@ -13,13 +13,18 @@ from fedbonsai.export.needs import need, quiet
 from fedbonsai.export.trained import Trained
 
 
-def to_executorch(trained: Trained, target: Path, int8: bool = False) -> None:
+def to_executorch(trained: Trained, target: Path, int8: bool = False) -> str:
     """Write a ``.pte`` program that takes one input at a time, of the shape of training; recurrent layers are unrolled.
+
+    Of a network of several inputs it takes the row in which they stand side by side.
 
     Args:
         trained: what is exported.
         target: the file.
         int8: symmetric 8-bit weights by channel and 8-bit activations, ranges from the calibration samples.
+
+    Returns:
+        Nothing to say.
 
     Raises:
         Missing: executorch is not installed.
@@ -29,6 +34,7 @@ def to_executorch(trained: Trained, target: Path, int8: bool = False) -> None:
     example = (trained.calibration.x[:1],)
     with quiet():
         network: nn.Module = trained.single()
+        network = _OfRow(network) if trained.model.arch.inputs else network
         with trained.followed():
             if int8:
                 network = _quantized(network, trained.calibration)
@@ -36,6 +42,18 @@ def to_executorch(trained: Trained, target: Path, int8: bool = False) -> None:
                 torch.export.export(network, example), partitioner=[kernels.XnnpackPartitioner()]
             )
         target.write_bytes(lowered.to_executorch().buffer)
+    return ""
+
+
+class _OfRow(nn.Module):
+    """A network of several inputs as one of the row in which they stand side by side."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.network(rows)
 
 
 def _quantized(network: nn.Module, calibration: Samples) -> nn.Module:

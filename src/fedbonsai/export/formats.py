@@ -18,27 +18,32 @@ from fedbonsai.export.trained import Trained
 
 @dataclass(frozen=True)
 class Format:
-    """A file format: its ending, how a file of it is written (float32 or 8-bit integers), and how it is run."""
+    """A file format: its ending, how a file of it is written (float32 or 8-bit integers), and how it is run.
+
+    Writing gives what the file cannot do that others of its format can, in words; empty where nothing.
+    """
 
     ending: str
-    write: Callable[[Trained, Path, bool], None]
+    write: Callable[[Trained, Path, bool], str]
     runner: Callable[[Trained, Path], Scores]
     int8: bool = True
 
 
-def _safetensors(trained: Trained, target: Path, int8: bool) -> None:
+def _safetensors(trained: Trained, target: Path, int8: bool) -> str:
     if int8:
         raise ConfigError("safetensors keeps weights as they are; for 8-bit weights use onnx, executorch or compact")
     weights = {name: value.contiguous() for name, value in trained.model.weights.items()}
     target.write_bytes(tensors.save(weights, trained.notes()))
+    return ""
 
 
 def _reloaded(trained: Trained, file: Path) -> Scores:
     return trained.model.replace(tensors.load(file.read_bytes())).build().eval()
 
 
-def _compact(trained: Trained, target: Path, int8: bool) -> None:
+def _compact(trained: Trained, target: Path, int8: bool) -> str:
     save(trained.model, target, "int8" if int8 else "fp32", trained.notes())
+    return ""
 
 
 FORMATS = {

@@ -14,9 +14,11 @@ from torch import nn
 from fedbonsai.core import Samples, Scale
 from fedbonsai.errors import ConfigError, FedbonsaiError, said
 from fedbonsai.export.personal import personal_model
+from fedbonsai.inputs import parted
 from fedbonsai.model import Model
 from fedbonsai.runs.run import Run
 from fedbonsai.runs.setup import federation, initial_model
+from fedbonsai.runs.survey import normalised
 from fedbonsai.tree import cast, generator, seed_of, seeded
 
 CALIBRATION = 256  # samples
@@ -40,6 +42,7 @@ class Trained:
         test: the common test set.
         dense: the network of the configuration before anything was pruned or trained, to hold size and latency against.
         scale: how stored inputs become those of the network; None where they are that already.
+        kind: of the data, as `Federation` has it; empty: pictures where an input has three axes.
     """
 
     model: Model
@@ -48,6 +51,7 @@ class Trained:
     test: Samples
     dense: Model
     scale: Scale | None = None
+    kind: str = ""
 
     @staticmethod
     def of(run: Run, client: str = "") -> Trained:
@@ -57,14 +61,13 @@ class Trained:
             ConfigError: the run has not ended, its data is gone, or the client has no model of its own.
         """
         model = personal_model(run, client) if client else run.model
-        data = federation(run.config)
+        data = normalised(federation(run.config), run.path)
         own = data.train[data.ids.index(client)] if client else data.samples
         order = torch.randperm(len(own.y), generator=generator(seed_of(run.config.seed, "calibration", -1, 0)))
         chosen = order[:CALIBRATION]
         calibration = own[chosen].scaled()
-        return Trained(
-            model, run.info["data"], calibration, data.test, initial_model(run.config, data), data.test.scale
-        )
+        dense = initial_model(run.config, data)
+        return Trained(model, run.info["data"], calibration, data.test, dense, data.test.scale, data.kind)
 
     @property
     def tokens(self) -> bool:
@@ -121,22 +124,45 @@ class Trained:
             "classes": json.dumps(self.info.get("classes", [])),
             "architecture": json.dumps({"name": arch.name, "options": dict(arch.options)}),
         }
-        if self._pictures:
+        if self.pictures:
             return found | {name: json.dumps(self.info[name]) for name in ("mean", "std")}
+        if arch.inputs:
+            return found | {"inputs": json.dumps(self._inputs())}
         scales = {"mean": self.scale.mean, "std": self.scale.std} if self.scale is not None else {}
         return found | {name: json.dumps(value.flatten().tolist()) for name, value in scales.items()}
 
     @property
-    def _pictures(self) -> bool:
-        return len(self.calibration.shape) == 3
+    def pictures(self) -> bool:
+        """Whether inputs are pictures, stored as bytes, and not other values with three axes."""
+        return len(self.calibration.shape) == 3 and self.kind in ("", "pictures")
 
     def _input(self) -> str:
         """What the network takes, in words."""
         shape = self.calibration.shape
-        if self._pictures:
+        if self.pictures:
             _, height, width = shape
             sides = "size, size" if height == width else f"{height}, {width}"
             return f"float32 [batch, channels, {sides}]; (value / 255 - mean) / std for each channel"
+        if self.model.arch.inputs:
+            return (
+                "several by name, or side by side in a row, float32 [batch, values]; (value - mean) / std: see inputs"
+            )
         kind = str(self.calibration.x.dtype).removeprefix("torch.")
         how = "; (value - mean) / std" if self.scale is not None else ""
         return f"{kind} [batch, {', '.join(map(str, shape))}]{how}"
+
+    def _inputs(self) -> list[dict[str, Any]]:
+        """What each of several inputs is: mean and deviation of each channel of a picture, else of each of the last axis."""
+        found: list[dict[str, Any]] = []
+        inputs = self.model.arch.inputs
+        scales = [(name, parted(inputs, value[None])) for name, value in vars(self.scale).items()] if self.scale else []
+        for each in inputs:
+            kind = "int64" if each.whole else "float32"
+            one = {"name": each.name, "shape": list(each.shape), "type": kind}
+            for name, values in scales if not each.whole else ():
+                value = values[each.name][0]
+                one[name] = (
+                    value[:, 0, 0] if value.ndim == 3 else value.flatten(0, -2)[0] if value.ndim > 1 else value
+                ).tolist()
+            found.append(one)
+        return found

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from fedbonsai.core import Answer, Answers, Client, Device, Scope, Silence, Task
+from fedbonsai.core import Answer, Answers, Client, Device, Memory, Scale, Scope, Silence, Task
 from fedbonsai.errors import Failed, Forgotten, Silent
-from fedbonsai.fleets.envelope import blamed, envelope, perform, receipt
+from fedbonsai.fleets.crew import side_by_side
+from fedbonsai.fleets.envelope import Envelope, blamed, envelope, perform, receipt
 from fedbonsai.fleets.slots import Remembers
 from fedbonsai.telling import each
 from fedbonsai.wire import OWN, decode, encode
-from fedbonsai.work import spent
+from fedbonsai.work import Work, spent
 
 M = TypeVar("M")
 R = TypeVar("R")
@@ -24,13 +26,14 @@ class LocalFleet(Remembers):
         clients: in the order of their devices.
         wire: encode and decode every message, so that the ledger's bytes are real; without it nothing is encoded and
             bytes are 0.
+        batch: so many tasks run side by side, and those that train alike train as one computation.
     """
 
-    def __init__(self, clients: Sequence[Client], wire: bool = True) -> None:
+    def __init__(self, clients: Sequence[Client], wire: bool = True, batch: int = 1) -> None:
         super().__init__()
         self.devices = tuple(Device(client.id) for client in clients)
         self._clients = {client.id: client for client in clients}
-        self._wire = wire
+        self._wire, self._batch = wire, batch
 
     def ask(self, task: Task[M, R], send: Mapping[Device, M], at_least: int = 1) -> Answers[R]:
         """Ask; tasks run as their answers are read."""
@@ -42,35 +45,66 @@ class LocalFleet(Remembers):
         self, scope: Scope, ask: int, task: Task[M, R], send: Mapping[Device, M], payloads: list[bytearray] | None
     ) -> Iterator[Answer[R] | Silence]:
         opened: tuple[bytearray | None, Any] = (None, None)  # equal messages are decoded once
+        crew: list[_Call] = []
         for index, (device, request) in enumerate(each("devices", send.items())):
             head = envelope(scope, ask, task.name, device.id, self._slots.base(device.id))
             received: Any = request
-            down = up = 0
+            down = 0
             if payloads is not None:
                 if opened[0] is not payloads[index]:
                     opened = (payloads[index], decode(payloads[index], OWN))
                 received = opened[1]
                 down = len(encode(head)) + len(payloads[index])
-            reply = b""
+            # a copy, so that a task which writes into it and then fails leaves it as it was
+            memory = decode(encode(self._slots.memory(device.id)), OWN)
+            crew.append(_Call(task, device, head, received, memory, down, self._clients[device.id], self._wire))
+            if len(crew) == self._batch or index == len(send) - 1:
+                yield from self._done(crew)
+                crew = []
+
+    def _done(self, crew: Sequence[_Call]) -> Iterator[Answer[Any] | Silence]:
+        for call, outcome in zip(crew, side_by_side([call.perform for call in crew]), strict=True):
             try:
-                # a copy, so that a task which writes into it and then fails leaves it as it was
-                before = decode(encode(self._slots.memory(device.id)), OWN)
-                value, memory, work = perform(task, received, self._clients[device.id], head, before)
-                with blamed():
-                    reply = encode(value) if self._wire else b""
+                value, memory, work, reply = outcome.get()
             except Silent as error:
-                up = len(encode(receipt(head, str(error)))) if self._wire else 0
+                up = len(encode(receipt(call.head, str(error)))) if self._wire else 0
                 trace = error.trace if isinstance(error, Failed) else ""
-                yield Silence(device, str(error), down, up, isinstance(error, Forgotten), spent(error), fault=trace)
+                forgot = isinstance(error, Forgotten)
+                yield Silence(call.device, str(error), call.down, up, forgot, spent(error), fault=trace)
                 continue
+            up = 0
             if self._wire:
-                up = len(encode(receipt(head))) + len(reply)
+                up = len(encode(receipt(call.head))) + len(reply)
                 value = decode(reply, OWN)
-            self._slots.keep(device.id, memory)
-            yield Answer(device, value, down, up, work)
+            self._slots.keep(call.device.id, memory)
+            yield Answer(call.device, value, call.down, up, work)
+
+    def normalise(self, scale: Scale) -> None:
+        """Set the scale of the clients' inputs."""
+        self._clients = {id: client.normalised(scale) for id, client in self._clients.items()}
 
     def close(self) -> None:
         """Nothing to give back."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One device's task, ready to run."""
+
+    task: Task[Any, Any]
+    device: Device
+    head: Envelope
+    request: object
+    memory: Memory
+    down: int
+    client: Client
+    wire: bool
+
+    def perform(self) -> tuple[Any, Memory, Work, bytes | bytearray]:
+        """What comes of it: the answer, the new memory, what was computed, and the answer's bytes."""
+        value, memory, work = perform(self.task, self.request, self.client, self.head, self.memory)
+        with blamed():
+            return value, memory, work, encode(value) if self.wire else b""
 
 
 def post(send: Mapping[Device, Any]) -> list[bytearray]:

@@ -6,7 +6,7 @@ import multiprocessing
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 from fedbonsai import bases
 from fedbonsai.arch import Arch, networks
 from fedbonsai.choice import homes
-from fedbonsai.core import Answer, Answers, Client, Device, Scope, Silence, Task
+from fedbonsai.core import Answer, Answers, Client, Device, Scale, Scope, Silence, Task
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.envelope import envelope
 from fedbonsai.fleets.local import post
@@ -31,12 +31,13 @@ R = TypeVar("R")
 
 @dataclass
 class _Post:
-    """One request on its way: where it stands in the order, and how often it was tried."""
+    """One request on its way: where it stands in the order, with which others it is done, and how often it was tried."""
 
     index: int
     device: Device
     job: Job
     frame: bytearray  # payload
+    crew: int  # index of the first of those that are done side by side
     tries: int = 0
     down: int = 0
 
@@ -69,9 +70,10 @@ class PoolFleet(Remembers):
     Args:
         clients: in the order of their devices; their samples move to shared memory.
         workers: processes of one thread each; two of them beat one process of two threads on two cores.
+        batch: as for `LocalFleet`; so many tasks go to a worker at a time.
     """
 
-    def __init__(self, clients: Sequence[Client], workers: int = 2) -> None:
+    def __init__(self, clients: Sequence[Client], workers: int = 2, batch: int = 1) -> None:
         if workers < 1:
             raise ConfigError(f"fleet.workers = {workers}: expected at least 1")
         super().__init__()
@@ -82,7 +84,7 @@ class PoolFleet(Remembers):
         self._context = multiprocessing.get_context(kind)
         if kind == "forkserver":
             self._context.set_forkserver_preload(["fedbonsai.fleets.worker", "fedbonsai.zoo", "fedbonsai.methods"])
-        self._serial = 0
+        self._serial, self._batch = 0, batch
         self._workers = [self._start() for _ in range(workers)]
 
     def _start(self) -> _Worker:
@@ -104,38 +106,41 @@ class PoolFleet(Remembers):
     def _run(
         self, scope: Scope, ask: int, task: Task[Any, Any], devices: list[Device], payloads: list[bytearray]
     ) -> Iterator[Answer[Any] | Silence]:
-        window = 2 * len(self._workers) + 2
+        window = (2 * len(self._workers) + 2) * self._batch
         waiting: dict[int, Answer[Any] | Silence] = {}
         serials: dict[int, int] = {}
         ahead = 0
         for turn in each("devices", range(len(devices))):
             while turn not in waiting:
                 while ahead < min(len(devices), turn + window) and (free := self._idlest()) is not None:
-                    device, frame = devices[ahead], payloads[ahead]
-                    if id(frame) not in serials:
-                        self._serial += 1
-                        serials[id(frame)] = self._serial
-                    head = envelope(scope, ask, task.name, device.id, self._slots.base(device.id))
-                    job = Job(
-                        head, serials[id(frame)], task.run.__module__, bytes(encode(self._slots.memory(device.id)))
-                    )
-                    self._give(free, _Post(ahead, device, job, frame, down=len(encode(head)) + len(frame)))
-                    ahead += 1
+                    crew: list[_Post] = []
+                    for index in range(ahead, min(len(devices), ahead + self._batch)):
+                        device, frame = devices[index], payloads[index]
+                        if id(frame) not in serials:
+                            self._serial += 1
+                            serials[id(frame)] = self._serial
+                        head = envelope(scope, ask, task.name, device.id, self._slots.base(device.id))
+                        memory = bytes(encode(self._slots.memory(device.id)))
+                        job = Job(head, serials[id(frame)], task.run.__module__, memory)
+                        crew.append(_Post(index, device, job, frame, ahead, down=len(encode(head)) + len(frame)))
+                    self._give(free, crew)
+                    ahead += len(crew)
                 waiting.update(self._collect())
             yield waiting.pop(turn)
 
     def _idlest(self) -> _Worker | None:
-        """Worker with the shortest queue: one task in progress and one behind it keep it busy."""
+        """Worker with the shortest queue: what is in progress and as much behind it keep it busy."""
         worker = min(self._workers, key=lambda worker: len(worker.queue))
-        return worker if len(worker.queue) < 2 else None
+        return worker if len({item.crew for item in worker.queue}) < 2 else None
 
-    def _give(self, worker: _Worker, item: _Post) -> None:
-        worker.queue.append(item)
+    def _give(self, worker: _Worker, crew: Sequence[_Post]) -> None:
+        worker.queue += crew
         try:
-            if worker.payload != item.job.payload:
-                worker.pipe.send_bytes(encode(item.frame))
-                worker.payload = item.job.payload
-            worker.pipe.send_bytes(encode(item.job))
+            for item in crew:
+                if worker.payload != item.job.payload:
+                    worker.pipe.send_bytes(encode(item.frame))
+                    worker.payload = item.job.payload
+                worker.pipe.send_bytes(encode(replace(item.job, beside=len(crew))))
         except OSError:
             pass  # it died; its queue is given to its successor when the pipe reports the end
 
@@ -167,20 +172,25 @@ class PoolFleet(Remembers):
         return Answer(item.device, decode(done.reply, limit=OWN), item.down, done.head + len(done.reply), done.work)
 
     def _replace(self, place: int) -> dict[int, Answer[Any] | Silence]:
-        """Put a new worker in a dead one's place and give it the queue; the task in progress gets one more try."""
+        """Put a new worker in a dead one's place and give it the queue; each task in progress gets one more try, alone."""
         dead = self._workers[place]
         dead.pipe.close()
         dead.process.join()
         self._workers[place] = new = self._start()
         lost: dict[int, Answer[Any] | Silence] = {}
-        for position, item in enumerate(dead.queue):
-            item.tries += position == 0
+        crews: dict[int, list[_Post]] = {}
+        for item in dead.queue:
+            if item.crew == dead.queue[0].crew:
+                item.tries += 1
+                item.crew = item.index
             if item.tries > 1:
                 lost[item.index] = Silence(
                     item.device, f"its worker died twice (exit {dead.process.exitcode})", item.down
                 )
             else:
-                self._give(new, item)
+                crews.setdefault(item.crew, []).append(item)
+        for crew in crews.values():
+            self._give(new, crew)
         return lost
 
     def _reset(self) -> None:
@@ -196,6 +206,14 @@ class PoolFleet(Remembers):
         """Drop the memories of this round."""
         self._reset()
         super().abort()
+
+    def normalise(self, scale: Scale) -> None:
+        """Set the scale of the clients' inputs: the workers, who were told another one, are started anew."""
+        count = len(self._workers)
+        self.close()
+        storages, seats, held = self._shared
+        self._shared = (storages, [replace(seat, scale=scale) for seat in seats], held)
+        self._workers = [self._start() for _ in range(count)]
 
     def close(self) -> None:
         """End the workers."""

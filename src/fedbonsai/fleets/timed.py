@@ -17,7 +17,7 @@ from fedbonsai.devices.clock import Macs, Times, compute_seconds, end, joules, m
 from fedbonsai.devices.link import Ask, Link
 from fedbonsai.devices.memory import process_bytes
 from fedbonsai.devices.profile import Profile
-from fedbonsai.fleets.based import hold
+from fedbonsai.fleets.based import GIVEN
 from fedbonsai.fleets.costs import Costs
 from fedbonsai.fleets.wrappers import Wrapper
 from fedbonsai.tree import seed_of
@@ -103,7 +103,7 @@ class Timed(Wrapper):
     def ask(self, task: Task[M, R], send: Mapping[Device, M], at_least: int = 1) -> Answers[R]:
         """Ask those who can be reached; answers that come too late are silences, and what was kept does not count."""
         scope, number = self.where()
-        away = self._away(scope, list(send), wait=task.name != hold.name)
+        away = self._away(scope, list(send), wait=task not in GIVEN)
         reached = {device: request for device, request in send.items() if device not in away}
         known = Ask(
             tuple(device.id for device in reached),

@@ -7,8 +7,9 @@ import queue
 import signal
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -20,6 +21,7 @@ from fedbonsai.arch import bring
 from fedbonsai.core import Client, Samples, Scale, task_named
 from fedbonsai.errors import ConfigError, Failed, Forgotten, Silent
 from fedbonsai.fleets.allocator import keep_memory
+from fedbonsai.fleets.crew import side_by_side
 from fedbonsai.fleets.envelope import Envelope, blamed, perform, receipt
 from fedbonsai.tree import Weights
 from fedbonsai.wire import OWN, decode, encode, message
@@ -34,6 +36,7 @@ class Job:
     payload: int
     module: str  # where the task and its messages are defined
     memory: bytes  # encoded: its messages may be known only once that module is imported
+    beside: int = 1  # jobs in a row, this one included, that are done side by side
 
 
 @message("pool/done@1")
@@ -130,18 +133,25 @@ def work(
     threading.Thread(target=_listen, args=(pipe, inbox), daemon=True).start()
     opened: tuple[int, Any] = (-1, None)  # equal messages are decoded once
     raw = b""  # the payload that came last
+    crew: list[Callable[[], Done]] = []
     while (frame := inbox.get()) is not None:
         order = decode(frame, limit=OWN)
         if isinstance(order, bytes):
             raw, opened = order, (-1, None)
             continue
-        done, opened = _do(order, raw, opened, places[order.head.device].client(storages))
-        if done.error and absent:
-            done = replace(done, error=f"{done.error}This worker lacks {'; '.join(absent)}")
-        try:
-            pipe.send_bytes(encode(done))
-        except OSError:
-            return
+        opened = _opened(order, raw, opened)
+        crew.append(partial(_do, order, opened[1], places[order.head.device].client(storages)))
+        if len(crew) < order.beside:
+            continue
+        for outcome in side_by_side(crew):
+            done = outcome.get()
+            if done.error and absent:
+                done = replace(done, error=f"{done.error}This worker lacks {'; '.join(absent)}")
+            try:
+                pipe.send_bytes(encode(done))
+            except OSError:
+                return
+        crew = []
 
 
 def _import(modules: Sequence[str]) -> list[str]:
@@ -164,23 +174,39 @@ def _listen(pipe: Connection, inbox: queue.SimpleQueue[bytes | None]) -> None:
             return
 
 
-def _do(job: Job, raw: bytes, held: tuple[int, Any], client: Client) -> tuple[Done, tuple[int, Any]]:
-    """Do a job; the decoded payload comes back with it, for the next job that shares it."""
-    head = job.head
+def _opened(job: Job, raw: bytes, opened: tuple[int, Any]) -> tuple[int, Any]:
+    """A job's request, decoded with the module imported that defines it, or what came of that; under its number."""
+    if opened[0] == job.payload:
+        return opened
     try:
         importlib.import_module(job.module)
-        if held[0] != job.payload:
-            held = (job.payload, decode(raw, limit=OWN))
+        return job.payload, decode(raw, limit=OWN)
+    except Exception:
+        return -1, Unread(traceback.format_exc())
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A request that cannot be decoded, and why."""
+
+    why: str
+
+
+def _do(job: Job, request: object, client: Client) -> Done:
+    """Do a job."""
+    head = job.head
+    if isinstance(request, Unread):
+        return Done(head.device, job.payload, 0, error=request.why)
+    try:
         before = decode(job.memory, limit=OWN)
-        value, memory, done = perform(task_named(head.task), held[1], client, head, before)
+        value, memory, done = perform(task_named(head.task), request, client, head, before)
         size = len(encode(receipt(head)))
         with blamed():
             reply, kept = bytes(encode(value)), bytes(encode(memory))
-        return Done(head.device, job.payload, size, reply, kept, work=done), held
+        return Done(head.device, job.payload, size, reply, kept, work=done)
     except Silent as error:
         size, why = len(encode(receipt(head, str(error)))), str(error) or "no answer"
         forgot, trace = isinstance(error, Forgotten), error.trace if isinstance(error, Failed) else ""
-        silent = Done(head.device, job.payload, size, silent=why, forgot=forgot, work=spent(error), fault=trace)
-        return silent, held
+        return Done(head.device, job.payload, size, silent=why, forgot=forgot, work=spent(error), fault=trace)
     except Exception:  # a fault of ours, or of a task that wrote: the parent raises it, with the text it had here
-        return Done(head.device, job.payload, 0, error=traceback.format_exc()), held
+        return Done(head.device, job.payload, 0, error=traceback.format_exc())

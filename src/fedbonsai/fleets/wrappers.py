@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
 
-from fedbonsai.core import Answer, Answers, Device, Fleet, SavedMemory, Scope, Silence, Task
+from fedbonsai.core import Answer, Answers, Device, Fleet, SavedMemory, Scale, Scope, Silence, Task
 from fedbonsai.disk import writing
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.ledger import Ledger, Row
@@ -66,6 +66,10 @@ class Wrapper:
     def restore(self, memories: Mapping[str, SavedMemory]) -> None:
         """Set accepted memories."""
         self.inner.restore(memories)
+
+    def normalise(self, scale: Scale) -> None:
+        """Set the scale of the clients' inputs."""
+        self.inner.normalise(scale)
 
     def close(self) -> None:
         """Close the fleet inside."""
@@ -237,6 +241,9 @@ class Replayed(Wrapper):
 
     def restore(self, memories: Mapping[str, SavedMemory]) -> None:
         """Recorded clients keep nothing."""
+
+    def normalise(self, scale: Scale) -> None:
+        """Recorded clients have no inputs."""
 
     def close(self) -> None:
         """Nothing to give back."""

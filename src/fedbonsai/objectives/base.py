@@ -14,7 +14,9 @@ from fedbonsai.choice import Choice, registered
 from fedbonsai.wire import message
 
 C = TypeVar("C", bound="Objective")
+S = TypeVar("S", bound="Objective")
 Reduction = Literal["mean", "sum"]
+Balanced = Literal["balanced"]  # instead of weights: they follow from how often each target occurs
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,19 @@ class Objective(Choice):
 
     def of(self, y: Tensor) -> Objective:
         """The same with what it needs to know of the training targets."""
+        return self
+
+    @property
+    def balances(self) -> bool:
+        """Whether its weights come from `counts` of the targets that clients train on: see `balanced`."""
+        return False
+
+    def counts(self, y: Tensor, classes: int) -> Tensor:
+        """How often each target occurs, int64; those of several clients are added."""
+        raise NotImplementedError
+
+    def balanced(self: S, counts: Tensor) -> S:
+        """The same with weights that follow from counts."""
         return self
 
     def loss(self, outputs: Tensor, y: Tensor, reduction: Reduction = "mean") -> Tensor:

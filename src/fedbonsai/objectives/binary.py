@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from math import nan
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fedbonsai.errors import Missing
-from fedbonsai.objectives.base import Objective, Reduction, finite, objective
+from fedbonsai.objectives.base import Balanced, Objective, Reduction, finite, objective
 from fedbonsai.objectives.classification import confusion, of_confusion
+
+L = TypeVar("L", bound="_Logistic")
 
 
 def areas(answers: Tensor, y: Tensor) -> tuple[float, float]:
@@ -32,17 +35,37 @@ def areas(answers: Tensor, y: Tensor) -> tuple[float, float]:
 class _Logistic(Objective):
     """What binary and multilabel share: the logistic loss of logits."""
 
-    positive: float
+    positive: Any
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
         super().__post_init__()
-        if self.positive <= 0:
+        if not self.balances and any(weight <= 0 for weight in self._weights()):
             raise ValueError(f"positive = {self.positive}: expected a weight > 0")
+
+    def _weights(self) -> list[float]:
+        return [float(each) for each in (self.positive if isinstance(self.positive, tuple) else (self.positive,))]
+
+    @property
+    def balances(self) -> bool:
+        """Whether the weight is still to be counted."""
+        return self.positive == "balanced"
+
+    def counts(self, y: Tensor, classes: int) -> Tensor:
+        """How often each label is 0 and is 1 [2, labels]."""
+        ones = y.long().view(len(y), *(y.shape[1:] or (1,)))
+        return torch.stack([(ones == value).sum(0) for value in (0, 1)])
+
+    def balanced(self: L, counts: Tensor) -> L:
+        """With the weight of each label that makes its ones count as much as its zeros; 1 where it has only one of both."""
+        zeros, ones = counts.tolist()
+        found = tuple(zero / one if zero and one else 1.0 for zero, one in zip(zeros, ones, strict=True))
+        return replace(self, positive=found[0] if len(found) == 1 else found)  # pyright: ignore[reportArgumentType]
 
     def loss(self, outputs: Tensor, y: Tensor, reduction: Reduction = "mean") -> Tensor:
         """Logistic loss of logits; the mean is over samples and labels."""
-        weight = torch.tensor(self.positive, dtype=outputs.dtype, device=outputs.device) if self.positive != 1 else None
+        known = self.positive if isinstance(self.positive, tuple) else float(self.positive)
+        weight = torch.tensor(known, dtype=outputs.dtype, device=outputs.device) if known != 1 else None
         y = y.to(outputs.dtype)
         return F.binary_cross_entropy_with_logits(outputs.view_as(y), y, reduction=reduction, pos_weight=weight)
 
@@ -73,8 +96,8 @@ class Binary(_Logistic):
 
     metric: str = "auroc"
     """The measure that decides: auroc, average_precision, accuracy, balanced_accuracy or macro_f1."""
-    positive: float = 1.0
-    """Weight of the samples that are 1 in the loss."""
+    positive: float | Balanced = 1.0
+    """Weight of the samples that are 1 in the loss; `balanced`: zeros by ones among the clients' samples."""
 
     targets: ClassVar[str] = "0 or 1, [samples]"
     measures: ClassVar[tuple[str, ...]] = ("auroc", "average_precision", "accuracy", "balanced_accuracy", "macro_f1")
@@ -105,8 +128,8 @@ class Multilabel(_Logistic):
 
     metric: str = "average_precision"
     """The measure that decides: average_precision or auroc, as means over the labels, or accuracy, of single labels."""
-    positive: float = 1.0
-    """Weight of the labels that are 1 in the loss."""
+    positive: float | tuple[float, ...] | Balanced = 1.0
+    """Weight of the labels that are 1 in the loss, or of each; `balanced`: zeros by ones of each among the clients' samples."""
 
     targets: ClassVar[str] = "0 or 1, [samples, labels]"
     measures: ClassVar[tuple[str, ...]] = ("average_precision", "auroc", "accuracy")
@@ -128,6 +151,10 @@ class Multilabel(_Logistic):
 
     def faults(self, y: Tensor, classes: int) -> list[str]:
         """Zeros and ones for each label."""
-        return (
-            _faults(y) if y.ndim == 2 else [f"targets have shape {list(y.shape[1:])} a sample: expected {self.targets}"]
-        )
+        if y.ndim != 2:
+            return [f"targets have shape {list(y.shape[1:])} a sample: expected {self.targets}"]
+        if isinstance(self.positive, tuple) and len(self.positive) != y.shape[1]:
+            return [
+                f"objective.positive has {len(self.positive)} entries, the data {y.shape[1]} labels: give one for each"
+            ]
+        return _faults(y)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import nan
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedbonsai.objectives.base import Objective, Reduction, objective
+from fedbonsai.objectives.base import Balanced, Objective, Reduction, objective
 
 
 @objective("classification")
@@ -19,8 +20,8 @@ class Classification(Objective):
 
     metric: str = "accuracy"
     """The measure that decides: accuracy, balanced_accuracy or macro_f1."""
-    weights: tuple[float, ...] = ()
-    """Weight of each class in the loss; empty: all alike."""
+    weights: tuple[float, ...] | Balanced = ()
+    """Weight of each class in the loss; `balanced`: the rarer among the clients' samples the more; empty: all alike."""
     smoothing: float = 0.0
     """Share of the target that is spread over all classes."""
 
@@ -30,10 +31,28 @@ class Classification(Objective):
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
         super().__post_init__()
-        if not 0 <= self.smoothing < 1 or any(weight < 0 for weight in self.weights):
+        if not 0 <= self.smoothing < 1 or (not self.balances and any(float(weight) < 0 for weight in self.weights)):
             raise ValueError(
                 f"smoothing = {self.smoothing}, weights = {self.weights}: expected a share in [0, 1) and weights >= 0"
             )
+
+    @property
+    def balances(self) -> bool:
+        """Whether the weights are still to be counted."""
+        return self.weights == "balanced"
+
+    def counts(self, y: Tensor, classes: int) -> Tensor:
+        """Samples of each class [classes]."""
+        return y.long().bincount(minlength=classes)
+
+    def balanced(self, counts: Tensor) -> Classification:
+        """With the weight of each class that makes all classes count alike, and a sample 1 in the mean: N / (K n).
+
+        Of N samples n are of the class, and K classes occur; one that does not has the weight 1.
+        """
+        there = counts[counts > 0]
+        even = int(there.sum()) / max(1, len(there))
+        return replace(self, weights=tuple(even / count if count else 1.0 for count in counts.tolist()))
 
     def loss(self, outputs: Tensor, y: Tensor, reduction: Reduction = "mean") -> Tensor:
         """Cross-entropy; with class weights the weighted mean."""
@@ -69,7 +88,7 @@ class Classification(Objective):
         found: list[str] = []
         if len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes:
             found.append(f"labels run from {int(y.min())} to {int(y.max())}: expected 0 to {classes - 1}")
-        if self.weights and len(self.weights) != classes:
+        if self.weights and not self.balances and len(self.weights) != classes:
             found.append(
                 f"objective.weights has {len(self.weights)} entries, the data {classes} classes: give one for each"
             )

@@ -104,6 +104,8 @@ class FleetConfig:
     """`local`: this process. `pool`: worker processes of one thread each. `flower`: devices that joined a server."""
     workers: int = 2
     """Processes of a pool."""
+    batch: int | Literal["auto"] = 1
+    """Clients of a process that train as one computation; `auto`: as many as are fastest here, measured once."""
     wire: bool = True
     """Encode every message, so that bytes are counted; only `local` can leave it out."""
     flaky: float = 0.0
@@ -120,6 +122,10 @@ class FleetConfig:
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
         faults = out_of_range(self, workers=BEARABLE, threads=BEARABLE, flaky=PROBABILITY)
+        if self.batch != "auto" and not 1 <= self.batch <= 1024:
+            faults.append(f"batch = {self.batch}: expected 'auto', or at least 1 and at most 1024")
+        if self.batch != 1 and self.kind == "flower":
+            faults.append(f"batch = {self.batch}: devices train alone; leave it out, or set kind = 'local' or 'pool'")
         if self.kind == "pool" and not self.wire:
             faults.append("wire = false: worker processes always use the wire; use kind = 'local'")
         raise_all(faults)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -75,6 +76,8 @@ def rehearse(model: Model, data: Federation, sgd: Optimizer, device: str = "cpu"
     id, largest = batches[-1]
     with told(f"model {name} cannot be built anew for each client"):
         _built_alike(model)
+    if not model.arch.inputs:
+        _takes_one(model)
     with told(f"model {name} cannot take a training step with {len(largest)} samples"):
         _repeated(lambda: _step(model, largest, data.classes, sgd, device), device)
     with told(f"model {name} cannot score 2 samples of {list(largest.shape)}"):
@@ -119,7 +122,10 @@ def _step(model: Model, batch: Samples, classes: int, sgd: Optimizer, device: st
         if net.parameters and not loss.requires_grad:
             raise ConfigError("no parameter that is trained has an effect on what it gives")
         if not bool(torch.isfinite(loss)):
-            raise ConfigError(f"its loss is {float(loss.detach())} with initial weights: expected a finite number")
+            raise ConfigError(
+                f"its loss is {float(loss.detach())} with initial weights: expected a finite number; bring inputs to one scale "
+                "(data.transforms = ['standardise']), or begin with smaller weights"
+            )
         grads = gradients(loss, list(net.parameters.values()))
     after = net.snapshot()
     if not net.parameters and all(same(value, model.weights[name]) for name, value in after.items()):
@@ -202,6 +208,24 @@ def _built_alike(model: Model) -> None:
         raise ConfigError(
             f"its builder gives other weights in every call ({', '.join(other[:5])}), with the same seed: draw them from the "
             "global generators of torch, NumPy or Python, and from nothing else that changes"
+        )
+
+
+def _takes_one(model: Model) -> None:
+    """Refuse a network of several inputs where the data have one.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    try:
+        every = inspect.signature(cached_module(model).module.forward).parameters.values()
+    except (ValueError, TypeError):  # written in C, as scripted modules are
+        return
+    needed = [one.name for one in every if one.default is one.empty and one.kind == one.POSITIONAL_OR_KEYWORD]
+    if len(needed) > 1:
+        raise ConfigError(
+            f"model {model.arch.name!r} takes {', '.join(needed)} and the data have one input: say in data.inputs which columns "
+            "each is, as in data.inputs = {" + ", ".join(f'{name} = {{ x = "column" }}' for name in needed) + "}"
         )
 
 

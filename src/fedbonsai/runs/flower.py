@@ -29,6 +29,7 @@ from fedbonsai.runs.recipes import own_modules
 from fedbonsai.runs.run import execute
 from fedbonsai.runs.setup import RunContext, federation, rehearsed
 from fedbonsai.runs.structure import structure
+from fedbonsai.runs.survey import question
 from fedbonsai.telling import Teller, listening
 
 TELL = 2.0  # seconds between two words on how far a run is
@@ -71,8 +72,8 @@ def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None) -> Bui
         refuse(config)
         torch.set_num_threads(config.fleet.threads)
         held = _servers(federation(config, split))
+        ask, form, asks, held = question(config, held), form_of(held), held.asks, held.supposed()
         start, said = rehearsed(config, held)
-        form = form_of(held)
         asked, ledger = config.fleet.flower, Ledger()
         fleet: Fleet = FlowerFleet(
             grid,
@@ -88,13 +89,13 @@ def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None) -> Bui
         fleet = Metered(fleet, ledger)
         if config.fleet.flaky:
             fleet = Flaky(fleet, config.fleet.flaky)
-        if start.arch.base:
+        if start.arch.base or asks:
             fleet = Based(fleet, start.arch.base, ledger)
         if config.fleet.record and answers is not None:
             fleet = Recorded(fleet, answers)
         none = held.samples[:0]
         server = Client("server", config.seed, held.server, none, config.fleet.device)
-        return RunContext(config.method, start, held, server, fleet, ledger, said=said)  # type: ignore[arg-type]
+        return RunContext(config.method, start, held, server, fleet, ledger, said=said, ask=ask)  # type: ignore[arg-type]
 
     return build
 

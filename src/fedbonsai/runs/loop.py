@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from fedbonsai.core import Scope, scope
+from fedbonsai.data.federation import Federation
 from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.fleets.costs import Totals
 from fedbonsai.fleets.counted import Counted
@@ -21,6 +22,7 @@ from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Checkpoint, Folder
 from fedbonsai.runs.layers import layers
 from fedbonsai.runs.setup import RunContext
+from fedbonsai.runs.survey import surveyed
 from fedbonsai.runs.trouble import fruitless, futile, of_round
 from fedbonsai.telling import doing, each
 from fedbonsai.training.evaluate import evaluate, evaluate_each
@@ -58,6 +60,8 @@ class Outcome:
     reason: str
     futile: str = ""
     """Why it failed, where rounds in a row brought no update."""
+    federation: Federation | None = None
+    """The data as the clients had them: normalised by what they said of theirs."""
 
 
 def loop(
@@ -68,13 +72,14 @@ def loop(
     Raises:
         Unanswered: too few devices answered when the run began.
     """
+    checkpoint = Checkpoint(folder) if folder else None
+    held = checkpoint.load() if checkpoint else None
+    scene = surveyed(config, scene, run, folder, held is None)
     fleet = Counted(scene.fleet)
     scene = replace(scene, fleet=fleet)
     method, ledger = scene.method, scene.ledger
-    checkpoint = Checkpoint(folder) if folder else None
     watching = list(observers)
     rows: list[dict[str, Any]] = []
-    held = checkpoint.load() if checkpoint else None
     if held is None:
         if folder and folder.metrics.exists():
             folder.metrics.unlink()  # the run was killed before its first checkpoint
@@ -112,7 +117,7 @@ def loop(
     finally:
         for observer in watching:
             observer.end(rows)
-    return Outcome(state, rows, ended or "all rounds done", failed)
+    return Outcome(state, rows, ended or "all rounds done", failed, scene.federation)
 
 
 def _begin(

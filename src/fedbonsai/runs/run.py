@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from math import isnan, nan
 from pathlib import Path
 from typing import Any
@@ -21,7 +16,7 @@ import tomli_w
 import torch
 from safetensors import torch as tensors
 
-from fedbonsai.arch import Arch, keeping
+from fedbonsai.arch import GIVEN, Arch, keeping
 from fedbonsai.data.federation import Federation
 from fedbonsai.errors import ConfigError, NothingLearned, Unwritable
 from fedbonsai.model import Model
@@ -30,10 +25,13 @@ from fedbonsai.objectives.classification import confusion
 from fedbonsai.runs import former
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Folder, write
+from fedbonsai.runs.given import note
 from fedbonsai.runs.loop import Observer, loop
+from fedbonsai.runs.provenance import provenance
 from fedbonsai.runs.recipes import own_modules
 from fedbonsai.runs.setup import RunContext, run_context
 from fedbonsai.runs.structure import structure, unstructure
+from fedbonsai.runs.summary import html_of, summary
 from fedbonsai.runs.trouble import fruitless
 from fedbonsai.text import text_of, toml
 from fedbonsai.training.evaluate import answered
@@ -49,6 +47,13 @@ class Run:
     config: RunConfig
     info: Mapping[str, Any]
     metrics: list[dict[str, Any]]
+
+    def __repr__(self) -> str:
+        return f"Run({', '.join(f'{name} {value}' for name, value in summary(self))})"
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it."""
+        return html_of(self)
 
     @property
     def model(self) -> Model:
@@ -130,7 +135,7 @@ def execute(
     files = Folder(folder)
     if resume:
         config = stored(folder)
-        if config.model.weights and files.start.exists():  # what the file of the weights holds by now does not matter
+        if _brought(config) and files.start.exists():  # what the file of the weights holds by now does not matter
             config = replace(config, model=replace(config.model, weights=str(files.start)))
     with (
         files.alone(),
@@ -157,6 +162,8 @@ def _execute(
     # built before anything is written: a fault of the configuration must not leave a folder that blocks the name
     stage = build(config, files.split if resume and files.split.exists() else None, files.answers)
     if not resume:
+        if config.fleet.batch == "auto":  # what was measured is part of the run: whoever repeats it gets the same bytes
+            config = replace(config, fleet=replace(config.fleet, batch=stage.batch))
         text = tomli_w.dumps(unstructure(config)).encode()
         # the id comes from the configuration, so that two runs of one configuration are equal to the byte
         files.set_info(
@@ -164,12 +171,13 @@ def _execute(
             **provenance(),
             **described(stage.federation, stage.model.arch.objective),
             notes=_notes(stage),
+            **({"given": given} if (given := note(stage.model.arch)) else {}),
         )
         write(files.config, text)
     run = str(files.noted()["id"])
     try:
-        if (stage.model.arch.base or config.model.weights) and not (resume and files.start.exists()):
-            write(files.start, tensors.save(dict(stage.model.whole().weights)))
+        if (stage.model.arch.base or _brought(config)) and not (resume and files.start.exists()):
+            write(files.start, _saved(stage.model))
         if not files.split.exists():
             write(files.split, stage.federation.split.text().encode())
         files.set_info(status=None, started=time.time())  # `Folder.facts` says that it goes on
@@ -179,10 +187,10 @@ def _execute(
         if outcome.futile and all(map(fruitless, outcome.rows)):
             raise NothingLearned(outcome.futile)
         final = stage.method.model(outcome.state).whole()
-        write(files.model, tensors.save({name: value.contiguous() for name, value in final.weights.items()}))
+        write(files.model, _saved(final))
         files.set_info(
             arch=unstructure(final.arch),
-            confusion=confused(final, stage.federation, config.fleet.device),
+            confusion=confused(final, outcome.federation or stage.federation, config.fleet.device),
             kinds=[[way, kind, size] for (way, kind), size in sorted(stage.ledger.kinds.items())],
         )
         if outcome.futile:  # the model is that of the rounds before
@@ -198,6 +206,16 @@ def _execute(
         raise
     finally:
         stage.fleet.close()
+
+
+def _saved(model: Model) -> bytes:
+    """All weights of a model as a file holds them."""
+    return tensors.save({name: value.contiguous() for name, value in model.whole().weights.items()})
+
+
+def _brought(config: RunConfig) -> bool:
+    """Whether weights that the run begins with came from outside of it, so that they are kept."""
+    return bool(config.model.weights) or config.model.name.startswith(GIVEN)
 
 
 def _note(files: Folder, **facts: Any) -> None:
@@ -293,46 +311,3 @@ def described(data: Federation, objective: Objective) -> dict[str, Any]:
             **floor(data, objective),
         },
     }
-
-
-def provenance() -> dict[str, Any]:
-    """Versions, machine and commit, so that a number can be traced."""
-
-    def of(package: str) -> str | None:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return None
-
-    return {
-        "versions": {"python": platform.python_version()}
-        | {name: of(name) for name in ("fedbonsai", "torch", "numpy", "flwr-datasets")},
-        "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
-        "commit": commit(),
-        "command": sys.argv,
-    }
-
-
-def commit() -> str | None:
-    """Commit of the library's checkout, with ``+`` if it has changes; nothing when it is not a checkout."""
-    try:
-        here = Path(__file__).parent.parent
-        head = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-            encoding="utf-8",
-        )
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain", "."],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-            encoding="utf-8",
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from fedbonsai import data
-from fedbonsai.arch import Arch, renew
+from fedbonsai.arch import GIVEN, Arch, renew
 from fedbonsai.core import Client, Fleet, Method
 from fedbonsai.data.classes import few
 from fedbonsai.data.federation import Federation
+from fedbonsai.data.survey import Ask
 from fedbonsai.devices.link import link
 from fedbonsai.devices.networks import all_known
 from fedbonsai.devices.profile import profile
@@ -31,6 +32,8 @@ from fedbonsai.objectives import Regression
 from fedbonsai.runs import pretrained
 from fedbonsai.runs.config import ClockConfig, FleetConfig, RunConfig, local_training, too_many
 from fedbonsai.runs.dry import rehearse, told
+from fedbonsai.runs.shapes import advice
+from fedbonsai.runs.survey import question
 from fedbonsai.tree import seed_of
 from fedbonsai.work import Episode
 
@@ -49,6 +52,10 @@ class RunContext:
     """Of the virtual clock, where there is one."""
     said: tuple[str, ...] = ()
     """What is to be said before the first round."""
+    ask: Ask | None = None
+    """What the clients are to be asked of their data before it; until then ``federation`` and ``model`` suppose it."""
+    batch: int = 1
+    """Clients of a process that train as one computation."""
 
 
 def clients(federation: Federation, device: str = "cpu") -> list[Client]:
@@ -80,11 +87,21 @@ def initial_model(config: RunConfig, data: Federation) -> Model:
             f"objective.name = 'regression': targets are classes by name ({few(words)}), which are no quantities; set it to "
             "classification, or data.y to a column of numbers"
         )
+    if objective.balances:  # until the clients were asked: of the samples that are here
+        here = data.samples.y if len(data.samples) else data.test.y
+        objective = objective.balanced(objective.counts(here, data.classes))
     outputs = objective.width(data.samples.y, data.classes)[-1]
     facts = {**data.options, "classes": outputs, "outputs": outputs}
     options = facts_for(takes, facts) | config.model.options
+    if absent := sorted(Arch(config.model.name, config.model.options).needs() - options.keys()):
+        raise ConfigError(
+            f"model {config.model.name!r} needs {', '.join(absent)}, which data do not say (they say {', '.join(facts)}): set "
+            f"model.options = {{ {', '.join(f'{name} = ...' for name in absent)} }}"
+        )
     with told(f"model {config.model.name!r} cannot be built with {options}"):
-        return Model.init(Arch(config.model.name, options, objective), seed_of(config.seed, "model", -1, 0))
+        return Model.init(
+            Arch(config.model.name, options, objective, inputs=data.inputs), seed_of(config.seed, "model", -1, 0)
+        )
 
 
 def begun_model(config: RunConfig, data: Federation) -> tuple[Model, list[str]]:
@@ -103,9 +120,13 @@ def begun_model(config: RunConfig, data: Federation) -> tuple[Model, list[str]]:
 
 
 def facts_for(takes: Collection[str], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a builder takes of the facts of the data; of a square picture its ``size`` alone, if it takes that."""
-    square = {"height", "width"} if "size" in facts.keys() & set(takes) else set[str]()
-    return {name: value for name, value in facts.items() if name in takes and name not in square}
+    """What a builder takes of the facts of the data; of a square picture its ``size`` alone, if it takes that.
+
+    Height and width are filled in together: where a builder has no height, its width is that of its layers.
+    """
+    sides = {"height", "width"}
+    wanted = set(takes) - (sides if "size" in facts.keys() & set(takes) or not sides <= set(takes) else set[str]())
+    return {name: value for name, value in facts.items() if name in wanted}
 
 
 def rehearsed(config: RunConfig, data: Federation) -> tuple[Model, tuple[str, ...]]:
@@ -115,8 +136,22 @@ def rehearsed(config: RunConfig, data: Federation) -> tuple[Model, tuple[str, ..
         ConfigError: the network cannot be built, or not be trained on these data.
     """
     renew()
-    made, said = begun_model(config, data)
-    return made, (*said, *data.remarks(), *rehearse(made, data, local_training(config.method), config.fleet.device))
+    data = data.supposed()
+    try:
+        made, said = begun_model(config, data)
+        heard = rehearse(made, data, local_training(config.method), config.fleet.device)
+    except ConfigError as error:
+        if found := advice(config, data, facts_for):
+            raise ConfigError(f"{error}; {found}") from error.__cause__
+        raise
+    return made, (*said, *data.remarks(), *heard)
+
+
+def together(config: RunConfig, model: Model, data: Federation) -> int:
+    """How many clients train fastest together on this machine."""
+    from fedbonsai.training.stacked.width import width
+
+    return width(model, local_training(config.method), max(data.train, key=len), config.fleet.device)
 
 
 def options_of(config: RunConfig) -> set[str]:
@@ -201,21 +236,27 @@ def fleet_of(
     answers: Path | None = None,
     timed: Callable[[Fleet], Fleet] | None = None,
     base: str = "",
+    scaled: bool = False,
 ) -> Fleet:
     """The fleet that a configuration names; ``timed`` puts a clock around it, ``base`` is of the network.
+
+    With ``scaled`` its clients will be sent what normalises their data.
 
     Raises:
         ConfigError: settings that exclude each other.
     """
     if config.kind == "flower":
         raise ConfigError("fleet.kind = 'flower': real devices are driven by `fedbonsai run`, see docs/flower.md")
-    fleet: Fleet = LocalFleet(people, config.wire) if config.kind == "local" else PoolFleet(people, config.workers)
+    batch = 1 if config.batch == "auto" else config.batch
+    fleet: Fleet = (
+        LocalFleet(people, config.wire, batch) if config.kind == "local" else PoolFleet(people, config.workers, batch)
+    )
     fleet = Metered(fleet, ledger)
     if config.flaky:
         fleet = Flaky(fleet, config.flaky)
     if timed is not None:
         fleet = timed(fleet)
-    if base and config.wire:
+    if (base or scaled) and config.wire:
         fleet = Based(fleet, base, ledger)
     if config.record and answers is not None:
         fleet = Recorded(fleet, answers)
@@ -223,10 +264,21 @@ def fleet_of(
 
 
 def run_context(config: RunConfig, split: Path | None = None, answers: Path | None = None) -> RunContext:
-    """Build everything."""
+    """Build everything.
+
+    Raises:
+        ConfigError: something of it cannot be.
+    """
+    if config.model.name.startswith(GIVEN) and config.fleet.kind != "local":
+        raise ConfigError(
+            f"fleet.kind = {config.fleet.kind!r} needs a network that other processes can find, and {config.model.name!r} was "
+            "given in Python: put it into a module and give its name, as model = 'package.module:callable', or use "
+            "fleet.kind = 'local'"
+        )
     torch.set_num_threads(config.fleet.threads)
     reachable(config.fleet.device)
     held = federation(config, split)
+    ask, asks, held = question(config, held), held.asks, held.supposed()
     if faults := too_many(config.method, len(held.ids)):
         raise ConfigError(faults[0])
     if not any(len(part) for part in held.train):
@@ -247,7 +299,11 @@ def run_context(config: RunConfig, split: Path | None = None, answers: Path | No
         costs = Costs()
         clock = clock_of(config.clock, held.ids, config.seed)
         timed = partial(Timed, clock=clock, costs=costs)
-    fleet = fleet_of(config.fleet, clients(held, config.fleet.device), ledger, answers, timed, start.arch.base)
+    if config.fleet.batch == "auto":
+        config = replace(config, fleet=replace(config.fleet, batch=together(config, start, held.supposed())))
+    people = clients(held, config.fleet.device)
+    fleet = fleet_of(config.fleet, people, ledger, answers, timed, start.arch.base, asks)
     empty = held.samples[:0]
     server = Client("server", config.seed, held.server if len(held.server) else empty, empty, config.fleet.device)
-    return RunContext(config.method, start, held, server, fleet, ledger, costs, said)  # type: ignore[arg-type]
+    batch = config.fleet.batch if isinstance(config.fleet.batch, int) else 1
+    return RunContext(config.method, start, held, server, fleet, ledger, costs, said, ask, batch)  # type: ignore[arg-type]

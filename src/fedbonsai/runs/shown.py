@@ -1,4 +1,4 @@
-"""Long work on standard error: a line that stays in its place in a terminal, elsewhere a line every ten seconds."""
+"""Long work on standard error: a line that stays in its place in a terminal or notebook, elsewhere one every ten seconds."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ class Screen:
         self._stream, self._clock = stream or sys.stderr, clock
         self._live: Any = None
         self._last, self._gap, self._phase = clock(), AFTER, ""
+        self._notebook, self._width = type(self._stream).__module__.startswith("ipykernel."), 0
         self.drawn = False
         """Whether somebody else draws `line`, such as a run's bar."""
 
@@ -63,6 +64,8 @@ class Screen:
             self.close()
         elif self._stream.isatty():
             self._draw(self.line())
+        elif self._notebook:
+            self._over(self.line())
         elif (now := self.teller.now()) is not None:
             self._write(now)
 
@@ -71,6 +74,15 @@ class Screen:
         if self._live is not None:
             self._live.stop()
             self._live = None
+        if self._notebook:
+            self._over("")
+
+    def _over(self, text: str) -> None:
+        """Write a line over the one before, as a notebook shows it: no line stays in the notebook's file."""
+        if (text or self._width) and (self._clock() - self._last >= 4 * LOOK or not text):
+            shown = f"\r{text:<{self._width}}" if text else f"\r{'':<{self._width}}\r"
+            print(shown, end="", file=self._stream, flush=True)
+            self._last, self._width = self._clock(), max(self._width, len(text)) if text else 0
 
     def _draw(self, text: str) -> None:
         from rich.console import Console

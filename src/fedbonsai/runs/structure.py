@@ -9,7 +9,6 @@ from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache, partial
 from importlib.resources import files
-from itertools import pairwise
 from math import inf, isfinite
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -20,6 +19,7 @@ from cattrs.gen import make_dict_structure_fn, override
 from fedbonsai.choice import Choice
 from fedbonsai.errors import ConfigError
 from fedbonsai.methods.registry import method_class, methods
+from fedbonsai.runs.docstrings import docstrings
 from fedbonsai.stages.codec import Chain, parse
 
 T = TypeVar("T")
@@ -134,6 +134,22 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return None if field.default is MISSING else field.default
 
 
+def _words(kind: Any) -> tuple[str, ...]:
+    """Words that may stand instead of a value, in a type such as ``float | Literal["balanced"]``."""
+    parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else ()
+    return tuple(word for part in parts if get_origin(part) is Literal for word in get_args(part))
+
+
+def _word_or_value(value: object, kind: Any) -> object:
+    if value in _words(kind):
+        return value
+    listed = isinstance(value, list | tuple)
+    fit = [arg for arg in get_args(kind) if get_origin(arg) is not Literal and (get_origin(arg) is tuple) == listed]
+    if not fit or isinstance(value, str):
+        raise ValueError(f"expected {type_name(kind)}, got {value!r}")
+    return cast(Converter, _converter).structure(value, fit[0])
+
+
 def _is_table(kind: Any) -> bool:
     """Dataclasses that are written as a table; a chain is written as a list."""
     return is_dataclass(kind) and kind is not cast(Any, Chain)
@@ -158,6 +174,13 @@ def _strict_table(cls: Any) -> Any:
     return hook
 
 
+def _number_or_auto(value: object, _: object) -> object:
+    """A whole number, or the word that leaves it to a measurement."""
+    if value != "auto" and not (isinstance(value, int) and not isinstance(value, bool)):
+        raise ValueError(f"expected a whole number or 'auto', got {value!r}")
+    return value
+
+
 def _may_be_infinite(value: object, _: object) -> float:
     """A number where ``inf`` is what stands for no limit."""
     return inf if value == inf else cast(Converter, _converter).structure(value, float)
@@ -175,7 +198,9 @@ def converter() -> Converter:
             _converter.register_structure_hook(kind, _strict(kind, *also))
         _converter.register_structure_hook_func(lambda kind: kind == tuple[str, ...], names)
         _converter.register_structure_hook_func(lambda kind: kind == dict[str, Any], _table)
+        _converter.register_structure_hook_func(lambda kind: kind == int | Literal["auto"], _number_or_auto)
         _converter.register_structure_hook_func(lambda kind: kind is object, _method)
+        _converter.register_structure_hook_func(lambda kind: bool(_words(kind)), _word_or_value)
         _converter.register_structure_hook(Chain, lambda value, _: parse(value))
         _converter.register_structure_hook_func(_is_family, _choice)
         _converter.register_structure_hook_factory(_is_table, _strict_table)
@@ -300,33 +325,12 @@ def settings(cls: type[Any], method: str = "", prefix: str = "", chosen: object 
     return found
 
 
-@cache
-def docstrings(cls: type[Any]) -> Mapping[str, str]:
-    """The string literal under each field, which is its documentation; inherited fields have that of their class."""
-    import ast
-    import inspect
-    import textwrap
-
-    bases = [base for base in reversed(cls.__bases__) if is_dataclass(base)]
-    texts = {name: text for base in bases for name, text in docstrings(base).items()}
-    body = cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]).body
-    for field, text in pairwise(body):
-        if (
-            isinstance(field, ast.AnnAssign)
-            and isinstance(field.target, ast.Name)
-            and isinstance(text, ast.Expr)
-            and isinstance(text.value, ast.Constant)
-        ):
-            texts[field.target.id] = " ".join(str(text.value.value).split())
-    return texts
-
-
 def type_name(kind: Any) -> str:
     """A type as help shows it."""
     if get_origin(kind) is Literal:
         return " | ".join(map(str, get_args(kind)))
-    if kind == tuple[str, ...]:
-        return "names"
+    if kind in (tuple[str, ...], tuple[float, ...]):
+        return "names" if kind == tuple[str, ...] else "numbers"
     if get_origin(kind) in (Union, types.UnionType):
         return " | ".join(type_name(arg) for arg in get_args(kind))
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")

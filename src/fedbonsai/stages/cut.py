@@ -8,7 +8,7 @@ from torch import Tensor
 from fedbonsai.arch import shared
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model
-from fedbonsai.stages.needs import all_trained_needed
+from fedbonsai.stages.needs import all_trained_needed, one_input_needed
 from fedbonsai.tree import dtype_of, generator, seeded
 
 PARTS = ("stem", "features", "classifier")
@@ -26,6 +26,7 @@ def cuttable(model: Model, blank: Tensor, who: str) -> None:
         ConfigError: a part of it is not trained, it has other parts, does something beside them, or shares weights between them.
     """
     all_trained_needed(model, who, "cuts the network in parts")
+    one_input_needed(model, who, "cuts the network in parts in a row")
     net = model.build().eval()
     found = tuple(name for name, _ in net.named_children())
     want = f"{who} needs a network of the parts {', '.join(PARTS)} in a row; every network of fedbonsai.zoo has them"

@@ -62,6 +62,24 @@ def all_trained_needed(model: Model, who: str, why: str) -> None:
         )
 
 
+def one_input_needed(model: Model, who: str, why: str) -> None:
+    """Refuse a network of several inputs.
+
+    Args:
+        model: whose inputs.
+        who: the method.
+        why: what it does with the one.
+
+    Raises:
+        ConfigError: it has several.
+    """
+    if inputs := [each.name for each in model.arch.inputs]:
+        raise ConfigError(
+            f"data.inputs = {', '.join(inputs)}: {who} {why}, which needs one input; give it one as data.x, or take a method "
+            "that trains any network, such as averaging, static-mask, prunefl or fedtiny"
+        )
+
+
 def descent_needed(optimizer: Optimizer, why: str, momentum: bool = True) -> list[str]:
     """A fault where steps are not in proportion to gradients, or not alike in all rounds; empty where they are.
 

@@ -2,7 +2,7 @@
 
 Pillutla et al., "Federated Learning with Partial Model Personalization", ICML 2022: the personal part is chosen by layer
 (output side, input side, adapters) and trained with the shared part frozen (FedAlt) or together with it (FedSim). The
-judging of personal models is a fragment of conversation of its own, for any method: `judged`.
+judging of personal models is a fragment of conversation of its own, for any method: `evaluated`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fedbonsai.tree import Tree, Weights
 from fedbonsai.wire import message
 
 
-class Judging(Protocol):
+class Evaluating(Protocol):
     """A request to judge a model."""
 
     @property
@@ -39,7 +39,7 @@ class Judging(Protocol):
         ...
 
 
-M = TypeVar("M", bound=Judging)
+M = TypeVar("M", bound=Evaluating)
 
 PERSONAL = "personal"  # the personal weights, in a client's memory
 
@@ -132,8 +132,8 @@ def trained_part(model: Model, me: Client, sgd: Optimizer, names: Collection[str
 
 
 @message("personal/judge@1")
-class Judge:
-    """Judge the personal model: the shared part that came with the device's own, whole and under its mask.
+class Evaluate:
+    """Evaluate the personal model: the shared part that came with the device's own, whole and under its mask.
 
     With ``tune`` the model is trained so before it is judged, and the result is thrown away (fine-tuning).
     """
@@ -147,7 +147,7 @@ class Judge:
 
 
 @message("personal/judged@1")
-class Judged:
+class Evaluated:
     """How a model does on the client's validation part, with all shared weights and with the kept ones alone."""
 
     examples: int
@@ -157,10 +157,10 @@ class Judged:
 
 
 @task("personal/judge")
-def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
+def evaluate(request: Evaluate, me: Client, memory: Memory) -> tuple[Evaluated, Memory]:
     """How a client's model does on its validation part, which decides nothing in a method that only judges by it."""
     if not len(me.valid):
-        return Judged(0, 0.0, 0.0, 0.0), memory
+        return Evaluated(0, 0.0, 0.0, 0.0), memory
     own = owned(memory, request.arch, request.shared, request.first)
 
     def score(shared: Tree, masks: Masks | None) -> training.Score:
@@ -172,7 +172,7 @@ def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
     whole = score(request.shared, None)
     masks = derived(request.arch, request.shared, request.rule, request.derived, me, own)
     under = whole if masks is None else score(masked(request.shared, masks), masks)
-    return Judged(len(me.valid), whole.value, under.value, whole.loss), memory
+    return Evaluated(len(me.valid), whole.value, under.value, whole.loss), memory
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class PersonalScore:
         }
 
 
-def evaluated(fleet: Fleet, send: Mapping[Device, M], how: Task[M, Judged] = judge) -> PersonalScore | None:
+def evaluated(fleet: Fleet, send: Mapping[Device, M], how: Task[M, Evaluated] = evaluate) -> PersonalScore | None:
     """Ask devices to judge their models; None where no device that answered has a validation part.
 
     A device on whose part the measure has no meaning, such as an area under a curve of one class, does not count.

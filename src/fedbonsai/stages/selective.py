@@ -7,7 +7,6 @@ gate and those of LAQ and CMFL are in `stages.pruning.gates`. The server's half 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
 
 from fedbonsai import training, tree
 from fedbonsai.core import Client, Memory
@@ -53,19 +52,12 @@ def trained(model: Model, me: Client, sgd: Optimizer, gate: Gate, masks: Tree | 
         NotFinite: the weights are NaN or infinite; the client is silent and its memory stays.
         ConfigError: the gate wants a validation part, and this client has none.
     """
-    last = [torch.tensor(torch.nan)]
-
-    def objective(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        loss = model.arch.objective.loss(net(x), y)
-        last[0] = loss.detach()
-        return loss
-
-    found = training.train(model, me, sgd, mask=masks, loss=objective).finite()
+    found = training.train(model, me, sgd, mask=masks).finite()
     if gate.statistic == "valid":
         if not len(me.valid):
             raise ConfigError(f"gate statistic 'valid': client {me.id} has no validation part; set data.valid > 0")
         return found, training.evaluate(Model(model.arch, found.weights), me.valid, me.device).loss
-    return found, float(last[0]) if gate.statistic == "last" else found.loss
+    return found, found.last if gate.statistic == "last" else found.loss
 
 
 def selected(

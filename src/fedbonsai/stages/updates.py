@@ -10,8 +10,8 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor
 
 from fedbonsai import tree
-from fedbonsai.core import Answer, Answers, Client, Fleet, Memory, forgetful
-from fedbonsai.errors import BadMessage, Unanswered
+from fedbonsai.core import Answer, Answers, Client, Device, Fleet, Memory, Silence, forgetful
+from fedbonsai.errors import BadMessage, NotFinite, Unanswered
 from fedbonsai.stages.codec import Chain, Packed, TopK, apply
 from fedbonsai.stages.weighting import Weighting, weights
 from fedbonsai.training.steps import Trained
@@ -101,29 +101,39 @@ class Usable(Generic[A, R]):
     Args:
         answers: of a fleet.
         fleet: that was asked.
-        opened: what an answer says, or None where it does not fit; `BadMessage` says so too.
+        opened: what an answer says, or None where it does not fit; `BadMessage` or `NotFinite` tells why.
     """
 
     def __init__(self, answers: Iterable[Answer[A]], fleet: Fleet, opened: Callable[[Answer[A]], R | None]) -> None:
-        self.dropped = 0
+        self.refused: dict[Device, Silence] = {}
         self._answers, self._fleet, self._opened = answers, fleet, opened
 
     def __iter__(self) -> Iterator[tuple[Answer[A], R]]:
         for answer in self._answers:
+            found, why = None, "its answer does not fit what was asked, or is not finite"
             try:
                 found = self._opened(answer)
-            except BadMessage:
-                found = None
+            except (BadMessage, NotFinite) as error:
+                why = str(error)
             if found is None:
                 self._fleet.reject(answer.device)
-                self.dropped += 1
+                self.refused[answer.device] = Silence(answer.device, why)
             else:
                 yield answer, found
 
+    @property
+    def dropped(self) -> int:
+        """Answers that could not be used."""
+        return len(self.refused)
+
+    @property
+    def silent(self) -> dict[Device, Silence]:
+        """Of whom there is nothing to use, and why: who did not answer, and whose answer was dropped."""
+        return {**(self._answers.silent if isinstance(self._answers, Answers) else {}), **self.refused}
+
     def none(self, what: str = "update") -> Unanswered:
         """That none could be used, with who had lost what it held."""
-        silent = self._answers.silent if isinstance(self._answers, Answers) else {}
-        return Unanswered(f"no {what} could be used ({self.dropped} dropped)", forgetful(silent))
+        return Unanswered(f"no {what} could be used ({self.dropped} dropped)", forgetful(self.silent))
 
 
 @dataclass(frozen=True)
@@ -259,6 +269,11 @@ def _changes(held: list[Answer[Update]], start: Tree) -> Iterator[Weights]:
         yield result.change(start) if isinstance(result, Packed | Parts) else tree.subtract(result, start)
 
 
+def statistics_of(weights: Tree) -> Weights:
+    """Running means and variances of batch normalisation."""
+    return {name: value for name, value in weights.items() if name.endswith(STATISTICS)}
+
+
 def _weights(value: Update, start: Tree) -> Tree | None:
     """Decoded weights or changes of an update, if they can be used.
 
@@ -289,5 +304,5 @@ def apply_update(weights: Tree, start: Tree, combined: Combined, rate: float = 1
             return combined.mean
         change = tree.subtract(combined.mean, start)
     # statistics are measured, not learned: a step of more than one would overshoot, variances even below zero
-    still = {name: value for name, value in change.items() if name.endswith(STATISTICS)}
+    still = statistics_of(change)
     return tree.add(tree.add(weights, {n: v for n, v in change.items() if n not in still}, rate), still)

@@ -24,36 +24,46 @@ def sample_bytes(me: Client) -> int:
     return work.size_of([me.train.stored, me.train.y, me.train.y]) + min(me.train.bytes, BLOCK) * (1 + me.augment)
 
 
-def batches(me: Client, sgd: Optimizer) -> Iterator[Samples]:
+def batches(me: Client, sgd: Optimizer, block: int = BLOCK) -> Iterator[Samples]:
     """Shuffled batches of a client's training samples: whole epochs, or exactly ``sgd.steps`` of them.
 
-    Some batches are gathered together and cut into views. A last batch of a single sample joins the one before, because a
-    normalisation layer has no statistics of one value.
+    Some batches, of at most ``block`` bytes of inputs, are gathered together and cut into views. A last batch of a single
+    sample joins the one before, because a normalisation layer has no statistics of one value.
     """
     random = generator(me.seed)
     samples = me.train.to(me.device)
-    together = max(1, BLOCK // max(1, sgd.batch * samples.bytes // max(1, len(samples))))
+    together = max(1, block // max(1, sgd.batch * samples.bytes // max(1, len(samples))))
     for order, cuts in epochs(len(samples), sgd, random):
         order, views = order.to(me.device), Views.drawn(len(samples), samples.shape, random) if me.augment else None
         for first in range(0, len(cuts), together):
-            block = cuts[first : first + together]
-            start, stop = block[0][0], block[-1][1]
+            here = cuts[first : first + together]
+            start, stop = here[0][0], here[-1][1]
             part = samples[order[start:stop]]
             x = part.x if views is None else views[start:stop].of(part.x)
-            for begin, end in block:
+            for begin, end in here:
                 yield Samples(x[begin - start : end - start], part.y[begin - start : end - start])
 
 
 def epochs(count: int, sgd: Optimizer, random: torch.Generator) -> Iterator[tuple[Tensor, list[tuple[int, int]]]]:
     """Order of the samples and the cuts into batches, epoch by epoch: whole epochs, or exactly ``sgd.steps`` batches."""
-    begins = list(range(0, count, sgd.batch))
-    if len(begins) > 1 and sgd.batch > 1 and count - begins[-1] == 1:
-        begins.pop()
-    cuts = list(zip(begins, [*begins[1:], count], strict=True))
-    left = sgd.steps or max(1, sgd.epochs) * len(cuts)
+    cuts = cut(count, sgd.batch)
+    left = steps(count, sgd)
     while left > 0:
         yield torch.randperm(count, generator=random), cuts[:left]
         left -= len(cuts)
+
+
+def cut(count: int, batch: int) -> list[tuple[int, int]]:
+    """First and last place of each batch of an epoch."""
+    begins = list(range(0, count, batch))
+    if len(begins) > 1 and batch > 1 and count - begins[-1] == 1:
+        begins.pop()
+    return list(zip(begins, [*begins[1:], count], strict=True))
+
+
+def steps(count: int, sgd: Optimizer) -> int:
+    """How many batches `batches` gives of so many samples."""
+    return sgd.steps or max(1, sgd.epochs) * len(cut(count, sgd.batch))
 
 
 @dataclass(frozen=True)

@@ -44,13 +44,18 @@ class Moving:
 
     def only(self, which: Sequence[int]) -> Moving:
         """Some of the parameters, with their counts as they are now."""
-        some = Moving((), 0)
+        some = type(self)((), 0)
         some.params, some.start, some.shifts = (
             [every[i] for i in which] if every else [] for every in (self.params, self.start, self.shifts)
         )
         some.slots = [[slot[i] for i in which] for slot in self.slots]
         some.counts = [self.counts[i] for i in which]
         return some
+
+    def clip(self, grads: list[Tensor], most: float) -> None:
+        """Scale gradients, in place, to a norm of all of them of at most ``most``."""
+        total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        torch._foreach_mul_(grads, (most / (total + 1e-6)).clamp(max=1.0))
 
     def move(self, how: Optimizer, grads: Sequence[Tensor | None], lr: float) -> None:
         """One step; what has no gradient is not moved, as in torch.optim. Gradients must be off, and are used up."""
@@ -67,23 +72,37 @@ class Moving:
 class Optimizer(Choice):
     """How a client learns in a round: an optimiser, its rate by round, batches and epochs.
 
-    What it remembers of the parameters begins anew in every round: it never travels and is never another client's.
+    What it remembers of the parameters begins anew in every round: it never travels and is never another client's. The fields
+    are stated anew by each optimiser, since their order on the wire is its own; their help is said once, here.
     """
 
     lr: float
+    """Learning rate."""
     weight_decay: float
     batch: int
+    """Samples in a batch; the last one of an epoch may be shorter."""
     epochs: int
+    """Passes over the client's training samples in a round."""
     steps: int
+    """If positive: exactly this many steps instead of whole epochs."""
     proximal: float
+    """FedProx: mu of the term mu/2 * ||w - w_received||^2."""
     clip: float
+    """If positive: largest norm of a step's whole gradient."""
     precision: Precision
+    """Arithmetic of the forward and backward pass; weights stay fp32."""
     channels_last: bool
+    """Keep images and convolution weights in channels-last layout."""
     sparse: Sparse
+    """Under a mask on a CPU, multiply kept weights alone: in layers that this machine has faster so, or in all."""
     schedule: Schedule
+    """How the rate falls with the rounds: not, by steps, or as half a cosine."""
     rounds: int
+    """step: rounds from one fall to the next. cosine: rounds until the last; 0 is the run's."""
     factor: float
+    """step: what is left of the rate after each fall. cosine: what is left of it in the end."""
     warmup: int
+    """First rounds over which the rate grows to its full size."""
 
     adaptive: ClassVar[bool] = False
     """Whether steps are not in proportion to gradients."""
@@ -141,8 +160,7 @@ class Optimizer(Choice):
         if decay:
             torch._foreach_add_(grads, moving.params, alpha=decay)
         if self.clip:
-            total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-            torch._foreach_mul_(grads, (self.clip / (total + 1e-6)).clamp(max=1.0))
+            moving.clip(grads, self.clip)
         if moving.shifts:
             torch._foreach_add_(grads, moving.shifts)
         return grads
@@ -203,35 +221,22 @@ class SGD(Optimizer):
     """Local stochastic gradient descent."""
 
     lr: float = 0.1
-    """Learning rate."""
     momentum: float = 0.0
     """Heavy-ball momentum; the buffer starts at zero in every round."""
     weight_decay: float = 0.0
     """L2 penalty added to the gradient."""
     batch: int = 20
-    """Samples in a batch; the last one of an epoch may be shorter."""
     epochs: int = 1
-    """Passes over the client's training samples in a round."""
     steps: int = 0
-    """If positive: exactly this many steps instead of whole epochs."""
     proximal: float = 0.0
-    """FedProx: mu of the term mu/2 * ||w - w_received||^2."""
     clip: float = 0.0
-    """If positive: largest norm of a step's whole gradient."""
     precision: Precision = "fp32"
-    """Arithmetic of the forward and backward pass; weights stay fp32."""
     channels_last: bool = False
-    """Keep images and convolution weights in channels-last layout."""
     sparse: Sparse = "off"
-    """Under a mask on a CPU, multiply kept weights alone: in layers that this machine has faster so, or in all."""
     schedule: Schedule = _later("constant")
-    """How the rate falls with the rounds: not, by steps, or as half a cosine."""
     rounds: int = _later(0)
-    """step: rounds from one fall to the next. cosine: rounds until the last; 0 is the run's."""
     factor: float = _later(0.1)
-    """step: what is left of the rate after each fall. cosine: what is left of it in the end."""
     warmup: int = _later(0)
-    """First rounds over which the rate grows to its full size."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -264,7 +269,6 @@ class Adam(Optimizer):
     """Adam (Kingma, Ba, ICLR 2015); what it remembers begins anew in every round."""
 
     lr: float = 1e-3
-    """Learning rate."""
     beta1: float = 0.9
     """Decay of the mean of gradients."""
     beta2: float = 0.999
@@ -274,29 +278,17 @@ class Adam(Optimizer):
     weight_decay: float = 0.0
     """Penalty added to the gradient."""
     batch: int = 20
-    """Samples in a batch; the last one of an epoch may be shorter."""
     epochs: int = 1
-    """Passes over the client's training samples in a round."""
     steps: int = 0
-    """If positive: exactly this many steps instead of whole epochs."""
     proximal: float = 0.0
-    """FedProx: mu of the term mu/2 * ||w - w_received||^2."""
     clip: float = 0.0
-    """If positive: largest norm of a step's whole gradient."""
     precision: Precision = "fp32"
-    """Arithmetic of the forward and backward pass; weights stay fp32."""
     channels_last: bool = False
-    """Keep images and convolution weights in channels-last layout."""
     sparse: Sparse = "off"
-    """Under a mask on a CPU, multiply kept weights alone: in layers that this machine has faster so, or in all."""
     schedule: Schedule = "constant"
-    """How the rate falls with the rounds: not, by steps, or as half a cosine."""
     rounds: int = 0
-    """step: rounds from one fall to the next. cosine: rounds until the last; 0 is the run's."""
     factor: float = 0.1
-    """step: what is left of the rate after each fall. cosine: what is left of it in the end."""
     warmup: int = 0
-    """First rounds over which the rate grows to its full size."""
 
     adaptive: ClassVar[bool] = True
     decoupled: ClassVar[bool] = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from math import nan
 from typing import Protocol
 
 import torch
@@ -52,12 +53,13 @@ class Net(Protocol):
 
 @dataclass(frozen=True)
 class Trained:
-    """What local training gives: ``loss`` is the mean over the samples that were seen."""
+    """What local training gives: ``loss`` is the mean over the samples that were seen, ``last`` that of the last batch."""
 
     weights: Weights
     examples: int
     steps: int
     loss: float
+    last: float = nan
 
     def finite(self) -> Trained:
         """The same.
@@ -68,6 +70,32 @@ class Trained:
         if not finite(self.weights):
             raise NotFinite(f"training gave values that are not finite (loss {self.loss}); lower the learning rate")
         return self
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A client's training that others did for it, before it is in the books.
+
+    Attributes:
+        weights: at the end.
+        steps: how many were made.
+        seen: samples that were gone through.
+        loss: sum of the mean losses of the batches, each times its samples.
+        last: mean loss of the last batch.
+        held: bytes held beside weights, a gradient and activations.
+    """
+
+    weights: Weights
+    steps: int
+    seen: int
+    loss: float
+    last: float
+    held: int
+
+    def book(self, model: Model, me: Client, sgd: Optimizer, masks: Tree | None) -> Trained:
+        """Put it into the books of the task that runs."""
+        book(model, me, sgd, self.steps, self.seen, self.held, masks)
+        return Trained(self.weights, len(me.train), self.steps, self.loss / self.seen, self.last)
 
 
 def prepare(me: Client) -> None:
@@ -123,7 +151,7 @@ def fit(
     ]
     # nothing is decided per step that can be decided here: at batch 20 the interpreter is a third of a small net's time
     objective, cast = model.arch.objective, autocast(sgd.precision, me.device)
-    loss_sum = torch.zeros((), device=me.device)
+    loss_sum = last = torch.zeros((), device=me.device)
     steps = seen = 0
     net.module.train()
     _clear(held)
@@ -139,10 +167,28 @@ def fit(
             with torch.no_grad():
                 moving.move(sgd, found, lr)
                 _clear(held)
-                loss_sum += value.detach() * len(batch)
+                last = value.detach()
+                loss_sum += last * len(batch)
             del found, value  # kept until the next ones exist they would double the memory of the gradients
             steps += 1
             seen += len(batch)
+    size = work.size_of(start, shifts, *moving.slots, (keep for _, keep in held)) + sample_bytes(me)
+    book(model, me, sgd, steps, seen, size, masks, sparse, grown)
+    return Trained(net.snapshot(), len(me.train), steps, float(loss_sum) / seen, float(last))
+
+
+def book(
+    model: Model,
+    me: Client,
+    sgd: Optimizer,
+    steps: int,
+    seen: int,
+    held: int,
+    masks: Tree | None,
+    sparse: Collection[str] = (),
+    grown: Collection[str] = (),
+) -> None:
+    """Say what a training computed (`work.report`)."""
     work.report(
         model,
         me.train.shape,
@@ -150,12 +196,11 @@ def fit(
         passes=steps,
         steps=steps,
         batch=min(sgd.batch, len(me.train)),
-        held=work.size_of(start, shifts, *moving.slots, (keep for _, keep in held)) + sample_bytes(me),
+        held=held,
         masks=masks,
         sparse=sparse,
         grown=grown,
     )
-    return Trained(net.snapshot(), len(me.train), steps, float(loss_sum) / seen)
 
 
 def _gradients(value: Tensor, params: list[Tensor]) -> Sequence[Tensor | None]:

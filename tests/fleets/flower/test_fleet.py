@@ -326,9 +326,9 @@ def test_a_device_that_was_mended_is_met_while_the_server_waits(tmp_path, monkey
     first, asked = next(iter(hands.values())), []
     real = first.hello
 
-    def at_first_old(raw):
+    def at_first_old(raw, payload):
         asked.append(raw)
-        card = decode(real(raw))
+        card = decode(real(raw, payload))
         return bytes(encode(replace(card, version="0.0.1") if len(asked) < 3 else card))
 
     first.hello = at_first_old
@@ -497,8 +497,8 @@ def test_who_cannot_understand_us_is_refused_with_what_mends_it(tmp_path, monkey
         first = next(iter(hands.values()))
         real = first.hello
 
-        def other(raw):
-            card = decode(real(raw))
+        def other(raw, payload):
+            card = decode(real(raw, payload))
             return bytes(encode(replace(card, **facts)))
 
         first.hello = other

@@ -4,9 +4,8 @@ import torch
 
 from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Samples
-from fedbonsai.methods.fedtiny.client import Measure
 from fedbonsai.methods.fedtiny.pool import pool
-from fedbonsai.methods.fedtiny.selection import packed
+from fedbonsai.methods.fedtiny.selection import Measure, packed
 
 CNN = Arch("cnn-bn", {"size": 8})
 

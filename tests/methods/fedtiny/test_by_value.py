@@ -10,8 +10,8 @@ from torch import nn
 from fedbonsai.arch import Arch, network
 from fedbonsai.methods.fedtiny.growth import Growth
 from fedbonsai.methods.fedtiny.method import FedTiny
+from fedbonsai.methods.fedtiny.pool import Selection
 from fedbonsai.methods.fedtiny.pool import pool as pool_of
-from fedbonsai.methods.fedtiny.selection import Selection
 from fedbonsai.model import Model
 from fedbonsai.stages.codec import parse
 from fedbonsai.stages.pruning.gates import Loss

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from fedbonsai.errors import ConfigError, Forgotten
-from fedbonsai.methods.fedtiny.client import Judge, Measure, candidates, judge, measure
-from fedbonsai.methods.fedtiny.norm_statistics import statistics_of
-from fedbonsai.methods.fedtiny.selection import packed
+from fedbonsai.methods.fedtiny.selection import Evaluate, Measure, candidates, evaluate, measure, packed
 from fedbonsai.model import Model
+from fedbonsai.stages.updates import statistics_of
 from fedbonsai.wire import encode
 from fedbonsai.work import collecting
 from tests.methods.fedtiny.pools import CNN, NAMES, drawn, person, request
@@ -41,12 +40,12 @@ def test_both_passes_leave_weights_alone_and_statistics_move(statistics):
     assert answer.examples == 20
     for each in answer.statistics:
         assert all(not torch.equal(value, model.weights[name]) for name, value in each.items())
-    judged, memory = judge.run(Judge(answer.statistics), me, memory)
+    judged, memory = evaluate.run(Evaluate(answer.statistics), me, memory)
     assert bytes(encode(sent)) == before
     assert memory == {"mine": 1}
     assert len(judged.losses) == 3
     with pytest.raises(Forgotten):
-        judge.run(Judge(answer.statistics), me, memory)
+        evaluate.run(Evaluate(answer.statistics), me, memory)
 
 
 def test_the_development_split_judges_where_there_is_one():

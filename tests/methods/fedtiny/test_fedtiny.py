@@ -16,15 +16,14 @@ from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.fedtiny.client import Train, train
 from fedbonsai.methods.fedtiny.growth import Growth
 from fedbonsai.methods.fedtiny.method import FedTiny
-from fedbonsai.methods.fedtiny.norm_statistics import statistics_of
 from fedbonsai.methods.fedtiny.places import checked
-from fedbonsai.methods.fedtiny.pool import allowed
-from fedbonsai.methods.fedtiny.selection import Selection
+from fedbonsai.methods.fedtiny.pool import Selection
 from fedbonsai.model import Model, cached_module
 from fedbonsai.runs import recipes
 from fedbonsai.stages.held_masks import HeldMasks
 from fedbonsai.stages.pruning import count
 from fedbonsai.stages.pruning.masks import masked
+from fedbonsai.stages.updates import statistics_of
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import encode
@@ -54,7 +53,7 @@ def test_begin_is_two_exchanges_with_all_and_a_round_is_one():
     states, fleet = run(FedTiny(density=0.2, selection=Selection(pool=3), cohort=2), rounds=2)
     assert [(t, type(request).__name__) for t, _, request in fleet.sent] == [
         *[(-1, "Measure")] * 3,
-        *[(-1, "Judge")] * 3,
+        *[(-1, "Evaluate")] * 3,
         *[(0, "Train")] * 2,
         *[(1, "Train")] * 2,
     ]
@@ -170,7 +169,7 @@ def test_bytes_of_uploads_are_those_of_the_account():
     """specs/fedtiny check 9: within 2 % and a head, by round type; the account is `count`'s."""
     method = FedTiny(density=0.05, growth=Growth(interval=1), optimizer=SGD(steps=1, batch=4))
     model = Model.init(Arch("resnet-tiny"), 0)
-    forms, kept = allowed(model, method.density, method.strict, first=False)
+    forms, kept = method.allowed(model)
     names = list(forms)
     assert names[0].startswith("features")  # at 5 % the input stays dense
     state = run(replace(method, selection=Selection(by="none")), rounds=0, model=model)[0][0]

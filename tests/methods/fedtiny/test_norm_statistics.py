@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fedbonsai.methods.fedtiny.client import candidates, measure
 from fedbonsai.methods.fedtiny.norm_statistics import measured, merged
+from fedbonsai.methods.fedtiny.selection import candidates, measure
 from fedbonsai.model import Model
 from tests.methods.fedtiny.pools import CNN, drawn, person, request
 

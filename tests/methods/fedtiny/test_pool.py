@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedbonsai.errors import ConfigError
-from fedbonsai.methods.fedtiny.pool import allowed, pool, pool_size, whole
+from fedbonsai.methods.fedtiny.method import FedTiny, whole
+from fedbonsai.methods.fedtiny.pool import pool, pool_size
 from fedbonsai.model import Model
 from tests.methods.fedtiny.pools import CNN, NAMES, drawn
 
@@ -57,8 +58,8 @@ def test_a_pool_of_ten_has_ten_and_another_seed_has_others():
 def test_a_density_whose_product_is_whole_is_not_cut_by_one():
     assert [(d, n) for d in range(1, 100) for n in (100, 1000, 23040) if whole(d / 100, n) != d * n // 100] == []
     model = Model.init(CNN, 0)
-    for strict, first, left in ((True, True, 24058 - 23184), (True, False, 24058 - 23040), (False, True, 0)):
-        forms, kept = allowed(model, 0.35, strict, first)
-        assert list(forms) == (["stem.conv.weight", *NAMES] if first else NAMES)
+    for strict, first, left in ((True, "pruned", 24058 - 23184), (True, "dense", 24058 - 23040), (False, "auto", 0)):
+        forms, kept = FedTiny(density=0.35, strict=strict, input_layer=first).allowed(model)
+        assert list(forms) == (NAMES if first == "dense" else ["stem.conv.weight", *NAMES])
         everything = 24058 if strict else 23184
         assert kept == 35 * everything // 100 - left

@@ -12,11 +12,12 @@ from fedbonsai.errors import Unanswered
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Metered, Wrapper
-from fedbonsai.methods.fedtiny.client import Judge, Judged, judge, measure
-from fedbonsai.methods.fedtiny.norm_statistics import merged, statistics_of
-from fedbonsai.methods.fedtiny.selection import Selection, best, select
+from fedbonsai.methods.fedtiny.norm_statistics import merged
+from fedbonsai.methods.fedtiny.pool import Selection
+from fedbonsai.methods.fedtiny.selection import Evaluate, Evaluated, best, evaluate, measure, select
 from fedbonsai.model import Model
 from fedbonsai.stages.pruning.masks import masked
+from fedbonsai.stages.updates import statistics_of
 from tests.methods.fedtiny.pools import CNN, drawn, person, request
 
 
@@ -71,11 +72,11 @@ def measured_by(people):
 
 
 def test_the_numbers_of_the_selection():
-    judged = [Judged((1.00, 1.12), 30), Judged((1.40, 1.10), 10)]
+    judged = [Evaluated((1.00, 1.12), 30), Evaluated((1.40, 1.10), 10)]
     assert best(judged) == (0, pytest.approx((1.100, 1.115)))
     assert best(judged, weighted=False) == (1, pytest.approx((1.20, 1.11)))
-    assert best([Judged((2.0, 1.0, 1.0), 5)])[0] == 1  # ties to the lowest index
-    assert best([Judged((math.nan, 3.0), 5)]) == (1, (math.inf, 3.0))
+    assert best([Evaluated((2.0, 1.0, 1.0), 5)])[0] == 1  # ties to the lowest index
+    assert best([Evaluated((math.nan, 3.0), 5)]) == (1, (math.inf, 3.0))
 
 
 @pytest.mark.slow
@@ -137,10 +138,10 @@ def test_whoever_is_silent_has_no_part_in_the_mean_of_that_exchange():
     without_b = Changed(TWO, measure, lost).select()
     assert without_b.losses == alone.losses  # not asked to judge either
     both = Changed(TWO, None, lost).select()
-    half = Changed(TWO, judge, lost).select()  # its statistics count, its losses do not
+    half = Changed(TWO, evaluate, lost).select()  # its statistics count, its losses do not
     assert half.losses not in (alone.losses, both.losses)
-    by_a, _ = judge.run(
-        Judge(
+    by_a, _ = evaluate.run(
+        Evaluate(
             tuple(
                 merged([(person.count, person.found[c]) for person in measured_by(TWO)])
                 for c in range(len(half.losses))
@@ -177,11 +178,11 @@ def test_a_device_to_which_every_loss_is_no_number_does_not_decide():
     def lying(id, value):
         return value if id == "a" else replace(value, losses=(math.nan,) * len(value.losses))
 
-    found = Changed(TWO, judge, lying).select()
+    found = Changed(TWO, evaluate, lying).select()
     assert all(map(math.isfinite, found.losses))
     assert found.losses[found.index] == min(found.losses)
     with pytest.raises(Unanswered, match="no losses"):
-        Changed(TWO[1:], judge, lying).select()
+        Changed(TWO[1:], evaluate, lying).select()
 
 
 def test_a_channel_of_no_variance_stays_a_number():

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbonsai import tree
-from fedbonsai.methods.wireless_pruning.aggregate import CoverageMean, uncovered, union
+from fedbonsai.methods.wireless_pruning.aggregate import uncovered, union
+from fedbonsai.stages.pruning.readjust import MaskedMean
 
 
 def tensor(*values):
@@ -18,7 +18,7 @@ def bools(*values):
 
 
 def test_by_hand():
-    mean = CoverageMean(whole=False)
+    mean = MaskedMean()
     mean.add({"w": tensor(1.0, 0.0, 3.0, 0.0), "b": tensor(1.0)}, {"w": bools(1, 0, 1, 0)}, 3)
     mean.add({"w": tensor(5.0, 7.0, 0.0, 0.0), "b": tensor(5.0)}, {"w": bools(1, 1, 0, 0)}, 1)
     found = mean.result({"w": tensor(9.0, 9.0, 9.0, 9.0), "b": tensor(9.0)})
@@ -30,23 +30,11 @@ def test_dividing_by_all_devices_would_shrink_what_some_left_out():
     """specs/wireless §1.5: the second coordinate stays, where a division by K halves it in every round."""
     value = tensor(1.0, 1.0)
     for _ in range(10):
-        mean = CoverageMean(whole=False)
+        mean = MaskedMean()
         mean.add({"w": value}, {"w": bools(1, 1)}, 1)
         mean.add({"w": value * tensor(1.0, 0.0)}, {"w": bools(1, 0)}, 1)
         value = mean.result({"w": value})["w"]
     assert value.tolist() == [1.0, 1.0]
-
-
-@given(st.lists(st.integers(1, 5000), min_size=1, max_size=6), st.integers(0, 1000))
-def test_where_all_keep_everything_it_is_the_ordinary_mean_bit_for_bit(counts, seed):
-    random = torch.Generator().manual_seed(seed)
-    ours, theirs = CoverageMean(whole=True), tree.Mean()
-    for count in counts:
-        values = {"w": torch.randn(7, generator=random), "n": torch.randint(0, 9, (3,), generator=random)}
-        ours.add(values, None, count)
-        theirs.add(values, count)
-    left, right = ours.result({}), theirs.result()
-    assert all(torch.equal(left[name], right[name]) for name in right)
 
 
 @given(st.integers(1, 2**29), st.integers(0, 1000))
@@ -54,7 +42,7 @@ def test_a_coordinate_of_one_device_is_its_value_exactly(count, seed):
     random = torch.Generator().manual_seed(seed)
     values = torch.randn(64, generator=random)
     mask = torch.rand(64, generator=random) < 0.5
-    mean = CoverageMean(whole=False)
+    mean = MaskedMean()
     mean.add({"w": values * mask}, {"w": mask}, count)
     mean.add({"w": values * ~mask}, {"w": ~mask}, 17)
     assert torch.equal(mean.result({"w": torch.zeros(64)})["w"], values)
@@ -64,16 +52,11 @@ def test_a_coordinate_of_one_device_is_its_value_exactly(count, seed):
 def test_untouched_models_leave_the_server_as_it_is(counts, seed):
     random = torch.Generator().manual_seed(seed)
     u = torch.randn(50, generator=random)
-    mean = CoverageMean(whole=False)
+    mean = MaskedMean()
     for count in counts:
         mask = torch.rand(50, generator=random) < 0.6
         mean.add({"w": u * mask}, {"w": mask}, count)
     assert torch.equal(mean.result({"w": u})["w"], u)
-
-
-def test_masks_in_a_whole_mean_are_an_error():
-    with pytest.raises(ValueError, match="whole = False"):
-        CoverageMean(whole=True).add({"w": tensor(1.0)}, {"w": bools(1)}, 1)
 
 
 def test_what_nobody_covers():

@@ -8,6 +8,7 @@ import pytest
 
 from fedbonsai.devices import channel
 from fedbonsai.methods.wireless_pruning.allocation import rate as own
+from tests.moments import HANGS
 
 PROGRAM = """
 import sys
@@ -20,7 +21,7 @@ HOME = "fedbonsai.methods.wireless_pruning.allocation"
 
 
 def test_it_solves_in_an_interpreter_without_torch():
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=HANGS)
     loaded = set(done.stdout.split())
     packages = {HOME.rsplit(".", depth)[0] for depth in range(1, HOME.count(".") + 1)}
     assert {name for name in loaded if not name.startswith(HOME)} == packages | {"fedbonsai.errors"}

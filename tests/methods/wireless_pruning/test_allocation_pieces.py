@@ -8,7 +8,6 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.methods.wireless_pruning.allocation import (
     Load,
     allocate,
-    allocate_linear,
     common_ratio,
     min_latency,
     pieces,
@@ -88,6 +87,3 @@ def test_points_without_a_known_optimum_are_refused():
         pieces([0.5, 0.5], [1.0, 2.0])
     with pytest.raises(ConfigError, match="below 0"):
         pieces([0.5, 1.0], [0.1, 2.0])
-    each, _ = bent(0)
-    with pytest.raises(ConfigError, match="affine"):
-        allocate_linear(each.load, np.ones(DEVICES), each.deadline, each.bandwidth)

@@ -9,6 +9,7 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.methods.wireless_pruning.allocation import (
     Energy,
     Load,
+    Problem,
     admit,
     aged,
     allocate,
@@ -16,7 +17,7 @@ from fedbonsai.methods.wireless_pruning.allocation import (
     drop_stragglers,
     equal_bandwidth,
     min_latency,
-    rescued,
+    served,
     truncated,
 )
 from fedbonsai.methods.wireless_pruning.allocation.curve import curve
@@ -69,47 +70,51 @@ def test_no_device_that_can_be_served_starves():
     ages = np.zeros(6)
     can = np.isfinite(curve(each.load, each.snr, each.deadline).bandwidth(1 - each.ratio_max))
     can &= curve(each.load, each.snr, each.deadline).bandwidth(1 - each.ratio_max) <= each.bandwidth
-    served = np.zeros(6, int)
+    turns = np.zeros(6, int)
     for _ in range(300):
         chosen = admit(*rest(each), aged(np.full(6, 1 / 6), ages))
-        served += chosen
+        turns += chosen
         ages = np.where(chosen, 0, ages + 1)
     assert can.sum() > 2
-    assert (served[can] > 0).all()
-    assert not served[~can].any()
-    assert (served[can] < 300).any()
+    assert (turns[can] > 0).all()
+    assert not turns[~can].any()
+    assert (turns[can] < 300).any()
     with pytest.raises(ConfigError, match="age"):
         aged([1.0], [-1])
 
 
+def optimum(some):
+    return allocate(*some.limits, some.weights, some.ratio_max)
+
+
+def problem(each):
+    return Problem(each.load, each.snr, each.bandwidth, each.weights, each.ratio_max, deadline=each.deadline)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("remedy", ["drop", "extend"])
-def test_a_rescue_serves_fewer_or_later(remedy):
+def test_where_not_all_can_be_served_those_who_are_admitted_are():
     for seed in range(30):
         each = tight(seed)
         assert not allocate(*each.args).feasible
-        plan = rescued(*each.args, remedy=remedy)
-        if remedy == "extend":
-            assert plan.active.all()
-            assert each.deadline < plan.latency
-        elif plan.feasible:
+        plan = served(problem(each), optimum)
+        if plan.feasible:
             assert not plan.active.all()
             assert plan.latency <= each.deadline * (1 + 1e-9)
             assert (plan.active == admit(*rest(each))).all()
             assert not plan.bandwidth[~plan.active].any()
 
 
-def test_a_rescue_leaves_a_plan_as_it_is():
+def test_a_plan_for_all_stays_as_it_is():
     each = case(0)
-    assert (rescued(*each.args).ratio == allocate(*each.args).ratio).all()
+    assert (served(problem(each), optimum).ratio == allocate(*each.args).ratio).all()
 
 
-def test_a_rescue_keeps_the_budgets_of_energy():
+def test_whom_a_budget_of_energy_rules_out_is_not_admitted():
     each = case(1, 4)
     poor = Energy(np.array([1e-9, 1e6, 1e6, 1e6]), 0.0, 1.0, 0.2)
-    for remedy in ("drop", "extend"):
-        plan = rescued(*each.args, remedy=remedy, energy=poor)
-        assert plan.active.tolist() == [False, True, True, True]
+    assert not allocate(*each.args, energy=poor).feasible
+    chosen = admit(*rest(each), energy=poor)
+    assert allocate(*each.args, energy=poor, among=chosen).active.tolist() == [False, True, True, True]
 
 
 @pytest.mark.slow

@@ -10,10 +10,10 @@ from fedbonsai.methods.wireless_pruning.allocation import (
     Load,
     Problem,
     PruningError,
+    admit,
     aged,
     allocate,
     min_latency,
-    rescued,
 )
 from fedbonsai.methods.wireless_pruning.allocation import scheduled as schedule
 from fedbonsai.methods.wireless_pruning.plan import (
@@ -100,7 +100,8 @@ def test_a_fixed_ratio_has_no_deadline():
 def test_who_cannot_be_served_is_left_out_as_the_allocation_says():
     some = replace(problem(2), ratio_max=0.3)
     plan = scheduled(Optimum(), some, 0.5)
-    theirs = rescued(some.load, some.snr, plan.deadline, some.bandwidth, some.weights, 0.3)
+    limits = (some.load, some.snr, plan.deadline, some.bandwidth)
+    theirs = allocate(*limits, some.weights, 0.3, among=admit(*limits, 0.3))
     assert 0 < plan.trains.sum() < len(IDS)
     assert plan.trains.tolist() == theirs.active.tolist()
     assert plan.ratio == pytest.approx(theirs.ratio)

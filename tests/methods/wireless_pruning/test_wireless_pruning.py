@@ -11,7 +11,7 @@ from fedbonsai import training, tree
 from fedbonsai.arch import Arch
 from fedbonsai.core import Answer, Scope, scope
 from fedbonsai.devices.channel import Cell
-from fedbonsai.errors import ConfigError, Unanswered
+from fedbonsai.errors import BadMessage, ConfigError, Unanswered
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.wireless_pruning.aggregate import opened
@@ -23,7 +23,7 @@ from fedbonsai.model import Model
 from fedbonsai.runs import recipes, setup
 from fedbonsai.runs.loop import loop
 from fedbonsai.stages.codec import Packed
-from fedbonsai.stages.personal import PERSONAL, Judge, Judged, split, trained_part
+from fedbonsai.stages.personal import PERSONAL, Evaluate, Evaluated, split, trained_part
 from fedbonsai.stages.pruning.derived_masks import Derived, Rule, derived, names_in, sent_masks
 from fedbonsai.stages.pruning.masks import masked
 from fedbonsai.training.optimizers import SGD
@@ -410,7 +410,7 @@ def test_an_upload_that_is_hardly_cut_is_read():
             grant = Allocation(True, Derived(ratio), sends, 1.0)
             how = ClientConfig(PAPER.mask, "alt", STEPS, STEPS, bits)
             value, _ = train.run(Train(CNN, shared, own, how, grant), PEOPLE[0], {})
-            assert opened(value, CNN, shared, how, grant) is not None
+            opened(value, CNN, shared, how, grant)
 
 
 def uploaded_by(method, rounds=8):
@@ -461,8 +461,8 @@ def test_all_baselines_have_the_same_channel_and_deadline():
 
 def test_devices_are_judged_with_their_own_part_whole_and_masked():
     states, fleet = run(replace(PAPER, allocation=Fixed(0.5)), rounds=2)
-    verdicts = {id: value for t, id, value in fleet.heard if t == 1 and isinstance(value, Judged)}
-    asked = {id: request for t, id, request in fleet.sent if t == 1 and isinstance(request, Judge)}
+    verdicts = {id: value for t, id, value in fleet.heard if t == 1 and isinstance(value, Evaluated)}
+    asked = {id: request for t, id, request in fleet.sent if t == 1 and isinstance(request, Evaluate)}
     shared = split(states[-1].model.weights, HEAD)[0]
     for person in PEOPLE:
         own = memories(fleet)[person.id][PERSONAL]
@@ -537,9 +537,10 @@ def test_an_upload_must_be_what_was_granted():
     _, fleet = run(replace(PAPER, allocation=Fixed(0.5)), rounds=1)
     (_, _, request), (_, _, value) = requests(fleet)[0], uploads(fleet)[0]
     how, grant = request.how, request.grant
-    assert opened(value, CNN, request.shared, how, grant) is not None
+    opened(value, CNN, request.shared, how, grant)
     less = replace(grant, mask=replace(grant.mask, ratio=0.25), sends=0.25)
-    assert opened(value, CNN, request.shared, how, less) is None
+    with pytest.raises(BadMessage):
+        opened(value, CNN, request.shared, how, less)
 
 
 # --- specs/wireless check 17: recipes and labels -------------------------------------------------------------

@@ -142,12 +142,13 @@ def _made(item: object) -> Transform:
     )
     if "" in given:
         raise ValueError(f"{name} takes no value, got {value!r}; write '{name}'")
-    known = {each.name: each for each in fields(cast("Any", kind))}
+    known = {each.name.rstrip("_"): each for each in fields(cast("Any", kind))}  # `from` can be no name in Python
+    given = {key.rstrip("_"): part for key, part in given.items()}
     if strange := [key for key in given if key not in known]:
         raise ValueError(f"{name} has no field {', '.join(strange)}; it has {', '.join(known) or 'none'}")
     if absent := [key for key, each in known.items() if each.default is MISSING and key not in given]:
         raise ValueError(f"{name} needs {', '.join(absent)}")
-    return cast("Any", kind)(**{key: _frozen(part) for key, part in given.items()})
+    return cast("Any", kind)(**{known[key].name: _frozen(part) for key, part in given.items()})
 
 
 def _frozen(value: object) -> object:
@@ -155,8 +156,14 @@ def _frozen(value: object) -> object:
 
 
 def data_of(each: Transform) -> dict[str, dict[str, Any]]:
-    """A transform as data, with what it learned."""
-    return {each.short: asdict(cast("Any", each))}
+    """A transform as data, with what it learned; a setting whose name is a word of Python's only where it is given."""
+    return {
+        each.short: {
+            name.rstrip("_"): value
+            for name, value in asdict(cast("Any", each)).items()
+            if value or not name.endswith("_")
+        }
+    }
 
 
 def whole(value: object, name: str, least: int = 1) -> None:

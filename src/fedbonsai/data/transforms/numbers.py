@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import inf
-from typing import Any
+from math import inf, prod
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,23 @@ from fedbonsai.data.kinds import Values
 from fedbonsai.data.transforms.base import Part, Transform, learned, transform, whole, with_x
 from fedbonsai.errors import ConfigError
 
+Source = Literal["", "clients", "server"]
 
-@transform("standardise")
+
+@transform("standardise", "from_")
 class Standardise(Transform):
-    """Mean 0 and deviation 1 of each feature or channel over the clients' training samples, when a batch is made."""
+    """Mean 0 and deviation 1 of each feature or channel, when a batch is made.
+
+    Of whose samples: ``clients`` are asked for sums before the first round; ``server`` takes those that it has set aside
+    (``data.server``); by default all training samples that whoever starts the run can read.
+    """
+
+    from_: Source = ""
+
+    def __post_init__(self) -> None:
+        """Refuse others."""
+        if self.from_ not in get_args(Source):
+            raise ValueError(f"standardise = {self.from_!r}: expected 'clients' or 'server', or no value")
 
 
 @transform("onehot", "names")
@@ -107,6 +120,35 @@ class Picture(Transform):
         if x.ndim != 3:
             raise ConfigError(f"picture: {part.what} are {list(x.shape[1:])}; expected [length, features]")
         return with_x(part, x[:, None], units=())
+
+
+@transform("reshape", "shape")
+class Reshape(Transform):
+    """Numbers of a sample in another shape, in their order: ``[256, 1]`` makes a series of what files hold as a list."""
+
+    shape: tuple[int, ...]
+    """Of one sample."""
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that cannot be meant."""
+        if not isinstance(self.shape, tuple) or not self.shape:  # pyright: ignore[reportUnnecessaryIsInstance] - a user's
+            raise ValueError(f"shape = {self.shape!r}: expected a list of sizes, such as [256, 1]")
+        for size in self.shape:
+            whole(size, "shape")
+
+    def __call__(self, part: Part) -> Part:
+        """[samples, *shape]; scales of the last axis stay where that does."""
+        x = part.array("reshape")
+        if prod(x.shape[1:]) != prod(self.shape):
+            raise ConfigError(
+                f"reshape: {part.what} are {list(x.shape[1:])}, {prod(x.shape[1:])} values; expected as many as "
+                f"{list(self.shape)} has, {prod(self.shape)}"
+            )
+        if len(part.units) > 1 and x.shape[-1] != self.shape[-1]:
+            raise ConfigError(
+                f"reshape: {part.what} have {len(part.units)} scales, one for each of {x.shape[-1]} features"
+            )
+        return replace(part, x=x.reshape(len(x), *self.shape))
 
 
 @transform("tokens", "vocabulary")

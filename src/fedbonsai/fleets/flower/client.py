@@ -18,8 +18,8 @@ from fedbonsai.fleets.flower.record import pack, packed, unpack
 class Hand(Protocol):
     """Who does the work: a `worker.Worker` of this process, or a process that keeps one."""
 
-    def hello(self, raw: bytes) -> bytes:
-        """Answer a `Hello`."""
+    def hello(self, raw: bytes, payload: bytes) -> bytes:
+        """Answer a `Hello`, whose payload is a form that its head has no room for."""
         ...
 
     def perform(self, raw: bytes, payload: bytes) -> tuple[bytes, bytes]:
@@ -37,8 +37,7 @@ def client_app(hand_of: Callable[[Context], Hand]) -> ClientApp:
 
     @app.query()
     def hello(message: Message, context: Context) -> Message:  # pyright: ignore[reportUnusedFunction]
-        raw, _ = unpack(message)
-        return Message(pack(hand_of(context).hello(raw), packed(b"")), reply_to=message)
+        return Message(pack(hand_of(context).hello(*unpack(message)), packed(b"")), reply_to=message)
 
     @app.train()
     def perform(message: Message, context: Context) -> Message:  # pyright: ignore[reportUnusedFunction]

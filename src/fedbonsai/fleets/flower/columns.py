@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from fedbonsai.core import Samples
 from fedbonsai.data.classes import few
 from fedbonsai.data.columns import required
-from fedbonsai.data.federation import scale_of
 from fedbonsai.data.folders import local
-from fedbonsai.data.given import as_values
+from fedbonsai.data.given import columns_of
 from fedbonsai.data.kinds import Kind, Values
+from fedbonsai.data.normalising import scale_of
 from fedbonsai.data.reading import Reading
+from fedbonsai.data.several import Several, understood
 from fedbonsai.data.shards import Shard
 from fedbonsai.data.shards import of_arrays as shard_of
 from fedbonsai.data.sources import filled
@@ -35,7 +36,7 @@ def of_path(path: Path, form: Form, device: str) -> Samples:
     Raises:
         ConfigError: they do not fit the form.
     """
-    reading = Reading.of(form.reading)
+    reading = understood(form.reading)
     shards = [_renamed(shard, reading) for shard in filled(local(path)["train"])]
     return _samples(shards, reading, form, str(path), device)
 
@@ -46,21 +47,22 @@ def of_arrays(arrays: tuple[Any, Any], form: Form, what: str, device: str) -> Sa
     Raises:
         ConfigError: they do not fit the form.
     """
-    reading = Reading.of(form.reading)
-    held = {name: as_values(value) for name, value in zip("xy", arrays, strict=True)}
+    reading = understood(form.reading)
+    held = columns_of(*arrays, what)
     return _samples([_renamed(shard_of(what, held), reading)], reading, form, what, device)
 
 
-def _renamed(shard: Shard, reading: Reading) -> Shard:
+def _renamed(shard: Shard, reading: Reading | Several) -> Shard:
     """Arrays and folders, whose columns have names of their own, under those of the task; a matrix as the columns that it has."""
     made: dict[str, Values] = {}
     kinds: dict[str, Kind] = {}
-    for usual, names in ((INPUTS, reading.x), (TARGETS, reading.y)):
+    inputs = [] if isinstance(reading, Several) else [(INPUTS, reading.x)]  # several have the names of their columns
+    for usual, names in (*inputs, (TARGETS, reading.y)):
         mine = next((name for name in usual if name in shard.kinds), "")
         if not mine or set(names) <= set(shard.kinds):
             continue
         values, kind = shard.rows([mine])[mine], shard.kinds[mine]
-        if len(names) == 1 and (reading.shape is not None or np.ndim(values) < 2):
+        if len(names) == 1 and (isinstance(reading, Several) or reading.shape is not None or np.ndim(values) < 2):
             found: Mapping[str, Values] = {names[0]: values}
         elif isinstance(values, np.ndarray) and values.shape[1:] == (len(names),):
             found, kind = {name: values[:, place] for place, name in enumerate(names)}, replace(kind, shape=())
@@ -81,16 +83,17 @@ def _renamed(shard: Shard, reading: Reading) -> Shard:
     return replace(shard, kinds={**shard.kinds, **kinds}, rows=rows) if made else shard
 
 
-def _samples(shards: list[Shard], reading: Reading, form: Form, what: str, device: str) -> Samples:
+def _samples(shards: list[Shard], reading: Reading | Several, form: Form, what: str, device: str) -> Samples:
     for key in {reading.client, reading.series.by} - {""}:  # all of it is this device's, whoever says so
         shards = [shard if key in shard.kinds else shard.of_client(device, key) for shard in shards]
     required(shards[0], reading.wanted)
     if any(shards[0].kinds[name].role == "text" for name in reading.y):
-        reading = replace(reading, names=form.names)  # also where the task's own files call its classes by numbers
+        reading = reading.again(names=form.names)  # also where the task's own files call its classes by numbers
     classes = {name: form.names for name in reading.y if shards[0].kinds[name].names}
     part = reading(table(shards, reading.wanted, classes, what), training=True)
     x = _fitting(np.asarray(part.x), reading.dtype, what)
-    if reading.role == "picture" and x.ndim == 4 and x.dtype == np.uint8:
+    pictures = isinstance(reading, Reading) and reading.role == "picture" and reading.dtype == "uint8"
+    if pictures and x.ndim == 4:
         x = np.moveaxis(x, 3, 1)
     if x.shape[1:] != form.shape:
         raise ConfigError(f"{what} holds samples of shape {x.shape[1:]}, the task wants {form.shape}")
@@ -101,7 +104,7 @@ def _samples(shards: list[Shard], reading: Reading, form: Form, what: str, devic
     return Samples(
         torch.as_tensor(np.require(x, requirements=["C", "W"])),
         torch.as_tensor(np.require(part.y, requirements=["C", "W"])),
-        scale_of(form.mean, form.std, form.shape, 255 if reading.role == "picture" and reading.dtype == "uint8" else 1),
+        scale_of(form.mean, form.std, form.shape, 255 if pictures else 1),
     )
 
 

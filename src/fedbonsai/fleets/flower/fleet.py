@@ -10,18 +10,21 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar, cast
 
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
-from fedbonsai.core import Answer, Answers, Device, SavedMemory, Scope, Silence, Task
+from fedbonsai import bases
+from fedbonsai.core import Answer, Answers, Device, SavedMemory, Scale, Scope, Silence, Task
 from fedbonsai.errors import BadMessage, ConfigError
+from fedbonsai.fleets.based import tensors_of
 from fedbonsai.fleets.envelope import Envelope, envelope, receipt
 from fedbonsai.fleets.flower import hello
 from fedbonsai.fleets.flower.compat import EXPIRED
-from fedbonsai.fleets.flower.frames import Form, Reply, Request, check, open_head
+from fedbonsai.fleets.flower.frames import FORMLESS, Form, Reply, Request, check, in_head, open_head
 from fedbonsai.fleets.flower.memory import slot_of
 from fedbonsai.fleets.flower.names import plain
 from fedbonsai.fleets.flower.record import pack, packed, unpack
@@ -83,7 +86,9 @@ class FlowerFleet(Remembers):
         who: Callable[[], Mapping[int, str]] | None = None,
     ) -> None:
         super().__init__()
-        self._grid, self._form, self._codecs = grid, form, frozenset(codecs)
+        self._grid, self._codecs = grid, frozenset(codecs)
+        self._form, self._rest = in_head(form)
+        self._formless = False  # whether a device lost what of the form is in no head
         self._deadline, self._first, self._limit, self._poll = deadline, first, limit, poll
         self._who = who
         self._nodes: dict[str, int] = {}  # of each device
@@ -119,7 +124,7 @@ class FlowerFleet(Remembers):
         fresh = {node for node in self._grid.get_node_ids() if self._known.get(node, 0.0) <= now}
         if not fresh:
             return fresh
-        head = pack(encode(hello.Hello(hello.VERSION, hello.WIRE, self._form)), packed(b""))
+        head = pack(encode(hello.Hello(hello.VERSION, hello.WIRE, self._form)), packed(self._rest))
         sent = {node: Message(head, node, QUERY, ttl=seconds + AFTER) for node in fresh}
         taken = {id: node for id, node in zip(self._grid.push_messages(sent.values()), sent, strict=False) if id}
         self._hailed = {id: node for id, node in self._hailed.items() if node not in fresh} | taken
@@ -179,7 +184,8 @@ class FlowerFleet(Remembers):
             ):
                 self._meet_again()
                 time.sleep(self._poll)
-        if len(there) < len(self._nodes):
+        if len(there) < len(self._nodes) or self._formless:
+            self._formless = False
             self._meet_again()
 
     def _meet_again(self) -> None:
@@ -275,6 +281,9 @@ class FlowerFleet(Remembers):
         if reply.lost:
             self._slots.keep(device.id, {})  # what it had is gone: it begins anew
         if reply.receipt.silent:
+            if reply.receipt.silent.startswith(FORMLESS):
+                self._known.pop(letter.node, None)  # the next round begins with an introduction
+                self._formless = True
             fault = "\n".join(plain(line) for line in reply.fault[-FAULT:].splitlines())
             return Silence(device, plain(reply.receipt.silent), letter.down, letter.up, reply.forgot, fault=fault)
         try:
@@ -302,6 +311,10 @@ class FlowerFleet(Remembers):
         if any(kept.memory.keys() - {"slot"} for kept in memories.values()):
             raise ConfigError("this run was begun as a simulation: its clients' memories are not on devices")
         super().restore(memories)
+
+    def normalise(self, scale: Scale) -> None:
+        """Set the scale of the devices' inputs: requests name it, `based.Based` sends it."""
+        self._form = replace(self._form, scale=bases.digest(tensors_of(scale)))
 
     def close(self) -> None:
         """Nothing to give back: the Grid is Flower's."""

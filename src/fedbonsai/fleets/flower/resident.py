@@ -85,7 +85,7 @@ class Resident:
             try:
                 with self._turn:
                     if kind == HELLO:
-                        head, payload = self._hand.hello(head), b""
+                        head, payload = self._hand.hello(head, payload), b""
                     elif kind == PERFORM:
                         head, payload = self._hand.perform(head, payload)
                     else:
@@ -106,14 +106,14 @@ class Remote:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def hello(self, raw: bytes) -> bytes:
+    def hello(self, raw: bytes, payload: bytes = b"") -> bytes:
         """Answer a hello.
 
         Raises:
             Absent: no worker is there.
             BadMessage: the worker refused it.
         """
-        return self._ask(HELLO, raw, b"")[0]
+        return self._ask(HELLO, raw, payload)[0]
 
     def perform(self, raw: bytes, payload: bytes) -> tuple[bytes, bytes]:
         """Run a task.

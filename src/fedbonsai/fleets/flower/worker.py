@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from fedbonsai import bases
-from fedbonsai.core import Client, Samples, task_named
+from fedbonsai.core import Client, Samples, Scale, task_named
+from fedbonsai.data import survey
 from fedbonsai.errors import BadMessage, ConfigError, Failed, Forgotten, Missing, Silent
 from fedbonsai.fleets import based
 from fedbonsai.fleets.envelope import failure, perform, receipt
 from fedbonsai.fleets.faults import unnumbered
-from fedbonsai.fleets.flower.frames import Form, Reply, Request, check, open_head
+from fedbonsai.fleets.flower.frames import Form, Reply, Request, check, hold_form, open_head, whole
 from fedbonsai.fleets.flower.hello import VERSION, WIRE, Card, Hello, codecs, tasks
 from fedbonsai.fleets.flower.memory import Lost, Store
 from fedbonsai.wire import LIMIT, decode, encode
@@ -20,7 +22,7 @@ NOTHING = b""
 TEXT = 4000  # characters of an error's text that travel
 
 log = logging.getLogger("fedbonsai")
-HOLD = based.hold  # a device knows this task of every method
+ALWAYS = (*based.GIVEN, survey.sums)  # tasks that a device knows whatever the method
 
 Source = Callable[[Form], tuple[Samples, Samples]]
 """A device's data: samples to train on and to decide on, in the form that is asked for."""
@@ -43,16 +45,18 @@ class Worker:
         self._held: tuple[Form, Client] | None = None
         self._told: set[str] = set()  # reasons whose traceback is in the log
 
-    def hello(self, raw: bytes) -> bytes:
-        """Answer a `Hello` with a `Card`.
+    def hello(self, raw: bytes, payload: bytes = NOTHING) -> bytes:
+        """Answer a `Hello` with a `Card`; the payload is a form that its head has no room for.
 
         Raises:
             BadMessage: it is none.
         """
         asked = open_head(raw, Hello)
+        if payload:
+            hold_form(asked.form, payload)
         card = Card(self.device, VERSION, WIRE, tasks(), codecs(), 0, 0)
         try:
-            client = self._client(asked.form)
+            client = self._client(replace(asked.form, scale=""))
         except (ConfigError, Missing) as error:
             log.warning("the server's task cannot be learned with the data of this device: %s", error)
             return bytes(encode(_with(card, fault=str(error)[:TEXT])))
@@ -78,7 +82,9 @@ class Worker:
             memory = self.store.load(head.run, request.start)
             value = decode(payload, LIMIT)
             check(task, value, "request")
-            answer, kept, _ = perform(task, value, self._client(request.form), head, memory)
+            # who is given what normalises the data may have lost it
+            form = replace(request.form, scale="") if task in based.GIVEN else request.form
+            answer, kept, _ = perform(task, value, self._client(form), head, memory)
             reply = bytes(encode(answer))
             slot = self.store.save(head, request.start, kept)
             self.store.tidy(head, request.start)
@@ -101,10 +107,19 @@ class Worker:
         return bytes(encode(Reply(receipt(head, why), fault=error.trace[-TEXT:]))), NOTHING
 
     def _client(self, form: Form) -> Client:
-        if self._held is None or self._held[0] != form:
-            train, valid = self._source(form)
-            self._held = form, Client(self.device, 0, train, valid, self._torch_device, form.augment)
-        return self._held[1]
+        stored = replace(form, scale="")
+        if self._held is None or self._held[0] != stored:
+            train, valid = self._source(wanted := whole(stored))
+            self._held = stored, Client(self.device, 0, train, valid, self._torch_device, wanted.augment)
+        client = self._held[1]
+        return client.normalised(_scale(form.scale)) if form.scale else client
+
+
+def _scale(name: str) -> Scale:
+    held = bases.of(name, based.UNSCALED)
+    if held.keys() != {"mean", "std"}:
+        raise BadMessage(f"{name[:40]} names nothing that normalises data")
+    return Scale(**held)
 
 
 def _with(card: Card, train: int = 0, valid: int = 0, fault: str = "") -> Card:

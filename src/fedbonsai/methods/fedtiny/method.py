@@ -1,7 +1,7 @@
 """FedTiny: choose a coarsely pruned model by re-measured batch-norm statistics, then adjust its masks block by block.
 
 Huang, Zhang, Sun, Fang, Yuan and Wu, "Distributed Pruning Towards Tiny Neural Networks in Federated Learning", ICDCS 2023.
-``begin`` is adaptive batch-norm selection (`selection`); ``round`` is FedAvg under masks that both ends
+``begin`` is adaptive batch-norm selection (`pool`, `selection`); ``round`` is FedAvg under masks that both ends
 hold (a device's part is the task ``train`` of `client`, what comes of it `aggregate`), and in adjusting rounds progressive
 pruning (`growth`, `grow_prune`) of one group of layers.
 """
@@ -10,30 +10,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
-from math import nan
+from math import ceil, floor, nan
 from typing import Literal
 
 from fedbonsai.core import Client, Device, Fleet, forgetful
+from fedbonsai.errors import ConfigError
 from fedbonsai.methods.fedtiny.aggregate import aggregate
-from fedbonsai.methods.fedtiny.client import Selective, Train, development, train
+from fedbonsai.methods.fedtiny.client import Selective, Train, train
 from fedbonsai.methods.fedtiny.grow_prune import adjust
 from fedbonsai.methods.fedtiny.growth import Growth
-from fedbonsai.methods.fedtiny.norm_statistics import needed
-from fedbonsai.methods.fedtiny.pool import allowed, pool
-from fedbonsai.methods.fedtiny.selection import Selection, select
+from fedbonsai.methods.fedtiny.pool import Selection, pool
+from fedbonsai.methods.fedtiny.selection import development, select
 from fedbonsai.methods.fedtiny.sparse_accounts import round_bytes, selection_bytes
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
 from fedbonsai.stages import masked_upload
 from fedbonsai.stages.codec import Chain
 from fedbonsai.stages.held_masks import HeldMasks
+from fedbonsai.stages.pruning.count import parameters
 from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.gates import Gate, Open
+from fedbonsai.stages.pruning.masks import prunable
 from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import SHARE, out_of_range, raise_all
+from fedbonsai.stages.updates import statistics_of
 from fedbonsai.training.optimizers import SGD, Optimizer
-from fedbonsai.tree import seed_of
+from fedbonsai.tree import Weights, seed_of, size
 from fedbonsai.wire import message
 
 
@@ -56,6 +59,15 @@ class State:
     dropped: int = 0
     traded: int = 0
     skips: int = 0
+
+
+def whole(density: float, values: int) -> int:
+    """How many of ``values`` a density allows; a product that is whole but for rounding is not cut by one.
+
+    >>> whole(0.29, 100), int(0.29 * 100), whole(0.1, 99)
+    (29, 28, 9)
+    """
+    return floor(density * values * (1 + 1e-12))
 
 
 @method("fedtiny")
@@ -91,18 +103,48 @@ class FedTiny:
             return 0.0
         return 2 / 3 * self.selection.size(self.density) * sum(len(development(person)) for person in people) / workers
 
+    def allowed(self, model: Model) -> tuple[Weights, int]:
+        """The weights that are pruned, and how many of their values a density leaves (specs/fedtiny §2.6).
+
+        Args:
+            model: biases, normalisation and the last layer are never pruned.
+
+        Raises:
+            ConfigError: no layer is left, or less than one weight for each of them.
+        """
+        density = self.density
+        first = self.input_layer == "pruned" or (self.input_layer == "auto" and density > 0.05)
+        names = prunable(model)[0 if first else 1 : -1]
+        if not names:
+            raise ConfigError(
+                f"{model.arch.name!r} has no layer between those that stay dense; choose a deeper network"
+            )
+        forms = {name: model.weights[name] for name in names}
+        counted = parameters(model) if self.strict else size(forms)
+        dense = counted - size(forms)
+        budget = whole(density, counted) - dense
+        if budget < len(forms):
+            also = f", and {dense} of them (biases, normalisation, first and last layer) are never pruned" * bool(dense)
+            least = ceil(1000 * (dense + len(forms)) / counted) / 1000
+            raise ConfigError(
+                f"density = {density:g} leaves {whole(density, counted)} of {counted} values of {model.arch.name!r}{also}: "
+                f"not one for each of the {len(forms)} layers that are; choose another density, at least {least:g}, or a "
+                "larger network"
+            )
+        return forms, budget
+
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """Prune candidates by magnitude and let all devices choose, in two exchanges.
 
         Raises:
             ConfigError: the network has no batch normalisation, or too few weights that may be pruned.
         """
-        needed(model)
-        how, first = (
-            self.selection,
-            self.input_layer == "pruned" or (self.input_layer == "auto" and self.density > 0.05),
-        )
-        forms, budget = allowed(model, self.density, self.strict, first)
+        how, (forms, budget) = self.selection, self.allowed(model)
+        if not statistics_of(model.weights):
+            raise ConfigError(
+                f"fedtiny selects by the running statistics of batch normalisation, which {model.arch.name!r} lacks; "
+                'take a network that has them, such as "cnn-bn" or "resnet-tiny" with norm = "batch"'
+            )
         seed = seed_of(server.seed, "pool", -1, 0)
         counts = pool(forms, budget, how.size(self.density), how.noise, seed, how.base)
         chosen = select(model, counts, how, fleet)

@@ -14,27 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedbonsai import tree, work
 from fedbonsai.core import Samples
-from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model, cached_module
+from fedbonsai.stages.updates import statistics_of
 from fedbonsai.tree import Tree, Weights
-
-
-def statistics_of(weights: Tree) -> Weights:
-    """Running means and variances."""
-    return {name: value for name, value in weights.items() if name.endswith(("running_mean", "running_var"))}
-
-
-def needed(model: Model) -> None:
-    """Refuse a network without them.
-
-    Raises:
-        ConfigError: it has no batch normalisation that keeps any.
-    """
-    if not statistics_of(model.weights):
-        raise ConfigError(
-            f"fedtiny selects by the running statistics of batch normalisation, which {model.arch.name!r} lacks; "
-            'take a network that has them, such as "cnn-bn" or "resnet-tiny" with norm = "batch"'
-        )
 
 
 def usable(found: Tree, own: Tree) -> bool:

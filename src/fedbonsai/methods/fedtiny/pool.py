@@ -1,64 +1,60 @@
-"""The pool of FedTiny's candidates: how many weights each keeps in each layer (specs/fedtiny §1.1), and which.
+"""FedTiny's candidates: the settings by which they are drawn and chosen, and how many weights each keeps in each layer.
 
-Huang et al., ICDCS 2023. Candidates are magnitude-pruned copies of one model at one density; they differ in how that is
-spread over the layers.
+Huang et al., ICDCS 2023 (specs/fedtiny §1.1). Candidates are magnitude-pruned copies of one model at one density; they differ
+in how that is spread over the layers.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from fedbonsai.errors import ConfigError
-from fedbonsai.model import Model
-from fedbonsai.stages.pruning.count import parameters
 from fedbonsai.stages.pruning.distributions import erk, exactly
-from fedbonsai.stages.pruning.masks import Masks, keep_each, prunable
-from fedbonsai.stages.pruning.scores import magnitude
-from fedbonsai.tree import Tree, Weights, generator, size
+from fedbonsai.tree import Tree, generator
 
 Counts = Mapping[str, int]  # weights kept, by name
 
 
-def whole(density: float, values: int) -> int:
-    """How many of ``values`` a density allows; a product that is whole but for rounding is not cut by one.
+@dataclass(frozen=True)
+class Selection:
+    """The pool of candidates and how one is chosen."""
 
-    >>> whole(0.29, 100), int(0.29 * 100), whole(0.1, 99)
-    (29, 28, 9)
-    """
-    return math.floor(density * values * (1 + 1e-12))
+    by: Literal["adaptive", "vanilla", "none"] = "adaptive"
+    """`adaptive` measures statistics first, `vanilla` judges with the server's own, `none` takes the first candidate."""
+    pool: int = 0
+    """Candidates (C); 0 means 0.1 / density, at least one."""
+    noise: float = 0.5
+    """Largest change of a layer's density, as a share of the density (epsilon); the first candidate has none."""
+    base: Literal["uniform", "erk"] = "uniform"
+    """Densities of the layers before noise: one for all (the paper's), or by the Erdős-Rényi kernel, more in small layers."""
+    statistics: Literal["cumulative", "ema"] = "cumulative"
+    """How a device goes over its batches: all alike, or by an exponential average."""
+    momentum: float = 0.1
+    """Of the exponential average (rho)."""
+    merge: Literal["pooled", "averaged"] = "pooled"
+    """Variances: exact pooling, or the plain mean."""
+    weighted: bool = True
+    """Weigh losses by samples."""
+    batch: int = 64
+    """Samples in a batch."""
+    nested: bool = True
+    """Send the union of the candidates once, instead of each by itself."""
 
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        if self.pool < 0 or self.batch < 2:
+            raise ValueError(f"pool = {self.pool}, batch = {self.batch}: expected pool >= 0 and batch >= 2")
+        if not (0 <= self.noise <= 1 and 0 < self.momentum <= 1):
+            raise ValueError(f"noise = {self.noise}, momentum = {self.momentum}: expected shares of 1")
 
-def allowed(model: Model, density: float, strict: bool, first: bool) -> tuple[Weights, int]:
-    """The weights that are pruned, and how many of their values a density leaves (specs/fedtiny §2.6).
-
-    Args:
-        model: biases, normalisation and the last layer are never pruned.
-        density: share that is kept.
-        strict: of all parameters, those that are never pruned inside it; else of the prunable weights alone.
-        first: whether the first layer is pruned.
-
-    Raises:
-        ConfigError: no layer is left, or less than one weight for each of them.
-    """
-    names = prunable(model)[0 if first else 1 : -1]
-    if not names:
-        raise ConfigError(f"{model.arch.name!r} has no layer between those that stay dense; choose a deeper network")
-    forms = {name: model.weights[name] for name in names}
-    counted = parameters(model) if strict else size(forms)
-    dense = counted - size(forms)
-    budget = whole(density, counted) - dense
-    if budget < len(forms):
-        also = f", and {dense} of them (biases, normalisation, first and last layer) are never pruned" * bool(dense)
-        least = math.ceil(1000 * (dense + len(forms)) / counted) / 1000
-        raise ConfigError(
-            f"density = {density:g} leaves {whole(density, counted)} of {counted} values of {model.arch.name!r}{also}: not one "
-            f"for each of the {len(forms)} layers that are; choose another density, at least {least:g}, or a larger network"
-        )
-    return forms, budget
+    def size(self, density: float) -> int:
+        """C, the number of candidates at a density."""
+        return 1 if self.by == "none" else self.pool or pool_size(density)
 
 
 def pool_size(density: float) -> int:
@@ -109,8 +105,3 @@ def pool(
         if len(found) == count:
             break
     return found
-
-
-def by_magnitude(weights: Tree, counts: Counts) -> Masks:
-    """The largest weights of each layer."""
-    return keep_each(magnitude({name: weights[name] for name in counts}), counts)

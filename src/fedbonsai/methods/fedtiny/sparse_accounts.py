@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from fedbonsai.methods.fedtiny.norm_statistics import statistics_of
 from fedbonsai.methods.fedtiny.pool import Counts
 from fedbonsai.stages.pruning import count
+from fedbonsai.stages.updates import statistics_of
 from fedbonsai.tree import Tree, size
 
 

@@ -13,13 +13,13 @@ from math import nan
 import torch
 
 from fedbonsai import tree
-from fedbonsai.core import Answers, Fleet, forgetful
-from fedbonsai.errors import BadMessage, Unanswered
+from fedbonsai.core import Answer, Answers, Fleet, forgetful
+from fedbonsai.errors import Unanswered
 from fedbonsai.methods.fl_pqsu.client import Skip, Upload
 from fedbonsai.methods.fl_pqsu.paper_bytes import down_bytes, entries, message_bytes, up_bytes
 from fedbonsai.model import Model
 from fedbonsai.stages.codec import Affine, Chain, Packed
-from fedbonsai.stages.updates import MOST, STATISTICS
+from fedbonsai.stages.updates import MOST, STATISTICS, Usable
 from fedbonsai.tree import Tree, Weights
 from fedbonsai.wire import message
 
@@ -48,25 +48,23 @@ def receive(answers: Answers[Upload | Skip], like: Tree, fleet: Fleet, changes: 
     """
     fresh: dict[str, Upload] = {}
     skipped: list[str] = []
-    dropped = 0
-    for answer in answers:
-        value, id = answer.value, answer.device.id
-        if not isinstance(value, Upload):
-            skipped.append(id)
-            continue
-        try:
-            usable = 0 < value.examples < MOST and tree.finite(opened(value.packed, like, changes))
-        except BadMessage:
-            usable = False
-        if usable:
-            fresh[id] = value
+
+    def checked(answer: Answer[Upload | Skip]) -> Upload | Skip | None:
+        value = answer.value
+        if isinstance(value, Skip):
+            return value
+        fits = 0 < value.examples < MOST and tree.finite(opened(value.packed, like, changes))
+        return value if fits else None
+
+    usable = Usable(answers, fleet, checked)
+    for answer, value in usable:
+        if isinstance(value, Skip):
+            skipped.append(answer.device.id)
         else:
-            fleet.reject(answer.device)
-            dropped += 1
-    forgot = forgetful(answers.silent)
+            fresh[answer.device.id] = value
     if not fresh and not skipped:
-        raise Unanswered(f"no upload could be used ({dropped} dropped)", forgot)
-    return Received(fresh, skipped, dropped, forgot)
+        raise usable.none("upload")
+    return Received(fresh, skipped, usable.dropped, forgetful(answers.silent))
 
 
 def opened(packed: Packed, like: Tree, changes: bool) -> Weights:

@@ -20,6 +20,7 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
 from fedbonsai.stages.codec import Chain
+from fedbonsai.stages.needs import one_input_needed
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import Update, combine, update
 from fedbonsai.training.optimizers import SGD, Optimizer
@@ -129,8 +130,9 @@ class Moon:
         """The initial model.
 
         Raises:
-            ConfigError: it is not made of stem, features and classifier.
+            ConfigError: it is not made of stem, features and classifier, or has several inputs.
         """
+        one_input_needed(model, "moon", "compares what its stem and features make of the input")
         parts = [name for name, _ in model.build().named_children()]
         if parts != ["stem", "features", "classifier"]:
             raise ConfigError(

@@ -24,6 +24,7 @@ from fedbonsai.stages.pruning.masks import Masks, density, masked
 from fedbonsai.stages.pruning.per_time import reconfigured, settled
 from fedbonsai.stages.pruning.time_model import Seconds
 from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, PART, out_of_range, raise_all
+from fedbonsai.stages.updates import Usable
 from fedbonsai.telling import each
 from fedbonsai.training.optimizers import Moving, Optimizer
 from fedbonsai.training.steps import autocast, prepare
@@ -105,12 +106,10 @@ def first_answer(fleet: Fleet, request: InitialPrune, own: Own | None = None) ->
     sent = request if own is None else OwnInitialPrune(request, own)
     for device in fleet.devices:
         answers = fleet.ask(initial_prune, {device: sent}, at_least=0)
-        for answer in list(answers):
-            if (found := accepted(answer.value, request)) is not None:
-                return device, found
-            fleet.reject(device)
-            reasons.append(f"{device.id}: its answer does not fit the network, or is not finite")
-        reasons += [f"{silent.id}: {why.reason}" for silent, why in answers.silent.items()]
+        usable = Usable(answers, fleet, lambda answer: accepted(answer.value, request))
+        for _, found in list(usable):
+            return device, found
+        reasons += [f"{silent.id}: {why.reason}" for silent, why in usable.silent.items()]
     raise Unanswered(f"no device could do the initial pruning ({'; '.join(reasons[:5]) or 'there is none'})")
 
 
@@ -165,6 +164,24 @@ def prune(request: InitialPrune, me: Client) -> InitiallyPruned:
     masks: Masks = {n: torch.ones(request.model.weights[n].shape, dtype=torch.bool) for n in request.seconds.slopes}
     shelf: Tree = {}
     densities, at, start, i, done, cost = list[float](), list[int](), 0, 0, 0, 0.0
+
+    def learned(since: int) -> Tree:
+        """The weights, if they are finite; what was computed since an iteration is reported first."""
+        count = (i - since) * len(batches)
+        work.report(
+            request.model,
+            batches[0].shape,
+            backward=(i - since) * sum(map(len, batches)),
+            passes=count,
+            steps=count,
+            batch=max(map(len, batches)),
+            held=work.size_of(summed, *moving.slots, masks.values(), (batch.x for batch in batches)),
+            masks=masks,
+        )
+        if not tree.finite(weights := net.snapshot()):
+            raise NotFinite("initial pruning gave values that are not finite; lower the learning rate")
+        return weights
+
     with seeded(me.seed, me.device, net.foreign):
         for i in each("initial pruning", range(1, how.iterations + 1)):
             if not start and i % LOOK == 1:
@@ -183,12 +200,10 @@ def prune(request: InitialPrune, me: Client) -> InitiallyPruned:
             cost += request.seconds.step(masks) * len(batches)
             if not start or (i - start) % how.every:
                 continue
-            report(request.model, batches, i - done, masks, [summed, *moving.slots])
-            done = i
+            now, done = learned(done), i
             z = {name: value.cpu() for name, value in zip(net.parameters, summed, strict=True)}
             rest = sum(float(value.double().sum()) for name, value in z.items() if name not in masks)
             z, old = (z if how.regrow else masked(z, masks)), masks
-            now = finite(net.snapshot())
             weights, shelf, masks = reconfigured(
                 now, shelf, old, z, request.seconds, how.fraction, request.stale, rest, request.most
             )
@@ -202,22 +217,7 @@ def prune(request: InitialPrune, me: Client) -> InitiallyPruned:
             at.append(i)
             if settled(densities, how.tolerance):
                 break
-    report(request.model, batches, i - done, masks, [summed, *moving.slots])
-    return InitiallyPruned(finite(net.snapshot()), shelf, masks, tuple(densities), tuple(at), cost)
-
-
-def report(model: Model, batches: list[Samples], iterations: int, masks: Tree, held: list[list[Tensor]]) -> None:
-    """Report what was computed since the last reconfiguration."""
-    work.report(
-        model,
-        batches[0].shape,
-        backward=iterations * sum(map(len, batches)),
-        passes=iterations * len(batches),
-        steps=iterations * len(batches),
-        batch=max(map(len, batches)),
-        held=work.size_of(*held, masks.values(), (batch.x for batch in batches)),
-        masks=masks,
-    )
+    return InitiallyPruned(learned(done), shelf, masks, tuple(densities), tuple(at), cost)
 
 
 def minibatches(me: Client, sgd: Optimizer, count: int) -> list[Samples]:
@@ -242,10 +242,3 @@ def reached(model: Model, batches: list[Samples], gate: float, device: str) -> b
     with torch.inference_mode():
         answers = cached_module(model, device).module.eval()(data.x[:2]).shape[-1]
     return accuracy >= gate / max(2, answers)
-
-
-def finite(weights: Tree) -> Tree:
-    """The weights if they are finite; else the device is silent, and the next one is asked."""
-    if not tree.finite(weights):
-        raise NotFinite("initial pruning gave values that are not finite; lower the learning rate")
-    return weights

@@ -15,7 +15,7 @@ from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Device, Fleet, Memory, task
 from fedbonsai.model import Model
 from fedbonsai.stages.held_masks import Sent, received
-from fedbonsai.stages.personal import PERSONAL, Judged, evaluated, merged, personal_names, split
+from fedbonsai.stages.personal import PERSONAL, Evaluated, evaluated, merged, personal_names, split
 from fedbonsai.stages.requests import requests_for
 from fedbonsai.training.steps import Trained
 from fedbonsai.tree import Tree, Weights
@@ -70,8 +70,8 @@ def kept(own: Own, trained: Trained, memory: Memory) -> tuple[Trained, Memory]:
 
 
 @message("own-part/judge@1")
-class Judge:
-    """Judge the personal model: the shared part under its masks, with the device's own."""
+class Evaluate:
+    """Evaluate the personal model: the shared part under its masks, with the device's own."""
 
     arch: Arch
     sent: Sent
@@ -79,14 +79,14 @@ class Judge:
 
 
 @task("own-part/judge")
-def judge(request: Judge, me: Client, memory: Memory) -> tuple[Judged, Memory]:
+def evaluate_whole(request: Evaluate, me: Client, memory: Memory) -> tuple[Evaluated, Memory]:
     """How a device's model does on its validation part."""
     shared, _, memory = received(request.sent, request.arch, memory, request.own.names)
     model = whole(request.own, request.arch, shared, memory)
     if not len(me.valid):
-        return Judged(0, 0.0, 0.0, 0.0), memory
+        return Evaluated(0, 0.0, 0.0, 0.0), memory
     found = training.evaluate(model, me.valid, me.device)
-    return Judged(len(me.valid), found.value, found.value, found.loss), memory
+    return Evaluated(len(me.valid), found.value, found.value, found.loss), memory
 
 
 def evaluate(fleet: Fleet, sent: Mapping[Device, Sent], arch: Arch, own: Own) -> dict[str, float]:
@@ -98,6 +98,6 @@ def evaluate(fleet: Fleet, sent: Mapping[Device, Sent], arch: Arch, own: Own) ->
         arch: of the whole model.
         own: what is not shared.
     """
-    found = evaluated(fleet, requests_for(sent, lambda part: Judge(arch, part, own)), judge)
+    found = evaluated(fleet, requests_for(sent, lambda part: Evaluate(arch, part, own)), evaluate_whole)
     figures = found.figures() if found is not None else {}
     return {name: value for name, value in figures.items() if name.startswith("personal_")}

@@ -7,21 +7,20 @@ reaches a device: within a round the server sends the fronts, and later an empty
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fedbonsai import training
 from fedbonsai.arch import Arch
-from fedbonsai.core import Answer, Client, Device, Fleet, Memory, Silence, task
-from fedbonsai.errors import BadMessage, Forgotten, NotFinite
+from fedbonsai.core import Answer, Client, Device, Fleet, Memory, task
+from fedbonsai.errors import BadMessage, Forgotten
 from fedbonsai.methods.split.part import Part, coded, decoded, renamed, sub
-from fedbonsai.methods.split.sequential import Activations, learn
+from fedbonsai.methods.split.sequential import Activations, Result, learn
 from fedbonsai.model import Model
 from fedbonsai.stages.broadcast import Sent, received
 from fedbonsai.stages.codec import Chain
-from fedbonsai.stages.updates import Update, update
+from fedbonsai.stages.updates import Update, Usable, update
 from fedbonsai.training.batches import epochs
 from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.tree import dtype_of, generator, seed_of
@@ -78,16 +77,6 @@ def show(request: Show, me: Client, memory: Memory) -> tuple[Activations, Memory
     return Activations(packed, tuple(found.shape), me.train.y, len(me.train)), kept
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a round gave."""
-
-    answers: list[Answer[Update]]
-    back: Part
-    loss: float
-    silent: dict[Device, Silence] = field(default_factory=dict[Device, Silence])
-
-
 def train_parts(
     fleet: Fleet,
     requests: Mapping[Device, Train],
@@ -110,33 +99,31 @@ def train_parts(
     """
     trained = fleet.ask(train, requests, 0)
     answers = list(trained)
-    silent, total, count = dict(trained.silent), 0.0, 0
     if not shown:
-        return Result(answers, back, float("nan"), silent)
-    question = Show(activations)
-    seen = fleet.ask(show, {answer.device: question for answer in answers}, 0)
-    came: set[Device] = set()
-    for answer in seen:
-        came.add(answer.device)
+        return Result(answers, {"": back.weights}, float("nan"), trained.silent)
+    total = count = 0.0
+
+    def learned(answer: Answer[Activations]) -> bool:
+        """The back's steps on what one device shows; those before a damaged batch stay."""
+        nonlocal back, total, count
         value = answer.value
-        try:
-            whole = decoded(value.packed, value.shape, dtype_of(back.weights))
-            if value.y.shape[:1] != value.shape[:1]:
-                raise BadMessage(f"activations of {value.shape} with targets of {tuple(value.y.shape)}")
-            for order, cuts in epochs(len(value.y), sgd, generator(seed_of(seed, answer.device.id, 0, 0))):
-                for begin, end in cuts:
-                    pick = order[begin:end]
-                    part = coded(Chain(), whole[pick], 0)
-                    got = Activations(part, (len(pick), *value.shape[1:]), value.y[pick], value.examples)
-                    back, _, loss = learn(back, got, sgd)
-                    total, count = total + loss * len(pick), count + len(pick)
-        except (BadMessage, NotFinite) as error:
-            silent[answer.device] = Silence(answer.device, str(error))
-    silent |= {
-        answer.device: Silence(answer.device, "no activations") for answer in answers if answer.device not in came
-    }
-    silent |= seen.silent
-    for device in silent.keys() & {answer.device for answer in answers}:
-        fleet.reject(device)  # its activations are missing, so its update does not count either, nor what it kept
-    answers = [answer for answer in answers if answer.device not in silent]
-    return Result(answers, back, total / max(1, count), silent)
+        whole = decoded(value.packed, value.shape, dtype_of(back.weights))
+        if value.y.shape[:1] != value.shape[:1]:
+            raise BadMessage(f"activations of {value.shape} with targets of {tuple(value.y.shape)}")
+        for order, cuts in epochs(len(value.y), sgd, generator(seed_of(seed, answer.device.id, 0, 0))):
+            for begin, end in cuts:
+                pick = order[begin:end]
+                part = coded(Chain(), whole[pick], 0)
+                back, _, loss = learn(
+                    back, Activations(part, (len(pick), *value.shape[1:]), value.y[pick], value.examples), sgd
+                )
+                total, count = total + loss * len(pick), count + len(pick)
+        return True
+
+    usable = Usable(fleet.ask(show, dict.fromkeys((a.device for a in answers), Show(activations)), 0), fleet, learned)
+    seen = {answer.device for answer, _ in usable}
+    for answer in answers:
+        if answer.device not in seen:  # without activations its update does not count either, nor what it kept
+            fleet.reject(answer.device)
+    answers = [answer for answer in answers if answer.device in seen]
+    return Result(answers, {"": back.weights}, total / max(1, count), {**trained.silent, **usable.silent})

@@ -183,7 +183,7 @@ class LocalLoss:
         )
         mean = combined(result.answers, result.silent, down, fleet, self.weighting)
         down.note("", mean.devices, result.silent)
-        return stepped(state, trained, down, mean, self.rate, learned=result.back.weights)
+        return stepped(state, trained, down, mean, self.rate, learned=result.backs[""])
 
     def model(self, state: State) -> Model:
         """The whole network, without the heads."""

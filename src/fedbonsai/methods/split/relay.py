@@ -64,7 +64,7 @@ class Relay:
         send = {device: message for device, message in send.items() if self._home[device].alive}
         if not send:
             return {}
-        answers = self.fleet.ask(task, send, 0)
+        answers = self.fleet.ask(task, send, 0)  # not `Usable`: with one answer a whole cluster is dropped
         found = {answer.device: answer.value for answer in answers}
         self.silent |= answers.silent
         for device in send.keys() - found.keys():

@@ -7,7 +7,7 @@ that serves the clients in random order. Labels go to the server in the clear.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from fedbonsai import tree
 from fedbonsai.arch import Arch
-from fedbonsai.core import Answer, Answers, Client, Device, Fleet, Memory, Silence, task
+from fedbonsai.core import Answer, Client, Device, Fleet, Memory, Silence, task
 from fedbonsai.errors import BadMessage, Forgotten, NotFinite
 from fedbonsai.methods.split.part import Part, batch, coded, decoded
 from fedbonsai.stages.broadcast import Sent, Whole, received
 from fedbonsai.stages.codec import Chain, Packed
-from fedbonsai.stages.updates import Update, update
+from fedbonsai.stages.updates import Update, Usable, update
 from fedbonsai.training.gradients import gradients
 from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.training.steps import Trained
@@ -95,12 +95,12 @@ def step(request: Front | CutGradient, me: Client, memory: Memory) -> tuple[Acti
 
 @dataclass(frozen=True)
 class Result:
-    """What a round of split training gave: the devices' answers, the backs, and the mean loss."""
+    """What a round of split training gave: the devices' answers, the backs, the mean loss, and who fell silent."""
 
     answers: list[Answer[Update]]
-    backs: dict[str, Weights]  # by device (version 1), or under "" (version 2)
+    backs: Mapping[str, Tree]  # by device; where one serves all, under ""
     loss: float
-    silent: dict[Device, Silence] = field(default_factory=dict[Device, Silence])
+    silent: Mapping[Device, Silence]
 
 
 def train(
@@ -129,29 +129,31 @@ def train(
     total = count = 0.0
     asked: dict[Device, Front | CutGradient] = dict(fronts)
     number = 0
+
+    def learned(answer: Answer[Activations | Update]) -> CutGradient | Update:
+        """An update as it is; for activations the gradient by them, once the back has learned from them."""
+        nonlocal total, count
+        value, key = answer.value, "" if shared else answer.device.id
+        if isinstance(value, Update):
+            return value
+        backs[key], gradient, loss = learn(backs[key], value, sgd)
+        packed = coded(gradients, gradient, seed_of(seed, answer.device.id, 0, number))
+        total, count = total + loss * len(value.y), count + len(value.y)
+        return CutGradient(packed)
+
     while asked:
         if shared:  # clients in random order, anew for every batch
             turn = torch.randperm(len(asked), generator=generator(seed_of(seed, "order", 0, number))).tolist()
             devices = list(asked)
             asked = {devices[place]: asked[devices[place]] for place in turn}
-        batch_answers: Answers[Activations | Update] = fleet.ask(step, asked, 0)
+        usable = Usable(fleet.ask(step, asked, 0), fleet, learned)
         asked = {}
-        for answer in batch_answers:
-            value = answer.value
+        for answer, value in usable:
             if isinstance(value, Update):
                 answers.append(Answer(answer.device, value))
-                continue
-            key = "" if shared else answer.device.id
-            try:
-                backs[key], gradient, loss = learn(backs[key], value, sgd)
-                packed = coded(gradients, gradient, seed_of(seed, answer.device.id, 0, number))
-            except (BadMessage, NotFinite) as error:
-                fleet.reject(answer.device)
-                silent[answer.device] = Silence(answer.device, str(error))
-                continue
-            asked[answer.device] = CutGradient(packed)
-            total, count = total + loss * len(value.y), count + len(value.y)
-        silent |= batch_answers.silent
+            else:
+                asked[answer.device] = value
+        silent |= usable.silent
         number += 1
     finished = {answer.device for answer in answers}
     for device in fronts:
@@ -159,7 +161,7 @@ def train(
             fleet.reject(device)
     places = {device: place for place, device in enumerate(fronts)}
     answers.sort(key=lambda answer: places[answer.device])
-    return Result(answers, {key: dict(part.weights) for key, part in backs.items()}, total / max(1.0, count), silent)
+    return Result(answers, {key: part.weights for key, part in backs.items()}, total / max(1.0, count), silent)
 
 
 def learn(back: Part, got: Activations, sgd: Optimizer) -> tuple[Part, Tensor, float]:

@@ -15,14 +15,14 @@ import torch
 
 from fedbonsai import tree
 from fedbonsai.arch import Arch
-from fedbonsai.core import Answers, Device, Fleet, forgetful
-from fedbonsai.errors import BadMessage, Unanswered
+from fedbonsai.core import Answer, Answers, Device, Fleet
+from fedbonsai.errors import BadMessage
 from fedbonsai.methods.wireless_pruning.client import EXACT, Allocation, ClientConfig, Trained
 from fedbonsai.stages.masked_upload import everywhere
 from fedbonsai.stages.pruning.derived_masks import derived, full, names_in, pruned_of, sent_masks
 from fedbonsai.stages.pruning.masks import Masks, masked
 from fedbonsai.stages.pruning.readjust import MaskedMean
-from fedbonsai.stages.updates import MOST
+from fedbonsai.stages.updates import MOST, Usable
 from fedbonsai.tree import Tree, Weights
 
 
@@ -76,97 +76,77 @@ def aggregate(
     names = names_in(arch, shared, config.rule.never)
     total = sum(shared[name].numel() for name in names)
     due = {device for device, grant in allocations.items() if shared and grant.uploads}
-    mean = CoverageMean(whole=not any(pruned_of(allocations[device].sends, total) for device in due))
+    # where nobody leaves anything out, `tree.Mean` to the bit; else sums in float64, in which the product of a 32-bit value
+    # and a count of examples is exact: a coordinate that one device covers is that device's value
+    mean = MaskedMean() if any(pruned_of(allocations[device].sends, total) for device in due) else tree.Mean()
     now: Masks | None = {name: torch.zeros_like(shared[name], dtype=torch.bool) for name in names}
-    used, examples, losses, values, dropped = list[str](), dict[str, int](), list[tuple[float, float]](), 0, 0
-    for answer in answers:
+    used, examples, losses, values = list[str](), dict[str, int](), list[tuple[float, float]](), 0
+
+    def uploaded(answer: Answer[Trained]) -> tuple[Weights, Masks | None] | tuple[()] | None:
+        """Weights and masks; nothing of whom nothing is due."""
+        value, device = answer.value, answer.device
+        if not 0 < value.examples < MOST or (value.packed is not None) != (device in due):
+            return None
+        return opened(value, arch, shared, config, allocations[device], feedback) if device in due else ()
+
+    usable = Usable(answers, fleet, uploaded)
+    for answer, found in usable:
         device, value = answer.device, answer.value
-        fits = 0 < value.examples < MOST and (value.packed is not None) == (device in due)
-        found = opened(value, arch, shared, config, allocations[device], feedback) if fits and device in due else None
-        if not fits or (device in due and found is None):
-            fleet.reject(device)
-            dropped += 1
-            continue
         share = float(value.examples if by == "examples" else 1)
-        if found is not None:
+        if found:
             weights, masks = found
-            mean.add(weights, masks, share)
             now = union(now, masks)
+            if isinstance(mean, MaskedMean):
+                mean.add(weights, masks or {}, share)
+            else:
+                mean.add(weights, share)
             used.append(device.id)
             values += tree.size(weights) - pruned_of(allocations[device].sends, total)
         examples[device.id] = value.examples
         if value.loss == value.loss:
             losses.append((share, value.loss))
     if due and not used:
-        raise Unanswered(f"no upload could be used ({dropped} dropped)", forgetful(answers.silent))
+        raise usable.none("upload")
     loss = sum(share * loss for share, loss in losses) / sum(share for share, _ in losses) if losses else nan
-    bare = uncovered(now)
-    result = mean.result(shared) if used else dict(shared)
-    return Aggregate(result, now, bare, tuple(used), examples, loss, values, dropped)
+    result = dict(shared)
+    if used:
+        result = mean.result(shared) if isinstance(mean, MaskedMean) else mean.result()
+    return Aggregate(result, now, uncovered(now), tuple(used), examples, loss, values, usable.dropped)
 
 
 def opened(
     value: Trained, arch: Arch, shared: Tree, config: ClientConfig, grant: Allocation, feedback: bool = False
-) -> tuple[Weights, Masks | None] | None:
-    """Decode an upload's weights and masks; None where it is damaged, not finite, or not what was allocated."""
+) -> tuple[Weights, Masks | None]:
+    """Decode an upload's weights and masks.
+
+    Raises:
+        BadMessage: it is damaged, not finite, or not what was allocated.
+    """
     if value.packed is None:
-        return None
+        raise BadMessage("nothing was uploaded")
     rule, masks = config.rule, None
     total = sum(shared[name].numel() for name in names_in(arch, shared, rule.never))
     kept = total - pruned_of(grant.sends, total)
     if rule.travels and kept < total:
         like = full(arch, shared, rule.never)
         sent = value.masks or {}
-        if {n: (m.shape, m.dtype) for n, m in sent.items()} != {n: (m.shape, m.dtype) for n, m in like.items()}:
-            return None
-        if sum(int(mask.sum()) for mask in sent.values()) != kept:
-            return None
+        forms = {name: (mask.shape, mask.dtype) for name, mask in like.items()}
+        if {n: (m.shape, m.dtype) for n, m in sent.items()} != forms or sum(
+            int(m.sum()) for m in sent.values()
+        ) != kept:
+            raise BadMessage(f"expected masks of {sorted(like)} that keep {kept} weights")
         masks = {name: sent[name] for name in like}
     elif kept < total:
         trained = derived(arch, shared, rule, grant.mask)
         masks = sent_masks(arch, shared, rule, trained, grant.mask.ratio, grant.sends)
     coded = feedback or (masks is not None and config.bits < EXACT)  # what has no mask is coded too
     known = everywhere(shared, masks or {}) if coded else masks
-    try:
-        weights = value.packed.change(shared, known) if feedback else value.packed.dense(shared, known)
-    except BadMessage:
-        return None
+    weights = value.packed.change(shared, known) if feedback else value.packed.dense(shared, known)
     if feedback:
         weights = masked(tree.add(shared, weights), masks or {})
-    return (weights, masks) if tree.finite(weights) else None
-
-
-class CoverageMean:
-    """Coverage-normalised weighted mean of trees, in the order they come.
-
-    Where nobody leaves anything out it is `tree.Mean`, bit for bit. Else sums are in float64, in which the product of a
-    32-bit value and a count of examples is exact: a coordinate that one device covers is that device's value.
-
-    Args:
-        whole: whether no mask leaves anything out, which decides the arithmetic before the first tree comes.
-    """
-
-    def __init__(self, whole: bool) -> None:
-        self._mean: tree.Mean | MaskedMean = tree.Mean() if whole else MaskedMean()
-
-    def add(self, weights: Tree, masks: Tree | None, weight: float) -> None:
-        """Add a tree; tensors without a mask, or all of them where there are no masks, are whole.
-
-        Raises:
-            ValueError: masks in a mean that was said to be whole.
-        """
-        if isinstance(self._mean, MaskedMean):
-            self._mean.add(weights, masks or {}, weight)
-        elif masks is not None:
-            raise ValueError(
-                "masks came to a mean that nobody was to leave anything out of; make it with whole = False"
-            )
-        else:
-            self._mean.add(weights, weight)
-
-    def result(self, otherwise: Tree) -> Weights:
-        """Divide by the coverage; where nobody covers a coordinate, the value of ``otherwise`` stays."""
-        return self._mean.result(otherwise) if isinstance(self._mean, MaskedMean) else self._mean.result()
+    if not tree.finite(weights):
+        raise BadMessage("weights are not finite")
+    return weights, masks
 
 
 def union(left: Tree | None, right: Tree | None) -> Masks | None:

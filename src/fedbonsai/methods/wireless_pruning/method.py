@@ -44,7 +44,7 @@ from fedbonsai.methods.wireless_pruning.client import (
 from fedbonsai.methods.wireless_pruning.load import Compute, Cycles, Parts, Passes, load_of
 from fedbonsai.methods.wireless_pruning.plan import Optimum, Planner, allocated, figures
 from fedbonsai.model import Model
-from fedbonsai.stages.personal import Judge, evaluated, merged, split
+from fedbonsai.stages.personal import Evaluate, evaluated, merged, split
 from fedbonsai.stages.pruning.derived_masks import Derived, Rule
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import NOT_NEGATIVE, PART, Range, out_of_range, raise_all, when
@@ -258,11 +258,11 @@ class WirelessPruning:
         """Ask all devices for their personalised accuracy, with all shared weights and under masks of this round's ratios."""
         shared, first = split(state.model.weights, parts.personal)
         tune = self.optimizer.but(steps=self.finetune) if self.finetune else None
-        send: dict[Device, Judge] = {}
+        send: dict[Device, Evaluate] = {}
         for device in fleet.devices:
             mask = allocations[device].mask if device in allocations else Derived()
             own = None if device.id in state.held else first or None
-            send[device] = Judge(state.model.arch, shared, own, self.mask, mask, tune)
+            send[device] = Evaluate(state.model.arch, shared, own, self.mask, mask, tune)
         found = evaluated(fleet, send)
         return found.figures() if found is not None else {}
 

@@ -79,8 +79,8 @@ def units(model: Model, size: Size) -> list[Units]:
     """All units that may go, in the order of their layers.
 
     Those that nothing reads, the outputs, stay, and those on which a layer depends that cannot be resized: what is added
-    to embeddings, or normalised by LayerNorm, keeps its width. A module whose outputs go in runs only, as heads do, says so
-    in an attribute ``runs``: how many by the name of the layer.
+    to embeddings, or normalised by LayerNorm, keeps its width, and so do layers that are joined to others along channels. A
+    module whose outputs go in runs only, as heads do, says so in an attribute ``runs``: how many by the name of the layer.
 
     Args:
         model: convolutions, linear and recurrent layers, batch and group normalisation, attention, sums and flattening.
@@ -94,6 +94,8 @@ def units(model: Model, size: Size) -> list[Units]:
     module = model.build().eval()
     fixed = _fixed(module, shared(module))
     runs = {f"{path}.{name}" if path else name: count for path, name, count in _runs(module)}
+    for value in module.parameters():  # the graph follows gradients
+        value.requires_grad_(value.is_floating_point())
     recurrent = {
         path: layer for path, layer in module.named_modules() if isinstance(layer, nn.GRU) and path not in fixed
     }
@@ -112,8 +114,11 @@ def units(model: Model, size: Size) -> list[Units]:
                 continue
             each, cut = runs.get(path, 1), graph.get_pruner_of_module(layer).prune_out_channels
             group = graph.get_pruning_group(layer, cut, idxs=list(range(each)))
-            items = _items(path, group, paths, graph)
+            items = _items(group, paths, graph)
             if any(item[0] in fixed or not isinstance(item[1], RESIZED) for item in items):
+                continue
+            if _joined(group, items, paths, layer.weight.shape[0] // each, each):
+                fixed[path] = "joined to others along channels"
                 continue
             made = _units(path, layer.weight.shape[0] // each, each, items, recurrent)
             done |= {maker.rpartition(".")[0] for maker in made.makers}
@@ -123,10 +128,11 @@ def units(model: Model, size: Size) -> list[Units]:
         raise
     except Exception as error:  # whatever torch-pruning raises at a layer that it does not know
         raise _unfit(model, fixed, f"its layers cannot be followed ({type(error).__name__}: {error})") from error
+    fixed |= {path: f"a {type(layer).__name__}" for path, layer in recurrent.items()}
     if not found:
         raise _unfit(model, fixed, "no layer has units that another one of a known kind reads")
     if why := _wrong(model, found, size):
-        raise _unfit(model, fixed | {path: f"a {type(layer).__name__}" for path, layer in recurrent.items()}, why)
+        raise _unfit(model, fixed, why)
     return found
 
 
@@ -167,7 +173,14 @@ def _example(model: Model, size: Size, count: int) -> Tensor:
     random = generator(0)
     if not (zeros := blank(model.arch, size, count)).is_floating_point():
         return torch.randint(tokens(cached_module(model).module), zeros.shape, generator=random)
-    return torch.randn(zeros.shape, generator=random).to(dtype_of(model.weights))
+    drawn, begin = torch.randn(zeros.shape, generator=random).to(dtype_of(model.weights)), 0
+    for each in model.arch.inputs:
+        end = begin + math.prod(each.shape)
+        if each.whole:
+            most = tokens(cached_module(model).module)
+            drawn[:, begin:end] = torch.randint(most, (count, end - begin), generator=random).to(drawn.dtype)
+        begin = end
+    return drawn
 
 
 def _fixed(module: nn.Module, tied: Collection[str]) -> dict[str, str]:
@@ -189,6 +202,8 @@ def _fixed(module: nn.Module, tied: Collection[str]) -> dict[str, str]:
             whole.append(path)
         elif names and path and (not isinstance(layer, RESIZED) or not _single(layer)):
             found[path] = f"a {type(layer).__name__}"
+        elif path and not all(value.requires_grad for value in layer.parameters(recurse=False)):
+            found[path] = f"a {type(layer).__name__} that is not trained"
         elif isinstance(layer, RESIZED) and any(prefix + name in tied for name in names):
             found[path] = f"a {type(layer).__name__} that shares its weights"
         elif isinstance(layer, nn.Conv1d | nn.Conv2d) and layer.groups > 1 and not _of_each_channel(layer):
@@ -210,9 +225,22 @@ def _of_each_channel(layer: nn.Conv1d | nn.Conv2d) -> bool:
 Item = tuple[str, nn.Module, bool, int]  # path, layer, whether its outputs go, how many entries for a unit
 
 
-def _items(name: str, group: Any, paths: Mapping[int, str], graph: Any) -> list[Item]:
+def _joined(group: Any, items: Sequence[Item], paths: Mapping[int, str], width: int, each: int) -> bool:
+    """Whether units are beside those of another layer where they are read or normalised."""
     if any(list(at)[:1] != [0] for item, at in group if id(item.target.module) in paths):
-        raise ConfigError(f"outputs of {name!r} are joined to others along channels; that is not pruned by units here")
+        return True
+    for _, layer, out, count in items:
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm):
+            if (layer.num_channels if isinstance(layer, nn.GroupNorm) else layer.num_features) != width * each:
+                return True
+        elif isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d) and not out:
+            wide = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+            if wide != width * count:
+                return True
+    return False
+
+
+def _items(group: Any, paths: Mapping[int, str], graph: Any) -> list[Item]:
     return [
         (paths[id(item.target.module)], item.target.module, graph.is_out_channel_pruning_fn(item.handler), len(at))
         for item, at in group

@@ -13,9 +13,8 @@ from fedbonsai.methods.wireless_pruning.allocation.baselines import (
 from fedbonsai.methods.wireless_pruning.allocation.blocks import allocate_blocks
 from fedbonsai.methods.wireless_pruning.allocation.common import common_ratio
 from fedbonsai.methods.wireless_pruning.allocation.energy import Energy
-from fedbonsai.methods.wireless_pruning.allocation.infeasible import admit, aged, rescued
+from fedbonsai.methods.wireless_pruning.allocation.infeasible import admit, aged
 from fedbonsai.methods.wireless_pruning.allocation.late import truncated
-from fedbonsai.methods.wireless_pruning.allocation.linear import allocate_linear
 from fedbonsai.methods.wireless_pruning.allocation.minmax import min_latency
 from fedbonsai.methods.wireless_pruning.allocation.pieces import pieces
 from fedbonsai.methods.wireless_pruning.allocation.problem import Flags, Floats, Load, Plan
@@ -36,7 +35,6 @@ __all__ = [
     "aged",
     "allocate",
     "allocate_blocks",
-    "allocate_linear",
     "alternating",
     "common_ratio",
     "decoupled",
@@ -44,7 +42,6 @@ __all__ = [
     "equal_bandwidth",
     "min_latency",
     "pieces",
-    "rescued",
     "scheduled",
     "served",
     "truncated",

@@ -1,9 +1,8 @@
-"""What to do where no plan serves all devices: drop some, or wait longer (specs/wireless §7.3)."""
+"""Whom to serve where no plan serves all devices (specs/wireless §7.3)."""
 
 from __future__ import annotations
 
 from math import inf
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,18 +11,14 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.methods.wireless_pruning.allocation.baselines import cheapest
 from fedbonsai.methods.wireless_pruning.allocation.curve import curve
 from fedbonsai.methods.wireless_pruning.allocation.energy import Energy
-from fedbonsai.methods.wireless_pruning.allocation.minmax import min_latency
 from fedbonsai.methods.wireless_pruning.allocation.problem import (
     Flags,
     Floats,
     Load,
-    Plan,
     checked_band,
     importance,
     least_kept,
 )
-from fedbonsai.methods.wireless_pruning.allocation.surrogate import PruningError
-from fedbonsai.methods.wireless_pruning.allocation.waterfill import allocate
 
 
 def admit(
@@ -82,48 +77,3 @@ def aged(weights: ArrayLike, ages: ArrayLike, bonus: float = 1.0) -> Floats:
     if bonus < 0 or (waited < 0).any():
         raise ConfigError(f"bonus {bonus}, ages {waited}: expected numbers >= 0")
     return np.asarray(weights, np.float64) * (1 + bonus * waited)
-
-
-def rescued(
-    load: Load,
-    snr: Floats,
-    deadline: float,
-    bandwidth: float,
-    weights: Floats | None = None,
-    ratio_max: float = 0.9,
-    *,
-    values: Floats | None = None,
-    remedy: Literal["drop", "extend"] = "drop",
-    cap: float = inf,
-    energy: Energy | None = None,
-    error: PruningError | None = None,
-) -> Plan:
-    """`allocate`, and where that has no plan, a plan for fewer devices or for a later deadline.
-
-    Args:
-        load: of each device.
-        snr: SNR-bandwidth products, Hz.
-        deadline: seconds of a round.
-        bandwidth: Hz, for all together.
-        weights: of the objective.
-        ratio_max: most that may be pruned.
-        values: who is to be admitted first, as in `admit`.
-        remedy: ``drop`` serves those that `admit` admits; ``extend`` waits for the shortest deadline that has a plan,
-            and drops only those that a budget of energy rules out.
-        cap: most bit/s/Hz.
-        energy: budgets to keep beside the deadline.
-        error: minimise this error of pruning instead of the ratio.
-
-    Raises:
-        ConfigError: arrays that do not fit, or numbers out of range.
-    """
-    plan = allocate(load, snr, deadline, bandwidth, weights, ratio_max, cap=cap, energy=energy, error=error)
-    if plan.feasible:
-        return plan
-    if remedy == "extend":
-        shortest = min_latency(load, snr, bandwidth, least_kept(ratio_max), cap=cap)[0]
-        deadline = max(deadline, shortest * (1 + 1e-9))
-    served = admit(load, snr, deadline, bandwidth, ratio_max, values, cap=cap, energy=energy)
-    return allocate(
-        load, snr, deadline, bandwidth, weights, ratio_max, cap=cap, energy=energy, error=error, among=served
-    )
