@@ -39,6 +39,7 @@ MAY = {  # package or module directly under fedbonsai -> what it may import of i
     "fleets": CORE | {"stages", "devices", "data"},
     "runs": CORE | {"zoo", "devices", "data", "stages", "methods", "fleets"},
     "reports": CORE | {"runs"},
+    "sweeps": CORE | {"data", "runs", "reports"},
     "export": CORE | {"stages", "runs"},
 }
 ALL = {"__init__", "api", "cli"}  # these see everything; nothing but cli and __init__ sees them

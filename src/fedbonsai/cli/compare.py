@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fedbonsai.errors import ConfigError, exit_code
 
 if TYPE_CHECKING:
-    from fedbonsai.runs.compare import Job
+    from fedbonsai.runs.jobs import Job
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,8 +37,9 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     """Compare."""
     from fedbonsai.disk import writing
     from fedbonsai.runs import recipes
-    from fedbonsai.runs.compare import carry_out, plan
+    from fedbonsai.runs.compare import plan
     from fedbonsai.runs.config import check_name
+    from fedbonsai.runs.jobs import carry_out
     from fedbonsai.runs.shown import span
 
     if args.workers < 1:
