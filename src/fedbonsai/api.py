@@ -85,7 +85,7 @@ def sweep(
         name: of that folder; empty: the plan's.
         workers: runs at a time; 0: one a core.
         only: variants, or names of runs in the plan; all when left out.
-        seeds: in place of the plan's.
+        seeds: only of these; the tables have those beside the plan's.
         hours: begin no run that would not end within so many; 0 is no bound.
         data: folder in which data sets are looked for by their names.
         progress: as for `run`.

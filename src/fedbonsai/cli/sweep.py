@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the sweep's folder")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time (default: all cores)")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="variants, or names of runs in the plan")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="SEED", help="in place of the plan's")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="SEED", help="only these, or more")
     parser.add_argument("--hours", type=float, default=0.0, help="begin no run that would not end within so many")
     parser.add_argument(
         "--data",

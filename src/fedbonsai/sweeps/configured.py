@@ -8,6 +8,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
+from fedbonsai.data.config import DataConfig
 from fedbonsai.errors import ConfigError
 from fedbonsai.runs import recipes
 from fedbonsai.runs.config import RunConfig
@@ -19,8 +20,8 @@ from fedbonsai.sweeps.plan import Plan, Variant
 SHOWN = 3  # names beside a fault that many variants share
 
 
-def over(plan: Plan, settings: Mapping[str, object], seeds: Sequence[int] = ()) -> Plan:
-    """The plan with settings laid over those of all variants, and other seeds if some are given.
+def over(plan: Plan, settings: Mapping[str, object]) -> Plan:
+    """The plan with settings laid over those of all variants.
 
     Raises:
         ConfigError: the grid has one of the settings, or the sweep sets it.
@@ -30,28 +31,35 @@ def over(plan: Plan, settings: Mapping[str, object], seeds: Sequence[int] = ()) 
         raise ConfigError(f"--{word} is set by the sweep" + ("; use --seeds" if word == "seed" else ""))
     if varied := sorted({path for each in plan.variants for path in each.varied} & settings.keys()):
         raise ConfigError(f"--{varied[0]}: the plan's grid changes it; leave it out here or there")
+    return replace(
+        plan, variants=tuple(replace(each, settings={**each.settings, **settings}) for each in plan.variants)
+    )
+
+
+def with_seeds(plan: Plan, seeds: Mapping[str, Sequence[int]]) -> Plan:
+    """The plan with more seeds, by the names of variants."""
     variants = [
-        replace(each, settings={**each.settings, **settings}, seeds=tuple(seeds) or each.seeds)
-        for each in plan.variants
+        replace(each, seeds=tuple(dict.fromkeys([*each.seeds, *seeds.get(each.name, ())]))) for each in plan.variants
     ]
     return replace(plan, variants=tuple(variants))
 
 
-def chosen(plan: Plan, only: Sequence[str]) -> Plan:
-    """The part of a plan that has these names, of variants or of whole runs; all of it where none is given.
+def chosen(plan: Plan, only: Sequence[str] = (), seeds: Sequence[int] = ()) -> Plan:
+    """The part of a plan that has these names, of variants or of whole runs, and these seeds; all where none is given.
 
     Raises:
-        ConfigError: there is no such name.
+        ConfigError: there is no such name, or a seed that cannot be one.
     """
-    if not only:
-        return plan
     known = list(dict.fromkeys([each.name for each in plan.variants] + [each.run for each in plan.variants]))
     for name in only:
         if name not in known:
             near = get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ConfigError(f"--only {name}: no run or variant has that name; {hint}there are {', '.join(known)}")
-    return replace(plan, variants=tuple(each for each in plan.variants if {each.name, each.run} & set(only)))
+    if wrong := [seed for seed in seeds if seed < 0 or list(seeds).count(seed) > 1]:
+        raise ConfigError(f"--seeds {' '.join(map(str, seeds))}: expected numbers >= 0, each once, not {wrong[0]}")
+    variants = [each for each in plan.variants if not only or {each.name, each.run} & set(only)]
+    return replace(plan, variants=tuple(replace(each, seeds=tuple(seeds) or each.seeds) for each in variants))
 
 
 def jobs_of(plan: Plan, home: Path, data: Path | None = None) -> list[Job]:
@@ -109,11 +117,15 @@ def configured(variant: Variant, data: Path | None = None) -> RunConfig:
     Raises:
         ConfigError: lists every fault.
     """
-    config = recipes.load(variant.recipe, variant.preset, dict(variant.settings))
+    settings = dict(variant.settings)
+    if data is not None and "data.path" not in settings:
+        named: dict[str, object] = recipes.table(variant.recipe, variant.preset, settings).get("data", {})
+        name = str(named.get("name", DataConfig.name))
+        if not named.get("path") and (data / name).exists():
+            settings |= {"data.name": name, "data.path": str(data / name)}
+    config = recipes.load(variant.recipe, variant.preset, settings)
     if config.fleet.kind == "flower":
         raise ConfigError("fleet.kind = 'flower': a sweep runs on this machine; take local or pool")
-    if data is not None and not config.data.path and (data / config.data.name).exists():
-        config = replace(config, data=replace(config.data, path=str(data / config.data.name)))
     return replace(config, seed=0, name="")
 
 

@@ -18,8 +18,7 @@ COSTS = {  # column of the rows: words, unit and scale
     "joules": ("energy", "joules, all devices together", 1.0),
     "parameters": ("size", "parameters that are left", 1.0),
 }
-WIDE = 20.0  # ratio of the ends of an axis from which it is logarithmic
-FEW = 24  # variants whose names have room beside their points
+WIDE = 8.0  # ratio of the ends of an axis from which it is logarithmic
 
 
 def figures(sweep: Sweep) -> list[Figure]:
@@ -100,8 +99,9 @@ def pareto(
                 "x": [costs[each.name] for each in mine],
                 **_values(group, [means[each.name] for each in mine]),
                 **style(i),
-                "mode": "markers+text" if len(placed) <= FEW else "markers",
-                "text": [each.name.removeprefix(f"{run}-") for each in mine],
+                "mode": "markers+text",
+                "text": [each.name.removeprefix(f"{run}-") if each in line else "" for each in mine],
+                "hovertext": [each.name for each in mine],
                 "textposition": "top center",
             }
         )

@@ -146,7 +146,7 @@ def load_sweep(folder: str | Path) -> Sweep:
     kept = stored(path)
     names = [f"{variant.name}-{seed}" for variant in kept.plan.variants for seed in variant.seeds]
     runs = {name: load(path / name) for name in names if Folder(path / name).config.exists()}
-    return Sweep(path, kept.plan, runs, kept.failed)
+    return Sweep(path, kept.plan, runs, {name: why for name, why in kept.failed.items() if name in names})
 
 
 def stored(folder: Path) -> Stored:

@@ -15,7 +15,7 @@ from fedbonsai.lock import hold, holder
 from fedbonsai.runs.config import check_name
 from fedbonsai.runs.jobs import Job, carry_out, status
 from fedbonsai.runs.shown import span
-from fedbonsai.sweeps.configured import chosen, jobs_of, over
+from fedbonsai.sweeps.configured import chosen, jobs_of, over, with_seeds
 from fedbonsai.sweeps.estimated import UNKNOWN, Expected, expected, wait
 from fedbonsai.sweeps.plan import Plan
 from fedbonsai.sweeps.results import Stored, Sweep, load_sweep, store, stored
@@ -60,18 +60,19 @@ def ready(
         name: of the sweep's folder; empty: the plan's.
         settings: of all runs, by dotted path, over those of the plan.
         only: variants, or names of runs in the plan; all where none is given.
-        seeds: in place of the plan's.
+        seeds: only of these; the tables have those beside the plan's.
         data: folder in which data sets are looked for by their names.
 
     Raises:
         ConfigError: lists every fault with the variants that have it.
     """
     check_name("--name", name)
-    plan = over(plan, settings or {}, seeds)
+    plan = over(plan, settings or {})
     home = runs / (name or plan.name)
     if (home / "config.toml").exists():
         raise ConfigError(f"{home} is the folder of a run: give the sweep another --name")
-    return Ready(plan, home, tuple(jobs_of(chosen(plan, only), home, data)))
+    jobs = jobs_of(chosen(plan, only, seeds), home, data)
+    return Ready(with_seeds(plan, {each.name: seeds for each in chosen(plan, only).variants}), home, tuple(jobs))
 
 
 @contextmanager
