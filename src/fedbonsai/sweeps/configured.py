@@ -74,7 +74,7 @@ def jobs_of(plan: Plan, home: Path, data: Path | None = None) -> list[Job]:
         ConfigError: lists every fault with the variants that have it.
     """
     if data is not None and not data.is_dir():
-        raise ConfigError(f"--data {data}: there is no such folder")
+        raise ConfigError(f"--data {data}: there is no such folder; without --data, FEDBONSAI_DATA names it")
     faults: dict[str, list[str]] = {}
     configs: dict[str, RunConfig] = {}
     same: dict[str, str] = {}

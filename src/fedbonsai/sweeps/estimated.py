@@ -115,7 +115,7 @@ def told(left: Mapping[str, Expected], workers: int, home: Path) -> str:
     times = [each.seconds for each in left.values()]
     lacking = len(times) - len(known(times))
     parts = [
-        f"about {span(wait(times, workers))} here",
+        f"about {span(wait(times, workers))} of training here, what comes before the first round included",
         f"about {size(moved)} moved, if what has not run yet compresses nothing",
         f"some {size(disk)} of disk, {size(free)} free",
     ]
