@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ def result(variant: Variant, run: Run) -> dict[str, Any]:
     metric = run.measure.name
     evaluated = [row for row in run.metrics if metric in row]
     extra = sorted({k for r in evaluated for k in r} - {"round", metric, f"valid_{metric}", "loss", "valid_loss"})
-    configuration: Mapping[str, Any] = {key: value for key, value in unstructure(run.config).items() if key != "name"}
+    configuration = unstructure(run.config)
     return {
         "name": variant.name,
         "recipe": variant.recipe,
@@ -55,7 +54,7 @@ def result(variant: Variant, run: Run) -> dict[str, Any]:
         "settings": {key: value for key, value in variant.settings.items() if key != "data.path"},
         "seed": run.config.seed,
         "data": run.info["data"]["name"],
-        "configuration": {**configuration, "name": "", "data": {**configuration["data"], "path": ""}},
+        "configuration": configuration | {"name": "", "data": {**configuration["data"], "path": ""}},
         "metric": metric,
         metric: run.score,
         "last five": sum(row[metric] for row in evaluated[-5:]) / len(evaluated[-5:]),

@@ -38,7 +38,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     from fedbonsai.runs import recipes
     from fedbonsai.sweeps.estimated import expected, told
     from fedbonsai.sweeps.plan import read
-    from fedbonsai.sweeps.sweep import carry, ready
+    from fedbonsai.sweeps.sweep import carry, ready, refuse_if_taken
 
     if args.workers < 1:
         raise ConfigError(f"--workers {args.workers}: expected at least 1")
@@ -46,6 +46,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         raise ConfigError(f"--hours {args.hours:g}: expected hours above 0, or 0 for no bound")
     settings = recipes.overrides_of(rest)
     what = ready(read(args.file), args.runs, args.name, settings, args.only, args.seeds, args.data)
+    if not args.plan:
+        refuse_if_taken(what.home)
     _tell(what)
     print(f"{len(what.left)} of {len(what.jobs)} runs to do, {args.workers} at a time, in {what.home}", flush=True)
     left = expected(what.jobs)

@@ -75,6 +75,18 @@ def ready(
     return Ready(with_seeds(plan, {each.name: seeds for each in chosen(plan, only).variants}), home, tuple(jobs))
 
 
+def refuse_if_taken(home: Path) -> None:
+    """See that nobody carries out a sweep in a folder now.
+
+    Raises:
+        ConfigError: another process does.
+    """
+    if who := holder(home / LOCK):
+        raise ConfigError(
+            f"a sweep goes on in {home}, carried out by {who}; wait for its end, end that process, or choose another --name"
+        )
+
+
 @contextmanager
 def alone(home: Path) -> Generator[None]:
     """Make the folder of a sweep and be its only process meanwhile.
@@ -86,10 +98,8 @@ def alone(home: Path) -> Generator[None]:
         home.mkdir(parents=True, exist_ok=True)
         held = hold(home / LOCK)
     if held is None:
-        raise ConfigError(
-            f"a sweep goes on in {home}, carried out by {holder(home / LOCK)}; wait for its end, end that process, or "
-            "choose another --name"
-        )
+        refuse_if_taken(home)
+        raise ConfigError(f"a sweep went on in {home} until now; give the same command again")
     with held:
         yield
 
