@@ -72,8 +72,8 @@ bench: $(READY)  ## speed and size, side by side in one run, into bench/results
 	$(BIN)/python -m bench.growth_memory
 	$(BIN)/python -m bench.peers --seeds 1
 
-experiments: $(READY)  ## what has no result yet, within HOURS=1; tells its plan first, goes on where it stopped
-	$(BIN)/python -m experiments.every --hours $(or $(HOURS),1)
+experiments: $(READY)  ## what has no result yet, within HOURS=1; goes on where it stopped
+	$(BIN)/python -m experiments.collect --missing --hours $(or $(HOURS),1)
 
 docs: $(READY)  ## the documentation as a static site, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/properdocs build --quiet -f mkdocs.yml -d site

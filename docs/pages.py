@@ -15,6 +15,7 @@ GUIDES = {
     "Start in five minutes": "start.md",
     "Choose a method": "choose.md",
     "Reports and comparisons": "reports.md",
+    "Sweeps": "sweeps.md",
     "What it costs": "costs.md",
     "Codecs": "codecs.md",
     "Compose methods": "composing.md",

@@ -16,8 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fedbonsai.sweeps.statistics import estimate
+
 HERE = Path(__file__).parent
-T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 97.5 %, 1 to 9 degrees of freedom
 
 Results = Sequence[Mapping[str, Any]]
 Score = Callable[[Mapping[str, Any]], float]
@@ -97,7 +98,7 @@ def verdict(said: Reported, name: str, rows: Mapping[str, Results], score: Score
     if not pairs:
         return f"not run beside {', '.join(others or claim.beside)}"
     other, values = min(pairs.items(), key=lambda pair: statistics.mean(pair[1]))
-    mean, half = interval(values)
+    mean, half = (found := estimate(values)).mean, found.half
     spread = f" ± {half:.2f}" if math.isfinite(half) else ""
     figure = f"{mean:+.2f}{spread} points" if claim.figure == "accuracy" else f"{mean:.2f}{spread} times fewer bytes"
     text = f"{judgement(mean, half, claim)}: {figure} beside {other}"
@@ -137,11 +138,3 @@ def judgement(mean: float, half: float, claim: Claim) -> str:
         return "contradicts"
     side = "agrees" if claim.least <= mean <= claim.most else "contradicts"
     return f"{side} on average, not beyond the interval" if math.isfinite(half) else f"{side} in one seed"
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % interval; infinite for one value."""
-    if len(values) < 2:
-        return values[0], math.inf
-    t = T[min(len(values) - 1, len(T)) - 1]
-    return statistics.mean(values), t * statistics.stdev(values) / math.sqrt(len(values))

@@ -3,7 +3,7 @@
 python -m experiments.table           # print docs/results.md, which has all of them
 python -m experiments.table --write   # write docs/results.md and the sections of README.md and docs/export.md
 
-The README shows the runs that a ``plan.toml`` lists under ``highlights``, and how many bytes a goal took.
+The README shows the runs that a ``plan.toml`` lists under ``tool.results.highlights``, and how many bytes a goal took.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from experiments.reported import Reported, interval, statement, verdict
-from experiments.run import experiments, plan_of, runs_of
+from experiments.plans import experiments, highlights, plan_of
+from experiments.reported import Reported, statement, verdict
 from fedbonsai.arch import Arch, networks
 from fedbonsai.model import Model
 from fedbonsai.objectives.base import measure_named
 from fedbonsai.stages.pruning.figures import figures
+from fedbonsai.sweeps.statistics import estimate
 from fedbonsai.training.optimizers import SGD
 
 ROOT = Path(__file__).parents[1]
@@ -47,9 +48,9 @@ ACCURACY = [
     "Accuracy on the test set is the mean of the last five evaluated rounds, mean ± standard deviation over the seeds, and",
     "its 95 % interval (Student's, over the seeds, cut at 0 and 100); megabytes are all that was encoded up and down, mean",
     "over the seeds.",
-    "`python -m experiments.run EXPERIMENT` runs a row. † personalised: each client's own model on its own validation part,",
-    "weighted by samples; no global model's accuracy. ‡ split: several networks that answer together, each cut in two",
-    "over the devices of a cluster; no device holds all of them.",
+    "`fedbonsai sweep experiments/EXPERIMENT/plan.toml` runs them. † personalised: each client's own model on its own",
+    "validation part, weighted by samples; no global model's accuracy. ‡ split: several networks that answer together, each",
+    "cut in two over the devices of a cluster; no device holds all of them.",
     "The last column holds a row against what its paper or its authors' code reports, by the number of the note below the",
     "table; it is empty where we know of no figure. Their data and networks are others than ours.",
     "*Kept* is the share of the weights that a method may prune, of the last round's model; *parameters* is how many numbers",
@@ -118,7 +119,7 @@ def table(shown: list[Group], columns: list[str]) -> list[str]:
             if said.text not in [note.text for note in notes]:
                 notes.append(said)
             number = [note.text for note in notes].index(said.text) + 1
-            score = partial(percent, plan_of(experiment).get("metric", ""))
+            score = partial(percent, plan_of(experiment).metric)
             cells["its paper or code"] = f"({number}) {verdict(said, name, everything[experiment], score, parameters)}"
         lines.append(f"| {' | '.join(cells.get(column, '') for column in columns)} |")
     return [*lines, "", *(f"{number}. {note.text}" for number, note in enumerate(notes, 1))]
@@ -140,10 +141,7 @@ def absent() -> list[str]:
     lines: list[str] = []
     for folder in experiments():
         plan = plan_of(folder)
-        left = {
-            run["name"]: len(run.get("seeds", plan["seeds"])) - done.get((folder, run["name"]), 0)
-            for run in runs_of(plan)
-        }
+        left = {variant.name: len(variant.seeds) - done.get((folder, variant.name), 0) for variant in plan.variants}
         words = [
             f"{name} ({count} seeds)" if (folder, name) in done else name for name, count in left.items() if count > 0
         ]
@@ -161,7 +159,7 @@ def groups() -> list[Group]:
     """Experiment, setting and its results, one for each seed, in the order of the plans."""
     every: list[Group] = []
     for experiment in experiments():
-        plan = [run["name"] for run in runs_of(plan_of(experiment))]
+        plan = [variant.name for variant in plan_of(experiment).variants]
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in plan}
         for file in sorted((ROOT / "experiments" / experiment / "results").glob("*.json")):
             result = json.loads(file.read_text(encoding="utf-8"))
@@ -172,7 +170,7 @@ def groups() -> list[Group]:
 
 def tasks() -> list[str]:
     """What sensors, sound, tables and text came to: one line for each row of the plan that has results."""
-    plan = [run["name"] for run in runs_of(plan_of(TASKS))]
+    plan = [variant.name for variant in plan_of(TASKS).variants]
     files = sorted((ROOT / "experiments" / TASKS / "results").glob("*.json"))
     found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     lines = [
@@ -211,17 +209,12 @@ def tasks() -> list[str]:
     return lines
 
 
-def highlights(experiment: str) -> frozenset[str]:
-    """Settings of an experiment that the README shows."""
-    return frozenset(plan_of(experiment).get("highlights", ()))
-
-
 def row(experiment: str, name: str, results: list[dict[str, Any]]) -> dict[str, str]:
     """One line of the accuracy table, by column."""
-    metric = plan_of(experiment).get("metric", "")
+    metric = plan_of(experiment).metric
     scores = [percent(metric, result) for result in results]
     spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
-    mean, half = interval(scores)
+    mean, half = (found := estimate(scores)).mean, found.half
     whole = cache(partial(dense, results[0]))  # counted once for the row's three cells, and only where they need it
 
     def last(metric: str, show: str, scale: float = 1.0) -> str:

@@ -1,92 +1,69 @@
-"""The experiments' plans, what is left of them within a bound of time, and verdicts on what papers report."""
+"""The experiments' plans, results that are collected from sweeps, and verdicts on what papers report."""
 
 import json
-import os
-import signal
+from pathlib import Path
 
 import pytest
-from experiments import every, run, table
+from experiments import collect, plans, table
 from experiments.reported import Claim, Reported, judgement, statement, statements, verdict
 
+from fedbonsai import load
+from fedbonsai.sweeps.configured import jobs_of
+
+ROOT = Path(__file__).parents[1]
+
 PLAN = """
+format = 1
 seeds = [0, 1]
 
 [settings]
-rounds = 1
+rounds = 2
 "data.limit" = 200
 "data.clients" = 2
 "model.name" = "mlp"
 
 [[runs]]
-name = "fedavg"
 recipe = "fedavg"
+[[runs]]
+recipe = "snip"
+grid = { "method.density" = [0.5] }
 """
 
 
 @pytest.fixture
-def plans(tmp_path, monkeypatch):
-    """A folder with one small experiment in place of the committed ones."""
-    (tmp_path / "small").mkdir()
-    (tmp_path / "small" / "plan.toml").write_text(PLAN)
-    for module in (run, every):
-        monkeypatch.setattr(module, "HERE", tmp_path)
-    run.plan_of.cache_clear()
-    every.taken.cache_clear()
-    yield tmp_path
-    run.plan_of.cache_clear()
-    every.taken.cache_clear()
-
-
-def test_the_plan_knows_seconds_from_finished_runs(plans, capsys):
-    assert [each.seconds for each in every.left(["small"])] == [every.UNKNOWN, every.UNKNOWN]
-    (plans / "small" / "results").mkdir()
-    (plans / "small" / "results" / "fedavg-0.json").write_text(json.dumps({"name": "fedavg", "seconds": 7.0}))
-    every.taken.cache_clear()
-    left = every.left(["small"])
-    assert [(each.name, each.seconds) for each in left] == [("small/fedavg seed 1", 7.0)]
-    every.tell(["small"], left, 1)
-    assert "1 runs left" in capsys.readouterr().out
-
-
-def test_no_run_begins_that_would_end_too_late(plans, capsys):
-    left = every.left(["small"])
-    assert every.carry_out(left, every.UNKNOWN / 3600 / 2, 1) == 0
-    assert not (plans / "small" / "results").exists()
-    assert "2 runs would not end" in capsys.readouterr().out
-
-
-def killed_or_done(name, recipe, preset, settings, seed, target):
-    """A run of which one is killed, as by a system without memory."""
-    if name == "none":
-        os.kill(os.getpid(), signal.SIGKILL)
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps({"name": name, "seconds": 1.0}))
-    return name
-
-
-def test_a_killed_process_stops_no_other_run(plans, monkeypatch, capsys):
-    (plans / "small" / "plan.toml").write_text(
-        PLAN.replace("[[runs]]", '[[runs]]\nname = "none"\nrecipe = "x"\n\n[[runs]]')
-    )
-    run.plan_of.cache_clear()
-    monkeypatch.setattr(every, "one", killed_or_done)
-    left = every.left(["small"])
-    assert [each.job[0] for each in left] == ["none", "fedavg"] * 2
-    assert every.carry_out(left, 1.0, 1) == 2
-    assert sorted(file.name for file in (plans / "small" / "results").iterdir()) == ["fedavg-0.json", "fedavg-1.json"]
-    assert capsys.readouterr().err.count("failed: small/none") == 2
+def plan(tmp_path, monkeypatch):
+    """A small experiment in place of the committed ones."""
+    (tmp_path / "experiments" / "small").mkdir(parents=True)
+    (tmp_path / "experiments" / "small" / "plan.toml").write_text(PLAN)
+    for module in (plans, collect):
+        monkeypatch.setattr(module, "HERE", tmp_path / "experiments")
+    plans.plan_of.cache_clear()
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path / "experiments" / "small"
+    plans.plan_of.cache_clear()
 
 
 @pytest.mark.slow
-def test_what_is_finished_is_never_run_again_and_a_failure_stops_nothing(plans, capsys):
-    (plans / "small" / "plan.toml").write_text(PLAN + '\n[[runs]]\nname = "none"\nrecipe = "no-such-recipe"\n')
-    run.plan_of.cache_clear()
-    assert every.carry_out(every.left(["small"]), 1.0, 1) == 2
-    results = sorted(file.name for file in (plans / "small" / "results").glob("*"))
-    assert results == ["fedavg-0.json", "fedavg-1.json"]
-    assert "no-such-recipe" in capsys.readouterr().err
-    every.taken.cache_clear()
-    assert [each.job[0] for each in every.left(["small"])] == ["none", "none"]
+def test_what_has_no_result_is_swept_and_collected_once(plan, monkeypatch, capsys):
+    (plan / "results").mkdir()
+    (plan / "results" / "fedavg-0.json").write_text("{}")
+    assert collect.missing("small") == {0: ["snip-0.5"], 1: ["fedavg", "snip-0.5"]}
+    assert collect.run_missing(1.0, Path("runs")) == 0
+    assert collect.missing("small") == {}
+    assert (plan / "results" / "fedavg-0.json").read_text() == "{}", "what is there stays as it is"
+    assert not Path("runs/small/fedavg-0").exists()
+    run, found = load("runs/small/snip-0.5-1"), json.loads((plan / "results" / "snip-0.5-1.json").read_text())
+    assert (found["name"], found["seed"], found["recipe"], found["preset"]) == ("snip-0.5", 1, "snip", "modern")
+    assert found["settings"]["method.density"] == 0.5
+    assert found["trained examples"] == sum(row["trained_examples"] for row in run.metrics) > 0
+    assert (found["accuracy"], found["bytes"], found["kinds"]) == (run.score, run.bytes, run.info["kinds"])
+    assert found["last five"] == (run.metrics[0]["accuracy"] + run.metrics[1]["accuracy"]) / 2
+    assert [point[0] for point in found["curve"]] == [1, 2]
+    assert len(found["method metrics"]["density"]) == 2
+    committed = json.loads((ROOT / "experiments/tasks/results/fsdd-fedavg-0.json").read_text())
+    assert found.keys() == committed.keys() | {"trained examples"}
+    assert collect.run_missing(1.0, Path("runs")) == 0
+    assert "wrote" in capsys.readouterr().out
 
 
 def rows(**accuracies):
@@ -157,12 +134,24 @@ def test_committed_results_count_rounds_where_they_say_rounds():
 
 
 def test_statements_are_of_rows_that_plans_have():
-    for experiment in run.experiments():
-        names = {each["name"] for each in run.runs_of(run.plan_of(experiment))}
+    for experiment in plans.experiments():
+        names = {each.name for each in plans.plan_of(experiment).variants}
         for each in statements(experiment):
             assert set(each.rows) & names, f"{experiment}: no row of {each.rows} is in its plan"
             assert each.says.endswith(".")
             assert each.where
+
+
+@pytest.mark.slow
+def test_every_plan_can_be_carried_out_as_far_as_its_settings_say(tmp_path):
+    data = tmp_path / "data"
+    for experiment in plans.experiments():
+        plan = plans.plan_of(experiment)
+        for variant in plan.variants:
+            (data / str(variant.settings.get("data.name", "digits"))).mkdir(parents=True, exist_ok=True)
+        jobs = jobs_of(plan, tmp_path / experiment, data)
+        assert len(jobs) == sum(len(variant.seeds) for variant in plan.variants)
+        assert plans.highlights(experiment) <= {variant.name for variant in plan.variants}
 
 
 def test_every_method_has_a_statement_somewhere_in_the_tables():

@@ -55,8 +55,8 @@ MAY = {  # package or module directly under fedbonsai -> what it may import of i
     "fleets": CORE | {"stages", "devices", "data"},
     "runs": CORE | {"zoo", "devices", "data", "stages", "methods", "fleets"},
     "reports": CORE | {"runs"},
+    "sweeps": CORE | {"data", "runs", "reports"},
     "export": CORE | {"stages", "runs"},
-    "sweeps": CORE | {"runs", "reports"},
 }
 ALL = {"__init__", "api", "cli"}  # these see everything; nothing but cli and __init__ sees them
 BY_NAME = {("arch", "zoo")}  # imported late, by its name as a string, to register the shipped networks

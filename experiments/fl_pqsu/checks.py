@@ -201,6 +201,6 @@ def report() -> str:
 
 if __name__ == "__main__":
     text = report()
-    print(text or "no results yet: python -m experiments.run fl_pqsu")
+    print(text or "no results yet: fedbonsai sweep experiments/fl_pqsu/plan.toml")
     if text and "--write" in sys.argv:
         (HERE / "checks.md").write_text(text, encoding="utf-8")

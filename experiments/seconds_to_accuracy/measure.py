@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,14 +24,14 @@ import torch
 from bench.record import facts
 from torch import nn
 
-from experiments.run import runs_of, settings_of
 from experiments.seconds_to_accuracy.table import table
 from fedbonsai.arch import network
 from fedbonsai.core import Client, Fleet, Samples
 from fedbonsai.model import Model
-from fedbonsai.runs import recipes
 from fedbonsai.runs.loop import loop
 from fedbonsai.runs.setup import run_context
+from fedbonsai.sweeps.configured import configured
+from fedbonsai.sweeps.plan import Variant, read
 from fedbonsai.training.loop import train
 from fedbonsai.training.optimizers import SGD
 
@@ -101,20 +101,21 @@ def once(model: Model, examples: list[int], sgd: SGD) -> None:
             train(masked, Client("once", 0, some, Samples(some.x[:0], some.y[:0])), short, mask=masks)
 
 
-def one(run: dict[str, Any], settings: dict[str, Any], seed: int) -> dict[str, Any]:
+def one(variant: Variant, seed: int) -> dict[str, Any]:
     """Run once."""
-    config = recipes.load(run["recipe"], run.get("preset", ""), {**settings, "seed": seed})
+    home = os.environ.get("FEDBONSAI_DATA")
+    config = replace(configured(variant, Path(home) if home else None), seed=seed)
     made = run_context(config)
     test = made.federation.test
     federation = replace(made.federation, test=Samples(test.x[:JUDGED], test.y[:JUDGED]))
     if config.method.optimizer.sparse != "off":
         once(made.model, [len(part) for part in made.federation.train], config.method.optimizer)
     clocked = Clocked(made.method)
-    rows = loop(config, replace(made, method=clocked, federation=federation), run["name"]).rows
+    rows = loop(config, replace(made, method=clocked, federation=federation), variant.name).rows
     return {
-        "name": run["name"],
+        "name": variant.name,
         "seed": seed,
-        "configuration": {key: value for key, value in settings.items() if key != "data.path"},
+        "configuration": {key: value for key, value in variant.settings.items() if key != "data.path"},
         **facts(),
         "rounds": [
             [
@@ -136,23 +137,23 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print what is there")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no run after so many")
     given = parser.parse_args()
-    plan = tomllib.loads((HERE / "runs.toml").read_text(encoding="utf-8"))
+    plan = read(HERE / "runs.toml")
     runs: list[dict[str, Any]] = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else []
     if given.table:
-        print(table(runs, plan["goals"]))
+        print(table(runs, plan.tool["results"]["goals"]))
         return
     torch.set_num_threads(1)
     start = time.perf_counter()
-    for seed in plan["seeds"]:
-        for run in runs_of(plan):
-            done = any((each["name"], each["seed"]) == (run["name"], seed) for each in runs)
+    for seed in dict.fromkeys(seed for variant in plan.variants for seed in variant.seeds):
+        for variant in plan.variants:
+            done = any((each["name"], each["seed"]) == (variant.name, seed) for each in runs)
             if done or time.perf_counter() - start > given.seconds:
                 continue
-            runs.append(one(run, settings_of(plan, run), seed))
+            runs.append(one(variant, seed))
             fresh = FILE.with_suffix(".new")
             fresh.write_text("[\n" + ",\n".join(json.dumps(each) for each in runs) + "\n]\n", encoding="utf-8")
             fresh.replace(FILE)
-            print(run["name"], seed, runs[-1]["rounds"][-1], flush=True)
+            print(variant.name, seed, runs[-1]["rounds"][-1], flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedbonsai.api import Run, load, run
+    from fedbonsai.api import Run, Sweep, load, load_sweep, run, sweep
     from fedbonsai.arch import Arch, network
     from fedbonsai.core import Client, Device, Fleet, Memory, Method, Samples, task
     from fedbonsai.data.config import DataConfig
@@ -43,21 +43,24 @@ __all__ = [
     "Run",
     "RunConfig",
     "Samples",
+    "Sweep",
     "TaskFailed",
     "Unanswered",
     "decode",
     "encode",
     "load",
+    "load_sweep",
     "message",
     "method",
     "network",
     "run",
+    "sweep",
     "task",
 ]
 
 # where the public names live; nothing is imported before it is used, so that the command line answers at once
 _HOMES = {
-    "api": ("Run", "load", "run"),
+    "api": ("Run", "Sweep", "load", "load_sweep", "run", "sweep"),
     "arch": ("Arch", "network"),
     "core": ("Client", "Device", "Fleet", "Memory", "Method", "Samples", "task"),
     "data.config": ("DataConfig",),

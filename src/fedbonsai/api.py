@@ -1,8 +1,9 @@
-"""The library in two calls: `run` a recipe, `load` what a run left."""
+"""The library in a few calls: `run` a recipe or `sweep` over many settings, and `load` what a run left."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from fedbonsai.runs.given import Network, hold, hold_again
 from fedbonsai.runs.loop import Observer
 from fedbonsai.runs.run import Run, execute, name_of, stored
 from fedbonsai.runs.shown import shown
+from fedbonsai.sweeps.plan import read
+from fedbonsai.sweeps.results import Sweep, load_sweep
+from fedbonsai.sweeps.sweep import carry, ready
 from fedbonsai.telling import Progress
 
-__all__ = ["Run", "load", "run"]
+__all__ = ["Run", "Sweep", "load", "load_sweep", "run", "sweep"]
 
 
 def run(
@@ -88,3 +92,44 @@ def load(folder: str | Path, *, model: Network | None = None) -> Run:
     if model is not None:
         hold_again(model, found.config.model.name, found.info.get("given", {}), folder)
     return found
+
+
+def sweep(
+    plan: str | Path | Mapping[str, Any],
+    *,
+    runs: str | Path = "runs",
+    name: str = "",
+    workers: int = 0,
+    only: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    hours: float = 0.0,
+    data: str | Path | None = None,
+    progress: bool | Callable[[Progress], object] = True,
+    **settings: object,
+) -> Sweep:
+    """Carry out a plan of recipes by settings by seeds; the same call goes on with one that was interrupted.
+
+    Runs are processes of their own, which begin as this one did: in a script, call it below
+    ``if __name__ == "__main__":``. A run that fails stops no other; `Sweep.failed` says which did and why.
+
+    Args:
+        plan: file of a plan, or a mapping as the file would give it.
+        runs: folder under which the sweep's own folder is made.
+        name: of that folder; empty: the plan's.
+        workers: runs at a time; 0: one a core.
+        only: variants, or names of runs in the plan; all when left out.
+        seeds: only of these; the tables have those beside the plan's.
+        hours: begin no run that would not end within so many; 0 is no bound.
+        data: folder in which data sets are looked for by their names.
+        progress: as for `run`.
+        settings: of all runs, as for `run`.
+
+    Raises:
+        ConfigError: lists every fault of the plan, or says who carries out a sweep in that folder.
+        DiskFull: there is no room; what was finished is kept.
+    """
+    settle()
+    overrides = {name.replace("__", "."): value for name, value in settings.items()}
+    what = ready(read(plan), Path(runs), name, overrides, only, seeds, None if data is None else Path(data))
+    with shown(progress):
+        return carry(what, workers or os.cpu_count() or 1, hours=hours)[0]

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedbonsai.errors import Unwritable
+from fedbonsai.errors import DiskFull, Unwritable
 
 ADVICE = {
     errno.ENOSPC: "make room",
@@ -41,12 +41,13 @@ def writing(path: Path) -> Generator[None]:
     """Say in one line what the disk refuses.
 
     Raises:
-        Unwritable: it refused.
+        Unwritable: it refused; `DiskFull`: because there is no room.
     """
     try:
         yield
     except OSError as error:
-        raise Unwritable(refused(error, path) or f"{path} cannot be written: {error.strerror or error}") from None
+        kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else Unwritable
+        raise kind(refused(error, path) or f"{path} cannot be written: {error.strerror or error}") from None
     except UnicodeEncodeError:
         raise Unwritable(
             f"{str(path)!r} cannot be the name of a file under this locale; set LC_ALL=C.UTF-8, or choose another --name"

@@ -17,6 +17,10 @@ class Unwritable(ConfigError):
     """A disk that is full, or a folder that cannot be written; the text says which, and what to do."""
 
 
+class DiskFull(Unwritable):
+    """A disk without room; whatever is written there goes on once there is some."""
+
+
 class Unanswered(FedbonsaiError):
     """Fewer devices answered than the method needs; the state of the round before stands.
 

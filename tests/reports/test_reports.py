@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from fedbonsai.reports.series import AXES, Series, baseline, cautions, goal_of, 
 from fedbonsai.reports.terminal import show
 from fedbonsai.runs import recipes
 from fedbonsai.runs.run import Run
+from tests.browser import figures_of
 
 AXIS = {axis.name: axis for axis in AXES}
 
@@ -136,35 +136,10 @@ def test_every_kind_of_file(runs, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_the_page_in_a_browser(runs, tmp_path, width, scheme):
-    sync = pytest.importorskip("playwright.sync_api")
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium on this machine")
     series = together(runs)
     page = tmp_path / "report.html"
     write(page, series, series[0], goal_of(series[0], 0.2))
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-    with sync.sync_playwright() as tool:
-        chromium = tool.chromium.launch(executable_path=browser, args=quiet)
-        view = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        faults: list[str] = []
-        view.on("console", lambda message: faults.append(message.text))
-        view.on("pageerror", lambda error: faults.append(str(error)))
-        asked: list[str] = []
-        view.on("request", lambda request: asked.append(request.url))
-        view.goto(page.as_uri())
-        view.wait_for_selector(".plot .main-svg")
-        assert faults == []
-        assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == [], (
-            "a page needs no network"
-        )
-        assert view.locator("figure").count() == view.locator(".plot:has(.main-svg)").count() > 3
-        assert view.evaluate("document.documentElement.scrollWidth") <= width, "nothing runs off the screen"
-        boxes = view.evaluate(
-            "[...document.querySelectorAll('.plot')].map(e => [e.clientWidth, e.querySelector('svg').clientWidth])"
-        )
-        assert all(drawn <= room for room, drawn in boxes)
-        chromium.close()
+    assert figures_of(page, width, scheme) > 3
 
 
 def test_names_cannot_break_out_of_tables_and_scripts(tmp_path):

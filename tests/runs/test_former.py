@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import tomli_w
 import torch
-from experiments.run import plan_of, runs_of
+from experiments.plans import plan_of
 from tests.cases import SMALL
 
 from fedbonsai.cli import main
@@ -73,14 +73,13 @@ def test_a_file_of_ones_own_may_be_of_before(tmp_path, capsys):
 
 @pytest.mark.parametrize("experiment", ["sparse_collaborative", "sparse_collaborative_mnist"])
 def test_plans_of_before_are_of_the_methods_that_they_name(experiment):
-    plan = plan_of(experiment)
-    for run in runs_of(plan):
-        method = recipes.load(run["recipe"], run.get("preset", ""), {**plan["settings"], **run["settings"]}).method
+    for variant in plan_of(experiment).variants:
+        method = recipes.load(variant.recipe, variant.preset, variant.settings).method
         kinds = {"t1": Split, "t1v2": Split, "t2": LocalLoss, "t3": Clusters}
-        assert type(method) is kinds.get(run["name"].split("-")[0], Averaging), run["name"]
+        assert type(method) is kinds.get(variant.name.split("-")[0], Averaging), variant.name
         if type(method) is Averaging:
             assert method.ramp == 0
-            assert method.weighting.beta == (1.0 if "beta1" in run["name"] else 0.0)
+            assert method.weighting.beta == (1.0 if "beta1" in variant.name else 0.0)
 
 
 def of_before(folder, topology):

@@ -11,11 +11,12 @@ from tests.fleets import tasks
 from tests.fleets.tasks import Question, clients
 from tests.runs import nets as _nets  # noqa: F401 - registers a network
 
+from fedbonsai.arch import Arch
 from fedbonsai.cli import main
 from fedbonsai.core import Answers, Device, Scope, Silence, scope
 from fedbonsai.errors import NothingLearned, TaskFailed, Unanswered, exit_code
 from fedbonsai.fleets import local
-from fedbonsai.fleets.counted import LONGEST, Counted
+from fedbonsai.fleets.counted import LONGEST, Counted, trained
 from fedbonsai.fleets.envelope import blamed
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Wrapper
@@ -26,6 +27,7 @@ from fedbonsai.runs.run import execute, load
 from fedbonsai.runs.setup import federation, run_context
 from fedbonsai.runs.trouble import fruitless, of_round, of_run
 from fedbonsai.training.evaluate import evaluate
+from fedbonsai.work import Episode
 
 QUICK = {
     "rounds": 3,
@@ -255,6 +257,28 @@ def test_who_is_silent_is_counted_once_and_reasons_by_their_kind():
     assert [(each["clients"], each["client"]) for each in found["reasons"]] == [(2, "00"), (1, "02"), (2, "03")]
     assert max(len(each["reason"]) for each in found["reasons"]) <= LONGEST
     assert fleet.take() == {"silent": 0, "rejected": 0}
+
+
+def test_samples_count_as_trained_where_a_step_was_made_and_before_a_cut():
+    arch = Arch("mlp", {})
+    whole = Episode(arch, {}, (1, 8, 8), backward=30, steps=3)
+    looked = Episode(arch, {}, (1, 8, 8), backward=10, forward=50)  # gradients for a choice, and evaluation
+    back = Episode(arch, {}, (16,), backward=30, steps=3, inward=True)
+    assert trained((whole, looked, back)) == 30
+    assert trained(()) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "times"), [("fedavg", 1), ("fedtiny", 1), ("fedgkt", 1), ("sparse-collaborative", 2)]
+)
+def test_a_round_tells_how_many_samples_devices_trained_on(recipe, times, tmp_path):
+    """All of a client's, in each epoch, for each of the networks that it is trained in; choosing what grows is no training."""
+    case = next(case for case in CASES if case.recipe == recipe)
+    config = case.config(**{"method.optimizer.epochs": 2, "rounds": 2})
+    samples = sum(map(len, federation(config).train))
+    run = execute(config, tmp_path / "a")
+    assert [row["trained_examples"] for row in run.metrics] == [2 * times * samples] * 2
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ VERBS = {
     "validate": "name every fault of a recipe, and whether data, network and method go together",
     "report": "tables and a page of plots of one run or several",
     "compare": "run several recipes on the same data, and report on them",
+    "sweep": "recipes by settings by seeds: tables with intervals, differences, plots",
     "watch": "a training as it goes on, from another terminal",
     "export": "the trained model as a file that devices run",
     "profile": "measure this machine and write its device profile, for the virtual clock",
@@ -78,7 +79,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _shown(verb: str) -> AbstractContextManager[object]:
     """Inside which long work of a verb is shown; a run does so by itself, as ``--quiet`` says."""
-    if verb not in ("compare", "validate", "export", "profile", "report", "doctor"):
+    if verb not in ("compare", "sweep", "validate", "export", "profile", "report", "doctor"):
         return nullcontext()
     from fedbonsai.runs.shown import shown
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fedbonsai.errors import ConfigError, exit_code
 
 if TYPE_CHECKING:
-    from fedbonsai.runs.compare import Job
+    from fedbonsai.runs.jobs import Job
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +37,11 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     """Compare."""
     from fedbonsai.disk import writing
     from fedbonsai.runs import recipes
-    from fedbonsai.runs.compare import carry_out, plan
+    from fedbonsai.runs.compare import plan
     from fedbonsai.runs.config import check_name
+    from fedbonsai.runs.jobs import carry_out
     from fedbonsai.runs.shown import span
+    from fedbonsai.sweeps.estimated import expected, told
 
     if args.workers < 1:
         raise ConfigError(f"--workers {args.workers}: expected at least 1")
@@ -49,8 +51,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     home: Path = args.runs / args.name
     overrides = dict(recipes.overrides_of(rest)) | ({"data.name": args.data} if args.data else {})
     jobs = plan(args.recipes, args.seeds, home, overrides, args.first_seed)
-    if args.target and (expected := jobs[0].config.objective.measure.refusal(args.target)):
-        raise ConfigError(f"--target {args.target:g}: expected {expected}")
+    if args.target and (wanted := jobs[0].config.objective.measure.refusal(args.target)):
+        raise ConfigError(f"--target {args.target:g}: expected {wanted}")
     left = [job for job in jobs if job.status != "finished"]
     for job in jobs:
         print(f"{job.name:40} {job.config.rounds:5} rounds   {job.status}")
@@ -59,7 +61,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         with writing(home):
             home.mkdir(parents=True, exist_ok=True)
     if left:
-        print(_time(left, args.workers), flush=True)
+        print(told(expected(jobs), args.workers, home), flush=True)
     if args.plan:
         return 0
     start, failed = time.perf_counter(), dict[str, Exception]()
@@ -69,8 +71,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
             rest_of_it = f", about {span(passed / done * (len(left) - done))} left" if done < len(left) else ""
             if isinstance(result, Exception):
                 failed[job.name] = result
-            told = f"failed: {result}" if isinstance(result, Exception) else result
-            print(f"{done} of {len(left)} done: {job.name}: {told}{rest_of_it}", flush=True)
+            line = f"failed: {result}" if isinstance(result, Exception) else result
+            print(f"{done} of {len(left)} done: {job.name}: {line}{rest_of_it}", flush=True)
     except KeyboardInterrupt:
         print("\ninterrupted; what was finished is kept. The same command goes on from there", file=sys.stderr)
         return 130
@@ -97,32 +99,3 @@ def _report(home: Path, done: Sequence[Job], target: float, failed: Mapping[str,
         write(home / f"report.{kind}", series, series[0], goal, title, without)
     print((home / "report.md").read_text(encoding="utf-8"))
     print(f"report: {home / 'report.html'}")
-
-
-def _time(jobs: Sequence[Job], workers: int) -> str:
-    """How long the runs may take here, by a few steps of each recipe."""
-    from fedbonsai.runs.progress import training_seconds
-    from fedbonsai.runs.setup import run_context
-    from fedbonsai.runs.shown import span
-    from fedbonsai.telling import each
-
-    known: dict[tuple[str, str], float] = {}
-    for job in each("trying what a few steps of each recipe take", jobs):
-        if (job.recipe, job.preset) in known:
-            continue
-        try:
-            stage = run_context(job.config)
-            try:
-                known[job.recipe, job.preset] = training_seconds(job.config, stage, job.config.rounds)
-            finally:
-                stage.fleet.close()
-        except Exception:  # whatever it is, the run will tell
-            known[job.recipe, job.preset] = float("nan")
-    times = [known[job.recipe, job.preset] for job in jobs]
-    told = [seconds for seconds in times if seconds == seconds]
-    lacking = f"; {len(times) - len(told)} runs could not be tried" if len(told) < len(times) else ""
-    longest = max(sum(told) / min(workers, len(jobs)), max(told, default=0.0))
-    return (
-        f"about {span(longest)} of training here, by a few steps of each recipe's dense model, what comes "
-        f"before the first round included; splitting and messages come on top{lacking}"
-    )

@@ -1,4 +1,4 @@
-"""Who answered in a round, who was silent and why, and whose answer the method did not use."""
+"""Who answered in a round, who was silent and why, whose answer the method did not use, and how much was trained."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from fedbonsai.core import Answer, Answers, Device, Fleet, Scope, Silence, Task
 from fedbonsai.fleets.faults import unnumbered
 from fedbonsai.fleets.wrappers import Wrapper
+from fedbonsai.work import Work
 
 M = TypeVar("M")
 R = TypeVar("R")
@@ -28,6 +29,7 @@ class Counted(Wrapper):
         self._silent: set[str] = set()
         self._rejected: set[str] = set()
         self._asked = False
+        self._trained = 0
         self._reasons: dict[str, dict[str, str]] = {}  # texts by client, by text without numbers
 
     def open(self, scope: Scope) -> None:
@@ -43,9 +45,11 @@ class Counted(Wrapper):
         def counted() -> Iterator[Answer[R] | Silence]:
             for answer in answers:
                 self._answered.add(answer.device.id)
+                self._trained += trained(answer.work)
                 yield answer
             for silence in answers.silent.values():
                 self._silent.add(silence.device.id)
+                self._trained += trained(silence.work)
                 self._reasons.setdefault(unnumbered(silence.reason), {}).setdefault(silence.device.id, silence.reason)
                 yield silence
 
@@ -62,10 +66,13 @@ class Counted(Wrapper):
 
         ``answered`` counts clients whose answer the last attempt used; without it, nobody was asked. ``silent`` counts
         clients that an ask heard nothing of, ``rejected`` those whose answers came and were not used. ``reasons`` has
-        the first distinct reasons, with the number of clients and the first of them.
+        the first distinct reasons, with the number of clients and the first of them. ``trained_examples`` counts samples
+        by which devices took steps, each as often as it came, of answers that were not used too; there is none where no
+        device said so, as on real ones.
         """
         found: dict[str, Any] = {"answered": len(self._answered)} if self._asked else {}
         found |= {"silent": len(self._silent), "rejected": len(self._rejected - self._silent)}
+        found |= {"trained_examples": self._trained} if self._trained else {}
         if self._reasons:
             found["reasons"] = [
                 {"reason": next(iter(each.values()))[:LONGEST], "clients": len(each), "client": next(iter(each))}
@@ -73,3 +80,8 @@ class Counted(Wrapper):
             ]
         self._forget()
         return found
+
+
+def trained(work: Work) -> int:
+    """Samples by which an optimiser took steps; behind a cut they are those that were counted before it."""
+    return sum(episode.backward for episode in work if episode.steps and not episode.inward)

@@ -29,23 +29,35 @@ def page(series: Sequence[Series], reference: Series, goal: float, title: str, r
     Raises:
         Missing: Plotly is not installed.
     """
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError:
-        raise Missing("pages need plotly: pip install 'fedbonsai[sim]'") from None
     drawn = figures(series, {each.label: layers(each.runs[0]) for each in series})
     body = [
         f"<h1>{html.escape(title)}</h1>",
         f"<p>{summary(series)}</p>",
-        *(f'<p class="caution">{html.escape(text)}</p>' for text in [*remarks, *cautions(series)]),
+        *map(caution, [*remarks, *cautions(series)]),
         *(table(each) for each in (outcomes(series), clocked(series), to_goal(series, reference, goal)) if each.rows),
-        '<div class="figures">',
-        *(frame(figure) for figure in drawn),
-        "</div>",
+        *drawings(drawn),
         table(classes(series)),
         "<h2>Where this comes from</h2>",
         *(origin(each) for each in series),
     ]
+    return document(title, body, drawn)
+
+
+def document(title: str, body: Sequence[str], drawn: Sequence[Figure]) -> str:
+    """A whole page in one file.
+
+    Args:
+        title: of the page.
+        body: its parts, as HTML.
+        drawn: figures for which `drawings` made places in the body.
+
+    Raises:
+        Missing: Plotly is not installed.
+    """
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise Missing("pages need plotly: pip install 'fedbonsai[sim]'") from None
     plots = {figure.name: {"data": figure.data, "layout": figure.layout} for figure in drawn}
     files = resources.files("fedbonsai.reports")
     return "\n".join(
@@ -63,6 +75,16 @@ def page(series: Sequence[Series], reference: Series, goal: float, title: str, r
             "</body></html>",
         ]
     )
+
+
+def caution(text: str) -> str:
+    """What must be said before the tables."""
+    return f'<p class="caution">{html.escape(text)}</p>'
+
+
+def drawings(drawn: Sequence[Figure]) -> list[str]:
+    """Places of figures, beside one another where there is room."""
+    return ['<div class="figures">', *map(frame, drawn), "</div>"] if drawn else []
 
 
 def summary(series: Sequence[Series]) -> str:

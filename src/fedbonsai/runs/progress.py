@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fedbonsai import training
@@ -74,21 +75,45 @@ def training_seconds(config: RunConfig, scene: RunContext, rounds: int) -> float
     return ahead / rate + rounds * (asked * each / rate / share + test)
 
 
-def estimate(config: RunConfig, scene: RunContext, first: int) -> str:
-    """What the run may take: measured on a few steps here, and from the dense model's size; both are upper guesses."""
+@dataclass(frozen=True)
+class Guess:
+    """What a run may take at most, before it is begun."""
+
+    seconds: float
+    """Of training and testing here; not a number where that could not be tried."""
+    bytes: float
+    """Moved, if nothing is compressed."""
+    disk: float
+    """Bytes that its folder takes."""
+    model: int
+    """Bytes of the dense model as a message."""
+    why: str = ""
+    """Why the seconds are not known."""
+
+
+def guess(config: RunConfig, scene: RunContext, rounds: int) -> Guess:
+    """What rounds may take: measured on a few steps here, and from the dense model's size; all are upper guesses."""
     asked = getattr(config.method, "cohort", 0) or len(scene.federation.ids)
-    rounds = config.rounds - first
-    dense = len(encode(scene.model))
+    dense, took, why = len(encode(scene.model)), float("nan"), ""
     try:
         with doing("estimate"):
-            took = span(training_seconds(config, scene, rounds))
+            took = training_seconds(config, scene, rounds)
     except Exception as error:  # one client's trouble; the run will tell whether it is everybody's
-        took = f"an unknown time ({failure(error)})"
+        why = str(failure(error))
+    return Guess(took, 2.0 * rounds * asked * dense, 2.0 * dense + 300 * rounds * asked, dense, why)
+
+
+def estimate(config: RunConfig, scene: RunContext, first: int) -> str:
+    """What the run may take, in a line."""
+    asked = getattr(config.method, "cohort", 0) or len(scene.federation.ids)
+    rounds = config.rounds - first
+    found = guess(config, scene, rounds)
+    took = f"an unknown time ({found.why})" if found.why else span(found.seconds)
     free = shutil.disk_usage(".").free
     return (
         f"estimate: {rounds} rounds of {asked} devices, about {took} of training here, with what comes before them; "
-        f"about {size(2.0 * rounds * asked * dense)} moved if nothing is compressed "
-        f"(model {size(dense)}); some {size(2 * dense + 300 * rounds * asked)} of disk, {size(free)} free"
+        f"about {size(found.bytes)} moved if nothing is compressed "
+        f"(model {size(found.model)}); some {size(found.disk)} of disk, {size(free)} free"
     )
 
 

@@ -202,7 +202,7 @@ def _execute(
     except Exception as error:
         _note(files, status="failed", reason=str(error))
         if isinstance(error, Unwritable) and (files.path / "checkpoint" / "manifest.json").exists():
-            raise Unwritable(f"{error}. What was finished is kept; then: fedbonsai run --resume {folder}") from None
+            raise type(error)(f"{error}. What was finished is kept; then: fedbonsai run --resume {folder}") from None
         raise
     finally:
         stage.fleet.close()

@@ -276,7 +276,7 @@ def _faults(error: BaseException, path: str) -> list[tuple[str, str]]:
     if isinstance(error, KeyError):
         return [(path, f"{error.args[0]!r} is missing")]
     if isinstance(error, TypeError) and "NoneType" not in str(error):
-        return [(path, f"{error}; expected a table")]
+        return [(path, f"{error}; expected a {'list' if 'not iterable' in str(error) else 'table'}")]
     return [(path, str(error))]
 
 
