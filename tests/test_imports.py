@@ -40,6 +40,8 @@ MAY = {  # package or module directly under fedbonsai -> what it may import of i
     "runs": CORE | {"zoo", "devices", "data", "stages", "methods", "fleets"},
     "reports": CORE | {"runs"},
     "export": CORE | {"stages", "runs"},
+    "sweeps": CORE,
+    "planning": CORE | {"zoo", "devices", "data", "stages", "methods", "fleets", "runs", "reports", "export", "sweeps"},
 }
 ALL = {"__init__", "api", "cli"}  # these see everything; nothing but cli and __init__ sees them
 BY_NAME = {("arch", "zoo")}  # imported late, by its name as a string, to register the shipped networks

@@ -29,10 +29,6 @@ def page(series: Sequence[Series], reference: Series, goal: float, title: str, r
     Raises:
         Missing: Plotly is not installed.
     """
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError:
-        raise Missing("pages need plotly: pip install 'fedbonsai[sim]'") from None
     drawn = figures(series, {each.label: layers(each.runs[0]) for each in series})
     body = [
         f"<h1>{html.escape(title)}</h1>",
@@ -46,6 +42,24 @@ def page(series: Sequence[Series], reference: Series, goal: float, title: str, r
         "<h2>Where this comes from</h2>",
         *(origin(each) for each in series),
     ]
+    return document(title, body, drawn)
+
+
+def document(title: str, body: Sequence[str], drawn: Sequence[Figure]) -> str:
+    """A whole page in the house's look.
+
+    Args:
+        title: of the page.
+        body: its HTML, with a `frame` for each figure.
+        drawn: the figures.
+
+    Raises:
+        Missing: Plotly is not installed.
+    """
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise Missing("pages need plotly: pip install 'fedbonsai[sim]'") from None
     plots = {figure.name: {"data": figure.data, "layout": figure.layout} for figure in drawn}
     files = resources.files("fedbonsai.reports")
     return "\n".join(
