@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedbonsai.api import Run, load, run
+    from fedbonsai.api import Run, load, plan, run
     from fedbonsai.arch import Arch, network
     from fedbonsai.core import Client, Device, Fleet, Memory, Method, Samples, task
     from fedbonsai.data.config import DataConfig
@@ -51,13 +51,14 @@ __all__ = [
     "message",
     "method",
     "network",
+    "plan",
     "run",
     "task",
 ]
 
 # where the public names live; nothing is imported before it is used, so that the command line answers at once
 _HOMES = {
-    "api": ("Run", "load", "run"),
+    "api": ("Run", "load", "plan", "run"),
     "arch": ("Arch", "network"),
     "core": ("Client", "Device", "Fleet", "Memory", "Method", "Samples", "task"),
     "data.config": ("DataConfig",),

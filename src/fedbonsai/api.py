@@ -1,9 +1,11 @@
-"""The library in two calls: `run` a recipe, `load` what a run left."""
+"""The library in a few calls: `run` a recipe, `load` what a run left, `plan` which recipe to run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import inf
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedbonsai.data.given import Given
 from fedbonsai.places import settle
@@ -13,7 +15,10 @@ from fedbonsai.runs.run import Run, execute, load, name_of
 from fedbonsai.runs.shown import shown
 from fedbonsai.telling import Progress
 
-__all__ = ["Run", "load", "run"]
+if TYPE_CHECKING:
+    from fedbonsai.planning.answer import Answer
+
+__all__ = ["Run", "load", "plan", "run"]
 
 
 def run(
@@ -54,3 +59,57 @@ def run(
     there = resume and (folder / "config.toml").exists()
     with shown(progress):
         return execute(config, folder, there, observers)
+
+
+def plan(
+    *,
+    limits: Mapping[str, object] | None = None,
+    folder: str | Path = "plan",
+    hours: float = 0.0,
+    trials: int = 0,
+    rounds: int = 30,
+    target: float = 0.0,
+    lower: Sequence[str] = (),
+    recipes: Sequence[str] = (),
+    networks: Sequence[str] = (),
+    finalists: int = 3,
+    seeds: int = 3,
+    workers: int = 0,
+    say: Callable[[str], object] = print,
+    progress: bool | Callable[[Progress], object] = True,
+    **settings: object,
+) -> Answer:
+    """Find recipe, network, density and codec for data, devices, links and limits; as ``fedbonsai plan``.
+
+    Trials run in processes of their own, so a script calls it below ``if __name__ == "__main__":``.
+
+    Args:
+        limits: what a run may cost a device, such as ``{"bytes": "5MB", "latency": "20ms"}``.
+        folder: of the plan; a second call goes on there.
+        hours: that all of it takes; 0: one, or as long as ``trials`` take.
+        trials: settings that are tried at most; 0: until the time is up.
+        rounds: of a run at most.
+        target: value of the measure that is to be reached at the least cost; 0: the best measure is wanted.
+        lower: costs to lower beside the measure: bytes, seconds, joules.
+        recipes: that are tried; none: a choice.
+        networks: that are tried; none: those that fit the data.
+        finalists: settings that run again.
+        seeds: other seeds on which they do, at most.
+        workers: processes; 0: all cores.
+        say: told what was found on the way.
+        progress: as for `run`.
+        settings: of every run (``data__path="folder"``, ``devices="raspberry-pi-4"``, ``link="lte"``).
+
+    Raises:
+        ConfigError: names what is wrong, or which limit no setting meets.
+        Missing: Optuna is not installed.
+    """
+    from fedbonsai.planning.plan import Effort, carry_out, cores, question
+    from fedbonsai.runs.recipes import SHORT
+
+    settle()
+    shared = {SHORT.get(name, name).replace("__", "."): value for name, value in settings.items()}
+    time = hours * 3600 if hours else inf if trials else 3600.0
+    with shown(progress):
+        asked = question(shared, limits, target=target, lower=lower, recipes=recipes, networks=networks, rounds=rounds)
+        return carry_out(asked, Path(folder), Effort(time, trials, seeds, finalists, workers or cores()), say)

@@ -41,8 +41,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     check_name("--name", args.name)
     if not args.name:
         raise ConfigError("--name is empty: expected the name of the plan's folder")
-    given = overrides_of(rest)
-    limits = {name.removeprefix("limit."): given.pop(name) for name in list(given) if name.startswith("limit.")}
+    given, limits = parted(overrides_of(rest))
     time = hours(args.hours) if args.hours else float("inf") if args.trials else hours(1)
     effort = Effort(time, args.trials, args.seeds, args.finalists, args.workers)
     keep_memory()
@@ -67,6 +66,12 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     print(answer.markdown())
     print(f"run it: fedbonsai run {home / 'best.toml'}\npage: {home / 'plan.html'}")
     return 0
+
+
+def parted(given: dict[str, object]) -> tuple[dict[str, object], dict[str, object]]:
+    """Settings of all runs, and limits by name."""
+    limits = {name.removeprefix("limit."): value for name, value in given.items() if name.startswith("limit.")}
+    return {name: value for name, value in given.items() if not name.startswith("limit.")}, limits
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -99,8 +99,6 @@ def question(
     _parted(held, config.data)
     if config.clock.devices:
         clock_of(config.clock, held.ids, config.seed)
-    elif config.clock.link:
-        raise ConfigError("--link is that of devices: set --devices, such as raspberry-pi-4")
     found = space or usual(kind_of(held.kind, held.samples.shape), len(held.ids), len(held.server))
     asked = Question(base, wanted, Aim(), found.only(recipes, networks), rounds, config.objective, tuple(notes))
     return aimed(asked, target, tuple(lower))

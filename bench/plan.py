@@ -1,0 +1,311 @@
+"""How good the answers of `fedbonsai plan` are: regret in small spaces, beside random search and the advice for everybody.
+
+    FEDBONSAI_DATA=folder python -m bench.plan exhaust     # every setting of every task once: minutes a task
+    python -m bench.plan                                   # planner, random search and advice on what that gave
+
+Four tasks on parts of data sets (a picture, a series, a sound, a table), each with a space of 32 settings and a limit of
+bytes a device. All settings are run once, without a limit, into ``bench/results/plan/TASK.json``; then the planner itself
+(its journal, sampler and rungs) is played on that table with other seeds, and stopped when it has used a quarter, a half
+or all of the rounds that the table took. Regret is the best test measure of any setting at the limit minus that of the
+setting which was chosen, by validation, when time was up; points of the measure, lower is better.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bench.record import RESULTS, facts, save
+from fedbonsai.planning.journal import Journal
+from fedbonsai.planning.limits import Limits
+from fedbonsai.planning.order import order
+from fedbonsai.planning.plan import question
+from fedbonsai.planning.pool import OutOfTime
+from fedbonsai.planning.probe import MARGIN, Probe
+from fedbonsai.planning.question import Question
+from fedbonsai.planning.search import Search, described, directions
+from fedbonsai.planning.space import CODECS, NETWORKS, UNSERVED, Knob, Space
+from fedbonsai.planning.standing import Standing
+from fedbonsai.planning.trial import Leg, walk
+
+ROUNDS = 12
+SHARES = {"a quarter": 0.25, "a half": 0.5, "all": 1.0}
+SEEDS = 20
+TABLES = RESULTS / "plan"
+DENSE = {"codec": "fp32"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task: a part of a data set, networks for it, and a limit."""
+
+    data: str
+    train: int
+    test: int
+    limit: str
+    networks: tuple[str, str]
+    kind: str
+    settings: Mapping[str, object] = field(default_factory=dict[str, object])
+
+    @property
+    def space(self) -> Space:
+        """Eight ways to train, two networks, two steps."""
+        recipes = {"fedavg": {}, "small-dense": {}, "fl-pqsu": UNSERVED, "fedtiny": {}, "synflow": {}}
+        knobs = (
+            Knob("lr", {name: {"method.optimizer.lr": float(name)} for name in ("0.05", "0.2")}),
+            Knob("codec", CODECS, ("fedavg",)),
+            Knob("density", {"0.2": {"method.density": 0.2}}, ("small-dense", "fedtiny", "synflow")),
+        )
+        networks = {name: NETWORKS[self.kind][name] for name in self.networks}
+        space = Space(recipes, networks, knobs)
+        begun = [{"recipe": "fedavg", "codec": codec} for codec in CODECS]
+        begun += [{"recipe": name} for name in recipes if name != "fedavg"]
+        return replace(space, advice=tuple(space.whole(labels) for labels in begun))
+
+    @property
+    def advice(self) -> dict[str, str]:
+        """What docs/choose.md tells everybody for whom bytes are scarce: STC with the README's chains, as it comes."""
+        return self.space.whole({"recipe": "fedavg", "codec": "top 0.5 %, ternary"})
+
+    def labels(self) -> list[dict[str, str]]:
+        """Every setting."""
+        found: list[dict[str, str]] = [{}]
+        values: dict[str, Sequence[str]] = {}
+
+        def pick(name: str, labels: Sequence[str]) -> str:
+            values[name] = labels
+            return chosen.get(name, labels[0])
+
+        every: list[dict[str, str]] = []
+        while found:
+            chosen = found.pop()
+            values.clear()
+            labels = self.space.choose(pick)
+            open_ = next((name for name in labels if name not in chosen), None)
+            if open_ is None:
+                every.append(labels)
+            else:
+                found += [{**chosen, open_: value} for value in reversed(values[open_])]
+        return every
+
+
+SERIES = ("cnn1d 16-24-32", "cnn1d 8-12-16")
+JOBS = {
+    "picture": Job("mnist", 500, 400, "400kB", ("cnn-bn", "mlp"), "pictures"),
+    "series": Job("har-phone-watch", 500, 400, "400kB", SERIES, "series"),
+    "sound": Job(
+        "fsdd",
+        500,
+        300,
+        "400kB",
+        SERIES,
+        "series",
+        {"data.x": ["wav"], "data.transforms": [{"window": 8000}, {"logmel": 32}, "standardise"]},
+    ),
+    "table": Job(
+        "credit-default",
+        1200,
+        1500,
+        "60kB",
+        ("tabular-mlp 64-32", "tabular-mlp 32"),
+        "tables",
+        {"data.x": ["*"], "objective.name": "binary", "objective.metric": "auroc"},
+    ),
+}
+
+
+def part(job: Job, folder: Path) -> None:
+    """Write a part of a data set: rows by a fixed draw, with the columns' metadata."""
+    home = Path(os.environ["FEDBONSAI_DATA"]) / job.data
+    for split, count in (("train", job.train), ("test", job.test)):
+        table = pa.concat_tables([pq.read_table(file) for file in sorted(home.glob(f"{split}-*.parquet"))])
+        chosen = np.sort(np.random.default_rng(0).permutation(len(table))[:count])
+        pq.write_table(table.take(chosen), folder / f"{split}-0.parquet")
+
+
+def asked(job: Job, folder: Path | None) -> Question:
+    """The question of a job; of a table nothing is read."""
+    if folder is not None:
+        settings = {"data.path": str(folder), "data.clients": 8, "data.valid": 0.25, **job.settings}
+        return question(settings, space=job.space, rounds=ROUNDS)
+    from fedbonsai.objectives import Binary, Classification
+    from fedbonsai.planning.question import Aim
+
+    objective = Binary(metric="auroc") if job.kind == "tables" else Classification()
+    return Question({"seed": 0}, Limits.of({"bytes": job.limit}), Aim(), job.space, ROUNDS, objective)
+
+
+def exhaust(name: str) -> None:
+    """Run every setting of a job, and write the table; what was run before is kept."""
+    job, file = JOBS[name], TABLES / f"{name}.json"
+    TABLES.mkdir(parents=True, exist_ok=True)
+    known: dict[str, Any] = json.loads(file.read_text())["settings"] if file.exists() else {}
+    with tempfile.TemporaryDirectory() as home:
+        data = Path(home) / job.data
+        data.mkdir()
+        part(job, data)
+        whole = asked(job, data)
+        for number, labels in enumerate(job.labels()):
+            if described(labels) in known:
+                continue
+            try:
+                config = whole.config(labels)
+                standing = walk(Leg(config, Path(home) / str(number), ROUNDS))
+            except Exception as error:
+                standing = Standing(failed=str(error))
+            known[described(labels)] = standing.plain()
+            said = (
+                standing.failed
+                or f"{standing.value(ROUNDS):.4f}, {standing.bytes[-1]:,.0f} bytes, {standing.took:.1f} s"
+            )
+            print(f"{name}: {described(labels)}: {said}", flush=True)
+            file.write_text(json.dumps({**facts(), "settings": known}, indent=None) + "\n")
+
+
+class Table:
+    """What carries settings out by looking them up; its work is counted in rounds.
+
+    Args:
+        known: standings of all settings.
+        limits: of the question.
+        most: rounds after which time is up.
+    """
+
+    def __init__(self, known: Mapping[str, Standing], limits: Limits, most: float) -> None:
+        self.known, self.limits, self.left = known, limits, most
+        self._done: dict[str, int] = {}
+
+    def probe(self, labels: Sequence[Mapping[str, str]]) -> Sequence[Probe]:
+        """What a look before training gives: bytes of the first rounds."""
+        return [self._probe(self.known[described(each)]) for each in labels]
+
+    def _probe(self, standing: Standing) -> Probe:
+        if standing.failed:
+            return Probe(standing.failed, "cannot run")
+        first, second = standing.bytes[:2]
+        return Probe(begin={"bytes": first}, each={"bytes": second - first}, fixed={})
+
+    def walk(self, legs: Sequence[tuple[int, Mapping[str, str], int, int]]) -> Sequence[Standing]:
+        """Carry settings on, as a budget would end them."""
+        found: list[Standing] = []
+        for _, labels, length, upto in legs:
+            name = described(labels)
+            standing = self.known[name]
+            rounds = min(upto, length, standing.within(self.limits) + 1)
+            self.left -= max(0, rounds - self._done.get(name, 0))
+            self._done[name] = max(rounds, self._done.get(name, 0))
+            if self.left < 0:
+                raise OutOfTime
+            over = rounds == length or rounds > standing.within(self.limits)
+            found.append(replace(standing.first(rounds), ended=over))
+        return found
+
+
+def judged(standing: Standing, whole: Question) -> float:
+    """The test measure of a setting at the limit."""
+    return standing.test(standing.within(whole.limits))
+
+
+def work(known: Mapping[str, Standing], whole: Question) -> int:
+    """Rounds of all settings, each until a budget would end it."""
+    return sum(min(each.rounds, each.within(whole.limits) + 1) for each in known.values() if not each.failed)
+
+
+def planned(known: Mapping[str, Standing], whole: Question, share: float, seed: int) -> float:
+    """Test measure of the planner's choice after a share of all work."""
+    with tempfile.TemporaryDirectory() as home:
+        journal = Journal(Path(home), whole.space, directions(whole), seed)
+        search = Search(whole, journal, Table(known, whole.limits, share * work(known, whole)), say=lambda text: None)
+        with contextlib.suppress(OutOfTime):
+            search.run()
+        best = search.feasible()
+    return judged(known[described(best[0].asked.labels)], whole) if best else float("nan")
+
+
+def drawn(known: Mapping[str, Standing], whole: Question, share: float, seed: int) -> float:
+    """Test measure of random search's choice: settings in random order, each to its end, the best by validation."""
+    names = sorted(known)
+    random.Random(seed).shuffle(names)
+    left, tried = share * work(known, whole), dict[int, Standing]()
+    for place, name in enumerate(names):
+        standing = known[name]
+        if standing.failed:
+            continue
+        rounds = min(standing.rounds, standing.within(whole.limits) + 1)
+        left -= rounds
+        if left < 0:
+            break
+        if standing.within(whole.limits):
+            tried[place] = standing
+    chosen = order(tried, whole.aim, whole.objective.measure, whole.limits)
+    return judged(tried[chosen[0]], whole) if chosen else float("nan")
+
+
+def compared(name: str) -> dict[str, Any]:
+    """Mean regrets of a job."""
+    job = JOBS[name]
+    table = json.loads((TABLES / f"{name}.json").read_text())
+    known = {label: Standing.of(plain) for label, plain in table["settings"].items()}
+    whole = asked(job, None)
+    fit = {label: each for label, each in known.items() if not each.failed and each.within(whole.limits)}
+    best = max(judged(each, whole) for each in fit.values())
+    by_validation = order(dict(enumerate(fit.values())), whole.aim, whole.objective.measure, whole.limits)[0]
+    ways = {"plan": planned, "random search": drawn}
+    return {
+        "data": job.data,
+        "measure": whole.objective.metric,
+        "limit": job.limit,
+        "settings": len(known),
+        "that meet the limit": len(fit),
+        "rounds of all": work(known, whole),
+        "seconds of all": round(sum(each.took for each in known.values())),
+        "table": {key: table[key] for key in ("machine", "commit", "date")},
+        "best": best,
+        "regret of the best by validation": 100 * (best - judged(list(fit.values())[by_validation], whole)),
+        "regret of the advice": 100 * (best - judged(known[described(job.advice)], whole)),
+        "regret": {
+            way: {
+                words: _summary([100 * (best - choose(known, whole, share, seed)) for seed in range(SEEDS)])
+                for words, share in SHARES.items()
+            }
+            for way, choose in ways.items()
+        },
+    }
+
+
+def _summary(regrets: Sequence[float]) -> dict[str, float]:
+    return {"mean": statistics.fmean(regrets), "worst": max(regrets)}
+
+
+def main(words: Sequence[str]) -> None:
+    """Run the tables, or compare on them."""
+    if words[:1] == ["exhaust"]:
+        for name in words[1:] or JOBS:
+            exhaust(name)
+        return
+    there = [name for name in JOBS if (TABLES / f"{name}.json").exists()]
+    found = {name: compared(name) for name in there}
+    for name, each in found.items():
+        advice, whole = each["regret of the advice"], each["regret of the best by validation"]
+        print(f"{name}: regret of the advice {advice:.2f}, of the best by validation {whole:.2f}")
+        for way, shares in each["regret"].items():
+            cells = [f"{words} {value['mean']:.2f} (worst {value['worst']:.2f})" for words, value in shares.items()]
+            print(f"  {way}: {', '.join(cells)}")
+    save("plan", {"rounds": ROUNDS, "seeds": SEEDS, "margin": MARGIN, "tasks": found})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
