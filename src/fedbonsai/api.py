@@ -87,7 +87,7 @@ def plan(
         limits: what a run may cost a device, such as ``{"bytes": "5MB", "latency": "20ms"}``.
         folder: of the plan; a second call goes on there.
         hours: that all of it takes; 0: one, or as long as ``trials`` take.
-        trials: settings that are tried at most; 0: until the time is up.
+        trials: settings that train at most; 0: until the time is up.
         rounds: of a run at most.
         target: value of the measure that is to be reached at the least cost; 0: the best measure is wanted.
         lower: costs to lower beside the measure: bytes, seconds, joules.

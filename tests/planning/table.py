@@ -1,6 +1,6 @@
 """A runner that looks settings up instead of training them: the search itself, its journal and its sampler are the real ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from fedbonsai.objectives import Classification
 from fedbonsai.planning.journal import Journal
@@ -66,10 +66,16 @@ class Lookup:
             found.append(Probe("needs 9 GB on a raspberry-pi-4", "memory above the device's") if refused else made)
         return found
 
-    def walk(self, legs: Sequence[tuple[int, Mapping[str, str], int, int]]) -> Sequence[Standing]:
-        self._called()
-        self.walked += [(number, upto) for number, _, _, upto in legs]
-        return [curve(labels).first(min(upto, length)) for _, labels, length, upto in legs]
+    def walk(
+        self, legs: Sequence[tuple[int, Mapping[str, str], int, int]], came: Callable[[int, Standing], object]
+    ) -> None:
+        for number, labels, length, upto in legs:
+            self._called()
+            self.walked.append((number, upto))
+            came(number, curve(labels).first(min(upto, length)))
+
+    def left(self, number: int) -> Standing | None:
+        return None
 
 
 def question(aim: Aim = Aim(), **limits: float) -> Question:  # noqa: B008 - frozen

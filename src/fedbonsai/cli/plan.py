@@ -13,7 +13,7 @@ from fedbonsai.errors import ConfigError
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb; all others are settings of every run, or limits (``--limit.bytes 5MB``)."""
     parser.add_argument("--hours", default="", help="time that all of it takes, such as 0.5 or 20min (default: 1)")
-    parser.add_argument("--trials", type=int, default=0, help="settings that are tried at most, in place of --hours")
+    parser.add_argument("--trials", type=int, default=0, help="settings that train at most, in place of --hours")
     parser.add_argument("--rounds", type=int, default=30, help="rounds of a run at most (default: 30)")
     parser.add_argument(
         "--target", type=float, default=0.0, help="value of the measure that is to be reached at the least cost"

@@ -90,23 +90,34 @@ def rerun(
 ) -> None:
     """Run finalists over seeds, all of them with one seed before any with the next; as many seeds as time allows."""
     first = int(question.base.get("seed", 0)) + 1
+    chosen = _affordable(some, pool)
     longest = 0.0
     for seed in range(first, first + seeds):
-        if time.monotonic() + longest > pool.until:
-            say(f"no time is left for seed {seed} of the finalists")
+        if not chosen or time.monotonic() + longest > pool.until:
+            say(f"no time is left to run finalists with seed {seed}")
             return
-        begun = time.monotonic()
-        legs = [_leg(each, question, folder, seed) for each in some]
+        begun, came = time.monotonic(), dict[int, Standing]()
         try:
-            standings = runner.carry(legs)
+            runner.carry([_leg(each, question, folder, seed) for each in chosen], came.__setitem__)
         except OutOfTime:
-            say(f"no time was left to finish seed {seed} of the finalists")
+            say(f"no time was left to finish finalists with seed {seed}")
             return
         longest = max(longest, time.monotonic() - begun)
-        for each, standing in zip(some, standings, strict=True):
-            if standing.ended and not standing.failed:
-                each.runs[seed] = standing
-        say(f"finalists: {seed - first + 1} of {seeds} seeds")
+        for place, each in enumerate(chosen):
+            if came[place].ended and not came[place].failed:
+                each.runs[seed] = came[place]
+        say(f"{len(chosen)} finalists: {seed - first + 1} of {seeds} seeds")
+
+
+def _affordable(some: Sequence[Finalist], pool: Pool) -> Sequence[Finalist]:
+    """As many of the first as one more run of each seems to fit into the time, by what their rounds took; one at least."""
+    left, took, kept = pool.until - time.monotonic(), 0.0, list[Finalist]()
+    for each in some if left > 0 else ():
+        own = each.candidate.standing
+        took += own.took / max(1, own.rounds) * each.rounds / pool.workers if own is not None else 0.0
+        if not kept or took <= left:
+            kept.append(each)
+    return kept
 
 
 def _leg(finalist: Finalist, question: Question, folder: Path, seed: int) -> Leg:

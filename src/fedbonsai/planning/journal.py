@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 STARTUP = 18  # trials after which what was told decides what is asked: two brackets
-TRIES = 30  # draws in a row that were there before, after which a space counts as exhausted
+TRIES = 60  # draws in a row that were there before, after which a space counts as exhausted
+GUIDED = 10  # of these by the estimator, which comes back to what it knows; the others are by chance
 NAME = "plan"
 
 Direction = Literal["minimize", "maximize"]
@@ -123,14 +124,12 @@ class Journal:
     ) -> Asked | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # samplers by groups of parameters count as experimental for years
-            samplers = self._optuna.samplers
-            drawn = samplers.TPESampler(
-                seed=seed_of(self._seed, f"plan/{attempt}", number, 0) % 2**32,
-                n_startup_trials=STARTUP,
-                multivariate=True,
-                group=True,
-                constant_liar=True,
-            )
+            samplers, seed = self._optuna.samplers, seed_of(self._seed, f"plan/{attempt}", number, 0) % 2**32
+            drawn = samplers.RandomSampler(seed)
+            if attempt < GUIDED:
+                drawn = samplers.TPESampler(
+                    seed=seed, n_startup_trials=STARTUP, multivariate=True, group=True, constant_liar=True
+                )
             self._study.sampler = samplers.PartialFixedSampler(dict(given), drawn) if given is not None else drawn
             trial = self._study.ask()
             labels = self._space.choose(lambda name, values: str(trial.suggest_categorical(name, values)))

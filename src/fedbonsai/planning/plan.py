@@ -40,7 +40,7 @@ class Effort:
 
     Attributes:
         hours: seconds of all commands in the folder; infinite: until the settings are used up.
-        trials: settings that are asked at most; 0: until time is up.
+        trials: settings that train at most; 0: until time is up.
         seeds: on which finalists run again at most.
         finalists: how many.
         workers: processes.
@@ -147,12 +147,15 @@ def carry_out(asked: Question, folder: Path, effort: Effort, say: Callable[[str]
             try:
                 search.run()
             except OutOfTime:
+                search.salvage()
                 told("the time for the search is over")
             pool.until = now + left
             found = finalists(search.feasible(), asked, effort.finalists)
             rerun(found, asked, folder, runner, pool, effort.seeds, told)
         except KeyboardInterrupt as error:
             stopped = error
+            pool.close()
+            search.salvage()
         found = found or finalists(search.feasible(), asked, effort.finalists)
         home.note()
         if not found:

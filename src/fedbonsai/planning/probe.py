@@ -13,7 +13,8 @@ from math import floor, inf
 from typing import Any
 
 from fedbonsai.core import Scope, scope
-from fedbonsai.errors import FedbonsaiError, Unanswered, said
+from fedbonsai.disk import refused
+from fedbonsai.errors import FedbonsaiError, Unanswered, Unwritable, said
 from fedbonsai.fleets.timed import Timed
 from fedbonsai.planning.exported import exported
 from fedbonsai.planning.limits import GROWING, KINDS, Limits
@@ -61,10 +62,20 @@ class Probe:
 
 
 def probe(config: RunConfig) -> Probe:
-    """Try a setting."""
+    """Try a setting.
+
+    Raises:
+        Unwritable: a disk refused, which says nothing of the setting.
+    """
     try:
         recipes.own_modules({"imports": list(config.imports)})
         return _tried(config)
+    except Unwritable:
+        raise
+    except OSError as error:
+        if line := refused(error):
+            raise Unwritable(line) from None
+        return Probe(said(error), "raises an error")
     except FedbonsaiError as error:
         return Probe(str(error), "does not go with the data, the network or the method")
     except Exception as error:  # whatever a network or method of one's own raises
@@ -106,8 +117,8 @@ def _tried(config: RunConfig) -> Probe:
         fleet.close()
         stage.fleet.close()
     rows = [row for part in spent for row in part if row["client"]]
-    if refused := _memory(config, held.ids, rows):
-        return Probe(refused, "memory above the device's")
+    if lacking := _memory(config, held.ids, rows):
+        return Probe(lacking, "memory above the device's")
     if state is None:
         return Probe("no device answers its first question", "no device answers")
     fixed = dict(exported(stage.method.model(state), config, held.samples.shape)) if not _shrinks(config) else {}

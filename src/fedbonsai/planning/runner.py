@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fedbonsai.errors import ConfigError
@@ -10,8 +10,9 @@ from fedbonsai.planning.pool import Pool
 from fedbonsai.planning.probe import Probe, probe
 from fedbonsai.planning.question import Question
 from fedbonsai.planning.standing import Standing
-from fedbonsai.planning.trial import Leg, walk
+from fedbonsai.planning.trial import Leg, stands, walk
 from fedbonsai.runs.config import RunConfig
+from fedbonsai.runs.folder import Folder
 from fedbonsai.telling import doing
 
 REFUSED = "does not go with the data, the network or the method"
@@ -45,21 +46,30 @@ class Processes:
                 at(len(found))
         return [found[place] for place in range(len(labels))]
 
-    def walk(self, legs: Sequence[tuple[int, Mapping[str, str], int, int]]) -> Sequence[Standing]:
+    def walk(
+        self, legs: Sequence[tuple[int, Mapping[str, str], int, int]], came: Callable[[int, Standing], object]
+    ) -> None:
         """Carry settings on."""
-        return self.carry(
-            [
-                Leg(self._question.config(labels, length), self._trials / f"{number:04d}", upto)
-                for number, labels, length, upto in legs
-            ]
-        )
+        some = [
+            Leg(self._question.config(labels, length), self._trials / f"{number:04d}", upto)
+            for number, labels, length, upto in legs
+        ]
+        self.carry(some, lambda place, standing: came(legs[place][0], standing))
 
-    def carry(self, legs: Sequence[Leg]) -> Sequence[Standing]:
-        """Carry runs on; those that take longest begin first."""
+    def left(self, number: int) -> Standing | None:
+        """Where a setting stands whose leg was stopped."""
+        folder = self._trials / f"{number:04d}"
+        return stands(folder) if Folder(folder).rows() else None
+
+    def carry(self, legs: Sequence[Leg], came: Callable[[int, Standing], object]) -> None:
+        """Carry runs on; those that take longest begin first.
+
+        Args:
+            legs: of runs.
+            came: told the place and the standing of each as it comes.
+        """
         places = sorted(range(len(legs)), key=lambda place: -legs[place].upto)
-        found: dict[int, Standing] = {}
         with doing("training settings", len(legs)) as at:
-            for place, result in self._pool.each(walk, [legs[place] for place in places]):
-                found[places[place]] = result
-                at(len(found))
-        return [found[place] for place in range(len(legs))]
+            for done, (place, result) in enumerate(self._pool.each(walk, [legs[place] for place in places]), 1):
+                came(places[place], result)
+                at(done)

@@ -31,8 +31,19 @@ class Runner(Protocol):
         """Look at settings before they train."""
         ...
 
-    def walk(self, legs: Sequence[tuple[int, Mapping[str, str], int, int]]) -> Sequence[Standing]:
-        """Carry settings on: of each its number, labels, length and the rounds up to which it goes."""
+    def walk(
+        self, legs: Sequence[tuple[int, Mapping[str, str], int, int]], came: Callable[[int, Standing], object]
+    ) -> None:
+        """Carry settings on: of each its number, labels, length and the rounds up to which it goes.
+
+        Args:
+            legs: what is to be done.
+            came: told the number and the standing of each as it comes.
+        """
+        ...
+
+    def left(self, number: int) -> Standing | None:
+        """Where a setting stands whose leg was stopped; None where it has not begun."""
         ...
 
 
@@ -83,7 +94,7 @@ class Search:
             question: what is searched for.
             journal: in which it is written down.
             runner: what carries settings out.
-            trials: settings that are asked at most; 0: until time is up or none is left.
+            trials: settings that train at most; 0: until time is up or none is left.
             say: told after each rung.
         """
         self.question, self.journal, self.runner, self.trials, self.say = question, journal, runner, trials, say
@@ -149,6 +160,13 @@ class Search:
             return f"so far {self.nothing()}"
         return f"none of {len(self.candidates)} settings was trained for a round in this time"
 
+    def salvage(self) -> None:
+        """After a search was stopped: note where settings stand whose last leg did not come to its end."""
+        for each in self.candidates.values():
+            held = None if each.out[0] else self.runner.left(each.number)
+            if held is not None and held.rounds > (each.standing.rounds if each.standing is not None else 0):
+                self._arrived(each, held, each.rung)
+
     def _gathered(self, bracket: int) -> list[Candidate]:
         """Settings of a bracket, those that are ruled out before they train among them."""
         found: list[Candidate] = []
@@ -156,7 +174,7 @@ class Search:
             before = [each for each in self.journal.asked() if self._place(each) < (bracket, wave)]
             here = [each for each in self.journal.asked() if self._place(each) == (bracket, wave)]
             want = rungs.SIZE - sum(not each.out[0] for each in found)
-            want = min(want, self.trials - len(before)) if self.trials else want
+            want = min(want, self.trials - sum(map(_fits, before))) if self.trials else want
             while len(here) < want and not self.journal.exhausted:
                 if (asked := self.journal.ask({"bracket": bracket, "wave": wave})) is not None:
                     here.append(asked)
@@ -215,9 +233,13 @@ class Search:
         notes = {each.number: each.notes for each in self.journal.asked()}
         new = [each for each in alive if name not in notes[each.number]]
         legs = [(each.number, each.asked.labels, each.length, rungs.upto(each.length, rung)) for each in new]
-        for each, standing in zip(new, self.runner.walk(legs), strict=True):
-            self.journal.note(each.asked, name, standing.plain())
-            self.journal.report(each.asked, standing.rounds, standing.value(standing.rounds))
+
+        def came(number: int, standing: Standing) -> None:
+            asked = self.candidates[number].asked
+            self.journal.note(asked, name, standing.plain())
+            self.journal.report(asked, standing.rounds, standing.value(standing.rounds))
+
+        self.runner.walk(legs, came)
         notes = {each.number: each.notes for each in self.journal.asked()}
         for each in alive:
             self._arrived(each, Standing.of(notes[each.number][name]), rung)
@@ -236,14 +258,13 @@ class Search:
 
     def _second_wind(self) -> None:
         """Where no setting is left to ask, carry those on that were left behind, the best first."""
+        if self.trials and not self.journal.exhausted:
+            return
         while left := [each for each in self.candidates.values() if not each.out[0] and not each.whole]:
             deepest = max(each.rung for each in left)
             best = self._ordered([each for each in left if each.rung == deepest])[: rungs.SHARE]
-            if self.trials and len(self.candidates) >= self.trials:
-                return
             legs = [(each.number, each.asked.labels, each.length, each.length) for each in best]
-            for each, standing in zip(best, self.runner.walk(legs), strict=True):
-                self._arrived(each, standing, rungs.RUNGS - 1)
+            self.runner.walk(legs, lambda number, held: self._arrived(self.candidates[number], held, rungs.RUNGS - 1))
 
     def _ordered(self, some: Sequence[Candidate]) -> list[Candidate]:
         held = {each.number: each.standing or Standing() for each in some}
@@ -291,6 +312,11 @@ def described(labels: Mapping[str, str]) -> str:
     'fedavg, mlp, lr 0.1'
     """
     return ", ".join(value if name in ("recipe", "network") else f"{name} {value}" for name, value in labels.items())
+
+
+def _fits(asked: Asked) -> bool:
+    """Whether a setting that was looked at may train."""
+    return not asked.notes["probe"]["out"][0]
 
 
 def _over(missed: Mapping[str, float]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from fedbonsai.disk import refused
 from fedbonsai.errors import BadMessage, ConfigError, FedbonsaiError, Unwritable, said
 from fedbonsai.model import Model
 from fedbonsai.planning.exported import exported
@@ -78,6 +79,10 @@ def walk(leg: Leg) -> Standing:
         os._exit(130)  # nobody waits for an answer any more
     except Unwritable:
         raise
+    except OSError as error:
+        if line := refused(error):
+            raise Unwritable(line) from None
+        failed = said(error)
     except FedbonsaiError as error:
         failed = str(error)
     except Exception as error:  # whatever a network or method of one's own raises: others shall go on
@@ -88,7 +93,12 @@ def walk(leg: Leg) -> Standing:
         return Standing(failed=failed)
     if failed:
         return standing(leg.folder, {}, failed)
-    return standing(leg.folder, _of_model(leg.folder)).first(leg.upto)
+    return stands(leg.folder).first(leg.upto)
+
+
+def stands(folder: Path) -> Standing:
+    """Where the run of a folder stands, which nobody writes meanwhile."""
+    return standing(folder, _of_model(folder))
 
 
 def _stopped(signal: int, frame: FrameType | None) -> NoReturn:
