@@ -38,14 +38,15 @@ from fedbonsai.planning.pool import OutOfTime
 from fedbonsai.planning.probe import MARGIN, Probe
 from fedbonsai.planning.question import Question
 from fedbonsai.planning.search import Search, described, directions
-from fedbonsai.planning.space import CODECS, NETWORKS, UNSERVED, Knob, Space
+from fedbonsai.planning.space import CODECS, NETWORKS, UNSERVED, Knob, Space, in_turn
 from fedbonsai.planning.standing import Standing
 from fedbonsai.planning.trial import Leg, walk
 
 ROUNDS = 12
 SHARES = {"a quarter": 0.25, "a half": 0.5, "all": 1.0}
-SEEDS = 20
+SEEDS = 10
 TABLES = RESULTS / "plan"
+MEMORY = Path("/dev/shm")  # the journal sees each line on the disk, for which a table need not wait
 DENSE = {"codec": "fp32"}
 
 
@@ -76,7 +77,7 @@ class Job:
         space = Space(recipes, networks, knobs)
         begun = [{"recipe": "fedavg", "codec": codec} for codec in CODECS]
         begun += [{"recipe": name} for name in recipes if name != "fedavg"]
-        return replace(space, advice=tuple(space.whole(labels) for labels in begun))
+        return replace(space, advice=in_turn(space, begun))
 
     @property
     def advice(self) -> dict[str, str]:
@@ -108,12 +109,12 @@ class Job:
 SERIES = ("cnn1d 16-24-32", "cnn1d 8-12-16")
 JOBS = {
     "picture": Job("mnist", 500, 400, "400kB", ("cnn-bn", "mlp"), "pictures"),
-    "series": Job("har-phone-watch", 500, 400, "400kB", SERIES, "series"),
+    "series": Job("har-phone-watch", 500, 400, "100kB", SERIES, "series"),
     "sound": Job(
         "fsdd",
         500,
         120,
-        "400kB",
+        "80kB",
         SERIES,
         "series",
         {"data.x": ["wav"], "data.transforms": [{"window": 8000}, {"logmel": 32}, "standardise"]},
@@ -187,11 +188,15 @@ class Table:
     Args:
         known: standings of all settings.
         limits: of the question.
-        most: rounds after which time is up.
+        ends: rounds after which ``reached`` is called, ascending; after the last one time is up.
+        reached: called then.
     """
 
-    def __init__(self, known: Mapping[str, Standing], limits: Limits, most: float) -> None:
-        self.known, self.limits, self.left_over = known, limits, most
+    def __init__(
+        self, known: Mapping[str, Standing], limits: Limits, ends: Sequence[float], reached: Callable[[], object]
+    ) -> None:
+        self.known, self.limits, self.ends, self.reached = known, limits, list(ends), reached
+        self.used = 0
         self._done: dict[str, int] = {}
 
     def probe(self, labels: Sequence[Mapping[str, str]]) -> Sequence[Probe]:
@@ -212,9 +217,12 @@ class Table:
             name = described(labels)
             standing = self.known[name]
             rounds = min(upto, length, standing.within(self.limits) + 1)
-            self.left_over -= max(0, rounds - self._done.get(name, 0))
+            self.used += max(0, rounds - self._done.get(name, 0))
             self._done[name] = max(rounds, self._done.get(name, 0))
-            if self.left_over < 0:
+            while self.ends and self.used > self.ends[0]:
+                self.ends.pop(0)
+                self.reached()
+            if not self.ends:
                 raise OutOfTime
             over = rounds == length or rounds > standing.within(self.limits)
             came(number, replace(standing.first(rounds), ended=over))
@@ -234,19 +242,31 @@ def work(known: Mapping[str, Standing], whole: Question) -> int:
     return sum(min(each.rounds, each.within(whole.limits) + 1) for each in known.values() if not each.failed)
 
 
-def planned(known: Mapping[str, Standing], whole: Question, share: float, seed: int) -> float:
-    """Test measure of the planner's choice after a share of all work."""
-    with tempfile.TemporaryDirectory() as home:
+def planned(known: Mapping[str, Standing], whole: Question, seed: int) -> list[float]:
+    """Test measure of the planner's choice after each share of all work."""
+    found: list[float] = []
+    ends = [share * work(known, whole) for share in SHARES.values()]
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.exists() else None) as home:
         journal = Journal(Path(home), whole.space, directions(whole), seed)
-        search = Search(whole, journal, Table(known, whole.limits, share * work(known, whole)), say=lambda text: None)
+
+        def reached() -> None:
+            best = search.feasible()
+            found.append(judged(known[described(best[0].asked.labels)], whole) if best else float("nan"))
+
+        search = Search(whole, journal, Table(known, whole.limits, ends, reached), say=lambda text: None)
         with contextlib.suppress(OutOfTime):
             search.run()
-        best = search.feasible()
-    return judged(known[described(best[0].asked.labels)], whole) if best else float("nan")
+        while len(found) < len(ends):  # nothing was left to do
+            reached()
+    return found
 
 
-def drawn(known: Mapping[str, Standing], whole: Question, share: float, seed: int) -> float:
-    """Test measure of random search's choice: settings in random order, each to its end, the best by validation."""
+def drawn(known: Mapping[str, Standing], whole: Question, seed: int) -> list[float]:
+    """The same of random search: settings in random order, each to its end, the best by validation."""
+    return [_drawn(known, whole, share, seed) for share in SHARES.values()]
+
+
+def _drawn(known: Mapping[str, Standing], whole: Question, share: float, seed: int) -> float:
     names = sorted(known)
     random.Random(seed).shuffle(names)
     left, tried = share * work(known, whole), dict[int, Standing]()
@@ -287,12 +307,16 @@ def compared(name: str) -> dict[str, Any]:
         "regret of the best by validation": 100 * (best - judged(list(fit.values())[by_validation], whole)),
         "regret of the advice": 100 * (best - judged(known[described(job.advice)], whole)),
         "regret": {
-            way: {
-                words: _summary([100 * (best - choose(known, whole, share, seed)) for seed in range(SEEDS)])
-                for words, share in SHARES.items()
-            }
-            for way, choose in ways.items()
+            way: _regrets(best, [choose(known, whole, seed) for seed in range(SEEDS)]) for way, choose in ways.items()
         },
+    }
+
+
+def _regrets(best: float, reached: Sequence[Sequence[float]]) -> dict[str, dict[str, float]]:
+    """Mean and worst regret after each share, in points."""
+    return {
+        words: _summary([100 * (best - value) for value in each])
+        for words, each in zip(SHARES, zip(*reached, strict=True), strict=True)
     }
 
 

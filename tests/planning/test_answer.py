@@ -1,5 +1,6 @@
 """What a plan says, by hand: the rounds that all runs bear, the choice by validation, the front, the sentence, the recipe."""
 
+import shutil
 import tomllib
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ from fedbonsai.planning.answer import Answer
 from fedbonsai.planning.finals import Finalist, best, finalists
 from fedbonsai.planning.journal import Journal
 from fedbonsai.planning.limits import Limits
+from fedbonsai.planning.page import page
 from fedbonsai.planning.question import Aim, Question, shared
 from fedbonsai.planning.search import Search, directions
 from fedbonsai.planning.standing import Standing
@@ -63,7 +65,7 @@ def test_the_choice_is_by_validation_and_never_by_the_test_set(done):
     assert best([other, good], asked) is good
     answer = Answer(replace(done.question, limits=Limits()), done, [other, good])
     assert "accuracy 10.00 % ± 0.00 % on the test set (2 seeds)" in answer.sentence()
-    assert "15.00 ± 63.53 from" in answer.sentence(), "Student's t of two differences, 0.2 and 0.1"
+    assert "by 15.00 ± 63.53 better than" in answer.sentence(), "Student's t of two differences, 0.2 and 0.1"
     assert "not beyond the interval" in answer.sentence()
 
 
@@ -109,5 +111,36 @@ def test_the_recipe_has_neither_clock_nor_target_and_no_more_rounds_than_the_lim
     assert table["target"] == 0
     assert table["budget"]["device_bytes"] == 50
     assert table["data"]["limit"] == 300
+    assert table["seed"] == 0
+    one.candidate.standing, one.candidate.rung = replace(runs(0.1), ended=False), 0
+    assert tomllib.loads(Answer(asked, done, [one]).recipe())["seed"] == 1, "the search left it behind after a round"
     labels = one.candidate.asked.labels
     assert table["method"]["optimizer"]["lr"] == float(labels["lr"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_the_page_in_a_browser(done, tmp_path, width, scheme):
+    sync = pytest.importorskip("playwright.sync_api")
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    held = [finalist(done, place, s1=(run := done.feasible()[place].standing), s2=run) for place in range(2)]
+    file = tmp_path / "plan.html"
+    file.write_text(page(Answer(done.question, done, held)))
+    with sync.sync_playwright() as tool:
+        chromium = tool.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+        view = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        faults: list[str] = []
+        view.on("console", lambda message: faults.append(message.text))
+        view.on("pageerror", lambda error: faults.append(str(error)))
+        asked: list[str] = []
+        view.on("request", lambda request: asked.append(request.url))
+        view.goto(file.as_uri())
+        view.wait_for_selector(".plot .main-svg")
+        assert faults == []
+        assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+        assert view.locator("figure").count() == view.locator(".plot:has(.main-svg)").count() == 3
+        assert view.evaluate("document.documentElement.scrollWidth") <= width
+        assert view.locator("tr").count() > len(done.candidates)
+        chromium.close()

@@ -120,7 +120,9 @@ class Answer:
         """The recommended run as a recipe: without clock and target, so that it also runs on real devices."""
         winner = self.winner
         rounds = max(1, winner.kept(self.question))
-        config = self.question.config(winner.candidate.asked.labels, winner.candidate.length, rounds=rounds)
+        # with a seed that was run so far, so that the limits are known to be kept
+        seed = None if winner.candidate.whole or not winner.runs else min(winner.runs)
+        config = self.question.config(winner.candidate.asked.labels, winner.candidate.length, seed, rounds)
         moved = self.question.limits.set.get("bytes", 0)
         plain = replace(
             config, target=0.0, clock=ClockConfig(), budget=BudgetConfig(device_bytes=int(moved)), name="best"
@@ -226,7 +228,8 @@ class Answer:
         )
         sure = "beyond" if abs(gap.mean) > gap.half else "not beyond"
         other = described(second.candidate.asked.labels)
-        return f"{reason}, {_interval(gap, measure.cell)} from {other}, which is {sure} the interval"
+        by = f"{measure.cell(abs(gap.mean))} ± {measure.cell(gap.half)}"
+        return f"{reason}, by {by} better than {other} on the same {gap.n} seeds, which is {sure} the interval"
 
 
 def _interval(value: Estimate, text: Any) -> str:

@@ -24,7 +24,7 @@ def page(answer: Answer) -> str:
         Missing: Plotly is not installed.
     """
     drawn = [figure for figure in (fronts(answer), finals(answer), curves(answer)) if figure.data]
-    said = [html.escape(note) for note in answer.notes()]
+    notes = [html.escape(note[:1].upper() + note[1:]) for note in answer.notes()]
     ruled = answer.ruled_out()
     title = (
         f"Plan for {answer.question.base['data'].get('name') or answer.question.base['data'].get('path', 'these data')}"
@@ -39,7 +39,7 @@ def page(answer: Answer) -> str:
         table(ruled) if ruled.rows else "",
         table(trials(answer)),
         "<h2>How this came about</h2>",
-        *(f"<p>{note}.</p>" for note in said),
+        *(f"<p>{note}.</p>" for note in notes),
         f"<details><summary>best.toml</summary><pre>{html.escape(answer.recipe())}</pre></details>",
     ]
     return document(title, body, drawn)
@@ -149,19 +149,19 @@ def trials(answer: Answer) -> Table:
     """Every setting that was looked at."""
     measure = answer.question.objective.measure
     rows: list[list[str]] = []
+    shown = ("bytes", "seconds") if answer.question.base.get("clock", {}).get("devices") else ("bytes",)
     for each in answer.search.candidates.values():
         rounds = answer.search.counted(each)
         value = measure.cell(each.standing.value(rounds)) if each.standing is not None and rounds else ""
         costs = each.standing.costs(rounds) if each.standing is not None and rounds else {}
         became = each.out[0] or ("trained whole" if each.whole else f"left behind after rung {each.rung + 1}")
-        cells = [said(costs[name], KINDS[name]) if name in costs else "" for name in ("bytes", "seconds")]
+        cells = [said(costs[name], KINDS[name]) if name in costs else "" for name in shown]
         rows.append([described(each.asked.labels), str(rounds), value, *cells, became])
     head = [
         "setting",
         "rounds",
         measure.headed(f"validation {measure.words}"),
-        HEADS["bytes"],
-        HEADS["seconds"],
+        *(HEADS[name] for name in shown),
         "became",
     ]
     return Table("All settings", head, rows)
