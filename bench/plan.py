@@ -324,6 +324,22 @@ def _summary(regrets: Sequence[float]) -> dict[str, float]:
     return {"mean": statistics.fmean(regrets), "worst": max(regrets)}
 
 
+def markdown(tasks: Mapping[str, Mapping[str, Any]]) -> str:
+    """The regrets as docs/plan.md has them."""
+    head = ["task", "best at the limit", "advice", "all, by validation"]
+    head += [f"{way}, {words}" for words in SHARES for way in ("plan", "random search")]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for name, each in tasks.items():
+        fixed = [each["best"] * 100, each["regret of the advice"], each["regret of the best by validation"]]
+        means = [each["regret"][way][words]["mean"] for words in SHARES for way in ("plan", "random search")]
+        cells = [
+            f"{name}: {each['data']}, {each['measure']}, {each['limit']}",
+            *(f"{value:.1f}" for value in (*fixed, *means)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main(words: Sequence[str]) -> None:
     """Run the tables, or compare on them."""
     if words[:1] == ["exhaust"]:
@@ -338,6 +354,7 @@ def main(words: Sequence[str]) -> None:
         for way, shares in each["regret"].items():
             cells = [f"{words} {value['mean']:.2f} (worst {value['worst']:.2f})" for words, value in shares.items()]
             print(f"  {way}: {', '.join(cells)}")
+    print(markdown(found))
     save("plan", {"rounds": ROUNDS, "seeds": SEEDS, "margin": MARGIN, "tasks": found})
 
 

@@ -6,7 +6,7 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.planning.journal import Journal
 from fedbonsai.planning.limits import Limits
 from fedbonsai.planning.question import Aim
-from fedbonsai.planning.space import Knob
+from fedbonsai.planning.space import NETWORKS, Knob, usual
 from tests.planning.table import ROUNDS, SPACE, Lookup, Stopped, curve, question, search, story
 
 TRIALS = 20
@@ -140,6 +140,19 @@ def test_with_costs_to_lower_the_study_has_several_aims_and_the_best_are_a_front
         for each in done.feasible()
         if each.whole
     )
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_what_is_tried_first_is_of_the_space_and_has_two_networks(kind):
+    space = usual(kind, 10, 0)
+    assert len(space.advice) == 9
+    assert all(space.whole(labels) == labels for labels in space.advice)
+    assert {labels["network"] for labels in space.advice} == set(list(space.networks)[:2])
+    assert next(labels for labels in space.advice if labels["recipe"] == "fedtiny")["network"] == next(
+        iter(space.networks)
+    )
+    assert space.settings(space.whole({"recipe": "fl-pqsu"}))["method.pretrain"] == 0, "the server has no samples"
+    assert "method.pretrain" not in usual(kind, 10, 100).settings(space.whole({"recipe": "fl-pqsu"}))
 
 
 def test_a_space_names_what_is_not_known():

@@ -97,6 +97,7 @@ def question(
     if notes:
         held = _data(config)
     _parted(held, config.data)
+    notes += held.remarks()
     if config.clock.devices:
         clock_of(config.clock, held.ids, config.seed)
     found = space or usual(kind_of(held.kind, held.samples.shape), len(held.ids), len(held.server))

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from math import inf
 from multiprocessing import get_context
 from types import TracebackType
 from typing import TypeVar
 
+from fedbonsai.errors import ConfigError
 from fedbonsai.runs.compare import _ready
 
 A = TypeVar("A")
 R = TypeVar("R")
 
 LOOK = 1.0  # seconds between looks at the time
+
+
+def _begun() -> None:
+    """A process of a plan: what runs say of their data is the same for all of them, and was said."""
+    _ready()
+    logging.getLogger("fedbonsai").setLevel(logging.ERROR)
 
 
 class OutOfTime(Exception):
@@ -36,13 +45,14 @@ class Pool:
 
         Raises:
             OutOfTime: the moment came; processes were stopped.
+            ConfigError: a process was killed from outside, as by a system that is out of memory.
             Exception: what the function raised.
         """
         if not items:
             return
         if self._held is None:
             context = get_context("spawn")
-            self._held = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_ready)
+            self._held = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_begun)
         going: dict[Future[R], int] = {self._held.submit(function, item): place for place, item in enumerate(items)}
         try:
             while going:
@@ -50,6 +60,12 @@ class Pool:
                     raise OutOfTime
                 for future in wait(going, min(LOOK, max(0.0, self.until - time.monotonic())), FIRST_COMPLETED).done:
                     yield going.pop(future), future.result()
+        except BrokenProcessPool:
+            self.close()
+            raise ConfigError(
+                f"one of {self.workers} processes was killed, as a system does that runs out of memory; take fewer --workers: "
+                "the same command goes on"
+            ) from None
         except BaseException:  # Ctrl-C too, and a caller that stops to listen
             self.close()
             raise

@@ -203,8 +203,8 @@ def usual(kind: str, clients: int, server: int) -> Space:
         {"recipe": "fedavg", "codec": "top 5 %, 8 bits"},
         {"recipe": "fedavg", "codec": "top 0.5 %, ternary"},
         {"recipe": "fedavg", "codec": "8 bits", "lr": "0.1"},
+        {"recipe": "fedtiny"},  # with the first network, which has the statistics that it needs
         {"recipe": "fl-pqsu"},
-        {"recipe": "fedtiny"},
         {"recipe": "small-dense"},
         {"recipe": "fedavg", "lr": "0.1"},
         {"recipe": "fedavg", "codec": "top 5 %, 8 bits", "lr": "0.1", "epochs": "4"},
