@@ -24,7 +24,8 @@ def test_a_bracket_trains_nine_settings_a_ninth_three_of_them_a_third_and_one_to
     done = search(tmp_path / "plan", question(), runner, 9)
     done.run()
     assert [sum(upto == end for _, upto in runner.walked) for end in (1, 3, 9)] == [9, 3, 1]
-    best = max(done.candidates.values(), key=lambda each: curve(each.asked.labels).values[0])
+    prices = {each.number: curve(each.asked.labels) for each in done.candidates.values()}
+    best = done.candidates[max(prices, key=lambda number: (prices[number].values[0], -prices[number].bytes[0]))]
     assert [each.number for each in done.candidates.values() if each.whole] == [best.number]
     assert done.feasible()[0] is best
 

@@ -52,18 +52,20 @@ class Answer:
 
     @property
     def seeds(self) -> int:
-        """Seeds that every finalist ran with."""
-        return min((len(each.runs) for each in self.finals), default=0)
+        """Seeds that finalists ran with."""
+        return max((len(each.runs) for each in self.finals), default=0)
 
     def front(self) -> list[Candidate]:
         """Settings that no other one beats in the measure and in bytes (and in what is to be lowered) at once, and finalists."""
         some = self.search.feasible()
-        some = [each for each in some if each.whole] or some  # what was left behind says little of what it would reach
+        ran = [each.candidate.number for each in self.finals if each.runs]
+        # what was left behind says little of what it would reach
+        some = [each for each in some if each.whole or each.number in ran] or some
         aim = replace(self.question.aim, target=0.0, lower=tuple(dict.fromkeys(("bytes", *self.question.aim.lower))))
         measure, limits = self.question.objective.measure, self.question.limits
         points = [point(each.standing, aim, measure, limits) for each in some if each.standing is not None]
         there = {some[place].number for place in front(points, ["lower"] * (1 + len(aim.lower)))}
-        there |= {each.candidate.number for each in self.finals}
+        there |= {each.candidate.number for each in self.finals if each.runs or not ran}
         return [each for each in self.search.feasible() if each.number in there]
 
     def rows(self) -> Table:
@@ -142,15 +144,13 @@ class Answer:
         """How the numbers came about."""
         tried = self.search.candidates
         whole = sum(each.whole for each in tried.values())
-        seeds = f"{self.seeds} seed{'s' * (self.seeds != 1)}"
-        again = (
-            f"run again with {seeds} that the search did not use" if self.seeds else "not run again: no time was left"
-        )
+        seeds = f"{self.seeds} other seed{'s' * (self.seeds != 1)}"
+        ran = sum(bool(each.runs) for each in self.finals)
+        again = f"{ran} finalists were run again with {seeds}, and only for these the test set is shown"
         return [
             f"{len(tried)} settings were looked at, {sum(each.standing is not None for each in tried.values())} trained, "
             f"{whole} of them as long as limits and rounds allow",
-            f"the choice is by the clients' validation parts; the {len(self.finals)} finalists were {again}, and only for these "
-            "is the test set shown",
+            f"the choice is by the clients' validation parts; {again if ran else 'no time was left to run finalists again'}",
             "intervals are 95 % of Student's t over seeds; a cost is the largest over the runs of a setting",
             "bytes are counted; seconds, joules, memory and latency are those of the device profiles",
             *self.question.notes,

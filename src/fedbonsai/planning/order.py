@@ -25,18 +25,18 @@ def counted(standing: Standing, aim: Aim, measure: Measure, limits: Limits) -> i
 
 
 def worth(standing: Standing, aim: Aim, measure: Measure, limits: Limits) -> tuple[float, ...]:
-    """What is compared, lower is better: whether a target is missed, its cost, the measure's shortfall."""
+    """What is compared, lower is better: the shortfall of the measure, then bytes; with a target its cost before them."""
     rounds = counted(standing, aim, measure, limits)
     value = standing.value(rounds) if rounds else float("nan")
     short = inf if isnan(value) or standing.failed else -value if measure.better == "higher" else value
     if not aim.target:
-        return (short,)
+        return (short, standing.costs(rounds).get("bytes", inf))
     there = bool(reached(standing, aim, measure, limits))
     return (0.0, standing.costs(rounds).get(aim.cost, inf), short) if there else (1.0, 0.0, short)
 
 
 def order(standings: Mapping[int, Standing], aim: Aim, measure: Measure, limits: Limits) -> list[int]:
-    """Names of standings, best first; of equals the earlier one.
+    """Names of standings, best first; of equals the one that moves fewer bytes, then the earlier one.
 
     With costs to lower beside the measure, by fronts: first whom nobody dominates, then whom only they do, and so on.
     """
