@@ -146,7 +146,7 @@ class Answer:
         whole = sum(each.whole for each in tried.values())
         seeds = f"{self.seeds} other seed{'s' * (self.seeds != 1)}"
         ran = sum(bool(each.runs) for each in self.finals)
-        again = f"{ran} finalists were run again with {seeds}, and only for these the test set is shown"
+        again = f"finalists run again: {ran}, with {seeds}; only for these the test set is shown"
         return [
             f"{len(tried)} settings were looked at, {sum(each.standing is not None for each in tried.values())} trained, "
             f"{whole} of them as long as limits and rounds allow",

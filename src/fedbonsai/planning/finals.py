@@ -106,7 +106,7 @@ def rerun(
         for place, each in enumerate(chosen):
             if came[place].ended and not came[place].failed:
                 each.runs[seed] = came[place]
-        say(f"{len(chosen)} finalists: {seed - first + 1} of {seeds} seeds")
+        say(f"finalists run again: {len(chosen)}, seed {seed - first + 1} of {seeds}")
 
 
 def _affordable(some: Sequence[Finalist], pool: Pool) -> Sequence[Finalist]:
