@@ -70,6 +70,7 @@ bench: $(READY)  ## speed and size, side by side in one run, into bench/results
 	$(BIN)/python -W ignore -m bench.export
 	$(BIN)/python -m bench.sparse_step --quick
 	$(BIN)/python -m bench.growth_memory
+	$(BIN)/python -m bench.plan
 	$(BIN)/python -m bench.peers --seeds 1
 
 experiments: $(READY)  ## what has no result yet, within HOURS=1; goes on where it stopped

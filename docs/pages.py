@@ -14,6 +14,7 @@ LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
 GUIDES = {
     "Start in five minutes": "start.md",
     "Choose a method": "choose.md",
+    "Plan for your data and devices": "plan.md",
     "Reports and comparisons": "reports.md",
     "Sweeps": "sweeps.md",
     "What it costs": "costs.md",

@@ -4,6 +4,7 @@ Each document is played in a process and a folder of its own, since its modules 
 whose first line names a file is written to that file; a bash block that begins with ``# needs:`` is checked, not run.
 """
 
+import argparse
 import importlib.util
 import os
 import re
@@ -113,11 +114,32 @@ def ours(words: list[str], only_check: bool) -> None:
     if only_check and words[0] == "sweep":
         plan = Path(words[1]) if Path(words[1]).exists() else ROOT / words[1]
         words = ["sweep", str(plan), *words[2:], "--plan"]
+    if only_check and words[0] == "plan":
+        planned(words[1:])
+        return
     try:
         code = main([*words, "--quiet"] if words[0] == "run" else words)
     except SystemExit as end:  # of --help, or of words that the parser refuses
         code = end.code or 0
     assert code == 0, f"fedbonsai {shlex.join(words)} gave {code}"
+
+
+def planned(words: list[str]) -> None:
+    """Check limits, settings and devices of a plan whose data are not here."""
+    from fedbonsai.cli import plan
+    from fedbonsai.planning.limits import Limits
+    from fedbonsai.planning.question import shared
+    from fedbonsai.runs import recipes
+    from fedbonsai.runs.config import RunConfig
+    from fedbonsai.runs.setup import clock_of
+    from fedbonsai.runs.structure import structure
+
+    parser = argparse.ArgumentParser()
+    plan.arguments(parser)
+    settings, limits = plan.parted(recipes.overrides_of(parser.parse_known_args(words)[1]))
+    Limits.of(limits)
+    config = structure({**shared(settings), "method": {"name": "averaging"}}, RunConfig)
+    clock_of(config.clock, ["a", "b"], 0)
 
 
 def installed(words: list[str]) -> None:

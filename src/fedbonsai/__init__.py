@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedbonsai.api import Run, Sweep, load, load_sweep, run, sweep
+    from fedbonsai.api import Run, Sweep, load, load_sweep, plan, run, sweep
     from fedbonsai.arch import Arch, network
     from fedbonsai.core import Client, Device, Fleet, Memory, Method, Samples, task
     from fedbonsai.data.config import DataConfig
@@ -53,6 +53,7 @@ __all__ = [
     "message",
     "method",
     "network",
+    "plan",
     "run",
     "sweep",
     "task",
@@ -60,7 +61,7 @@ __all__ = [
 
 # where the public names live; nothing is imported before it is used, so that the command line answers at once
 _HOMES = {
-    "api": ("Run", "Sweep", "load", "load_sweep", "run", "sweep"),
+    "api": ("Run", "Sweep", "load", "load_sweep", "plan", "run", "sweep"),
     "arch": ("Arch", "network"),
     "core": ("Client", "Device", "Fleet", "Memory", "Method", "Samples", "task"),
     "data.config": ("DataConfig",),

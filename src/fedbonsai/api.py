@@ -1,11 +1,12 @@
-"""The library in a few calls: `run` a recipe or `sweep` over many settings, and `load` what a run left."""
+"""The library in a few calls: `run` a recipe, `sweep` over many settings, `plan` which to run, `load` what a run left."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedbonsai.data.given import Given
 from fedbonsai.errors import ConfigError
@@ -22,7 +23,10 @@ from fedbonsai.sweeps.results import Sweep, load_sweep
 from fedbonsai.sweeps.sweep import carry, ready
 from fedbonsai.telling import Progress
 
-__all__ = ["Run", "Sweep", "load", "load_sweep", "run", "sweep"]
+if TYPE_CHECKING:
+    from fedbonsai.planning.answer import Answer
+
+__all__ = ["Run", "Sweep", "load", "load_sweep", "plan", "run", "sweep"]
 
 
 def run(
@@ -133,3 +137,57 @@ def sweep(
     what = ready(read(plan), Path(runs), name, overrides, only, seeds, None if data is None else Path(data))
     with shown(progress):
         return carry(what, workers or os.cpu_count() or 1, hours=hours)[0]
+
+
+def plan(
+    *,
+    limits: Mapping[str, object] | None = None,
+    folder: str | Path = "plan",
+    hours: float = 0.0,
+    trials: int = 0,
+    rounds: int = 30,
+    target: float = 0.0,
+    lower: Sequence[str] = (),
+    recipes: Sequence[str] = (),
+    networks: Sequence[str] = (),
+    finalists: int = 3,
+    seeds: int = 3,
+    workers: int = 0,
+    say: Callable[[str], object] = print,
+    progress: bool | Callable[[Progress], object] = True,
+    **settings: object,
+) -> Answer:
+    """Find recipe, network, density and codec for data, devices, links and limits; as ``fedbonsai plan``.
+
+    Trials run in processes of their own, so a script calls it below ``if __name__ == "__main__":``.
+
+    Args:
+        limits: what a run may cost a device, such as ``{"bytes": "5MB", "latency": "20ms"}``.
+        folder: of the plan; a second call goes on there.
+        hours: that all of it takes; 0: one, or as long as ``trials`` take.
+        trials: settings that train at most; 0: until the time is up.
+        rounds: of a run at most.
+        target: value of the measure that is to be reached at the least cost; 0: the best measure is wanted.
+        lower: costs to lower beside the measure: bytes, seconds, joules.
+        recipes: that are tried; none: a choice.
+        networks: that are tried; none: those that fit the data.
+        finalists: settings that run again.
+        seeds: other seeds on which they do, at most.
+        workers: processes; 0: all cores.
+        say: told what was found on the way.
+        progress: as for `run`.
+        settings: of every run (``data__path="folder"``, ``devices="raspberry-pi-4"``, ``link="lte"``).
+
+    Raises:
+        ConfigError: names what is wrong, or which limit no setting meets.
+        Missing: Optuna is not installed.
+    """
+    from fedbonsai.planning.plan import Effort, carry_out, cores, question
+    from fedbonsai.runs.recipes import SHORT
+
+    settle()
+    shared = {SHORT.get(name, name).replace("__", "."): value for name, value in settings.items()}
+    time = hours * 3600 if hours else inf if trials else 3600.0
+    with shown(progress):
+        asked = question(shared, limits, target=target, lower=lower, recipes=recipes, networks=networks, rounds=rounds)
+        return carry_out(asked, Path(folder), Effort(time, trials, seeds, finalists, workers or cores()), say)

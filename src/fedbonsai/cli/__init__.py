@@ -22,6 +22,7 @@ VERBS = {
     "cp": "copy a recipe to a file of your own",
     "validate": "name every fault of a recipe, and whether data, network and method go together",
     "report": "tables and a page of plots of one run or several",
+    "plan": "find recipe, network, density and codec for data, devices, links and limits",
     "compare": "run several recipes on the same data, and report on them",
     "sweep": "recipes by settings by seeds: tables with intervals, differences, plots",
     "watch": "a training as it goes on, from another terminal",
@@ -79,7 +80,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _shown(verb: str) -> AbstractContextManager[object]:
     """Inside which long work of a verb is shown; a run does so by itself, as ``--quiet`` says."""
-    if verb not in ("compare", "sweep", "validate", "export", "profile", "report", "doctor"):
+    if verb not in ("compare", "plan", "sweep", "validate", "export", "profile", "report", "doctor"):
         return nullcontext()
     from fedbonsai.runs.shown import shown
 

@@ -151,9 +151,8 @@ def _rounds(job: Job) -> int:
 
 
 def _work(pipe: connection.Connection[Any, Any]) -> None:
-    """In a process of its own: runs as they come. Ctrl-C is the parent's to handle, and nothing outlives the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    """In a process of its own: runs as they come."""
+    settle_in()
     while True:
         try:
             job: Job = pipe.recv()
@@ -164,6 +163,12 @@ def _work(pipe: connection.Connection[Any, Any]) -> None:
         except Exception as error:
             told = _sendable(error)
         pipe.send(told)
+
+
+def settle_in() -> None:
+    """A process that carries out runs for another: Ctrl-C is its parent's to handle, and it does not outlive its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 
 def _sendable(error: Exception) -> Exception:
