@@ -1,148 +1,193 @@
-"""The engine against a plain PyTorch loop: same clients, same samples, same batches, equal final weights.
+"""The engine against a plain PyTorch loop: same clients, same samples, same batches.
 
     python -m bench.engine
+    python -m bench.engine --networks mlp cnn1d --asked 50 --repeats 5 --threads 1
 
-LeNet-5 and a tiny MLP, 100 clients, 10 a round, batch 20; interleaved in one run. Then peak memory of a round with 10
-and with 1,000 clients, each in a process of its own.
+100 clients of 100 samples, batch 20, a pass a round; interleaved in one run. The plain loop has ``--threads`` threads, as many as
+there are workers in a pool, each of one thread. The floor is the same samples through one network as one batch, step by step.
+``--peak`` is memory: of a round with 10 and with 1,000 clients, alone and in batches, each in a process of its own.
 """
 
 from __future__ import annotations
 
+import argparse
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from bench.plain import fedavg
 from bench.record import interleaved, save
-from fedbonsai.arch import Arch
-from fedbonsai.core import Client, Samples, Scope, scope
+from fedbonsai.arch import Arch, keeping
+from fedbonsai.core import Client, Fleet, Samples, Scope, scope
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.pool import PoolFleet
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.model import Model
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.training.optimizers import SGD
+from fedbonsai.training.stacked.width import width
 from fedbonsai.tree import generator
 
-ROUNDS, SAMPLES = 4, 100
-MODELS = {
-    "lenet5": Arch("lenet5", {"channels": 1, "size": 28, "classes": 10}),
-    "mlp": Arch("mlp", {"channels": 1, "size": 8, "classes": 10, "widths": (64, 32)}),
+SAMPLES, CLIENTS = 100, 100
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, the shape of its inputs, and how many rounds are measured."""
+
+    arch: Arch
+    shape: tuple[int, ...]
+    rounds: int = 2
+
+
+CASES = {
+    "mlp": Case(Arch("mlp", {"channels": 1, "size": 8, "classes": 10, "widths": (64, 32)}), (1, 8, 8), 4),
+    "cnn-bn": Case(Arch("cnn-bn", {"channels": 1, "size": 8, "classes": 10}), (1, 8, 8)),
+    "lenet5": Case(Arch("lenet5", {"channels": 1, "size": 28, "classes": 10}), (1, 28, 28)),
+    "cnn1d": Case(Arch("cnn1d", {"length": 100, "features": 6, "classes": 10}), (100, 6), 1),
+    "gru": Case(Arch("gru", {"length": 30, "features": 24, "classes": 10, "hidden": 48}), (30, 24), 1),
+    "ds-cnn": Case(Arch("ds-cnn", {"classes": 10}), (49, 10), 1),
+    "resnet-tiny": Case(Arch("resnet-tiny"), (3, 32, 32), 1),
 }
 
 
-def people(count: int, samples: int, size: int) -> list[Client]:
+def people(count: int, samples: int, shape: tuple[int, ...]) -> list[Client]:
+    """Clients of so many random samples each."""
     random = generator(0)
-    x = torch.randn(count * samples, 1, size, size, generator=random)
+    x = torch.randn(count * samples, *shape, generator=random)
     y = torch.randint(0, 10, (count * samples,), generator=random)
     parts = [slice(i * samples, (i + 1) * samples) for i in range(count)]
     return [Client(f"{i:04d}", 0, Samples(x[p], y[p]), Samples(x[:0], y[:0])) for i, p in enumerate(parts)]
 
 
-def run(fleet, model: Model, sgd: SGD, rounds: int = ROUNDS, asked: int = 10) -> Model:
-    method = Averaging(sgd, asked)
+def run(fleet: Fleet, model: Model, sgd: SGD, rounds: int, asked: int) -> Model:
+    """Rounds of FedAvg over a fleet."""
+    method, nobody = Averaging(sgd, asked), Samples(*[torch.zeros(0)] * 2)
     state = None
-    for t in range(-1, rounds):
-        with scope(fleet, Scope("bench", 0, t, 0)):
-            if state is None:
-                state = method.begin(
-                    model, fleet, Client("server", 0, Samples(*[torch.zeros(0)] * 2), Samples(*[torch.zeros(0)] * 2))
-                )
-            else:
-                state = method.round(state, t, fleet)
-            fleet.commit()
+    with keeping():  # as within a run
+        for t in range(-1, rounds):
+            with scope(fleet, Scope("bench", 0, t, 0)):
+                if state is None:
+                    state = method.begin(model, fleet, Client("server", 0, nobody, nobody))
+                else:
+                    state = method.round(state, t, fleet)
+                fleet.commit()
     return method.model(state)
 
 
-def compare(name: str, repeats: int) -> dict[str, object]:
-    arch = MODELS[name]
-    sgd = SGD(lr=0.05, momentum=0.9, batch=20)
-    clients = people(100, SAMPLES, int(arch.options["size"]))
-    model = Model.init(arch, 0)
-    fleets = {
+def one_batch(model: Model, clients: list[Client], cohorts: list[list[int]], sgd: SGD) -> None:
+    """The floor: samples of all clients of a round through one network, as many steps as one client makes."""
+    net = model.build().train()
+    params = list(net.parameters())
+    momentum = [torch.zeros_like(value) for value in params]
+    for chosen in cohorts:
+        x, y = (torch.stack([getattr(clients[i].train, part) for i in chosen], 1) for part in ("x", "y"))
+        for begin in range(0, SAMPLES, sgd.batch):
+            part, targets = x[begin : begin + sgd.batch].flatten(0, 1), y[begin : begin + sgd.batch].flatten()
+            grads = list(torch.autograd.grad(F.cross_entropy(net(part), targets), params))
+            with torch.no_grad():
+                torch._foreach_mul_(momentum, sgd.momentum)
+                torch._foreach_add_(momentum, grads)
+                torch._foreach_add_(params, momentum, alpha=-sgd.lr)
+
+
+def compare(name: str, asked: int, repeats: int, threads: int) -> dict[str, object]:
+    """Seconds of all ways, and how far apart they end."""
+    case, sgd = CASES[name], SGD(lr=0.05, momentum=0.9, batch=20)
+    clients = people(CLIENTS, SAMPLES, case.shape)
+    model = Model.init(case.arch, 0)
+    best = width(model, sgd, clients[0].train)
+    fleets: dict[str, Fleet] = {
         "LocalFleet": LocalFleet(clients),
         "LocalFleet, no wire": LocalFleet(clients, wire=False),
-        "PoolFleet, 2 workers": PoolFleet(clients),
+        f"LocalFleet, batch {asked}": LocalFleet(clients, batch=asked),
+        f"PoolFleet, {threads} workers": PoolFleet(clients, threads),
+        f"PoolFleet, batch {asked // threads}": PoolFleet(clients, threads, batch=asked // threads),
+        f"PoolFleet, auto ({best})": PoolFleet(clients, threads, batch=best),
     }
     devices = list(fleets["LocalFleet"].devices)
-    cohorts = [[devices.index(d) for d in cohort(devices, 10, 0, t)] for t in range(ROUNDS)]
+    cohorts = [[devices.index(d) for d in cohort(devices, asked, 0, t)] for t in range(case.rounds)]
     ends: dict[str, Model] = {}
 
     def plain() -> None:
+        torch.set_num_threads(threads)
         module = fedavg(model.build(), clients, cohorts, sgd.lr, sgd.momentum, sgd.batch)
         ends["plain loop"] = model.replace(dict(module.state_dict()))
 
-    def ours(kind: str):
+    def floor() -> None:
+        torch.set_num_threads(threads)
+        one_batch(model, clients, cohorts, sgd)
+
+    def ours(kind: str) -> Callable[[], None]:
         def work() -> None:
-            ends[kind] = run(fleets[kind], model, sgd)
+            torch.set_num_threads(1)
+            ends[kind] = run(fleets[kind], model, sgd, case.rounds, asked)
 
         return work
 
-    times = interleaved({"plain loop": plain, **{kind: ours(kind) for kind in fleets}}, repeats)
-    fleets["PoolFleet, 2 workers"].close()
-    floor = times["plain loop"]["median"]
-    rows = {
-        kind: {
-            **each,
-            "ratio": each["median"] / floor,
-            "largest difference of final weights": max(
-                float((ends[kind].weights[n] - ends["plain loop"].weights[n]).abs().max()) for n in model.weights
-            ),
-        }
-        for kind, each in times.items()
-    }
-    ours_equal = all(
-        torch.equal(ends["LocalFleet"].weights[n], ends[kind].weights[n]) for kind in fleets for n in model.weights
-    )
-    return {"rounds": ROUNDS, "samples a client": SAMPLES, "fleets byte-equal": ours_equal, "times": rows}
+    times = interleaved({"plain loop": plain, "floor": floor, **{kind: ours(kind) for kind in fleets}}, repeats)
+    for fleet in fleets.values():
+        fleet.close()
+    base = times["plain loop"]["median"]
+    rows = {kind: {**each, "ratio": each["median"] / base} for kind, each in times.items()}
+    for kind, end in ends.items():
+        pairs = [(end.weights[n], ends["plain loop"].weights[n]) for n in model.weights]
+        rows[kind]["largest difference of final weights"] = max(float((a - b).abs().max()) for a, b in pairs)
+    single = ["LocalFleet", "LocalFleet, no wire", f"PoolFleet, {threads} workers"]
+    equal = all(torch.equal(ends[single[0]].weights[n], ends[k].weights[n]) for k in single for n in model.weights)
+    return {"rounds": case.rounds, "one by one byte-equal": equal, "times": rows}
 
 
-def peak(asked: int) -> float:
-    """Megabytes at the peak of two rounds with so many clients, beyond what the process took before them."""
-    out = subprocess.run(
-        [sys.executable, "-m", "bench.engine", "peak", str(asked)],
-        capture_output=True,
-        text=True,
-        check=True,
-        encoding="utf-8",
-    )
+def peak(asked: int, batch: int) -> float:
+    """Megabytes at the peak of two rounds with so many clients, of a process of its own."""
+    command = [sys.executable, "-m", "bench.engine", "--peak", str(asked), str(batch)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8")
     return float(out.stdout)
 
 
-def measure_peak(asked: int) -> None:
+def measure_peak(asked: int, batch: int) -> None:
+    """Print megabytes at the peak of two rounds."""
     torch.set_num_threads(1)
-    clients = people(1000, 10, 28)
+    clients = people(1000, 10, (1, 28, 28))
     model = Model.init(Arch("cnn-mnist", {"channels": 1, "size": 28, "classes": 10}), 0)
-    run(LocalFleet(clients), model, SGD(batch=10), rounds=2, asked=asked)
+    run(LocalFleet(clients, batch=batch), model, SGD(batch=10), 2, asked)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
 
 
 def main() -> None:
-    torch.set_num_threads(1)
-    result: dict[str, object] = {"threads a process": 1}
-    print("| network | who | seconds | ratio to plain loop | largest difference |\n|---|---|---|---|---|")
-    for name, repeats in (("lenet5", 9), ("mlp", 15)):
-        result[name] = found = compare(name, repeats)
-        for kind, row in found["times"].items():  # type: ignore[attr-defined]
-            apart = row["largest difference of final weights"]
-            print(f"| {name} | {kind} | {row['median']:.3f} | {row['ratio']:.2f} | {apart:.1e} |")
-    few, many = peak(10), peak(1000)
-    result["peak memory, MB"] = {
-        "model": "cnn-mnist, 6.65 MB",
-        "10 clients a round": few,
-        "1,000 clients a round": many,
-        "ratio": many / few,
-    }
-    print(
-        f"\npeak memory of a process: {few:.0f} MB with 10 clients a round, {many:.0f} MB with 1,000: {many / few:.2f}"
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--asked", nargs="+", type=int, default=[10, 50], help="clients a round")
+    parser.add_argument("--repeats", type=int, default=5, help="turns; the median counts")
+    parser.add_argument("--threads", type=int, default=2, help="of the plain loop, and workers of a pool")
+    parser.add_argument(
+        "--peak", nargs=2, type=int, metavar=("ASKED", "BATCH"), help="print peak memory, and nothing else"
     )
+    args = parser.parse_args()
+    if args.peak:
+        measure_peak(*args.peak)
+        return
+    result: dict[str, object] = {"threads of the plain loop": args.threads}
+    print(
+        "| network | clients a round | who | seconds | ratio to plain loop | largest difference |\n|---|---|---|---|---|---|"
+    )
+    for name in args.networks:
+        for asked in args.asked:
+            result[f"{name}, {asked}"] = found = compare(name, asked, args.repeats, args.threads)
+            for kind, row in found["times"].items():  # type: ignore[attr-defined]
+                apart = row.get("largest difference of final weights")
+                far = "" if apart is None else f"{apart:.1e}"
+                print(f"| {name} | {asked} | {kind} | {row['median']:.3f} | {row['ratio']:.2f} | {far} |", flush=True)
+    peaks = {f"{asked} a round, batch {batch}": peak(asked, batch) for asked, batch in ((10, 1), (1000, 1), (1000, 16))}
+    result["peak memory, MB"] = {"model": "cnn-mnist, 6.65 MB", **peaks}
+    print("\npeak memory of a process: " + ", ".join(f"{each}: {size:.0f} MB" for each, size in peaks.items()))
     save("engine", result)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["peak"]:
-        measure_peak(int(sys.argv[2]))
-    else:
-        main()
+    main()

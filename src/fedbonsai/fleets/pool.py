@@ -70,7 +70,7 @@ class PoolFleet(Remembers):
     Args:
         clients: in the order of their devices; their samples move to shared memory.
         workers: processes of one thread each; two of them beat one process of two threads on two cores.
-        batch: as for `LocalFleet`; so many tasks go to a worker at a time.
+        batch: as for `LocalFleet`; at most so many tasks go to a worker at a time.
     """
 
     def __init__(self, clients: Sequence[Client], workers: int = 2, batch: int = 1) -> None:
@@ -106,7 +106,8 @@ class PoolFleet(Remembers):
     def _run(
         self, scope: Scope, ask: int, task: Task[Any, Any], devices: list[Device], payloads: list[bytearray]
     ) -> Iterator[Answer[Any] | Silence]:
-        window = (2 * len(self._workers) + 2) * self._batch
+        together = min(self._batch, -(-len(devices) // len(self._workers)))  # no worker shall be idle
+        window = (2 * len(self._workers) + 2) * together
         waiting: dict[int, Answer[Any] | Silence] = {}
         serials: dict[int, int] = {}
         ahead = 0
@@ -114,7 +115,7 @@ class PoolFleet(Remembers):
             while turn not in waiting:
                 while ahead < min(len(devices), turn + window) and (free := self._idlest()) is not None:
                     crew: list[_Post] = []
-                    for index in range(ahead, min(len(devices), ahead + self._batch)):
+                    for index in range(ahead, min(len(devices), ahead + together)):
                         device, frame = devices[index], payloads[index]
                         if id(frame) not in serials:
                             self._serial += 1
