@@ -8,7 +8,7 @@ from fedbonsai.core import Client
 from fedbonsai.model import Model, cached_module
 from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.training.sparse import sparse_form
-from fedbonsai.training.stacked.orders import Order, hub
+from fedbonsai.training.stacked.orders import Order, handed
 from fedbonsai.training.steps import Hook, Loss, Trained, fit, prepare
 from fedbonsai.tree import Tree
 
@@ -40,10 +40,9 @@ def train(
         ConfigError: the client has no samples.
     """
     prepare(me)
-    if loss is None and (together := hub()) is not None:
-        ended = together(Order(model, me, sgd, mask, hook, shift, frozenset(frozen)))
-        if ended is not None:
-            return ended.book(model, me, sgd, mask)
+    order = Order(model, me, sgd, mask, hook, shift, frozenset(frozen))
+    if loss is None and (ended := handed(order)) is not None:
+        return ended.book(model, me, sgd, mask)
     if hook is None and loss is None and (net := sparse_form(model, me, sgd, mask)) is not None:
         compact = net.compact(shift) if shift is not None else None
         return fit(net, model, me, sgd, masks=mask, sparse=net.layers.keys(), shift=compact, frozen=frozen)

@@ -12,6 +12,7 @@ from torch import Tensor
 from fedbonsai.core import Client
 from fedbonsai.model import Model, cached_module
 from fedbonsai.training.optimizers import Optimizer
+from fedbonsai.training.stacked.orders import Order, handed
 from fedbonsai.training.steps import Trained, fit, prepare
 from fedbonsai.tree import Tree
 
@@ -44,6 +45,8 @@ def train_growing(model: Model, me: Client, sgd: Optimizer, masks: Tree, growth:
 
     prepare(me)
     sparse = sparse_form(model, me, sgd, masks)
+    if sparse is None and (ended := handed(Order(model, me, sgd, masks, whole))) is not None:
+        return ended.book(model, me, sgd, masks)
     net = sparse or cached_module(model, me.device, sgd.channels_last)
     layers = [name for name in sparse.parameters if name in sparse.layers] if sparse is not None else []
     with tiles(sparse, growth, layers):

@@ -48,9 +48,10 @@ Hub = Callable[[Order], Ended | None]  # None: the task shall train alone
 _hub: ContextVar[Hub | None] = ContextVar("hub", default=None)
 
 
-def hub() -> Hub | None:
-    """Who trains the orders of this task together with those of others; None where each task trains for itself."""
-    return _hub.get()
+def handed(order: Order) -> Ended | None:
+    """What came of an order that others train; None where there are no others, or the task shall train alone."""
+    hub = _hub.get()
+    return None if hub is None else hub(order)
 
 
 @contextmanager
