@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -223,7 +223,8 @@ def _kept(
     """What `_partition` gives, from the cache where it was drawn before: the partitioners take seconds to import."""
     held = cache.held(place, ("ids", "counts", "rows"))
     if held is not None:
-        return [str(id) for id in held["ids"]], np.split(held["rows"], np.cumsum(held["counts"])[:-1])
+        rows, ends = np.asarray(held["rows"]), np.cumsum(held["counts"]).tolist()  # each look at a mapped one is slow
+        return held["ids"].tolist(), [rows[begin:end] for begin, end in pairwise([0, *ends])]
     ids, parts = _partition(rows, y, owners, config, seed)
     counts = np.array([len(part) for part in parts])
     cache.keep(place, {"ids": np.array(ids), "counts": counts, "rows": np.concatenate(parts)})
