@@ -23,7 +23,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-EACH, TESTED, ROUNDS = 20, 500, 5  # samples of a client and of the test set
+EACH, TESTED = 20, 500  # samples of a client and of the test set
+ROUNDS, WIDTHS = 5, (64, 32)
 RECIPE = """
 rounds = {rounds}
 [method]
@@ -39,7 +40,7 @@ clients = {registered}
 partition = "iid"
 [model]
 name = "mlp"
-options = {{ widths = [64, 32] }}
+options = {{ widths = {widths} }}
 [fleet]
 batch = {batch}
 """
@@ -83,19 +84,26 @@ def run(words: Sequence[str], folder: Path) -> dict[str, Any]:
         raise SystemExit(done.stderr or done.stdout)
     (made,) = folder.iterdir()
     files = [file for file in made.rglob("*") if file.is_file()]
+    last = json.loads((made / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     return {
         **json.loads(done.stdout.splitlines()[-1]),
         "disk": sum(file.stat().st_size for file in files),
         "checkpoint": sum(file.stat().st_size for file in files if made / "checkpoint" in file.parents),
+        "moved": last["total_bytes_down"] + last["total_bytes_up"],
         "split": (made / "split.json").stat().st_size,
         "ledger": max(file.stat().st_size for file in files if file.parent.name == "ledger"),
     }
 
 
 def grown(
-    registered: int, asked: int, batch: int = 1, method: str = "averaging", rounds: int = ROUNDS
-) -> Mapping[str, Any]:
-    """A run of so many clients: seconds of its start and of a round, bytes of memory and disk."""
+    registered: int,
+    asked: int,
+    batch: int = 1,
+    method: str = "averaging",
+    rounds: int = ROUNDS,
+    widths: Sequence[int] = WIDTHS,
+) -> dict[str, Any]:
+    """A run of so many clients: seconds of its start and of a round, bytes of memory, disk and messages."""
     import numpy as np
 
     with tempfile.TemporaryDirectory() as name:
@@ -105,14 +113,20 @@ def grown(
         for part, count in parts.items():
             x = random.integers(0, 256, (count, 8, 8), np.uint8)
             np.savez(place / f"{part}.npz", x=x, y=x.reshape(count, 4, 16).mean(2).argmax(1))
-        text = RECIPE.format(rounds=rounds, method=method, asked=asked, data=place, registered=registered, batch=batch)
+        job = {"registered": registered, "asked": asked, "batch": batch, "method": method, "rounds": rounds}
+        text = RECIPE.format(**job, widths=list(widths), data=place)
         recipe = place / "scale.toml"
         recipe.write_text(text, encoding="utf-8")
         run([str(recipe), "--rounds", "1", "--method.cohort", "1"], place / "before")
         found = run([str(recipe)], place / "runs")
     # the first round pays for what torch loads when it first trains
-    seconds = statistics.median(found.pop("rounds")[1:])
-    return {"registered": registered, "asked": asked, "batch": batch, "method": method, **found, "round": seconds}
+    found["round"] = statistics.median(found.pop("rounds")[1:])
+    return {**job, "widths": list(widths), "parameters": parameters(widths), **found}
+
+
+def parameters(widths: Sequence[int]) -> int:
+    """Of the network of 64 inputs and four classes."""
+    return sum((before + 1) * after for before, after in pairwise((64, *widths, 4)))
 
 
 def begun(repeats: int) -> dict[str, float]:
@@ -145,6 +159,10 @@ def main() -> None:
     reader.add_argument(
         "--methods", nargs="*", default=["averaging", "scaffold"], help="of the runs by registered clients"
     )
+    reader.add_argument("--widths", type=int, nargs="*", default=[64, 512, 2048], help="first layers, for parameters")
+    reader.add_argument(
+        "--rounds", type=int, nargs="*", default=[10, 100], help="rounds of runs that differ in nothing else"
+    )
     reader.add_argument("--repeats", type=int, default=5, help="starts of `fedbonsai run fedavg`; 0 leaves them out")
     reader.add_argument("--dry", action="store_true", help="print only, leave the committed result as it is")
     reader.add_argument("--child", help=argparse.SUPPRESS)
@@ -170,20 +188,29 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
         result["start"] = begun(given.repeats)
         for what, seconds in result["start"].items():
             print(f"{what}: {seconds:.2f} s of the processor")
-    jobs = {
-        "registered": [(count, min(100, count), 1, method) for method in given.methods for count in given.registered],
-        "asked": [(1000, count, batch, "averaging") for batch in given.batches for count in given.asked],
+    jobs: dict[str, list[dict[str, Any]]] = {
+        "registered": [
+            {"registered": count, "asked": min(100, count), "method": method}
+            for method in given.methods
+            for count in given.registered
+        ],
+        "asked": [
+            {"registered": 1000, "asked": count, "batch": batch} for batch in given.batches for count in given.asked
+        ],
+        "parameters": [{"registered": 100, "asked": 10, "widths": (width, width // 2)} for width in given.widths],
+        "rounds": [{"registered": 100, "asked": 10, "rounds": rounds} for rounds in given.rounds],
     }
-    print("| method | registered | asked | batch | start, s | round, s | peak, MB | checkpoint, kB | disk, kB |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| method | registered | asked | batch | parameters | rounds | start, s | round, s | peak, MB | checkpoint, kB "
+          "| disk, kB | moved, kB |\n" + 12 * "|---" + "|")  # fmt: skip
     for kind, rows in jobs.items():
         result[kind] = []
         for job in rows:
-            row = grown(*job)
+            row = grown(**job)
             result[kind].append(row)
             print(
-                f"| {row['method']} | {row['registered']:,} | {row['asked']:,} | {row['batch']} | {row['start']:.2f} "
-                f"| {row['round']:.3f} | {row['memory'] / 1e6:.0f} | {row['checkpoint'] / 1e3:.1f} | {row['disk'] / 1e3:.0f} |",
+                f"| {row['method']} | {row['registered']:,} | {row['asked']:,} | {row['batch']} | {row['parameters']:,} "
+                f"| {row['rounds']} | {row['start']:.2f} | {row['round']:.3f} | {row['memory'] / 1e6:.0f} "
+                f"| {row['checkpoint'] / 1e3:,.0f} | {row['disk'] / 1e3:,.0f} | {row['moved'] / 1e3:,.0f} |",
                 flush=True,
             )
     return result
