@@ -16,6 +16,7 @@ GUIDES = {
     "Choose a method": "choose.md",
     "Reports and comparisons": "reports.md",
     "What it costs": "costs.md",
+    "How a run grows": "scale.md",
     "Codecs": "codecs.md",
     "Compose methods": "composing.md",
     "Your own model and data": "your-own-model-and-data.md",
