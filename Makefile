@@ -61,6 +61,7 @@ fuzz: $(READY)  ## ten minutes of damaged messages (SECONDS=600)
 bench: $(READY)  ## speed and size, side by side in one run, into bench/results
 	$(BIN)/python -m bench.wire
 	$(BIN)/python -m bench.engine
+	$(BIN)/python -m bench.scale
 	$(BIN)/python -m bench.codec
 	$(BIN)/python -m bench.pruned_step
 	$(BIN)/python -m bench.memory

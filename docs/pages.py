@@ -18,6 +18,7 @@ GUIDES = {
     "Reports and comparisons": "reports.md",
     "Sweeps": "sweeps.md",
     "What it costs": "costs.md",
+    "How a run grows": "scale.md",
     "Codecs": "codecs.md",
     "Compose methods": "composing.md",
     "Your own model and data": "your-own-model-and-data.md",

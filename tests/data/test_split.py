@@ -219,3 +219,13 @@ def test_a_division_comes_back_from_the_cache(
 
     monkeypatch.setattr(split, "_partition", again)
     assert draw(written, config, 5) == drawn
+
+
+@pytest.mark.parametrize("clients", [1, 7, 60])
+def test_iid_is_cut_as_the_partitioner_cuts(clients: int) -> None:
+    datasets, kinds = (pytest.importorskip(name) for name in ("datasets", "flwr_datasets.partitioner"))
+    rows = np.random.default_rng(1).permutation(123)
+    maker = kinds.IidPartitioner(clients)
+    maker.dataset = datasets.Dataset.from_dict({"row": rows})
+    _, parts = split._partition(rows, rows, np.empty(0, np.str_), DataConfig(partition="iid", clients=clients), 0)
+    assert [part.tolist() for part in parts] == [maker.load_partition(i)[:]["row"] for i in range(clients)]

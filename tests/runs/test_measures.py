@@ -6,8 +6,10 @@ import re
 import tomllib
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import tomli_w
+import torch
 from tests.reports.test_reports import made
 from tests.tasks import BINARY, GRU, LANGUAGE, REGRESSION, SQUARE, TASKS
 
@@ -265,3 +267,35 @@ def test_each_client_has_a_perplexity_of_its_own():
     assert each == [evaluate(model, part).measures["perplexity"] for part in parts]
     assert len(set(each)) == len(parts)
     assert whole.value == math.exp(whole.loss)
+
+
+ANSWERS = {  # outputs and targets of nine samples
+    Binary: (lambda r: r.standard_normal((9, 1)), lambda r: r.integers(0, 2, 9)),
+    Multilabel: (lambda r: r.standard_normal((9, 3)), lambda r: r.integers(0, 2, (9, 3))),
+    Classification: (lambda r: r.standard_normal((9, 4)), lambda r: r.integers(0, 4, 9)),
+    Regression: (lambda r: r.standard_normal((9, 2)), lambda r: r.standard_normal((9, 2))),
+    Tokens: (lambda r: r.standard_normal((9, 5, 4)), lambda r: r.integers(-1, 4, (9, 5))),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric"), [(kind, metric) for kind in ANSWERS for metric in kind.measures if metric != "perplexity"]
+)
+def test_measures_of_many_parts_at_once_are_those_of_each(kind, metric):
+    objective, random = kind(metric=metric), np.random.default_rng(3)
+    outputs, y = (torch.from_numpy(make(random)) for make in ANSWERS[kind])
+    answers, lengths = objective.answers(outputs), [1, 3, 0, 5]
+    parts = zip(answers.split(lengths), y.split(lengths), strict=True)
+    one_by_one = [objective.measured(*part)[metric] for part in parts]
+    assert objective.each(answers, y, lengths) == pytest.approx(one_by_one, rel=1e-14, nan_ok=True)
+    assert math.isnan(one_by_one[2])
+
+
+def test_parts_by_hand():
+    accuracy = Classification().each(torch.tensor([1, 0, 2, 2]), torch.tensor([1, 1, 2, 0]), [1, 3])
+    assert accuracy == [1.0, 1 / 3]
+    assert Regression(metric="rmse").each(torch.tensor([[1.0], [5.0]]), torch.tensor([1.0, 2.0]), [1, 1]) == [0.0, 3.0]
+    # of two places that count one is right; where none counts there is nothing to say
+    tokens = Tokens().each(torch.tensor([[1, 2, 3], [1, 1, 1]]), torch.tensor([[1, 0, -1], [-1, -1, -1]]), [1, 1])
+    assert tokens[0] == 0.5
+    assert math.isnan(tokens[1])

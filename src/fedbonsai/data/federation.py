@@ -133,12 +133,12 @@ class Federation:
     @cached_property
     def train(self) -> tuple[Samples, ...]:
         """What each client trains on: views of ``samples``."""
-        return tuple(self._parts())[:-1:2]
+        return self._views[::2]
 
     @cached_property
     def valid(self) -> tuple[Samples, ...]:
         """What each client decides on: views of ``samples``."""
-        return tuple(self._parts())[1::2]
+        return self._views[1::2]
 
     @property
     def server(self) -> Samples:
@@ -183,7 +183,7 @@ class Federation:
         elif share > SKEWED / self.classes:
             yield f"a model that always answers {name!r} reaches {share:.1%} on the test set"
         if self.ids:  # of devices behind a server nobody knows here what they have
-            had = set[int]().union(*(part.y.unique().tolist() for part in self.train))
+            had = set(torch.cat([part.y for part in self.train]).unique().tolist())
             absent, tested = set(range(self.classes)) - had, set(self.test.y.unique().tolist())
             for numbers, text in (
                 (absent & tested, "in the test set, but no client trains on them"),
@@ -219,8 +219,12 @@ class Federation:
             tensor.share_memory_()
         return self
 
-    def _parts(self) -> Iterator[Samples]:
-        return (self._view(begin, end) for begin, end in pairwise(self.offsets))
+    @cached_property
+    def _views(self) -> tuple[Samples, ...]:
+        """Train and valid of each client in turn; tens of thousands are cut at once in a tenth of the time."""
+        lengths = [end - begin for begin, end in pairwise(self.offsets)]
+        pieces = zip(self.samples.stored.split(lengths), self.samples.y.split(lengths), strict=True)
+        return tuple(Samples(*piece, self.samples.scale) for piece in pieces)[:-1]
 
     def _view(self, begin: int, end: int) -> Samples:
         return self.samples[begin:end]

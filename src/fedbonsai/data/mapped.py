@@ -109,7 +109,8 @@ def gathered(x: Array, rows: NDArray[np.int64], axes: Sequence[int] | None = Non
     turned = tuple(axes or range(x.ndim))
     out = _room((len(rows), *(x.shape[axis] for axis in turned[1:])), x.dtype, is_mapped(x))
     # a look at one page of a file brings those around it into memory, however small a row is
-    step = max(1, 4 * BLOCK // max(AROUND if is_mapped(x) else 1, x[:1].nbytes))
+    around = AROUND if is_mapped(x) and x.nbytes > 4 * BLOCK else 1
+    step = max(1, 4 * BLOCK // max(around, x[:1].nbytes))
     for begin in range(0, len(rows), step):
         out[begin : begin + step] = x[rows[begin : begin + step]].transpose(turned)
         release(x)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -223,7 +223,8 @@ def _kept(
     """What `_partition` gives, from the cache where it was drawn before: the partitioners take seconds to import."""
     held = cache.held(place, ("ids", "counts", "rows"))
     if held is not None:
-        return [str(id) for id in held["ids"]], np.split(held["rows"], np.cumsum(held["counts"])[:-1])
+        rows, ends = np.asarray(held["rows"]), np.cumsum(held["counts"]).tolist()  # each look at a mapped one is slow
+        return held["ids"].tolist(), [rows[begin:end] for begin, end in pairwise([0, *ends])]
     ids, parts = _partition(rows, y, owners, config, seed)
     counts = np.array([len(part) for part in parts])
     cache.keep(place, {"ids": np.array(ids), "counts": counts, "rows": np.concatenate(parts)})
@@ -261,6 +262,10 @@ def _partition(
         keep = _eligible(owners, config, seed)
         rows, owners = rows[keep], owners[keep]
         return np.unique(owners).tolist(), [rows[part] for part in ordered(owners, [])]
+    if (
+        config.partition == "iid"
+    ):  # a cut, since the order is random already: IidPartitioner takes a millisecond a client for it
+        return _numbered(np.array_split(rows, config.clients or 0))
     with quiet():
         labels = y if config.partition in BY_LABEL else np.zeros(len(y), np.int64)
         table = extra("datasets").Dataset.from_dict({"row": rows, "label": labels})
@@ -276,13 +281,16 @@ def _partition(
                 fault = error
         else:
             raise _refused(config, fault) from fault
+    return _numbered(parts)
+
+
+def _numbered(parts: list[NDArray[np.int64]]) -> tuple[list[str], list[NDArray[np.int64]]]:
+    """Parts with the ids of their clients."""
     return [f"{i:0{max(3, len(str(len(parts) - 1)))}}" for i in range(len(parts))], parts
 
 
 def _partitioner(config: DataConfig, seed: int) -> Any:
     kinds = extra("flwr_datasets.partitioner")
-    if config.partition == "iid":
-        return kinds.IidPartitioner(config.clients)  # cuts in order, and the order is random already
     if config.partition == "dirichlet":
         return kinds.DirichletPartitioner(
             config.clients, "label", float(config.alpha), config.minimum, self_balancing=False, shuffle=True, seed=seed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 
@@ -46,9 +46,10 @@ class Ledger:
 
     def take(self) -> list[dict[str, Any]]:
         """Rows since the last call, ready for a table; they are forgotten here, the sums stay."""
+        names = [field.name for field in fields(Row)]
         rows = [
-            {**asdict(Row(round, attempt, client, direction, kind, size)), "messages": count}  # type: ignore[arg-type]
-            for (round, attempt, client, direction, kind), (count, size) in self._open.items()
+            {**dict(zip(names, (*key, size), strict=True)), "messages": count}
+            for key, (count, size) in self._open.items()
         ]
         self._open = {}
         return rows

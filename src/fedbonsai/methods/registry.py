@@ -35,18 +35,34 @@ def method(name: str) -> Callable[[C], C]:
 
 def methods() -> dict[str, type[Any]]:
     """All methods that are installed here, and those that were registered since."""
-    _import_installed()
+    for room in _rooms():
+        import_module(f"fedbonsai.methods.{room}.method")
+    _import_others()
     return dict(_methods)
 
 
 @cache
-def _import_installed() -> None:
+def _rooms() -> tuple[str, ...]:
+    """Rooms of the shipped methods, in order."""
+    return tuple(sorted(room.name for room in files("fedbonsai.methods").iterdir() if (room / "method.py").is_file()))
+
+
+@cache
+def _import_others() -> None:
     """Once in a process: to list the entry points of all packages takes longer than to read a recipe."""
-    for room in sorted(files("fedbonsai.methods").iterdir(), key=lambda room: room.name):
-        if (room / "method.py").is_file():
-            import_module(f"fedbonsai.methods.{room.name}.method")
     for entry in entry_points(group="fedbonsai.methods"):
         entry.load()
+
+
+def find_method(name: str) -> type[Any] | None:
+    """The class of a method; None where there is none of that name.
+
+    Of the shipped ones the one alone is imported, where its room has its name: a run's start does not wait for others.
+    """
+    if (room := name.replace("-", "_")) in _rooms():
+        import_module(f"fedbonsai.methods.{room}.method")
+    _import_others()
+    return _methods.get(name) or methods().get(name)
 
 
 def method_class(name: str) -> type[Any]:
@@ -55,10 +71,11 @@ def method_class(name: str) -> type[Any]:
     Raises:
         ConfigError: there is none of that name.
     """
-    known = methods()
-    if name not in known:
+    found = find_method(name)
+    if found is None:
+        known = methods()
         near = get_close_matches(name, known, 1)
         raise ConfigError(
             f"method {name!r} is not known{f'; did you mean {near[0]!r}?' if near else '.'} Known: {sorted(known)}"
         )
-    return known[name]
+    return found

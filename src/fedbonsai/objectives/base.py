@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, isnan, nan
 from typing import ClassVar, Literal, TypeVar, dataclass_transform
@@ -180,6 +180,14 @@ class Objective(Choice):
         """All measures of answers, by name; NaN where one has no meaning, as with a single class."""
         raise NotImplementedError
 
+    def each(self, answers: Tensor, y: Tensor, lengths: Sequence[int]) -> list[float]:
+        """The measure that decides, of consecutive parts of so many samples each.
+
+        There may be tens of thousands of parts: a measure that is a mean over samples takes `means` instead of this loop.
+        """
+        parts = zip(answers.split(list(lengths)), y.split(list(lengths)), strict=True)
+        return [self.measured(*part)[self.metric] for part in parts]
+
     def of_loss(self, loss: float) -> Mapping[str, float]:
         """Measures that follow from the mean loss; most objectives have none."""
         return {}
@@ -216,6 +224,23 @@ def measure_named(name: str) -> Measure:
 def objective(name: str) -> Callable[[type[C]], type[C]]:
     """Register an objective, one's own too: ``objective.name = NAME`` chooses it once its module is imported."""
     return lambda cls: registered(name, message(f"objective/{name}@1")(cls))
+
+
+def means(values: Tensor, lengths: Sequence[int], weights: Tensor | None = None) -> Tensor:
+    """Means over consecutive parts, float64 [parts]; NaN where there is nothing to count.
+
+    Args:
+        values: of each sample [samples].
+        lengths: samples of each part.
+        weights: of how many values each is the sum [samples]; of one where not given.
+
+    >>> means(torch.tensor([1, 0, 0, 1]), [1, 3]).tolist()
+    [1.0, 0.3333333333333333]
+    """
+    part = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths, dtype=torch.int64))
+    nothing = torch.zeros(len(lengths), dtype=torch.float64)
+    weights = torch.ones(len(values)) if weights is None else weights
+    return nothing.index_add(0, part, values.double()) / nothing.index_add(0, part, weights.double())
 
 
 def finite(y: Tensor) -> list[str]:

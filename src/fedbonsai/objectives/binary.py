@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from math import nan
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedbonsai.errors import Missing
-from fedbonsai.objectives.base import Balanced, Objective, Reduction, finite, objective
+from fedbonsai.objectives.base import Balanced, Objective, Reduction, finite, means, objective
 from fedbonsai.objectives.classification import confusion, of_confusion
 
 L = TypeVar("L", bound="_Logistic")
@@ -76,6 +76,13 @@ class _Logistic(Objective):
     def answers(self, outputs: Tensor) -> Tensor:
         """Probabilities."""
         return outputs.sigmoid()
+
+    def each(self, answers: Tensor, y: Tensor, lengths: Sequence[int]) -> list[float]:
+        """The measure that decides, of each part."""
+        if self.metric == "accuracy":
+            right = (answers.view_as(y) >= 0.5) == (y == 1)
+            return means(right.double().reshape(len(y), -1).mean(1), lengths).tolist()
+        return super().each(answers, y, lengths)
 
     def constant(self, y: Tensor) -> Tensor:
         """The share of ones, of each label."""

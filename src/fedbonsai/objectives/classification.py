@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import nan
 from typing import ClassVar
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedbonsai.objectives.base import Balanced, Objective, Reduction, objective
+from fedbonsai.objectives.base import Balanced, Objective, Reduction, means, objective
 
 
 @objective("classification")
@@ -69,6 +69,12 @@ class Classification(Objective):
     def measured(self, answers: Tensor, y: Tensor) -> Mapping[str, float]:
         """Accuracy, and the means over the classes that occur of recall and of F1."""
         return of_confusion(confusion(answers, y))
+
+    def each(self, answers: Tensor, y: Tensor, lengths: Sequence[int]) -> list[float]:
+        """The measure that decides, of each part."""
+        if self.metric == "accuracy":
+            return means(answers == y, lengths).tolist()
+        return super().each(answers, y, lengths)
 
     def constant(self, y: Tensor) -> Tensor:
         """The most frequent class."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import nan
 from typing import ClassVar, Literal
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedbonsai.objectives.base import Objective, Reduction, finite, objective
+from fedbonsai.objectives.base import Objective, Reduction, finite, means, objective
 
 
 @objective("regression")
@@ -71,6 +71,15 @@ class Regression(Objective):
             "mae": float(gap.abs().mean()),
             "r2": float(1 - gap.square().sum() / spread) if spread else nan,
         }
+
+    def each(self, answers: Tensor, y: Tensor, lengths: Sequence[int]) -> list[float]:
+        """The measure that decides, of each part."""
+        gap = answers.double() - y.double().reshape(len(y), -1)
+        if self.metric == "rmse":
+            return means(gap.square().mean(1), lengths).sqrt().tolist()
+        if self.metric == "mae":
+            return means(gap.abs().mean(1), lengths).tolist()
+        return super().each(answers, y, lengths)
 
     def constant(self, y: Tensor) -> Tensor:
         """The mean of the targets, or their median, which has the least mean distance."""

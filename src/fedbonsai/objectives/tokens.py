@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import nan
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedbonsai.objectives.base import Objective, Reduction, objective
+from fedbonsai.objectives.base import Objective, Reduction, means, objective
 
 PADDING = -1  # a target that does not count
 
@@ -42,6 +42,11 @@ class Tokens(Objective):
         """Share of the places that count at which the token is right; perplexity is of the loss (`of_loss`)."""
         counts = y != PADDING
         return {"accuracy": int(((answers == y) & counts).sum()) / int(counts.sum()) if bool(counts.any()) else nan}
+
+    def each(self, answers: Tensor, y: Tensor, lengths: Sequence[int]) -> list[float]:
+        """Share of right tokens in each part; the perplexity of a part needs its loss."""
+        counts = y != PADDING
+        return means(((answers == y) & counts).sum(1), lengths, counts.sum(1)).tolist()
 
     def of_loss(self, loss: float) -> Mapping[str, float]:
         """Exp of the mean loss."""

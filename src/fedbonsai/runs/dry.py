@@ -18,12 +18,12 @@ from fedbonsai.core import Samples, together
 from fedbonsai.data.federation import Federation
 from fedbonsai.errors import ConfigError, FedbonsaiError
 from fedbonsai.model import Model, cached_module
-from fedbonsai.training.batches import epochs
+from fedbonsai.training.batches import cut
 from fedbonsai.training.evaluate import TOGETHER
 from fedbonsai.training.gradients import gradients
-from fedbonsai.training.optimizers import SGD, Optimizer
+from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.training.steps import autocast
-from fedbonsai.tree import generator, same, seeded
+from fedbonsai.tree import same, seeded
 
 HERE = Path(errors.__file__).parent
 
@@ -72,8 +72,10 @@ def rehearse(model: Model, data: Federation, sgd: Optimizer, device: str = "cpu"
     name = repr(model.arch.name)
     parts = [(id, part) for id, part in zip(data.ids, data.train, strict=True) if len(part)]
     parts = parts or [("", data.test[: sgd.batch])]
-    batches = sorted(((id, _smallest(part, sgd)) for id, part in parts), key=lambda pair: len(pair[1]))
-    id, largest = batches[-1]
+    sizes = {count: _smallest(count, sgd) for count in {len(part) for _, part in parts}}
+    order = sorted(parts, key=lambda pair: sizes[len(pair[1])])
+    (id, few), (_, many) = order[0], order[-1]
+    least, largest = few[: sizes[len(few)]], many[: sizes[len(many)]]
     with told(f"model {name} cannot be built anew for each client"):
         _built_alike(model)
     if not model.arch.inputs:
@@ -90,20 +92,18 @@ def rehearse(model: Model, data: Federation, sgd: Optimizer, device: str = "cpu"
         if error.__cause__ is None or len(data.test) % TOGETHER == 1:
             raise  # a wrong shape is a fault; what fails for one sample may do for more, where it never comes to one
         said.append(str(error))
-    id, least = batches[0]
     try:
         with told(f"client {id} will stay silent: its smallest batch has {len(least)} samples, and the network"):
             _step(model, least, data.classes, sgd, device)
     except ConfigError as error:
-        alike = sum(len(batch) == len(least) for _, batch in batches) - 1
+        alike = sum(sizes[len(part)] == len(least) for _, part in parts) - 1
         said.append(f"{error}" + f" (so {alike} more clients)" * (alike > 0))
     return said
 
 
-def _smallest(part: Samples, sgd: Optimizer) -> Samples:
-    """The smallest batch that an epoch of these samples is cut into."""
-    _, cuts = next(epochs(len(part), SGD(batch=sgd.batch), generator(0)))
-    return part[: min(end - begin for begin, end in cuts)]
+def _smallest(count: int, sgd: Optimizer) -> int:
+    """Samples of the smallest batch that an epoch of so many is cut into."""
+    return min(end - begin for begin, end in cut(count, sgd.batch))
 
 
 def _twice(batch: Samples) -> Samples:

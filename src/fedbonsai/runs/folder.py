@@ -14,6 +14,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from fedbonsai.core import SavedMemory
 from fedbonsai.data.extras import extra
 from fedbonsai.disk import writing
@@ -178,9 +180,9 @@ class Folder:
     def _write_part(self, table: str, columns: Mapping[str, str], rows: list[dict[str, Any]], round: int) -> None:
         self.check()
         pa, pq = extra("pyarrow"), extra("pyarrow.parquet")
-        schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in columns.items()])
+        arrays = [_column(pa, kind, [row[name] for row in rows]) for name, kind in columns.items()]
         sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
+        pq.write_table(pa.Table.from_arrays(arrays, names=list(columns)), sink)
         # begin is round 0 here
         write(self.path / table / f"round-{round + 1:05d}.parquet", sink.getvalue().to_pybytes())
 
@@ -199,6 +201,16 @@ class Folder:
             del known["status"]
         write(self.info, json.dumps(known, indent=2).encode())
         return known
+
+
+def _column(pa: Any, kind: str, values: list[Any]) -> Any:
+    """Values as an Arrow array, by its buffers: given a list, Arrow would first import pandas, which takes half a second."""
+    if kind != "string":
+        data = np.array(values, kind)
+        return pa.Array.from_buffers(getattr(pa, kind)(), len(values), [None, pa.py_buffer(data)])
+    texts = [value.encode() for value in values]
+    ends = np.cumsum([0, *map(len, texts)], dtype=np.int32)
+    return pa.Array.from_buffers(pa.string(), len(values), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(texts))])
 
 
 LEDGER = {
@@ -251,9 +263,12 @@ class Checkpoint:
         write(self.path / name, encode(state))
         self._manifest = {"round": round, "state": name, "memories": memories}
         write(self.path / "manifest.json", json.dumps(self._manifest).encode())
-        for old in stale:
-            if old and old != name and old not in memories.values():
-                (self.path / old).unlink(missing_ok=True)
+        for old in {*stale} - {
+            "",
+            name,
+            *(memories[id] for id in changed),
+        }:  # a name has its client's round, so no other's
+            (self.path / old).unlink(missing_ok=True)
 
     def load(self) -> tuple[int, Any, dict[str, SavedMemory]] | None:
         """Round, state and memories, or nothing if no round was ever finished; later leftovers are cut away.

@@ -12,7 +12,7 @@ from math import nan
 from typing import Any, cast
 
 from fedbonsai.methods.averaging.method import Averaging, State, Weighed
-from fedbonsai.methods.registry import methods
+from fedbonsai.methods.registry import method_class
 from fedbonsai.methods.split import rounds
 from fedbonsai.stages.broadcast import Broadcast
 
@@ -47,7 +47,7 @@ def settings(table: Mapping[str, Any]) -> dict[str, Any]:
 def own_settings(name: str) -> set[str]:
     """What stood in the table of a topology, and is the method's own now."""
     shared = {field.name for field in fields(Averaging)} - {"warmup"}  # of clusters it is another one
-    return {field.name for field in fields(methods()[name])} - shared
+    return {field.name for field in fields(method_class(name))} - shared
 
 
 def state(found: object, method: object) -> object:

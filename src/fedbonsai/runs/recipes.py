@@ -13,7 +13,7 @@ from typing import Any, Literal, cast, get_args, get_origin
 
 from fedbonsai.arch import bring
 from fedbonsai.errors import ConfigError
-from fedbonsai.methods.registry import methods
+from fedbonsai.methods.registry import find_method, method_class
 from fedbonsai.runs import former
 from fedbonsai.runs.config import RunConfig, check_name
 from fedbonsai.runs.structure import Table, families, names, renamed, settings, structure
@@ -118,7 +118,7 @@ def _laid(base: Table, over: Table) -> Table:
             over = over | {"method": renamed(over["method"], method)}
         except ValueError as error:
             raise ConfigError(f"method: {error}") from None
-    chosen = {"method": families(methods()[method])} if method else {}
+    chosen = {"method": families(method_class(method))} if method else {}
     return merge(base, over, {**families(RunConfig), **chosen})
 
 
@@ -177,7 +177,7 @@ def own_modules(table: Table) -> None:
 def _method_name(merged: Table) -> str:
     method: object = merged.get("method")
     name = cast(Table, method).get("name") if isinstance(method, dict) else None
-    return name if isinstance(name, str) and name in methods() else ""
+    return name if isinstance(name, str) and find_method(name) else ""
 
 
 def overrides_of(words: Sequence[str]) -> dict[str, object]:

@@ -79,6 +79,8 @@ def _takes(config: RunConfig, data: Federation, shape: tuple[int, ...], facts_fo
         options = facts_for(arch.takes(), facts) | config.model.options
         with torch.device("meta"), torch.no_grad():
             made = fresh(replace(arch, options=options)).eval()(torch.zeros(2, *shape))
-    except Exception:  # whatever a network says of inputs that it does not take
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # whatever a network says of inputs that it does not take: it may leave by sys.exit
         return False
     return isinstance(made, torch.Tensor) and tuple(made.shape) == (2, *outputs)

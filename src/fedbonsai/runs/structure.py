@@ -18,7 +18,7 @@ from cattrs.gen import make_dict_structure_fn, override
 
 from fedbonsai.choice import Choice
 from fedbonsai.errors import ConfigError
-from fedbonsai.methods.registry import method_class, methods
+from fedbonsai.methods.registry import find_method, method_class
 from fedbonsai.runs.docstrings import docstrings
 from fedbonsai.stages.codec import Chain, parse
 
@@ -74,7 +74,7 @@ def _method(value: object, _: object) -> object:
         raise ValueError(f"expected a table with the method's name, got {value!r}")
     table = renamed(dict(cast(Table, value)), str(cast(Table, value)["name"]))
     name = str(table.pop("name"))
-    if name not in methods() and any(
+    if find_method(name) is None and any(
         (room / "recipes" / f"{name}.toml").is_file() for room in files("fedbonsai.methods").iterdir()
     ):
         raise ValueError(f"{name!r} is a recipe, not a method: begin with it: fedbonsai cp {name} my.toml")
@@ -93,7 +93,8 @@ def renamed(table: Table, method: str) -> Table:
     Raises:
         ValueError: one is given by both names.
     """
-    known = {field.name for field in fields(methods()[method])} if method in methods() else set[str]()
+    found = find_method(method)
+    known = {field.name for field in fields(found)} if found else set[str]()
     old = {was: now for was, now in OLD.items() if was in table and now in known and was not in known}
     if both := [f"{was} and {now}" for was, now in old.items() if now in table]:
         raise ValueError(f"{both[0]} are the same setting: leave {both[0].partition(' ')[0]} out, its earlier name")
@@ -293,7 +294,15 @@ class Setting:
     path: str
     kind: Any
     default: object
-    help: str
+    words: str
+    """Of its help, before what its class says of it."""
+    of: tuple[type[Any], str] | None = None
+    """The class that it is a field of, and its name there."""
+
+    @property
+    def help(self) -> str:
+        """What it is for; it is read from the source, which takes as long as to read a recipe."""
+        return self.words + (docstrings(self.of[0]).get(self.of[1], "") if self.of else "")
 
 
 def settings(cls: type[Any], method: str = "", prefix: str = "", chosen: object = None) -> list[Setting]:
@@ -305,7 +314,7 @@ def settings(cls: type[Any], method: str = "", prefix: str = "", chosen: object 
         prefix: of the paths.
         chosen: table of a configuration, which says whose settings those of a family are; else the default's.
     """
-    hints, texts, table = get_type_hints(cls), docstrings(cls), cast(Table, chosen) if isinstance(chosen, dict) else {}
+    hints, table = get_type_hints(cls), cast(Table, chosen) if isinstance(chosen, dict) else {}
     found: list[Setting] = []
     for field in fields(cls):
         kind, path, here = hints[field.name], f"{prefix}{field.name}", table.get(field.name)
@@ -316,12 +325,12 @@ def settings(cls: type[Any], method: str = "", prefix: str = "", chosen: object 
             family, default = cast(Any, kind), _default(field).choice_name
             name = cast(Table, here).get("name", default) if isinstance(here, dict) else here
             kind = family.choices.get(name if isinstance(name, str) else default, family.choices[default])
-            text = f"One of {', '.join(family.choices)}. {texts.get(field.name, '')}"
-            found.append(Setting(f"{path}.name", str, default, text))
+            text = f"One of {', '.join(family.choices)}. "
+            found.append(Setting(f"{path}.name", str, default, text, (cls, field.name)))
         if _is_table(kind):
             found += settings(kind, method, f"{path}.", here)
             continue
-        found.append(Setting(path, kind, _default(field), texts.get(field.name, "")))
+        found.append(Setting(path, kind, _default(field), "", (cls, field.name)))
     return found
 
 

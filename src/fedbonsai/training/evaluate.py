@@ -56,8 +56,7 @@ def evaluate_each(model: Model, parts: Sequence[Samples], device: str = "cpu") -
     if objective.metric in objective.of_loss(loss):  # follows from each part's own loss
         each = [evaluate(model, part, device).value for part in parts]
         return _score(objective, loss, answers, pooled.y), each
-    pieces = answers.split([len(part) for part in parts])
-    each = [_score(objective, loss, piece, part.y).value for piece, part in zip(pieces, parts, strict=True)]
+    each = objective.each(answers, pooled.y, [len(part) for part in parts])
     return _score(objective, loss, answers, pooled.y), each
 
 
