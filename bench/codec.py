@@ -1,9 +1,10 @@
 """Bytes and speed of the codecs beside what users have today: ``python -m bench.codec``.
 
 11.17 million values, one thread, everything in turn in one run; seconds are the thread's on the processor, as others may
-work there too. ``--before COMMIT`` has the chains of an earlier commit take their turns too. The unit of speed is a copy of the fp32 tensor into
-warm memory. A clone is no unit: it costs one such copy or ten, as the allocator has warm memory to give or new pages;
-it is measured beside. Selection is part of every chain that selects.
+work there too. ``--before COMMIT`` has the chains of an earlier commit take their turns too.
+
+The unit of speed is a copy of the fp32 tensor into warm memory. A clone is no unit: it costs one such copy or ten, as the
+allocator has warm memory to give or new pages; it is measured beside. Selection is part of every chain that selects.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ import torch
 import zstandard
 
 from bench.record import interleaved, save
+from fedbonsai import wire
 from fedbonsai.arch import Arch
 from fedbonsai.model import Model
-from fedbonsai import wire
 from fedbonsai.stages import codec
 from fedbonsai.stages.codec import entropy_bound, positions
 from fedbonsai.stages.codec.cursor import Cursor
