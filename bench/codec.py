@@ -1,29 +1,42 @@
 """Bytes and speed of the codecs beside what users have today: ``python -m bench.codec``.
 
-11.17 million values, one thread, everything in turn in one run. The unit of speed is a copy of the fp32 tensor into
-warm memory. A clone is no unit: it costs one such copy or ten, as the allocator has warm memory to give or new pages;
-it is measured beside. Selection is part of every chain that selects.
+11.17 million values, one thread, everything in turn in one run; seconds are the thread's on the processor, as others may
+work there too. ``--before COMMIT`` has the chains of an earlier commit take their turns too.
+
+The unit of speed is a copy of the fp32 tensor into warm memory. A clone is no unit: it costs one such copy or ten, as the
+allocator has warm memory to give or new pages; it is measured beside. Selection is part of every chain that selects.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import pickle
+import subprocess
+import sys
+import tarfile
+import time
 import zlib
 from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
 import zstandard
 
 from bench.record import interleaved, save
+from fedbonsai import wire
 from fedbonsai.arch import Arch
 from fedbonsai.model import Model
-from fedbonsai.stages.codec import entropy_bound, parse, positions
+from fedbonsai.stages import codec
+from fedbonsai.stages.codec import entropy_bound, positions
 from fedbonsai.stages.codec.cursor import Cursor
 from fedbonsai.tree import Weights
-from fedbonsai.wire import decode, encode
 
+BEFORE = "before: "
 N = 11_170_000
 DENSITIES = (0.5, 0.1, 0.01, 0.001)
 CHAINS = {
@@ -74,12 +87,40 @@ def on_positions(mask: np.ndarray) -> Work:
     return work
 
 
-def on_trees(tree: Weights) -> Work:
-    """Whole chains, and what is written by hand today."""
+def chains(tree: Weights, codec: Any, wire: Any) -> Work:
+    """Whole chains by the codecs and the wire format of one version of this library."""
 
     def chain(spec: list[object]) -> Pair:
-        stages = parse(spec)
-        return lambda: encode(stages.pack(tree, 1)), lambda data: decode(data).dense(tree)
+        stages = codec.parse(spec)
+        return lambda: wire.encode(stages.pack(tree, 1)), lambda data: wire.decode(data).dense(tree)
+
+    return {name: chain(spec) for name, spec in CHAINS.items()}
+
+
+def earlier(commit: str, folder: str) -> tuple[Any, Any]:
+    """Codecs and wire format of an earlier commit, loaded beside those of today."""
+    packed = subprocess.run(["git", "archive", commit, "src"], check=True, capture_output=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        archive.extractall(folder, filter="data")
+
+    def ours() -> list[str]:
+        return [name for name in sys.modules if name.split(".")[0] == "fedbonsai"]
+
+    today = {name: sys.modules.pop(name) for name in ours()}
+    sys.path.insert(0, str(Path(folder) / "src"))
+    try:
+        found = import_module("fedbonsai.stages.codec"), import_module("fedbonsai.wire")
+        assert all(str(module.__file__).startswith(folder) for module in found)
+        return found
+    finally:
+        sys.path.pop(0)
+        for name in ours():
+            del sys.modules[name]
+        sys.modules.update(today)
+
+
+def on_trees(tree: Weights, before: tuple[Any, Any] | None) -> Work:
+    """Whole chains, those of an earlier version if there is one, and what is written by hand today."""
 
     def pickled(values: Weights) -> bytes:
         out = io.BytesIO()
@@ -113,7 +154,11 @@ def on_trees(tree: Weights) -> Work:
         }
 
     zstd, unzstd = (lambda data: zstandard.compress(data, 3)), zstandard.decompress
-    work: Work = {name: chain(spec) for name, spec in CHAINS.items()}
+    work = chains(tree, codec, wire)
+    if before is not None:
+        old = chains(tree, *before)
+        assert all(old[name][0]() == work[name][0]() for name in work), "bytes differ from those of the earlier commit"
+        work |= {BEFORE + name: pair for name, pair in old.items()}
     work["today: pickled tensors"] = lambda: pickled(tree), load
     work["today: pickled, zlib"] = lambda: zlib.compress(pickled(tree)), lambda data: load(zlib.decompress(data))
     work["today: pickled, zstd 3"] = lambda: zstd(pickled(tree)), lambda data: load(unzstd(data))
@@ -131,7 +176,7 @@ def measure(work: Work, flat: torch.Tensor, repeats: int) -> dict[str, dict[str,
     for name, (pack, unpack) in work.items():
         runs[name + "/encode"] = pack
         runs[name + "/decode"] = lambda unpack=unpack, name=name: unpack(data[name])
-    times = interleaved(runs, repeats)
+    times = interleaved(runs, repeats, clock=time.thread_time)
     copy = times["copy"]["median"]
     rows: dict[str, dict[str, float]] = {
         name: {"bytes": 4 * flat.numel(), "ms": 1e3 * times[name]["median"], "least ms": 1e3 * times[name]["min"]}
@@ -158,6 +203,15 @@ def budget(rows: dict[str, dict[str, float]], name: str) -> dict[str, float]:
 
 
 def main() -> None:
+    reader = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    reader.add_argument("--before", metavar="COMMIT", help="chains of an earlier commit, for comparison")
+    commit = reader.parse_args().before
+    with TemporaryDirectory() as folder:
+        compare(earlier(commit, folder) if commit else None, commit)
+
+
+def compare(before: tuple[Any, Any] | None, commit: str | None) -> None:
+    """Measure everything, print tables, and write the file of results."""
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     flat = torch.from_numpy(rng.laplace(size=N).astype(np.float32))
@@ -184,8 +238,9 @@ def main() -> None:
         for name, value in model.weights.items()
         if value.is_floating_point()
     }
-    one = measure({name: each for name, each in on_trees({"w": flat}).items() if name in CHAINS}, flat, 9)
-    many = measure(on_trees(network), torch.cat([value.reshape(-1) for value in network.values()]), 5)
+    alone = {name: each for name, each in on_trees({"w": flat}, before).items() if not name.startswith("today")}
+    one = measure(alone, flat, 9)
+    many = measure(on_trees(network, before), torch.cat([value.reshape(-1) for value in network.values()]), 5)
     print("\n| ResNet-18 | bytes | smaller than fp32 | encode, copies | decode, copies | both, as one tensor |")
     print("|---|---|---|---|---|---|")
     whole = many["copy"]["bytes"]
@@ -198,8 +253,9 @@ def main() -> None:
                 f"| {row['encode copies']:.1f} | {row['decode copies']:.1f} | {single} |"
             )
     within = budget(one, "topk .01, signmag 8")
-    print("\nbudget, at most 15: " + ", ".join(f"{name} {value:.1f}" for name, value in within.items()))
-    save("codec", {"values": N, "positions": masks, "one tensor": one, "resnet18": many, "budget": within})
+    print("\ngoal, at most 5: " + ", ".join(f"{name} {value:.1f}" for name, value in within.items()))
+    found = {"values": N, "positions": masks, "one tensor": one, "resnet18": many, "budget": within}
+    save("codec", found | ({"before": commit} if commit else {}))
 
 
 if __name__ == "__main__":

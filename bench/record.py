@@ -17,15 +17,20 @@ from fedbonsai.runs.provenance import commit
 RESULTS = Path(__file__).parent / "results"
 
 
-def interleaved(work: Mapping[str, Callable[[], object]], repeats: int, warm: int = 1) -> dict[str, dict[str, float]]:
+def interleaved(
+    work: Mapping[str, Callable[[], object]],
+    repeats: int,
+    warm: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, dict[str, float]]:
     """Seconds of each piece of work, run in turn so that a noisy machine is noisy for all of them alike."""
     times: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(warm + repeats):
         for name, run in work.items():
-            start = time.perf_counter()
+            start = clock()
             run()
             if turn >= warm:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return {
         name: {"median": statistics.median(each), "min": min(each), "max": max(each), "repeats": repeats}
         for name, each in times.items()

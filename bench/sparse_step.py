@@ -28,12 +28,13 @@ from typing import Any, Literal
 import torch
 
 from bench.record import RESULTS, facts, save
-from fedbonsai.arch import Arch
+from fedbonsai.arch import Arch, keeping
 from fedbonsai.cached_module import CachedModule
 from fedbonsai.core import Client, Samples
 from fedbonsai.devices.footprint import ONE_THREAD, TIDY
+from fedbonsai.measured import clock
 from fedbonsai.model import Model
-from fedbonsai.sparse.breakeven import breakeven, clock
+from fedbonsai.sparse.breakeven import breakeven
 from fedbonsai.sparse.convert import chosen, inputs, sparse_net
 from fedbonsai.training.loop import train
 from fedbonsai.training.optimizers import SGD
@@ -59,26 +60,19 @@ PLAIN = {  # torch's own loops, its convolutions, its products of matrices, and 
 
 @dataclass(frozen=True)
 class Job:
-    """A network, its images and classes; steps in one call of the loop, and turns."""
+    """A network, the shape of one input and its classes; steps in one call of the loop, and turns."""
 
     arch: str
-    channels: int
-    size: int
+    options: Mapping[str, Any]
+    sample: tuple[int, ...]
     classes: int
     steps: int
     repeats: int
     quick: int
-    widths: tuple[int, ...] = ()
 
     def model(self) -> Model:
         """Freshly drawn."""
-        options = {"channels": self.channels, "size": self.size, "classes": self.classes}
-        return Model.init(Arch(self.arch, options | ({"widths": self.widths} if self.widths else {})), 0)
-
-    @property
-    def sample(self) -> tuple[int, int, int]:
-        """Shape of an image."""
-        return self.channels, self.size, self.size
+        return Model.init(Arch(self.arch, {**self.options, "classes": self.classes}), 0)
 
     def client(self) -> Client:
         """Samples of one call of the loop."""
@@ -87,12 +81,28 @@ class Job:
         return Client("a", 0, Samples(x, torch.arange(count) % self.classes), Samples(x[:0], torch.arange(0)))
 
 
+def pictures(channels: int, size: int) -> tuple[dict[str, int], tuple[int, ...]]:
+    """Options of a network of square images, and the shape of one."""
+    return {"channels": channels, "size": size}, (channels, size, size)
+
+
+def series(**options: int) -> tuple[dict[str, int], tuple[int, ...]]:
+    """Options of a network of series of 100 steps of six features, and the shape of one."""
+    return {"length": 100, "features": 6, **options}, (100, 6)
+
+
+GREY, COLOUR, SERIES = pictures(1, 28), pictures(3, 32), series()
 JOBS = {
-    "mlp 1024-1024": Job("mlp", 1, 28, 10, 20, 15, 9, (1024, 1024)),
-    "conv2": Job("conv2", 1, 28, 62, 4, 9, 7),
-    "vgg11": Job("vgg11", 3, 32, 10, 2, 7, 3),
-    "resnet18": Job("resnet18", 3, 32, 10, 2, 5, 3),
+    "mlp 1024-1024": Job("mlp", {**GREY[0], "widths": (1024, 1024)}, GREY[1], 10, 20, 15, 9),
+    "conv2": Job("conv2", *GREY, 62, 4, 9, 7),
+    "vgg11": Job("vgg11", *COLOUR, 10, 2, 7, 3),
+    "resnet18": Job("resnet18", *COLOUR, 10, 2, 5, 3),
+    "cnn1d": Job("cnn1d", *SERIES, 5, 10, 15, 15),
+    "cnn1d 128-192-256": Job("cnn1d", {**SERIES[0], "widths": (128, 192, 256)}, SERIES[1], 5, 4, 15, 9),
+    "gru": Job("gru", *SERIES, 5, 4, 15, 9),
+    "tiny-transformer 128": Job("tiny-transformer", *series(width=128, hidden=256, heads=4), 5, 4, 15, 9),
 }
+IMAGES = ("mlp 1024-1024", "conv2", "vgg11", "resnet18")  # what the documents show; series are asked for by name
 
 
 def masked(model: Model, density: float) -> tuple[Model, dict[str, torch.Tensor]]:
@@ -125,6 +135,8 @@ def timed(job: Job, repeats: int) -> dict[str, dict[str, float]]:
 
     full = {name: torch.ones_like(value, dtype=torch.bool) for name, value in model.weights.items() if value.dim() > 1}
     for key, sgd in DENSE.items():
+        if sgd.channels_last and len(job.sample) < 3:
+            continue  # an order of images
         if sgd.precision == "fp32" or not limits():  # without its units bf16 takes many times as long
             add(f"dense {key}", model, sgd, full)
     for density in DENSITIES:
@@ -152,10 +164,10 @@ def timed(job: Job, repeats: int) -> dict[str, dict[str, float]]:
 
 def densities(job: Job) -> dict[str, float]:
     """Break-even density of each layer, by its shape and image."""
-    module = CachedModule(job.model().arch, job.model().weights).module
+    net = CachedModule(job.model().arch, job.model().weights)
     return {
         f"{name} {layer} at {'x'.join(map(str, image))}": breakeven(layer, image, BATCH)
-        for name, (layer, image) in inputs(module, job.sample).items()
+        for name, (layer, image) in inputs(net, job.sample).items()
     }
 
 
@@ -230,7 +242,7 @@ def main() -> None:
     reader = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     reader.add_argument("--quick", action="store_true", help="one thread, few turns")
     reader.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    reader.add_argument("--networks", nargs="+", default=list(JOBS), choices=list(JOBS))
+    reader.add_argument("--networks", nargs="+", default=list(IMAGES), choices=list(JOBS))
     reader.add_argument("--plain-cpu", action="store_true", help="128-bit vectors without fused products")
     reader.add_argument("--add", action="store_true", help="keep what the file of results has of other networks")
     reader.add_argument("--save", default="", help="name of the file in bench/results")
@@ -251,7 +263,8 @@ def main() -> None:
         print("| network | dense, ms | bf16 | " + " | ".join(f"{d:g} (auto)" for d in DENSITIES) + " |")
         print("|---" * (3 + len(DENSITIES)) + "|")
         for key, job in jobs.items():
-            rows = timed(job, job.quick if given.quick else job.repeats)
+            with keeping():  # as in a run, network objects serve again
+                rows = timed(job, job.quick if given.quick else job.repeats)
             found.setdefault("threads", {}).setdefault(str(threads), {})[key] = rows
             print(f"| {key} | {cells(rows)} |", flush=True)
     if 1 in given.threads or given.quick:

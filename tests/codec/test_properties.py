@@ -7,12 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedbonsai.stages.codec import apply, parse, positions
-from fedbonsai.stages.codec.bits import pack, packed_size, unpack
+from fedbonsai.errors import NotFinite
+from fedbonsai.stages.codec import apply, gaps, parse, positions
+from fedbonsai.stages.codec.bits import ones, pack, packed_size, unpack
 from fedbonsai.stages.codec.cursor import Cursor
 from fedbonsai.stages.codec.draws import SUBSET, Draws
 from fedbonsai.stages.codec.hadamard import rotate, unrotate
 from fedbonsai.stages.codec.select import above, count_of, largest, largest_per_row
+from fedbonsai.stages.codec.squeeze import unsqueeze
+from fedbonsai.stages.codec.tensors import Sparse, taken
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**100), max_value=2.0**100)
 vectors = hnp.arrays(np.float32, st.integers(1, 400), elements=finite) | hnp.arrays(
@@ -50,6 +53,63 @@ def test_selection_of_large_tensors_never_depends_on_the_sample(kind, k):
     }[kind]().astype(np.float32)
     assert (largest(x, k) == stable(x, k)).all()
     assert (largest(x.astype(np.float64), k) == stable(x, k)).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [4_096, 131_073, 1_048_577, 1_200_003])
+def test_selection_at_the_edges_of_its_blocks(n, dtype):
+    x = np.random.default_rng(n).integers(-40, 41, n).astype(dtype)  # ties everywhere
+    x[[0, -1]] = 41, -41
+    for k in (1, 2, 3, n // 100, n // 9, n - 1):
+        assert (largest(x, k) == stable(x, k)).all(), k
+    for tau in (0.0, 39.0, 40.0, 41.0, float(np.finfo(dtype).max)):
+        assert (above(x, tau) == np.flatnonzero(np.abs(x) > tau)).all(), tau
+    assert len(above(x.astype(np.float32), 1e300)) == 0  # beyond the type of the values
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("at", [0, 131_071, 131_072, 1_048_576, 1_200_002])
+def test_what_is_not_finite_is_found_wherever_it_is(value, at):
+    x = np.zeros(1_200_003, np.float32)
+    x[at] = value
+    for select in (lambda: largest(x, 12_000), lambda: above(x, 1.0), lambda: above(x, 1e300), lambda: largest(x, 1)):
+        with pytest.raises(NotFinite):
+            select()
+
+
+@pytest.mark.parametrize("count", [0, 1, 8, 4_095, 32_767, 40_001, 400_003])
+@pytest.mark.parametrize("density", [0.0, 1e-4, 0.01, 0.09, 0.12, 0.5, 1.0])
+def test_ones(count, density):
+    flags = np.random.default_rng(0).random(count) < density
+    flags[-1:] = True
+    assert (ones(np.packbits(flags, bitorder="little"), count) == np.flatnonzero(flags)).all()
+    flags[: count // 2] = False  # all in one half
+    assert (ones(np.packbits(flags, bitorder="little"), count) == np.flatnonzero(flags)).all()
+
+
+def test_gaps_by_hand():
+    steps = np.array([0, 254, 255, 256, 510, 765])
+    data = gaps.encode(steps)
+    octets = [0, 254, 255, 0, 255, 1, 255, 255, 0, 255, 255, 255, 0]
+    assert unsqueeze(Cursor(memoryview(data)), 100) == bytes(octets)
+    places = np.cumsum(steps + 1) - 1
+    assert (gaps.decode(Cursor(memoryview(data)), 10_000, len(steps)) == places).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_elements_are_taken_and_put_back_bit_by_bit(dtype):
+    value = torch.randn(2_000).to(dtype)
+    value[7] = -0.0
+    places = np.array([0, 7, 8, 1_999])
+    kept = taken(value, places)
+    assert kept.dtype == dtype
+    assert kept.view(torch.uint8).equal(value[torch.from_numpy(places)].view(torch.uint8))
+    sent = Sparse(torch.from_numpy(places), kept)
+    expected = torch.zeros(40, 50, dtype=dtype)
+    expected.view(-1)[places] = kept
+    assert sent.dense(torch.empty(40, 50, dtype=dtype)).view(torch.uint8).equal(expected.view(torch.uint8))
+    base = torch.randn(40, 50).to(dtype)
+    assert sent.added(base, -1).equal(base - expected)
 
 
 def test_counts():

@@ -7,9 +7,9 @@ import torch
 
 pytest.importorskip("numba")
 
+from fedbonsai import measured
 from fedbonsai.cached_module import CachedModule
 from fedbonsai.core import Client, Samples
-from fedbonsai.sparse import breakeven
 from fedbonsai.sparse.convert import SparseNet, chosen
 from fedbonsai.sparse.growth import watching
 from fedbonsai.stages.pruning.masks import masked, prunable
@@ -75,9 +75,9 @@ def test_training_with_sparse_layers_gives_what_dense_training_gives(kind):
 
 def test_the_breakeven_of_layers_of_series_is_measured(monkeypatch, tmp_path):
     monkeypatch.setenv("FEDBONSAI_CACHE", str(tmp_path))
-    monkeypatch.setattr(breakeven, "SECONDS", 0.0)
+    monkeypatch.setattr(measured, "SECONDS", 0.0)
     made, masks = under_masks("cnn1d")
     chosen(made, masks, KINDS["cnn1d"][2], 4)
-    known = json.loads(breakeven.kept().read_text())
+    known = json.loads((tmp_path / "breakeven.json").read_text())
     assert sum("Conv1d" in key for key in known) == 2
     assert all(0 <= density <= 1 for density in known.values())

@@ -19,10 +19,12 @@ def encode(gaps: Ints) -> bytes:
     """Varint length and frame."""
     if int(gaps.max()) < _ESCAPE:
         return squeeze(gaps.astype(np.uint8))
-    whole, rest = np.divmod(gaps, _ESCAPE)
-    ends = np.cumsum(whole + 1) - 1
+    whole = gaps // _ESCAPE
+    ends = np.cumsum(whole)
+    ends += np.arange(len(gaps))
     octets: Octets = np.full(int(ends[-1]) + 1, _ESCAPE, np.uint8)
-    octets[ends] = rest
+    whole += gaps  # gap - 255 whole, in 8 bits
+    octets[ends] = whole.astype(np.uint8)
     return squeeze(octets)
 
 

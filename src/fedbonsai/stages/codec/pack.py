@@ -109,7 +109,7 @@ class _Record:
         n = flat.numel()
         if indices is not None and len(indices) == n:
             indices = None
-        kept = flat if indices is None else flat[torch.from_numpy(indices)]
+        kept = flat if indices is None else tensors.taken(flat, indices)
         if not bool(kept.any()):
             return [bytes([positions.EMPTY])]
         if self.sparsifier is not None and indices is not None:

@@ -15,6 +15,7 @@ from fedbonsai.stages.codec.draws import Draws
 from fedbonsai.stages.codec.select import Floats
 
 _BLOCK = 1 << 15  # float64 intermediates stay in cache
+_BEYOND = 2.0**128 - 2.0**103  # the least magnitude that fp32 rounds to infinity
 
 Single = npt.NDArray[np.float32]
 
@@ -25,13 +26,11 @@ def single(value: float | np.floating, what: str) -> float:
     Raises:
         NotFinite: it is beyond fp32.
     """
-    with np.errstate(over="ignore"):
-        rounded = np.float32(value)
-    if not np.isfinite(rounded):
+    if not abs(float(value)) < _BEYOND:
         raise NotFinite(
             f"{what} = {value}: beyond the range of fp32; scale the update down, or send it without quantizer"
         )
-    return float(rounded)
+    return float(np.float32(value))
 
 
 def codes(values: Floats, low: float, step: float, top: int, draws: Draws | None) -> Octets:

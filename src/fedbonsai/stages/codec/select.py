@@ -13,12 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from fedbonsai.errors import NotFinite
-from fedbonsai.stages.codec.bits import Ints
+from fedbonsai.stages.codec.bits import Ints, ones, packed_size
 
 Floats = npt.NDArray[np.floating[Any]]
+Flags = npt.NDArray[np.bool_]
 
-_BLOCK = 1 << 17  # values worked on at a time: what is computed of them stays in cache
-_SAMPLE = 1 << 15
+_BLOCK = 1 << 17  # values worked on at a time, a multiple of 8: what is computed of them stays in cache
+_SPAN = 8 * _BLOCK  # values whose few places are found at once: in memory that is small enough to be there already
+_SAMPLE = 1 << 15  # values at most
+_SAMPLED = 64  # one of so many, at least; fewer of large tensors
+_SMALL = 1 << 12  # values that are sorted out at once
 
 
 def count_of(fraction: float, n: int) -> int:
@@ -26,29 +30,57 @@ def count_of(fraction: float, n: int) -> int:
     return min(n, max(1, math.ceil(round(fraction * n, 6))))
 
 
-def _scan(values: Floats, bound: float, compare: np.ufunc) -> tuple[Ints, Floats]:
-    """Indices and magnitudes of the values that pass ``compare(magnitude, bound)``; checks that all are finite.
+def _reaching(values: Floats, bound: float, inside: tuple[np.ufunc, np.ufunc]) -> tuple[Ints, Floats]:
+    """Indices, ascending, and magnitudes of the values that are not inside of a bound; checks that all are finite.
+
+    Args:
+        values: flat.
+        bound: magnitude; with NaN nothing is inside.
+        inside: comparisons with ``bound`` and ``-bound`` that hold inside.
 
     Raises:
         NotFinite: a value is NaN or infinite.
     """
     found: list[Ints] = []
     kept: list[Floats] = []
-    # buffers that are used again stay in cache, and cost no new pages
-    buffer = np.empty(min(_BLOCK, len(values)), values.dtype)
-    flags = np.empty(len(buffer), np.bool_)
+    buffers = np.empty((2, min(_BLOCK, len(values))), np.bool_)
     with np.errstate(invalid="ignore", over="ignore"):
-        limit = values.dtype.type(bound)
-        for start in range(0, len(values), _BLOCK):
-            block = values[start : start + _BLOCK]
-            magnitudes = np.abs(block, out=buffer[: len(block)])
-            if not magnitudes.max() < np.inf:  # NaN fails this too
-                raise NotFinite("not finite: a value is NaN or infinite; lower the learning rate or skip this round")
-            passed = np.flatnonzero(compare(magnitudes, limit, out=flags[: len(block)]))
-            kept.append(magnitudes[passed])
-            passed += start
-            found.append(passed)
-    return np.concatenate(found), np.concatenate(kept)
+        limit = np.minimum(values.dtype.type(bound), np.finfo(values.dtype).max)  # infinity is outside of every bound
+        for start in range(0, len(values), _SPAN):
+            span = values[start : start + _SPAN]
+            places = _outside(span, limit, inside, buffers)
+            kept.append(span.take(places))
+            places += start
+            found.append(places)
+    magnitudes = np.abs(np.concatenate(kept))
+    _refuse(magnitudes)
+    return np.concatenate(found), magnitudes
+
+
+def _outside(values: Floats, limit: np.floating, inside: tuple[np.ufunc, np.ufunc], buffers: Flags) -> Ints:
+    """Indices of the values that are not inside of a limit, NaN among them; buffers are written."""
+    bits = np.empty(packed_size(len(values), 1), np.uint8)
+    for start in range(0, len(values), _BLOCK):
+        block = values[start : start + _BLOCK]
+        below, over = buffers[:, : len(block)]
+        inside[0](block, limit, out=below)
+        inside[1](block, -limit, out=over)
+        below &= over
+        bits[start // 8 : (start + len(block) + 7) // 8] = np.packbits(below, bitorder="little")
+    np.invert(bits, out=bits)
+    bits[-1] &= 0xFF >> -len(values) % 8
+    return ones(bits, len(values))
+
+
+def _refuse(magnitudes: Floats) -> None:
+    """Nothing but finite values.
+
+    Raises:
+        NotFinite: a value is NaN or infinite.
+    """
+    with np.errstate(invalid="ignore"):
+        if not magnitudes.max(initial=0) < np.inf:  # NaN fails this too
+            raise NotFinite("not finite: a value is NaN or infinite; lower the learning rate or skip this round")
 
 
 def check_finite(values: Floats) -> bool:
@@ -70,7 +102,7 @@ def check_finite(values: Floats) -> bool:
 
 def above(values: Floats, tau: float) -> Ints:
     """Indices with magnitude above ``tau``, ascending."""
-    return _scan(values, tau, np.greater)[0]
+    return _reaching(values, tau, (np.less_equal, np.greater_equal))[0]
 
 
 def largest(values: Floats, k: int) -> Ints:
@@ -87,20 +119,22 @@ def largest(values: Floats, k: int) -> Ints:
     if k == n:
         check_finite(values)
         return np.arange(n)
-    guess = _guess(values, k)
-    found, magnitudes = _scan(values, guess, np.greater_equal)
-    if len(found) < k:  # the sample missed: everything is a candidate
-        found, magnitudes = np.arange(n), np.abs(values)
-    return found[_keep(magnitudes, k)]
+    if guess := _guess(values, k):
+        found, magnitudes = _reaching(values, guess, (np.less, np.greater))
+        if len(found) >= k:
+            return found.take(_keep(magnitudes, k))
+    magnitudes = np.abs(values)  # no guess, or the sample missed: everything is a candidate
+    _refuse(magnitudes)
+    return _keep(magnitudes, k)
 
 
 def _guess(values: Floats, k: int) -> float:
     """A magnitude that a little more than ``k`` values reach, most likely; 0 admits all."""
     n = len(values)
-    if n < 4 * _SAMPLE:
+    if n < _SMALL:
         return 0.0
     # an odd stride does not fall in step with rows of even length
-    sample = np.abs(values[:: (n // _SAMPLE) | 1])
+    sample = np.abs(values[:: max(_SAMPLED, n // _SAMPLE) | 1])
     expected = k * len(sample) / n
     rank = int(expected + 4 * math.sqrt(expected) + 4)  # four standard deviations: the sample rarely misses
     if rank >= len(sample):

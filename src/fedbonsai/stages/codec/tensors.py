@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from fedbonsai.errors import BadMessage, NotFinite
-from fedbonsai.stages.codec.bits import Octets, pack, packed_size, unpack
+from fedbonsai.stages.codec.bits import Ints, Octets, pack, packed_size, unpack
 from fedbonsai.stages.codec.cursor import Cursor
 from fedbonsai.stages.codec.select import Floats
+
+_SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @contextmanager
@@ -43,7 +45,7 @@ class Sparse:
             return self.values.reshape(like.shape).to(like.device)
         # NumPy asks the system for zero pages, large ones where it can: several times faster than clearing new memory
         out = torch.from_numpy(np.zeros(like.numel() * like.element_size(), np.uint8)).view(like.dtype)
-        out[self.indices] = self.values
+        out.scatter_(0, self.indices, self.values)
         return out.reshape(like.shape).to(like.device)
 
     def added(self, base: Tensor, sign: int) -> Tensor:
@@ -53,7 +55,7 @@ class Sparse:
         out = base.detach().clone().contiguous()
         flat = out.view(-1)
         places = self.indices.to(base.device)
-        flat[places] += sign * self.values.to(base.device)
+        flat.scatter_(0, places, flat.index_select(0, places) + sign * self.values.to(base.device))
         return out
 
 
@@ -77,6 +79,11 @@ def raw(value: Tensor) -> Octets:
     if value.dtype == torch.bool:
         return pack(value.numpy().view(np.uint8), 1)
     return value.view(torch.uint8).numpy()
+
+
+def taken(value: Tensor, indices: Ints) -> Tensor:
+    """Elements of a flat floating tensor; NumPy gathers several times faster than torch, but knows fewer types."""
+    return torch.from_numpy(value.view(_SAME_SIZE[value.element_size()]).numpy().take(indices)).view(value.dtype)
 
 
 def from_raw(cursor: Cursor, count: int, dtype: torch.dtype) -> Tensor:
