@@ -56,13 +56,14 @@ CASES = {
 }
 
 
-def people(count: int, samples: int, shape: tuple[int, ...]) -> list[Client]:
-    """Clients of so many random samples each."""
+def people(count: int, samples: int, shape: tuple[int, ...], device: str = "cpu") -> list[Client]:
+    """Clients of so many random samples each, that train on a device."""
     random = generator(0)
     x = torch.randn(count * samples, *shape, generator=random)
     y = torch.randint(0, 10, (count * samples,), generator=random)
     parts = [slice(i * samples, (i + 1) * samples) for i in range(count)]
-    return [Client(f"{i:04d}", 0, Samples(x[p], y[p]), Samples(x[:0], y[:0])) for i, p in enumerate(parts)]
+    nothing = Samples(x[:0], y[:0])
+    return [Client(f"{i:04d}", 0, Samples(x[p], y[p]), nothing, device) for i, p in enumerate(parts)]
 
 
 def run(fleet: Fleet, model: Model, sgd: SGD, rounds: int, asked: int) -> Model:

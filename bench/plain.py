@@ -13,9 +13,16 @@ from fedbonsai.tree import generator, seed_of
 
 
 def fedavg(
-    model: nn.Module, clients: list[Client], cohorts: list[list[int]], lr: float, momentum: float, batch: int
+    model: nn.Module,
+    clients: list[Client],
+    cohorts: list[list[int]],
+    lr: float,
+    momentum: float,
+    batch: int,
+    device: str = "cpu",
 ) -> nn.Module:
     """Rounds of FedAvg; the order of samples is that of the library, so that the final weights can be compared."""
+    model = model.to(device)
     for t, cohort in enumerate(cohorts):
         total: dict[str, torch.Tensor] = {}
         examples = 0
@@ -23,7 +30,7 @@ def fedavg(
             client = clients[index]
             local = copy.deepcopy(model).train()
             optimiser = torch.optim.SGD(local.parameters(), lr=lr, momentum=momentum)
-            x, y = client.train.x, client.train.y
+            x, y = client.train.x.to(device), client.train.y.to(device)
             order = torch.randperm(len(y), generator=generator(seed_of(0, client.id, t, 0)))
             starts = range(0, len(y), batch)
             for begin in starts:

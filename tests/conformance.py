@@ -81,9 +81,16 @@ def reference():
 
 @pytest.fixture(scope="module")
 def pools():
-    made: dict[int, PoolFleet] = {}
+    made: dict[tuple[int, int], PoolFleet] = {}
     held = people(CASES[0])
-    yield lambda workers: made.setdefault(workers, PoolFleet(held, workers))
+
+    def of(workers: int, batch: int = 1) -> PoolFleet:
+        if (workers, batch) not in made:
+            made[workers, batch] = PoolFleet(held, workers, batch)
+        made[workers, batch].restore({})
+        return made[workers, batch]
+
+    yield of
     for pool in made.values():
         pool.close()
 
@@ -119,21 +126,15 @@ def test_same_state_without_the_wire(case, reference):
 @each
 @pytest.mark.parametrize("workers", [2, *also(1, 3)])
 def test_same_state_in_worker_processes(case, reference, pools, workers):
-    pool = pools(workers)
-    pool.restore({})
-    assert states(case, pool) == reference(case)
+    assert states(case, pools(workers)) == reference(case)
 
 
 @pytest.mark.slow
 @each
-def test_clients_that_train_together(case, reference):
+def test_clients_that_train_together(case, reference, pools):
     """Byte-equal wherever they do, and what they learn is what each learns alone, but for the last bits."""
     state = states(case, LocalFleet(people(case), batch=2), rounds=1)
-    pool = PoolFleet(people(case), 2, batch=2)
-    try:
-        assert states(case, pool, rounds=1) == state
-    finally:
-        pool.close()
+    assert states(case, pools(2, 2), rounds=1) == state
     ours, alone = (stage(case).method.model(decode(end)).weights for end in (state[-1], reference(case)[1]))
     gaps = torch.cat([(ours[name].double() - value.double()).abs().flatten() for name, value in alone.items()])
     # which values are the largest may turn on a last bit

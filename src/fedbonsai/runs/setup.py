@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fedbonsai import data
-from fedbonsai.arch import GIVEN, Arch, renew
+from fedbonsai.arch import GIVEN, Arch, keeping, renew
 from fedbonsai.core import Client, Fleet, Method
 from fedbonsai.data.classes import few
 from fedbonsai.data.federation import Federation
@@ -34,6 +34,7 @@ from fedbonsai.runs.config import ClockConfig, FleetConfig, RunConfig, local_tra
 from fedbonsai.runs.dry import rehearse, told
 from fedbonsai.runs.shapes import advice
 from fedbonsai.runs.survey import question
+from fedbonsai.training.stacked.orders import Order
 from fedbonsai.tree import seed_of
 from fedbonsai.work import Episode
 
@@ -147,11 +148,29 @@ def rehearsed(config: RunConfig, data: Federation) -> tuple[Model, tuple[str, ..
     return made, (*said, *data.remarks(), *heard)
 
 
-def together(config: RunConfig, model: Model, data: Federation) -> int:
-    """How many clients train fastest together on this machine."""
+def together(config: RunConfig, model: Model, data: Federation) -> tuple[int, tuple[str, ...]]:
+    """How many clients of a process train together, and what is to be said of it.
+
+    As configured, or as many as are fastest on this machine; those that cannot be stacked train one after another all the same.
+    """
+    if config.fleet.batch == 1:
+        return 1, ()
+    from fedbonsai.training.stacked.stackable import refusal
     from fedbonsai.training.stacked.width import width
 
-    return width(model, local_training(config.method), max(data.train, key=len), config.fleet.device)
+    sgd, samples = local_training(config.method), max(data.train, key=len)
+    me = Client("", 0, samples, samples[:0], config.fleet.device)
+    with keeping():
+        why = refusal(Order(model, me, sgd))
+    if why:
+        return 1, (f"fleet.batch = {config.fleet.batch}: clients train one after another, since {why}",)
+    if config.fleet.batch != "auto":
+        return config.fleet.batch, ()
+    found = width(model, sgd, samples, config.fleet.device)
+    said = (
+        f"{found} clients at a time train fastest here" if found > 1 else "one client after another trains fastest here"
+    )
+    return found, (f"fleet.batch = 'auto': {said}",)
 
 
 def options_of(config: RunConfig) -> set[str]:
@@ -299,11 +318,11 @@ def run_context(config: RunConfig, split: Path | None = None, answers: Path | No
         costs = Costs()
         clock = clock_of(config.clock, held.ids, config.seed)
         timed = partial(Timed, clock=clock, costs=costs)
-    if config.fleet.batch == "auto":
-        config = replace(config, fleet=replace(config.fleet, batch=together(config, start, held.supposed())))
+    batch, told_of_it = together(config, start, held.supposed())
+    config = replace(config, fleet=replace(config.fleet, batch=batch))
     people = clients(held, config.fleet.device)
     fleet = fleet_of(config.fleet, people, ledger, answers, timed, start.arch.base, asks)
     empty = held.samples[:0]
     server = Client("server", config.seed, held.server if len(held.server) else empty, empty, config.fleet.device)
-    batch = config.fleet.batch if isinstance(config.fleet.batch, int) else 1
+    said = (*said, *told_of_it)
     return RunContext(config.method, start, held, server, fleet, ledger, costs, said, ask, batch)  # type: ignore[arg-type]
