@@ -100,7 +100,7 @@ def chains(tree: Weights, codec: Any, wire: Any) -> Work:
 def earlier(commit: str, folder: str) -> tuple[Any, Any]:
     """Codecs and wire format of an earlier commit, loaded beside those of today."""
     packed = subprocess.run(["git", "archive", commit, "src"], check=True, capture_output=True).stdout
-    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+    with tarfile.TarFile(fileobj=io.BytesIO(packed)) as archive:
         archive.extractall(folder, filter="data")
 
     def ours() -> list[str]:

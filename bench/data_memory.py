@@ -106,7 +106,12 @@ def measured(folder: Path, cache: Path) -> dict[str, float]:
     """Read once in a process of its own."""
     env = os.environ | {"FEDBONSAI_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     child = subprocess.run(
-        [sys.executable, "-c", CHILD, str(folder)], env=env, capture_output=True, text=True, check=False
+        [sys.executable, "-c", CHILD, str(folder)],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        encoding="utf-8",
     )
     if child.returncode:
         raise SystemExit(child.stderr[-1000:])

@@ -159,7 +159,7 @@ def exhaust(name: str) -> None:
     """Run every setting of a job, and write the table; what was run before is kept."""
     job, file = JOBS[name], TABLES / f"{name}.json"
     TABLES.mkdir(parents=True, exist_ok=True)
-    known: dict[str, Any] = json.loads(file.read_text())["settings"] if file.exists() else {}
+    known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["settings"] if file.exists() else {}
     with tempfile.TemporaryDirectory() as home:
         data = Path(home) / job.data
         data.mkdir()
@@ -179,7 +179,7 @@ def exhaust(name: str) -> None:
                 or f"{standing.value(ROUNDS):.4f}, {standing.bytes[-1]:,.0f} bytes, {standing.took:.1f} s"
             )
             print(f"{name}: {described(labels)}: {said}", flush=True)
-            file.write_text(json.dumps({**facts(), "settings": known}, indent=None) + "\n")
+            file.write_text(json.dumps({**facts(), "settings": known}, indent=None) + "\n", encoding="utf-8")
 
 
 class Table:
@@ -287,7 +287,7 @@ def _drawn(known: Mapping[str, Standing], whole: Question, share: float, seed: i
 def compared(name: str) -> dict[str, Any]:
     """Mean regrets of a job."""
     job = JOBS[name]
-    table = json.loads((TABLES / f"{name}.json").read_text())
+    table = json.loads((TABLES / f"{name}.json").read_text(encoding="utf-8"))
     known = {label: Standing.of(plain) for label, plain in table["settings"].items()}
     whole = asked(job, None)
     fit = {label: each for label, each in known.items() if not each.failed and each.within(whole.limits)}

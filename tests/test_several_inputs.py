@@ -60,13 +60,13 @@ class Cut(Joined):
         return super().forward(x[:, :64].reshape(-1, *PICTURE), x[:, 64:])
 
 
-@network("test-joined")
+@network("test-named-inputs")
 def joined(shapes: dict[str, list[int]], classes: int = 2) -> nn.Module:
     assert {name: tuple(shape) for name, shape in shapes.items()} == {"image": PICTURE, "row": ROW}
     return Joined(classes)
 
 
-@network("test-cut")
+@network("test-cut-row")
 def cut(classes: int = 2) -> nn.Module:
     return Cut(classes)
 
@@ -102,7 +102,7 @@ def given() -> data.Given:
 
 SETTINGS = {
     "rounds": 2,
-    "model.name": "test-joined",
+    "model.name": "test-named-inputs",
     "model.options": {},
     "data.clients": 4,
     "data.partition": "natural",
@@ -171,7 +171,7 @@ def test_it_trains_as_a_network_that_cuts_one_row_itself(given, recipe):
     named = run_context(config(given, recipe))
     one = named.model.arch.options | {}
     one.pop("shapes")
-    plain = Model(replace(named.model.arch, name="test-cut", options=one, inputs=()), named.model.weights)
+    plain = Model(replace(named.model.arch, name="test-cut-row", options=one, inputs=()), named.model.weights)
     ends = []
     for model in (named.model, plain):
         fleet = LocalFleet(clients(named.federation))
@@ -199,7 +199,7 @@ def test_states_are_equal_wherever_clients_work(given, recipe):
 
 def test_operations_and_memory_are_those_of_the_same_network_of_one_row(given):
     named = run_context(config(given)).model
-    plain = Model(Arch("test-cut", {}), named.weights)
+    plain = Model(Arch("test-cut-row", {}), named.weights)
     # picture: 64 places, 9 * 1 * 8 and 9 * 8 * 8 products; row: 3 * 8; joined: 16 * 16 and 16 * 2
     assert macs(named, (67,)) == macs(plain, (67,)) == 64 * (72 + 576) + 24 + 256 + 32
     shapes = {name: tuple(value.shape) for name, value in named.weights.items()}

@@ -143,7 +143,7 @@ print(json.dumps([_resident(True) - before, held.samples.stored.nbytes, float(he
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ending", ["npy", "npz"])
+@pytest.mark.parametrize("ending", ["npy", pytest.param("npz", marks=pytest.mark.exhaustive)])
 def test_memory_of_large_bytes_is_a_small_part_of_them(tmp_path, ending):
     block = RANDOM.integers(0, 256, (50_000, 32, 32, 3), dtype=np.uint8)
     for split, times in (("train", 4), ("test", 1)):

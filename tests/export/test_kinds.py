@@ -48,8 +48,17 @@ def written(what, form, target, int8=False):
 
 
 QUICK = ("cnn1d", "gru", "tokens")  # the others take as long and tell as much
+LOWERED = ("cnn1d", "char-gru", "tokens")  # by ExecuTorch, ten seconds each; the rest is left to `make test-all`
 FILES = [
-    pytest.param(kind, form, int8, marks=[pytest.mark.slow] * (kind not in QUICK or form == "executorch"))
+    pytest.param(
+        kind,
+        form,
+        int8,
+        marks=[
+            *[pytest.mark.slow] * (kind not in QUICK or form == "executorch"),
+            *[pytest.mark.exhaustive] * (kind not in LOWERED and form == "executorch"),
+        ],
+    )
     for kind in KINDS
     for form in ("onnx", "executorch")
     if (kind, form) != ("gru", "executorch")  # unrolled twice it takes half a minute; char-gru stands for it

@@ -43,12 +43,12 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def begun(folder):
+def begun(folder, *more):
     """A plan in a process of its own."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     code = "import sys; from fedbonsai.cli import main; sys.exit(main(sys.argv[1:]))"
     return subprocess.Popen(
-        [sys.executable, "-c", code, *PLAN, "--runs", str(folder)], env=env, stdout=subprocess.DEVNULL
+        [sys.executable, "-c", code, *PLAN, *more, "--runs", str(folder)], env=env, stdout=subprocess.DEVNULL
     )
 
 
@@ -162,7 +162,7 @@ def test_the_same_command_again_answers_at_once_and_others_are_refused(whole, ca
 @pytest.mark.slow
 def test_ctrl_c_and_the_end_of_time_leave_the_best_so_far(tmp_path):
     plan = tmp_path / "plan"
-    process = begun(tmp_path)
+    process = begun(tmp_path, "--trials", "500")  # that it cannot be over when the signal comes
     end = time.monotonic() + HANGS
     while "rung-0" not in (plan / "journal.log").read_text() if (plan / "journal.log").exists() else True:
         assert process.poll() is None
@@ -176,6 +176,7 @@ def test_ctrl_c_and_the_end_of_time_leave_the_best_so_far(tmp_path):
     assert main([*words, "--hours", "1s", "--runs", str(tmp_path)]) in (0, 2), "its time is over by now"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_disk_that_fills_up_is_told_and_the_same_command_goes_on(whole, tmp_path, capsys):
     limited = ["bash", "-c", 'ulimit -f 12; exec "$@"', "-", sys.executable, "-c"]

@@ -200,6 +200,7 @@ os.fsync = full
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_full_disk_stops_it_in_words_and_with_room_it_goes_on():
     Path("full").touch()
