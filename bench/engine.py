@@ -11,7 +11,6 @@ there are workers in a pool, each of one thread. The floor is the same samples t
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from bench.plain import fedavg
 from bench.record import interleaved, save
 from fedbonsai.arch import Arch, keeping
 from fedbonsai.core import Client, Fleet, Samples, Scope, scope
+from fedbonsai.devices.footprint import _resident
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.pool import PoolFleet
 from fedbonsai.methods.averaging.method import Averaging
@@ -157,7 +157,7 @@ def measure_peak(asked: int, batch: int) -> None:
     clients = people(1000, 10, (1, 28, 28))
     model = Model.init(Arch("cnn-mnist", {"channels": 1, "size": 28, "classes": 10}), 0)
     run(LocalFleet(clients, batch=batch), model, SGD(batch=10), 2, asked)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
+    print(_resident(True) / 1e6)  # of this program alone: what getrusage says includes the one that started it
 
 
 def main() -> None:

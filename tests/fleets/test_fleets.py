@@ -6,6 +6,7 @@ import torch
 from fedbonsai import wire
 from fedbonsai.core import Device, Scope, scope
 from fedbonsai.errors import ConfigError, TaskFailed, Unanswered, exit_code
+from fedbonsai.fleets.crew import crew_size
 from fedbonsai.fleets.envelope import Receipt
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
@@ -367,3 +368,20 @@ def test_a_module_that_a_worker_cannot_import_matters_only_to_a_task_that_needs_
                 list(pool.ask(tasks.count, dict.fromkeys(pool.devices, Gate.choices["gone"]())))
     finally:
         pool.close()
+
+
+@pytest.mark.parametrize(
+    ("tasks", "batch", "workers", "size"),
+    [
+        (50, 16, 2, 13),
+        (10, 64, 2, 5),
+        (4, 3, 1, 2),
+        (3, 2, 1, 2),
+        (1, 8, 4, 1),
+        (0, 8, 2, 1),
+        (9, 1, 2, 1),
+        (7, 7, 1, 7),
+    ],
+)
+def test_crews_are_about_equal_and_none_is_idle(tasks, batch, workers, size):
+    assert crew_size(tasks, batch, workers) == size

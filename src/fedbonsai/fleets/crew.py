@@ -42,6 +42,17 @@ class Outcome(Generic[T]):
         return self.value  # type: ignore[return-value]
 
 
+def crew_size(tasks: int, batch: int, workers: int = 1) -> int:
+    """How many tasks run side by side: at most ``batch``, and about as many in each crew, so that no worker is idle.
+
+    >>> crew_size(50, 16, workers=2), crew_size(10, 64, workers=2), crew_size(4, 3)
+    (13, 5, 2)
+    """
+    crews = -(-tasks // batch)
+    crews += -crews % workers
+    return max(1, -(-tasks // max(1, crews)))
+
+
 def side_by_side(calls: Sequence[Callable[[], T]]) -> list[Outcome[T]]:
     """Run calls side by side, in their order; what they train is stacked where it can be.
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from fedbonsai.core import Answer, Answers, Client, Device, Memory, Scale, Scope, Silence, Task
 from fedbonsai.errors import Failed, Forgotten, Silent
-from fedbonsai.fleets.crew import side_by_side
+from fedbonsai.fleets.crew import crew_size, side_by_side
 from fedbonsai.fleets.envelope import Envelope, blamed, envelope, perform, receipt
 from fedbonsai.fleets.slots import Remembers
 from fedbonsai.telling import each
@@ -46,6 +46,7 @@ class LocalFleet(Remembers):
     ) -> Iterator[Answer[R] | Silence]:
         opened: tuple[bytearray | None, Any] = (None, None)  # equal messages are decoded once
         crew: list[_Call] = []
+        together = crew_size(len(send), self._batch)
         for index, (device, request) in enumerate(each("devices", send.items())):
             head = envelope(scope, ask, task.name, device.id, self._slots.base(device.id))
             received: Any = request
@@ -58,7 +59,7 @@ class LocalFleet(Remembers):
             # a copy, so that a task which writes into it and then fails leaves it as it was
             memory = decode(encode(self._slots.memory(device.id)), OWN)
             crew.append(_Call(task, device, head, received, memory, down, self._clients[device.id], self._wire))
-            if len(crew) == self._batch or index == len(send) - 1:
+            if len(crew) == together or index == len(send) - 1:
                 yield from self._done(crew)
                 crew = []
 

@@ -17,6 +17,7 @@ from fedbonsai.arch import Arch, networks
 from fedbonsai.choice import homes
 from fedbonsai.core import Answer, Answers, Client, Device, Scale, Scope, Silence, Task
 from fedbonsai.errors import ConfigError
+from fedbonsai.fleets.crew import crew_size
 from fedbonsai.fleets.envelope import envelope
 from fedbonsai.fleets.local import post
 from fedbonsai.fleets.slots import Remembers
@@ -106,7 +107,7 @@ class PoolFleet(Remembers):
     def _run(
         self, scope: Scope, ask: int, task: Task[Any, Any], devices: list[Device], payloads: list[bytearray]
     ) -> Iterator[Answer[Any] | Silence]:
-        together = min(self._batch, -(-len(devices) // len(self._workers)))  # no worker shall be idle
+        together = crew_size(len(devices), self._batch, len(self._workers))
         window = (2 * len(self._workers) + 2) * together
         waiting: dict[int, Answer[Any] | Silence] = {}
         serials: dict[int, int] = {}
