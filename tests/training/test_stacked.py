@@ -72,7 +72,7 @@ def apart(ended, alone):
     "sgd",
     [
         SGD(lr=0.05, momentum=0.9, clip=0.5, weight_decay=1e-3, proximal=0.1, batch=8),
-        pytest.param(Adam(lr=1e-3, batch=8, epochs=2), marks=pytest.mark.slow),
+        pytest.param(Adam(lr=1e-3, batch=8, epochs=2), marks=pytest.mark.exhaustive),
         pytest.param(AdamW(lr=1e-3, batch=8, steps=5), marks=pytest.mark.exhaustive),
     ],
     ids=lambda sgd: sgd.choice_name,
