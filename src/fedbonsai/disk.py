@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedbonsai.errors import DiskFull, Unwritable
+from fedbonsai.errors import ConfigError, DiskFull, Unwritable
 
 ADVICE = {
     errno.ENOSPC: "make room",
@@ -34,6 +34,20 @@ def refused(error: OSError, path: object = None) -> str:
         return ""
     what = path or error.filename or "what was to be written"
     return f"{what}: {error.strerror}; {ADVICE[error.errno]}"
+
+
+def room_for(target: Path) -> None:
+    """Make the folder of a file that ``--out`` names.
+
+    Raises:
+        ConfigError: it is a folder, or no file can be there.
+    """
+    if target.is_dir():
+        raise ConfigError(f"{target} is a folder; --out names a file")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{target} cannot be written: {error}") from None
 
 
 @contextmanager

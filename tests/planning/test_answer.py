@@ -1,6 +1,5 @@
 """What a plan says, by hand: the rounds that all runs bear, the choice by validation, the front, the sentence, the recipe."""
 
-import shutil
 import tomllib
 from dataclasses import replace
 
@@ -14,6 +13,7 @@ from fedbonsai.planning.page import page
 from fedbonsai.planning.question import Aim, Question, shared
 from fedbonsai.planning.search import Search, directions
 from fedbonsai.planning.standing import Standing
+from tests.browser import figures_of
 from tests.planning.table import ROUNDS, SPACE, Lookup, question
 
 
@@ -121,26 +121,8 @@ def test_the_recipe_has_neither_clock_nor_target_and_no_more_rounds_than_the_lim
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_the_page_in_a_browser(done, tmp_path, width, scheme):
-    sync = pytest.importorskip("playwright.sync_api")
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium on this machine")
     held = [finalist(done, place, s1=(run := done.feasible()[place].standing), s2=run) for place in range(2)]
     file = tmp_path / "plan.html"
     file.write_text(page(Answer(done.question, done, held)))
-    with sync.sync_playwright() as tool:
-        chromium = tool.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
-        view = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        faults: list[str] = []
-        view.on("console", lambda message: faults.append(message.text))
-        view.on("pageerror", lambda error: faults.append(str(error)))
-        asked: list[str] = []
-        view.on("request", lambda request: asked.append(request.url))
-        view.goto(file.as_uri())
-        view.wait_for_selector(".plot .main-svg")
-        assert faults == []
-        assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
-        assert view.locator("figure").count() == view.locator(".plot:has(.main-svg)").count() == 3
-        assert view.evaluate("document.documentElement.scrollWidth") <= width
-        assert view.locator("tr").count() > len(done.candidates)
-        chromium.close()
+    assert figures_of(file, width, scheme) == 3
+    assert file.read_text().count("<tr>") > len(done.candidates)

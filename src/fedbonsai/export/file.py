@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fedbonsai.disk import room_for
 from fedbonsai.errors import ConfigError
 from fedbonsai.export.formats import format_named
 from fedbonsai.export.parity import Parity, compare
@@ -89,9 +90,4 @@ def _writable(target: Path, run: Path) -> None:
     inside = target.resolve().parent == run.resolve()
     if inside and target.name in OWN:
         raise ConfigError(f"{target} is the run's own; give another file: --out exported{target.suffix}")
-    if target.is_dir():
-        raise ConfigError(f"{target} is a folder; --out names a file")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{target} cannot be written: {error}") from None
+    room_for(target)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from fedbonsai.disk import refused
 from fedbonsai.errors import BadMessage, ConfigError, FedbonsaiError, Unwritable, said
@@ -18,6 +16,7 @@ from fedbonsai.planning.standing import Standing, standing
 from fedbonsai.runs import former, recipes
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Checkpoint, Folder
+from fedbonsai.runs.jobs import terminable
 from fedbonsai.runs.run import execute, stored
 from fedbonsai.runs.setup import RunContext
 
@@ -69,14 +68,10 @@ def walk(leg: Leg) -> Standing:
     done = begun and files.noted().get("status") == "finished"
     # the last round of a run is left to the run itself, which then ends as any other
     watching = [] if leg.upto >= leg.config.rounds else [Until(leg.upto)]
-    signal.signal(signal.SIGTERM, _stopped)  # the run notes that it was interrupted
     try:
-        if not done and len(files.rows()) < leg.upto:
-            execute(leg.config, leg.folder, begun, watching)
-    except Paused:
-        pass
-    except KeyboardInterrupt:
-        os._exit(130)  # nobody waits for an answer any more
+        with terminable(), suppress(Paused):
+            if not done and len(files.rows()) < leg.upto:
+                execute(leg.config, leg.folder, begun, watching)
     except Unwritable:
         raise
     except OSError as error:
@@ -87,8 +82,6 @@ def walk(leg: Leg) -> Standing:
         failed = str(error)
     except Exception as error:  # whatever a network or method of one's own raises: others shall go on
         failed = said(error)
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if not files.config.exists():
         return Standing(failed=failed)
     if failed:
@@ -99,10 +92,6 @@ def walk(leg: Leg) -> Standing:
 def stands(folder: Path) -> Standing:
     """Where the run of a folder stands, which nobody writes meanwhile."""
     return standing(folder, _of_model(folder))
-
-
-def _stopped(signal: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _of_model(folder: Path) -> dict[str, float]:

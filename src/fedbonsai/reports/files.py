@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedbonsai.disk import room_for
 from fedbonsai.errors import ConfigError, Missing
 from fedbonsai.reports.costs import classes, clocked, measured, outcomes, to_goal
 from fedbonsai.reports.figures import COLOURS, scaled
@@ -55,12 +56,7 @@ def kind_of(target: Path) -> str:
     kind = target.suffix.lower()
     if kind not in KINDS:
         raise ConfigError(f"{target}: a report is one of {', '.join(KINDS)}, not {kind or 'a file without an ending'}")
-    if target.is_dir():
-        raise ConfigError(f"{target} is a folder; --out names a file")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{target} cannot be written: {error}") from None
+    room_for(target)
     return kind
 
 

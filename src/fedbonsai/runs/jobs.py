@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.process import BaseProcess
@@ -186,6 +187,21 @@ def _leave_with_parent() -> None:
         os._exit(1)
 
 
+@contextmanager
+def terminable() -> Generator[None]:
+    """A run in here notes that it was interrupted, and gives its workers back, when its process is told to end.
+
+    Then the process ends: an answer would be told to nobody, and the next run begun.
+    """
+    signal.signal(signal.SIGTERM, _stopped)
+    try:
+        yield
+    except KeyboardInterrupt:
+        os._exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _stopped(signal: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
@@ -197,13 +213,8 @@ def _run(job: Job) -> str:
     keep_memory()
     start = time.perf_counter()
     recipes.own_modules({"imports": list(job.config.imports)})
-    signal.signal(signal.SIGTERM, _stopped)  # the run notes that it was interrupted and gives its workers back
-    try:
+    with terminable():
         run = execute(job.config, job.folder, job.status == "begun")
-    except KeyboardInterrupt:
-        os._exit(130)  # an error would be told to nobody, and the next run begun
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     moved = sum(run.bytes.values()) / 1e6
     measure, column = run.measure, f"personal_{run.measure.name}"
     own = next((row[column] for row in reversed(run.metrics) if column in row), None)

@@ -32,23 +32,14 @@ def provenance() -> dict[str, Any]:
 def commit() -> str | None:
     """Commit of the library's checkout, with ``+`` if it has changes; nothing when it is not a checkout."""
     try:
-        here = Path(__file__).parent.parent
-        head = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-            encoding="utf-8",
-        )
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain", "."],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-            encoding="utf-8",
-        )
+        head, dirty = _git("rev-parse", "--short", "HEAD"), _git("status", "--porcelain", ".")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+    return head + ("+" if dirty else "")
+
+
+def _git(*words: str) -> str:
+    """What git says of the library's folder."""
+    here = Path(__file__).parent.parent
+    done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, encoding="utf-8")
+    return done.stdout.strip()
