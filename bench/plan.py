@@ -109,21 +109,12 @@ class Job:
 SERIES = ("cnn1d 16-24-32", "cnn1d 8-12-16")
 JOBS = {
     "picture": Job("mnist", 500, 400, "400kB", ("cnn-bn", "mlp"), "pictures"),
-    "series": Job("har-phone-watch", 500, 400, "100kB", SERIES, "series"),
-    "sound": Job(
-        "fsdd",
-        500,
-        120,
-        "80kB",
-        SERIES,
-        "series",
-        {"data.x": ["wav"], "data.transforms": [{"window": 8000}, {"logmel": 32}, "standardise"]},
-        labels_below=4,
-    ),
+    "series": Job("har-phone-watch", 2400, 2000, "100kB", SERIES, "series"),
+    "sound": Job("speech-commands-ar-mfcc", 2400, 600, "100kB", SERIES, "series", labels_below=10),
     "table": Job(
         "credit-default",
-        1200,
-        1500,
+        4800,
+        6000,
         "60kB",
         ("tabular-mlp 64-32", "tabular-mlp 32"),
         "tables",

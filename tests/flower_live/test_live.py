@@ -13,17 +13,19 @@ from dataclasses import replace
 
 import pytest
 
+import fedbonsai
 from fedbonsai.core import Answers, Silence
 from fedbonsai.fleets.flower import certificates
 from fedbonsai.fleets.wrappers import Wrapper
+from fedbonsai.runs import recipes
 from fedbonsai.runs.folder import Checkpoint, Folder
 from fedbonsai.runs.loop import loop
 from fedbonsai.runs.run import execute
 from fedbonsai.runs.setup import run_context
 from fedbonsai.runs.submit import submit
 from fedbonsai.wire import encode
-from tests.cases import CASES
-from tests.flower_live.federation import CLIENTS, LARGE, Place
+from tests.cases import CASES, SMALL
+from tests.flower_live.federation import CLIENTS, DATA, LARGE, Place
 from tests.moments import HANGS
 
 pytestmark = pytest.mark.slow
@@ -87,6 +89,28 @@ def test_a_method_ends_on_devices_as_in_a_simulation_to_the_byte(place, tmp_path
         framing = moved[theirs] - run.bytes[way]
         print(f"{name}: {way} {run.bytes[way]} bytes, Flower's framing {framing / messages:.0f} bytes a message")
         assert 0 < framing < 4000 * messages
+
+
+@everything
+def test_the_recipe_of_a_plan_ends_on_devices_as_in_a_simulation(place, tmp_path):
+    same = {name: value for name, value in (SMALL | DATA).items() if name.startswith("data.")}
+    planned = fedbonsai.plan(
+        folder=tmp_path / "plan",
+        **{name.replace(".", "__"): value for name, value in (same | {"data.valid": 0.1}).items()},  # as they joined
+        recipes=["fedavg"],
+        networks=["mlp"],
+        limits={"bytes": "200kB"},
+        trials=2,
+        rounds=2,
+        finalists=1,
+        seeds=1,
+        workers=1,
+    )
+    assert planned.sentence().startswith("Take fedavg")
+    flower = {"folder": str(place.federation), "devices": CLIENTS, "deadline": 120.0}
+    config = recipes.load(str(tmp_path / "plan" / "best.toml"), "", {"fleet.kind": "flower", "fleet.flower": flower})
+    assert submit(config, tmp_path / "devices", False).info["status"] == "finished"
+    assert final(tmp_path / "devices") == simulated(config, tmp_path / "simulation")
 
 
 @everything

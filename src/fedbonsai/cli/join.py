@@ -43,7 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "train-*.parquet (.csv, .npz), one such file, or module:function that returns x and y",
     )
     parser.add_argument(
-        "--valid", type=float, default=0.1, help="fraction of its data that is kept apart for decisions"
+        "--valid", type=float, help="fraction of --data that is kept apart for decisions (default: 0.1)"
     )
     parser.add_argument(
         "--part", type=int, default=-1, help="for trials, instead of --data: which client's part it has"
@@ -143,6 +143,8 @@ def _device(args: argparse.Namespace, rest: list[str], name: str, folder: Path) 
     trial: dict[str, Any] = {}
     seed = 0
     if args.part >= 0:
+        if args.valid is not None:
+            raise ConfigError(f"--valid {args.valid} is for --data; with --part give --data.valid, as the run has it")
         if not args.recipe:
             raise ConfigError(
                 "--part needs --recipe, whose data settings divide the data (and --data.x to change them)"
@@ -157,7 +159,8 @@ def _device(args: argparse.Namespace, rest: list[str], name: str, folder: Path) 
         raise ConfigError(f"--data {args.data} does not exist; expected {KINDS}")
     data = str(Path(args.data).resolve()) if args.data and there else args.data
     imports = tuple(part for part in args.imports.split(",") if part)
-    return DeviceConfig(name, str(folder), data, args.valid, args.part, trial, seed, args.device, args.threads, imports)
+    apart = DeviceConfig.valid if args.valid is None else args.valid
+    return DeviceConfig(name, str(folder), data, apart, args.part, trial, seed, args.device, args.threads, imports)
 
 
 def _make(folder: Path) -> None:

@@ -75,6 +75,8 @@ def test_what_is_missing_is_said_with_what_to_do(capsys):
     assert "chmod 600 pi.key" in fails(capsys, "join", "s:1", *held, "--data", "x")
     Path("pi.key").chmod(0o600)
     assert "needs --recipe" in fails(capsys, "join", "s:1", *held, "--part", "0")
+    part = ["--part", "0", "--recipe", "fedavg"]
+    assert "with --part give --data.valid" in fails(capsys, "join", "s:1", *held, *part, "--valid", "0.2")
     assert "only for trials" in fails(capsys, "join", "s:1", *held, "--data", "x", "--data.name", "mnist")
     assert "excludes target" in fails(capsys, "run", "fedavg", "--fleet", "flower", "--target", "0.9")
 
