@@ -17,6 +17,7 @@ GUIDES = {
     "Plan for your data and devices": "plan.md",
     "Reports and comparisons": "reports.md",
     "Sweeps": "sweeps.md",
+    "Fair comparisons": "evidence.md",
     "What it costs": "costs.md",
     "How a run grows": "scale.md",
     "Codecs": "codecs.md",

@@ -292,9 +292,11 @@ def test_the_round_in_which_a_budget_is_used_up_is_evaluated(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_target_needs_validation_parts(tmp_path):
+def test_a_target_and_patience_need_validation_parts(tmp_path):
     with pytest.raises(ConfigError, match=r"no client has one: data\.valid = 0"):
         execute(quick(target=0.5, **{"data.valid": 0.0}), tmp_path / "a")
+    with pytest.raises(ConfigError, match="patience = 3 is of the clients' validation parts"):
+        execute(quick(patience=3, **{"data.valid": 0.0}), tmp_path / "a")
     assert not (tmp_path / "a").exists()
     run = execute(quick(rounds=1, **{"data.valid": 0.0}), tmp_path / "b")
     assert "valid_accuracy" not in run.metrics[-1]

@@ -90,6 +90,40 @@ def test_a_target_on_validation_accuracy_ends_the_run(tmp_path):
     assert run.metrics[-1]["valid_accuracy"] >= 0.5 > run.metrics[-2]["valid_accuracy"]
 
 
+class StopsAt:
+    """Interrupts a run after a round."""
+
+    def __init__(self, last):
+        self.last = last
+
+    def begin(self, config, scene, first):
+        pass
+
+    def round(self, row, model):
+        if row["round"] == self.last:
+            raise KeyboardInterrupt
+
+    def end(self, rows):
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [1, 2])
+def test_patience_ends_a_run_whose_validation_measure_is_flat_killed_or_not(tmp_path, every):
+    flat = quick(rounds=60, patience=4, evaluate_every=every, **{"method.optimizer.lr": 0.3})
+    run = execute(flat, tmp_path / "a")
+    taken = [(row["round"], row["valid_accuracy"]) for row in run.metrics if "valid_accuracy" in row]
+    best = next(t for t, value in taken if value == max(value for _, value in taken))
+    assert taken[-1][0] == run.metrics[-1]["round"] < 59
+    assert 4 <= taken[-1][0] - best < 4 + every
+    assert run.info["reason"] == f"validation accuracy was at its best {taken[-1][0] - best} rounds ago"
+    with pytest.raises(KeyboardInterrupt):
+        execute(flat, tmp_path / "b", observers=[StopsAt(best + 1)])
+    again = execute(flat, tmp_path / "b", resume=True)
+    assert [row["round"] for row in again.metrics] == [row["round"] for row in run.metrics]
+    assert again.info["reason"] == run.info["reason"]
+
+
 def test_rounds_that_nobody_answers_are_retried_then_skipped(tmp_path):
     with pytest.raises(NothingLearned):
         execute(quick(rounds=3, retries=1, **{"fleet.flaky": 0.999}), tmp_path / "a")

@@ -1,6 +1,7 @@
 """What the seeds say together, against runs with numbers made by hand."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pandas
@@ -13,7 +14,7 @@ from fedbonsai.sweeps.figures import figures, numeric
 from fedbonsai.sweeps.judged import last, score
 from fedbonsai.sweeps.plan import read
 from fedbonsai.sweeps.results import Sweep, comma_separated, parquet
-from fedbonsai.sweeps.tables import differences, outcomes, remarks, unequal
+from fedbonsai.sweeps.tables import differences, outcomes, remarks, unequal, unlike
 
 PLAN = {
     "runs": [
@@ -124,6 +125,19 @@ def test_unequal_work_is_said():
     assert unequal({"a": {0: 100, 1: 300}, "b": {0: 100, 1: 300}}) == []
     assert "2.00 times as many by b" in unequal({"a": {0: 100, 1: 300}, "b": {0: 200}})[0]
     assert unequal({"a": {}, "b": {}}) == []
+
+
+def test_unlike_networks_are_said_unless_the_grid_is_about_them():
+    assert not any("networks" in text for text in remarks(swept({})))
+    found = swept({})
+    run = found.runs["fixed-0.1-0"]
+    other = replace(run.config, model=replace(run.config.model, name="cnn-bn", options={"norm": "batch"}))
+    told = remarks(replace(found, runs={**found.runs, "fixed-0.1-0": replace(run, config=other)}))
+    assert told[0].startswith("Unlike networks: dense has cnn-bn, norm = group; fixed-0.1 has cnn-bn, norm = batch.")
+    assert unlike({"a": "mlp", "b": "cnn", "c": "", "d": "mlp"}, "b")[0].startswith(
+        "Unlike networks: b has cnn; a has mlp; d has mlp."
+    )
+    assert unlike({"a": "", "b": "cnn"}) == []
 
 
 def test_what_failed_or_is_not_there_is_said():

@@ -48,11 +48,15 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     what = ready(read(args.file), args.runs, args.name, settings, args.only, args.seeds, args.data)
     if not args.plan:
         refuse_if_taken(what.home)
+    if what.trials is not None:
+        print("trials first, by which each variant chooses settings that its runs below then have:")
+        _tell(what.trials)
+        print(f"{len(what.trials.left)} of {len(what.trials.jobs)} trials to do", flush=True)
     _tell(what)
     print(f"{len(what.left)} of {len(what.jobs)} runs to do, {args.workers} at a time, in {what.home}", flush=True)
     left = expected(what.jobs)
-    if left:
-        print(told(left, args.workers, what.home), flush=True)
+    if all_left := left | (expected(what.trials.jobs) if what.trials is not None else {}):
+        print(told(all_left, args.workers, what.home), flush=True)
     if args.plan:
         return 0
     try:

@@ -127,7 +127,12 @@ class Answer:
         config = self.question.config(winner.candidate.asked.labels, winner.candidate.length, seed, rounds)
         moved = self.question.limits.set.get("bytes", 0)
         plain = replace(
-            config, target=0.0, clock=ClockConfig(), budget=BudgetConfig(device_bytes=int(moved)), name="best"
+            config,
+            target=0.0,
+            patience=0,
+            clock=ClockConfig(),
+            budget=BudgetConfig(device_bytes=int(moved)),
+            name="best",
         )
         told = [self.sentence(), *self._costs_said()]
         return "".join(f"# {line}\n" for line in told) + "\n" + tomli_w.dumps(unstructure(plain))

@@ -219,6 +219,8 @@ class RunConfig:
     """Rounds between evaluations on the test set; the last round is always evaluated."""
     target: float = 0.0
     """If not 0: stop when the measure that decides (`objective.metric`) reaches it on the clients' validation parts."""
+    patience: int = 0
+    """If not 0: stop when the measure on the clients' validation parts has got no better in so many rounds."""
     retries: int = 2
     """How often a round that too few devices answered is tried again before it is skipped."""
     fruitless: int = 3
@@ -247,6 +249,7 @@ class RunConfig:
                 ("rounds", "at least 1", self.rounds >= 1),
                 ("evaluate_every", "at least 1", self.evaluate_every >= 1),
                 ("target", goal, not goal),
+                ("patience", "a number of rounds >= 0", self.patience >= 0),
                 ("retries", "a number >= 0", self.retries >= 0),
                 ("fruitless", "a number >= 0", self.fruitless >= 0),
                 ("seed", "a number >= 0", self.seed >= 0),

@@ -47,6 +47,7 @@ def refuse(config: RunConfig) -> None:
         text
         for bad, text in (
             (bool(config.target), "target: the server does not see the devices' validation parts"),
+            (bool(config.patience), "patience: the server does not see the devices' validation parts"),
             (bool(config.clock.devices), "clock.devices: real devices take real time"),
             (not config.fleet.wire, "fleet.wire = false: real devices always use the wire"),
         )

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from math import nan
+from math import isnan, nan
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +17,7 @@ from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.fleets.costs import Totals
 from fedbonsai.fleets.counted import Counted
 from fedbonsai.model import Model
+from fedbonsai.objectives import Measure
 from fedbonsai.runs import former
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Checkpoint, Folder
@@ -100,7 +101,7 @@ def loop(
             with doing("before the first round"):
                 state = _begin(config, scene, fleet, run, checkpoint, folder)
         where = folder.path if folder else None
-        ended, failed = _ended(config, scene, rows[-1]) if rows else "", ""
+        ended, failed = _ended(config, scene, rows) if rows else "", ""
         for t in each("rounds", range(config.rounds), first=last + 1):
             if ended or (failed := futile(config, rows, t - last - 1, False, where)):
                 break
@@ -112,7 +113,7 @@ def loop(
             rows.append(row)
             for observer in watching:
                 observer.round(row, method.model(state))
-            ended = _ended(config, scene, row)
+            ended = _ended(config, scene, rows)
         failed = failed or futile(config, rows, len(rows), True, where)
     finally:
         for observer in watching:
@@ -270,12 +271,22 @@ def _simulated(scene: RunContext, spent: list[dict[str, Any]]) -> dict[str, Any]
     }
 
 
-def _ended(config: RunConfig, scene: RunContext, row: Mapping[str, Any]) -> str:
-    """Why the run ends after this round; empty if it goes on."""
+def _ended(config: RunConfig, scene: RunContext, rows: list[dict[str, Any]]) -> str:
+    """Why the run ends after its last row; empty if it goes on."""
     measure = config.objective.measure
-    if config.target and measure.reached(row.get(f"valid_{measure.name}", nan), config.target):
+    if config.target and measure.reached(rows[-1].get(f"valid_{measure.name}", nan), config.target):
         return "target reached"
+    if config.patience and (since := _flat(rows, measure)) >= config.patience:
+        return f"validation {measure.words} was at its best {since} rounds ago"
     return _used_up(config, scene)
+
+
+def _flat(rows: list[dict[str, Any]], measure: Measure) -> int:
+    """Rounds up to the last evaluated one in which the measure on the clients' validation parts got no better."""
+    name = f"valid_{measure.name}"
+    taken = [(row["round"], row[name]) for row in rows if name in row and not isnan(row[name])]
+    values = [value if measure.better == "higher" else -value for _, value in taken]
+    return taken[-1][0] - taken[values.index(max(values))][0] if taken else 0
 
 
 def _used_up(config: RunConfig, scene: RunContext) -> str:

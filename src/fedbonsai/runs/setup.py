@@ -304,10 +304,11 @@ def run_context(config: RunConfig, split: Path | None = None, answers: Path | No
         raise ConfigError(
             f"no client has training samples in the split {config.data.split or 'of these data'}; draw another"
         )
-    if config.target and not any(len(part) for part in held.valid):
+    judged = {"target": config.target, "patience": config.patience}
+    if (name := next((name for name, value in judged.items() if value), "")) and not any(map(len, held.valid)):
         raise ConfigError(
-            f"target = {config.target:g} is of the clients' validation parts, and no client has one: "
-            f"data.valid = {config.data.valid:g}; raise it, or set target = 0"
+            f"{name} = {judged[name]:g} is of the clients' validation parts, and no client has one: "
+            f"data.valid = {config.data.valid:g}; raise it, or set {name} = 0"
         )
     start, said = rehearsed(config, held)
     if config.fleet.kind == "pool":

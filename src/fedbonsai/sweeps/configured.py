@@ -29,6 +29,8 @@ def over(plan: Plan, settings: Mapping[str, object]) -> Plan:
     if taken := {"seed", "name"} & settings.keys():
         word = min(taken)
         raise ConfigError(f"--{word} is set by the sweep" + ("; use --seeds" if word == "seed" else ""))
+    if tried := sorted(plan.tune.grid.keys() & settings.keys()):
+        raise ConfigError(f"--{tried[0]}: the plan's tune.grid tries it; leave it out here or there")
     if varied := sorted({path for each in plan.variants for path in each.varied} & settings.keys()):
         raise ConfigError(f"--{varied[0]}: the plan's grid changes it; leave it out here or there")
     return replace(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
@@ -43,6 +43,18 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Tune:
+    """Trials by which each variant chooses some of its settings before its runs (see `tuned`)."""
+
+    grid: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Settings that are crossed and tried, as in the plan's grid; empty: nothing is chosen."""
+    rounds: int = 20
+    """Of a trial; fewer where the runs have fewer."""
+    seed: int = 1000
+    """Of the trials: none of those that results have."""
+
+
+@dataclass(frozen=True)
 class PlanFile:
     """What may stand in the file of a plan."""
 
@@ -62,6 +74,8 @@ class PlanFile:
     """Of all runs, by dotted path."""
     grid: dict[str, Any] = field(default_factory=dict[str, Any])
     """Settings that are crossed: lists of values, or tables of values by the names that they shall have."""
+    tune: Tune = field(default_factory=Tune)
+    """Trials by which each variant chooses settings such as its learning rate."""
     tool: dict[str, Any] = field(default_factory=dict[str, Any])
     """What other programs note here; it is not read."""
 
@@ -78,6 +92,7 @@ class Variant:
         settings: by dotted path.
         varied: those of the grid, with the values or the names that they have there.
         seeds: with each of which it is run.
+        tuned: settings that its trials chose, with the values or the names that the grid of trials has.
     """
 
     name: str
@@ -87,6 +102,7 @@ class Variant:
     settings: Mapping[str, Any]
     varied: Mapping[str, Any]
     seeds: tuple[int, ...]
+    tuned: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -98,6 +114,7 @@ class Plan:
     baseline: str = ""
     metric: str = ""
     tool: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    tune: Tune = field(default_factory=Tune)
 
     def beside(self, variant: Variant) -> str:
         """Name of the variant that another one is held against; empty where it is the baseline, or there is none."""
@@ -152,7 +169,8 @@ def planned(table: dict[str, Any], name: str, what: str) -> Plan:
         faults += _of_names(found, variants)
         if not faults:
             check_name("name", found.name or name)
-            return Plan(found.name or name, variants, found.baseline, found.metric, found.tool)
+            tune = replace(found.tune, grid=dotted(found.tune.grid))
+            return Plan(found.name or name, variants, found.baseline, found.metric, found.tool, tune)
     raise ConfigError("\n".join(f"{what}: {fault}" for fault in faults))
 
 
@@ -174,12 +192,29 @@ def _faults(plan: PlanFile) -> Iterator[str]:
             yield f"{key}: {twice[0]} stands there twice"
         if below := [seed for seed in seeds if seed < 0]:
             yield f"{key}: {below[0]}: expected numbers >= 0"
+    if plan.tune.grid:
+        places.append(("tune.grid", plan.tune.grid))
+        yield from _of_trials(plan)
     for where, table in places:
         for path, value in dotted(table).items():
             if path in ("seed", "name"):
                 yield f"{where}.{path}: is set by the sweep; use {'seeds' if path == 'seed' else 'runs.name'}"
             if not where.endswith("settings"):
                 yield from (f"{where}.{path}: {fault}" for fault in _of_values(value))
+
+
+def _of_trials(plan: PlanFile) -> Iterator[str]:
+    """What is wrong with the trials of a plan, but for the values that they try."""
+    tune = plan.tune
+    if tune.rounds < 1 or tune.seed < 0:
+        yield f"tune: rounds = {tune.rounds}, seed = {tune.seed}: expected at least 1 round, and a seed >= 0"
+    if tune.seed in {*plan.seeds, *(seed for run in plan.runs for seed in run.seeds)}:
+        yield f"tune.seed = {tune.seed}: results have it, too; take one that none has, so that no result was looked at before"
+    given = {path for run in plan.runs for table in (run.grid, run.vary) for path in dotted(table or {})}
+    if twice := sorted(dotted(tune.grid).keys() & (dotted(plan.grid).keys() | given)):
+        yield f"tune.grid: {twice[0]} is in the plan's grid, too; leave it out here or there"
+    if twice := sorted(dotted(tune.grid).keys() & {"rounds", "patience", "target"}):
+        yield f"tune.grid: {twice[0]} is the same for all trials; set tune.rounds, or leave it to the runs"
 
 
 def _of_values(values: object) -> Iterator[str]:
@@ -217,10 +252,7 @@ def _variants(plan: PlanFile, run: Recipe) -> Iterator[Variant]:
     base = run.name or "-".join([Path(run.recipe).stem, *([run.preset] if run.preset else [])])
     common = dotted(plan.settings) | dotted(run.settings)
     for settings, varied in _choices(plan, run):
-        words = [_word(value) for value in varied.values()]
-        if len(words) > 1 or (run.vary and len(run.vary) > 1):
-            words = [f"{path.rpartition('.')[2]}={word}" for path, word in zip(varied, words, strict=True)]
-        name = "-".join([base, *words])
+        name = "-".join([base, *words(varied, len(varied) > 1 or len(run.vary or ()) > 1)])
         yield Variant(name, base, run.recipe, run.preset, common | settings, varied, run.seeds or plan.seeds)
 
 
@@ -231,12 +263,18 @@ def _choices(plan: PlanFile, run: Recipe) -> Iterator[tuple[dict[str, Any], dict
     else:
         grids = [dotted(plan.grid if run.grid is None else run.grid)]
     for grid in grids:
-        axes = [_axis(path, values) for path, values in grid.items()]
+        axes = [axis(path, values) for path, values in grid.items()]
         for point in product(*axes):
             yield {path: value for path, _, value in point}, {path: label for path, label, _ in point}
 
 
-def _axis(path: str, values: Any) -> list[tuple[str, Any, Any]]:
+def words(varied: Mapping[str, Any], named: bool) -> list[str]:
+    """Values of a grid as parts of a variant's name, with the names of their settings where values alone say too little."""
+    plain = [_word(value) for value in varied.values()]
+    return [f"{path.rpartition('.')[2]}={word}" for path, word in zip(varied, plain, strict=True)] if named else plain
+
+
+def axis(path: str, values: Any) -> list[tuple[str, Any, Any]]:
     """Path, name and value of each point on an axis; a value is its own name."""
     named = values.items() if isinstance(values, dict) else [(value, value) for value in values]
     return [(path, name, value) for name, value in named]

@@ -90,7 +90,8 @@ class Sweep:
     def rows(self) -> list[dict[str, Any]]:
         """One for each run of the plan, in its order."""
         own = {variant.name: group.own for group in self.groups for variant in group.variants}
-        paths = list(dict.fromkeys(path for variant in self.plan.variants for path in variant.varied))
+        paths = [path for variant in self.plan.variants for path in (*variant.varied, *variant.tuned)]
+        paths = list(dict.fromkeys(paths))
         return [row_of(self, variant, seed, paths, own.get(variant.name, False)) for variant, seed in self.planned]
 
     @cached_property
@@ -189,7 +190,7 @@ def row_of(sweep: Sweep, variant: Variant, seed: int, paths: Sequence[str], own:
         "seed": seed,
         "status": "failed" if why else status,
         "reason": why or (str(run.info.get("reason", "")) if run else ""),
-        **{path: variant.varied.get(path) for path in paths},
+        **{path: variant.varied.get(path, variant.tuned.get(path)) for path in paths},
     }
     metric = sweep.plan.metric
     figures: dict[str, Any] = dict.fromkeys(FIGURES)

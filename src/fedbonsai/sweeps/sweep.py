@@ -19,6 +19,7 @@ from fedbonsai.sweeps.configured import chosen, jobs_of, over, with_seeds
 from fedbonsai.sweeps.estimated import UNKNOWN, Expected, expected, wait
 from fedbonsai.sweeps.plan import Plan
 from fedbonsai.sweeps.results import Stored, Sweep, load_sweep, store, stored
+from fedbonsai.sweeps.tuned import FOLDER, tuned, tuning
 
 LOCK = "sweep.lock"
 
@@ -28,14 +29,20 @@ class Ready:
     """A sweep before it begins: nothing in it is wrong as far as its settings say.
 
     Attributes:
-        plan: all of it.
+        plan: all of it, with what trials have chosen so far.
+        part: of it that was asked for.
         home: its folder.
+        data: folder in which data sets are looked for by their names.
         jobs: the runs that were asked for.
+        trials: the sweep that must come before, by which variants choose settings; None where all have chosen.
     """
 
     plan: Plan
+    part: Plan
     home: Path
+    data: Path | None
     jobs: tuple[Job, ...]
+    trials: Ready | None = None
 
     @property
     def left(self) -> list[Job]:
@@ -71,8 +78,20 @@ def ready(
     home = runs / (name or plan.name)
     if (home / "config.toml").exists():
         raise ConfigError(f"{home} is the folder of a run: give the sweep another --name")
-    jobs = jobs_of(chosen(plan, only, seeds), home, data)
-    return Ready(with_seeds(plan, {each.name: seeds for each in chosen(plan, only).variants}), home, tuple(jobs))
+    part = chosen(plan, only, seeds)
+    return _ready(with_seeds(plan, {each.name: seeds for each in part.variants}), part, home, data)
+
+
+def _ready(plan: Plan, part: Plan, home: Path, data: Path | None) -> Ready:
+    plan, part = tuned(plan, home), tuned(part, home)
+    jobs = tuple(jobs_of(part, home, data))
+    if not part.tune.grid or all(each.tuned for each in part.variants):
+        return Ready(plan, part, home, data, jobs)
+    if plan.tune.seed in {seed for each in plan.variants for seed in each.seeds}:
+        raise ConfigError(f"seed {plan.tune.seed} is that of the trials (tune.seed): take another")
+    left = tuple(each for each in part.variants if not each.tuned)
+    trials = _ready(tuning(plan), tuning(replace(part, variants=left)), home / FOLDER, data)
+    return Ready(plan, part, home, data, jobs, trials)
 
 
 def refuse_if_taken(home: Path) -> None:
@@ -130,6 +149,14 @@ def carry(
     if workers < 1:
         raise ConfigError(f"workers = {workers}: expected at least 1")
     with alone(what.home):
+        if what.trials is not None:
+            begun = time.monotonic()
+            failed = carry(what.trials, workers, None, hours, say)[1]  # a step that is too long may well fail
+            what, left = _ready(what.plan, what.part, what.home, what.data), None
+            if what.trials is not None:
+                store(what.home, Stored(what.plan, _still(what.home, what.jobs)))
+                return load_sweep(what.home), failed
+            hours = max(1e-9, hours - (time.monotonic() - begun) / 3600) if hours else 0.0
         jobs = [replace(job, status=status(job.folder, job.config)) for job in what.jobs]  # others may have gone on
         store(what.home, Stored(what.plan, _still(what.home, jobs)))
         pace = Pace(expected(jobs) if left is None else left, workers, hours)

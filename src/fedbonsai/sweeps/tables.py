@@ -12,6 +12,7 @@ from fedbonsai.sweeps.judged import score
 from fedbonsai.sweeps.plan import Variant
 from fedbonsai.sweeps.results import Group, Sweep, trained
 from fedbonsai.sweeps.statistics import Difference, Estimate, estimate, holm, paired
+from fedbonsai.sweeps.tuned import choices, how_tuned
 
 ALIKE = 0.01  # share by which counts of trained samples may differ before it is said
 SURE = 0.05  # corrected p below which a difference is called one
@@ -50,6 +51,7 @@ def outcomes(sweep: Sweep, group: Group) -> Table:
         variant.name: {head: mean_of(sweep, variant, c) for head, (c, _) in COSTS.items()} for variant in group.variants
     }
     shown = [head for head in COSTS if any(cells[head] is not None for cells in costs.values())]
+    tuned = any(variant.tuned for variant in group.variants)
     rows: list[list[str]] = []
     for variant in group.variants:
         found = estimate(list(scores(sweep, group, variant).values()))
@@ -58,8 +60,9 @@ def outcomes(sweep: Sweep, group: Group) -> Table:
             for head, value in costs[variant.name].items()
             if head in shown
         ]
-        rows.append([variant.name, str(found.n), *spread(group.measure, found), *map(number, cells)])
-    head = ["variant", "seeds", f"{headed(group)}: mean", "sd", "95 % interval", *shown]
+        chose = [choices(variant.tuned)] if tuned else []
+        rows.append([variant.name, *chose, str(found.n), *spread(group.measure, found), *map(number, cells)])
+    head = ["variant", *["tuned"] * tuned, "seeds", f"{headed(group)}: mean", "sd", "95 % interval", *shown]
     return Table(f"{group.data}: mean of the last five evaluated rounds, over the seeds", head, rows)
 
 
@@ -124,7 +127,8 @@ def verdict(measure: Measure, gap: Difference, corrected: float) -> str:
 
 def remarks(sweep: Sweep) -> list[str]:
     """What must be said beside the tables."""
-    said = [f"{name} failed and is left out: {why}" for name, why in sweep.failed.items()]
+    said = [text] if (text := how_tuned(sweep.plan)) else []
+    said += [f"{name} failed and is left out: {why}" for name, why in sweep.failed.items()]
     lacking = [
         name
         for variant, seed in sweep.planned
@@ -136,11 +140,38 @@ def remarks(sweep: Sweep) -> list[str]:
     for group in sweep.groups:
         base = next((each.name for each in group.variants if sweep.plan.baseline in (each.name, each.run)), "")
         said += unequal({variant.name: worked(sweep, variant) for variant in group.variants}, base)
+        said += unlike({variant.name: networks(sweep, variant) for variant in group.variants}, base)
         if group.own:
             said.append(
                 f"{group.data}: devices have models of their own, so all are judged on the devices' own validation parts."
             )
     return said
+
+
+def networks(sweep: Sweep, variant: Variant) -> str:
+    """The network of a variant's runs, without what the grid varies on purpose; empty where none has finished."""
+    run = next(iter(sweep.of(variant).values()), None)
+    if run is None or any(path.startswith("model") for path in variant.varied):
+        return ""
+    model = run.config.model
+    return ", ".join([model.name, *(f"{name} = {value}" for name, value in sorted(model.options.items()))])
+
+
+def unlike(every: Mapping[str, str], baseline: str = "") -> list[str]:
+    """Which variants of one table have another network or normalisation than the baseline, or else than the first one.
+
+    Args:
+        every: networks in words, by variant; empty ones are left out.
+        baseline: name of a variant, or empty.
+    """
+    known = {name: network for name, network in every.items() if network}
+    if len(set(known.values())) < 2:
+        return []
+    base = baseline if baseline in known else next(iter(known))
+    others = "; ".join(f"{name} has {network}" for name, network in known.items() if network != known[base])
+    return [
+        f"Unlike networks: {base} has {known[base]}; {others}. Differences between these rows are also ones of networks."
+    ]
 
 
 def worked(sweep: Sweep, variant: Variant) -> dict[int, int]:
