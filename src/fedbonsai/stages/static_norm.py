@@ -1,6 +1,6 @@
 """Static batch normalisation: devices train by the statistics of their batches alone, and the global ones are measured after.
 
-Diao, Ding, Tarokh, "HeteroFL", ICLR 2021, section 3.2: networks of several widths have no statistics in common, so none are
+Diao, Ding, Tarokh, "HeteroFL", ICLR 2021: networks of several widths have no statistics in common, so none are
 tracked in training. Once the global network has moved, devices run it over their samples, forward only, and what they measured
 is merged exactly. A network without such statistics needs no exchange.
 """

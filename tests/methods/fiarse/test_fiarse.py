@@ -62,7 +62,7 @@ def descended(w, masks, tau, x, y, through):
             if name in on:
                 slope = on[name] * (1 + 2 * tau * size[name] / (size[name] + tau) ** 2 if through else 1.0)
             speed[name] = SETTINGS["momentum"] * speed[name] + gradient[name] * slope
-            w[name] = (w[name] - SETTINGS["lr"] * speed[name]) * (masks[name] if name in masks else 1.0)
+            w[name] = (w[name] - SETTINGS["lr"] * speed[name]) * masks.get(name, 1.0)
     return w, np.mean(losses), fell
 
 

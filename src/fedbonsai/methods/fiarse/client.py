@@ -72,7 +72,7 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Update, Memory]:
     like = parameter_specs(request.arch)
     names = names_of(Model(request.arch, like), request.never)
     weights, masks = held(request.part, {name: like[name] for name in names})
-    if request.rest.keys() != like.keys() - set(names):
+    if set(request.rest) != set(like) - set(names):
         raise BadMessage(f"part and rest do not make up network {request.arch.name!r}")
     model = Model(request.arch, {name: weights[name] if name in weights else request.rest[name] for name in like})
     threshold = min(float(weights[name][mask].abs().min()) for name, mask in masks.items() if bool(mask.any()))

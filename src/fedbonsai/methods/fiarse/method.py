@@ -17,7 +17,6 @@ from fedbonsai.methods.fiarse.client import Train, held, train
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
 from fedbonsai.stages.codec import Chain, Packed, TopK
-from fedbonsai.stages.needs import all_trained_needed
 from fedbonsai.stages.pruning.readjust import MaskedMean
 from fedbonsai.stages.pruning.under_masks import names_of, unpacked
 from fedbonsai.stages.sampling import cohort
@@ -66,7 +65,6 @@ class FIARSE:
         Raises:
             ConfigError: no weights of the network may be held in part, or a device has no ratio.
         """
-        all_trained_needed(model, "fiarse", "gives devices a part of all weights")
         names, batch = names_of(model, self.never), self.optimizer.batch
 
         def step(ratio: float) -> Episode:

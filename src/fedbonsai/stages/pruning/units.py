@@ -93,7 +93,7 @@ def units(model: Model, size: Size) -> list[Units]:
     pruning = _torch_pruning()
     module = model.build().eval()
     fixed = _fixed(module, shared(module))
-    runs = {f"{path}.{name}" if path else name: count for path, name, count in _runs(module)}
+    many = {f"{path}.{name}" if path else name: count for path, name, count in runs(module)}
     for value in module.parameters():  # the graph follows gradients
         value.requires_grad_(value.is_floating_point())
     recurrent = {
@@ -112,7 +112,7 @@ def units(model: Model, size: Size) -> list[Units]:
             path = paths[id(layer)]
             if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear) or path in done | fixed.keys():
                 continue
-            each, cut = runs.get(path, 1), graph.get_pruner_of_module(layer).prune_out_channels
+            each, cut = many.get(path, 1), graph.get_pruner_of_module(layer).prune_out_channels
             group = graph.get_pruning_group(layer, cut, idxs=list(range(each)))
             items = _items(group, paths, graph)
             if any(item[0] in fixed or not isinstance(item[1], RESIZED) for item in items):
@@ -160,11 +160,11 @@ class _StandIn(nn.Module):
         return y, (y[:, -1] if self.batch_first else y[-1])[None]
 
 
-def _runs(module: nn.Module) -> Iterator[tuple[str, str, int]]:
+def runs(module: nn.Module) -> Iterator[tuple[str, str, int]]:
     """Layers whose outputs go in runs: path of the module that says so, name of the layer, length of a run."""
     for path, layer in module.named_modules():
-        runs = getattr(layer, "runs", None)
-        for name, count in runs.items() if isinstance(runs, dict) else ():
+        said = getattr(layer, "runs", None)
+        for name, count in said.items() if isinstance(said, dict) else ():
             yield path, str(name), int(count)
 
 

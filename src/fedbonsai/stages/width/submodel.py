@@ -18,6 +18,7 @@ from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Memory, task
 from fedbonsai.model import Model, parameter_specs
 from fedbonsai.objectives import Objective
+from fedbonsai.stages.pruning.units import runs
 from fedbonsai.stages.static_norm import learned
 from fedbonsai.stages.updates import Update
 from fedbonsai.training.optimizers import Optimizer
@@ -94,16 +95,16 @@ def scaled(net: nn.Module, arch: Arch, ratio: float) -> Generator[None]:
     if ratio == 1:
         yield
         return
-    full, runs = parameter_specs(arch), set[str]()
-    for path, layer in net.named_modules():
-        runs |= {f"{path}.{name}" if path else name for name in getattr(layer, "runs", ())}
+    full = parameter_specs(arch)
+    apart = {f"{path}.{name}" if path else name for path, name, _ in runs(net)}
 
     def divide(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         return output / ratio
 
     with ExitStack() as stack:
         for path, layer in net.named_modules():
-            narrower = isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear) and path not in runs
-            if narrower and len(layer.weight) < len(full[f"{path}.weight" if path else "weight"]):
+            held, name = dict(layer.named_parameters(recurse=False)), f"{path}.weight" if path else "weight"
+            scales = isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear) and path not in apart and "weight" in held
+            if scales and name in full and held["weight"].shape[0] < full[name].shape[0]:
                 stack.callback(layer.register_forward_hook(divide).remove)
         yield
