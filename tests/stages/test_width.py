@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from fedbonsai.arch import Arch
+from fedbonsai.core import Scope, scope
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model
 from fedbonsai.runs import recipes
+from fedbonsai.runs.setup import clock_of, run_context
 from fedbonsai.stages.pruning.units import Units, units
 from fedbonsai.stages.width.capacity import ByProfile, Clients, Shares
 from fedbonsai.stages.width.division import step_of
@@ -157,6 +159,22 @@ def test_a_profile_without_devices_takes_those_of_the_clock():
     assert config.method.capacity.devices == "raspberry-pi-4 0.5, jetson-nano 0.5"
     with pytest.raises(ConfigError, match="knows no devices"):
         recipes.load("heterofl", "", {"method.capacity": {"name": "profile"}})
+
+
+def test_who_is_weak_by_profile_is_who_is_weak_by_the_clock():
+    """A Raspberry Pi 4 keeps up with a Jetson by half of the channels, of so small a network."""
+    pytest.importorskip("torch_pruning")
+    devices = "raspberry-pi-4 0.5, jetson-nano 0.5"
+    more = {"method.capacity": {"name": "profile"}, "clock.devices": devices, "seed": 3, "method.optimizer.batch": 32}
+    config = recipes.load("heterofl", "", more)
+    made = run_context(config)
+    with scope(made.fleet, Scope("run", 3, -1, 0)) as open_:
+        ratios = made.method.begin(made.model, open_, made.server).division.ratios
+    profiles = clock_of(config.clock, list(ratios), 3).profiles
+    assert {(profiles[id].name, ratio) for id, ratio in ratios.items()} == {
+        ("raspberry-pi-4", 0.5),
+        ("jetson-nano", 1.0),
+    }
 
 
 def test_the_output_layer():

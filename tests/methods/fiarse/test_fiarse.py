@@ -6,6 +6,7 @@ import torch
 
 from fedbonsai.arch import Arch
 from fedbonsai.core import Scope, scope
+from fedbonsai.devices.clock import macs
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Metered
@@ -98,13 +99,17 @@ def test_full_devices_without_the_slope_are_fedavg():
         close(a.model.weights, {name: value.numpy() for name, value in b.model.weights.items()}, 1e-6)
 
 
-def test_few_weights_are_few_bytes():
-    """A fiftieth of 23,760 weights, and 298 values that all hold: about five bytes each at their places, four without."""
-    people = (rounds.PEOPLE[0], rounds.PEOPLE[1])
-    ledger = Ledger()
+def test_few_weights_are_few_bytes_and_few_products_that_count():
+    """A fiftieth of 23,760 weights, and 234 values that all hold: about five bytes each at their places, four without."""
+    people, ledger, work = (rounds.PEOPLE[0], rounds.PEOPLE[1]), Ledger(), {}
+
+    def seen(answer, t):
+        work[answer.device.id] = macs(answer.work)
+        return answer
+
     model = Model.init(Arch("cnn-bn", {"size": 8, "norm": "group"}), 1)
     method = FIARSE(SGD(lr=0.1, batch=8), Clients({"b": 0.02}))
-    with scope(Metered(LocalFleet(people), ledger), Scope("r", 0, 0, 0)) as open_:
+    with scope(rounds.Watch(Metered(LocalFleet(people), ledger), seen), Scope("r", 0, 0, 0)) as open_:
         method.round(method.begin(model, open_, people[0]), 0, open_)
     rows = {(row["client"], row["direction"]): row["bytes"] for row in ledger.take()}
     kept = int(0.02 * (9 * 16 + 9 * 16 * 32 + 9 * 32 * 64 + 640))
@@ -112,3 +117,5 @@ def test_few_weights_are_few_bytes():
     assert rows["b", "down"] < 5 * kept + 4 * whole + 1_200
     assert rows["b", "up"] < 4 * (kept + whole) + 600
     assert rows["a", "down"] > 4 * 24_058
+    assert work["a"].kept == work["a"].done
+    assert 0 < work["b"].kept < 0.2 * work["b"].done, "dense kernels do all of them"
