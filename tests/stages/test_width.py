@@ -161,6 +161,7 @@ def test_a_profile_without_devices_takes_those_of_the_clock():
         recipes.load("heterofl", "", {"method.capacity": {"name": "profile"}})
 
 
+@pytest.mark.slow
 def test_who_is_weak_by_profile_is_who_is_weak_by_the_clock():
     """A Raspberry Pi 4 keeps up with a Jetson by half of the channels, of so small a network."""
     pytest.importorskip("torch_pruning")
