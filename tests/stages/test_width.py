@@ -12,6 +12,7 @@ from fedbonsai.model import Model
 from fedbonsai.runs import recipes
 from fedbonsai.runs.setup import clock_of, run_context
 from fedbonsai.stages.pruning.units import Units, units
+from fedbonsai.stages.width.called import called
 from fedbonsai.stages.width.capacity import ByProfile, Clients, Shares
 from fedbonsai.stages.width.division import step_of
 from fedbonsai.stages.width.holders import output_of
@@ -86,6 +87,22 @@ def test_outputs_of_narrower_layers_are_scaled_and_no_others():
         found = net(x)
     assert torch.allclose(found, hidden.relu() @ w["classifier.weight"].T + w["classifier.bias"], atol=1e-6)
     assert not torch.allclose(found, net(x)), "outside, nothing is scaled"
+
+
+def test_what_takes_the_place_of_a_parameter_does_so_under_all_names_and_goes_again():
+    one, two = torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False)
+    two.weight = one.weight
+    net, x = (
+        torch.nn.Sequential(one, one, two),
+        torch.tensor([[1.0, 2.0]]),
+    )  # a module that is there twice, and a tied weight
+    half = torch.tensor([[0.5, 0.0], [0.0, 0.5]], requires_grad=True)
+    for _ in range(2):
+        found = called(net, {"0.weight": half}, x)
+        assert found.tolist() == [[0.125, 0.25]]
+        assert torch.autograd.grad(found.sum(), half)[0].tolist() == [[0.75, 1.5], [0.75, 1.5]]
+    assert [layer.weight is one.weight for layer in net] == [True] * 3
+    assert isinstance(one.weight, torch.nn.Parameter)
 
 
 IDS = [f"{number:02d}" for number in range(10)]

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
-from torch.func import functional_call
 
 from fedbonsai import training
 from fedbonsai.arch import Arch
@@ -26,6 +25,7 @@ from fedbonsai.stages.pruning.masks import Masks
 from fedbonsai.stages.pruning.under_masks import names_of, packed
 from fedbonsai.stages.static_norm import learned
 from fedbonsai.stages.updates import Update
+from fedbonsai.stages.width.called import called
 from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.tree import Tree, Weights
 from fedbonsai.wire import message
@@ -87,7 +87,7 @@ def loss_of(arch: Arch, names: Sequence[str], threshold: float) -> training.Loss
     def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         parameters = dict(net.named_parameters())
         shown: dict[str, Any] = {name: Above.apply(parameters[name], threshold) for name in names}
-        return arch.objective.loss(functional_call(net, shown, (x,)), y)
+        return arch.objective.loss(called(net, shown, x), y)
 
     return loss
 

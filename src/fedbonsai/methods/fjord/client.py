@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fedbonsai import training, work
 from fedbonsai.core import Client, Memory, task
 from fedbonsai.model import Model, cached_module
 from fedbonsai.stages.pruning.units import Places, Units, places, prune, taken
+from fedbonsai.stages.width.called import called
 from fedbonsai.stages.width.slices import first
 from fedbonsai.stages.width.submodel import Trained, answer
 from fedbonsai.training.optimizers import Optimizer
@@ -88,7 +88,7 @@ class OrderedDropout:
         if index == len(self._nets):
             return net(x)
         part = taken(dict(net.named_parameters()), self._places[index])
-        return functional_call(self._nets[index], part, (x,))
+        return called(self._nets[index], part, x)
 
     def report(self, me: Client, whole: Episode) -> None:
         """Say what was computed, as networks of the widths that were drawn.
