@@ -41,6 +41,7 @@ class Case:
 
 
 AVERAGING = {"asks": 1, "down": frozenset({"averaging/train@1"}), "up": frozenset({"update@1"})}
+WIDTH = {"asks": 1, "down": frozenset({"width/train@1"}), "up": frozenset({"width/trained@1"})}
 CASES = [
     Case("fedavg", **AVERAGING),
     Case("fedprox", **AVERAGING),
@@ -160,6 +161,10 @@ CASES = [
             "method.readjustment": {"interval": 2, "stop": 9},
         },
     ),
+    Case("fedrolex", **WIDTH),
+    Case("fiarse", asks=1, down=frozenset({"fiarse/train@1"}), up=frozenset({"update@1"})),
+    Case("fjord", asks=1, down=frozenset({"fjord/train@1"}), up=frozenset({"width/trained@1"})),
+    Case("heterofl", **WIDTH),
     Case(
         "lotteryfl",
         asks=1,

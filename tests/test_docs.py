@@ -229,28 +229,28 @@ def test_the_tables_are_those_of_the_results():
     assert PAGE.read_text() == page(), "run: python -m experiments.table --write"
 
 
-SHARES = "| recipe | 0.2 | 0.1 | 0.05 | 0.01 |"
+COLUMNS = (("0.2", "0.1", "0.05", "0.01"), ("mixed", "few"))  # of tables in cards: how runs' names go on
 
 
 def tabled(document: Path) -> list[tuple[str, str, str]]:
-    """Cells of a document's tables over densities: experiment, name of the run, and the cell.
+    """Cells of a document's tables over densities or fleets: experiment, name of the run, and the cell.
 
     Such a table is of the experiment that the text names last before it.
     """
     cells: list[tuple[str, str, str]] = []
-    before, *tables = document.read_text().split(SHARES)
-    for part in tables:
-        experiment = re.findall(r"`experiments/(\w+)`", before)[-1]
-        for row in part.strip().splitlines()[1:]:
-            if not row.startswith("|"):
-                break
-            label, *figures = [cell.strip() for cell in row.strip("|").split("|")]
-            run = re.match(r"`([\w-]+)`", label)[1]
-            cells += [
-                (experiment, f"{run}-{density}", figure)
-                for density, figure in zip(("0.2", "0.1", "0.05", "0.01"), figures, strict=True)
-            ]
-        before += part
+    for columns in COLUMNS:
+        before, *tables = document.read_text().split(f"| recipe | {' | '.join(columns)} |")
+        for part in tables:
+            experiment = re.findall(r"`experiments/(\w+)`", before)[-1]
+            for row in part.strip().splitlines()[1:]:
+                if not row.startswith("|"):
+                    break
+                label, *figures = [cell.strip() for cell in row.strip("|").split("|")]
+                run = re.match(r"`([\w-]+)`", label)[1]
+                cells += [
+                    (experiment, f"{run}-{column}", figure) for column, figure in zip(columns, figures, strict=True)
+                ]
+            before += part
     return cells
 
 

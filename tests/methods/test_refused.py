@@ -60,7 +60,10 @@ CASES = [
             {"model__trainable": ["classifier.*"]},
             "every parameter must be trained",
         )
-        for recipe in ("fl-pqsu", "small-dense", "splitfed-v2", "local-loss", "sparse-collaborative", "fedgkt")
+        for recipe in (
+            *("fedrolex", "fjord", "fl-pqsu", "heterofl", "small-dense"),
+            *("splitfed-v2", "local-loss", "sparse-collaborative", "fedgkt"),
+        )
     ),
 ]
 

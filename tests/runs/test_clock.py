@@ -6,6 +6,7 @@ from tests.moments import killed_and_resumed
 
 import fedbonsai
 from fedbonsai.cli import main
+from fedbonsai.devices.drawn import shared_out
 from fedbonsai.devices.figures import shipped
 from fedbonsai.errors import ConfigError, NothingLearned
 from fedbonsai.reports.costs import clocked as reports_clocked
@@ -16,7 +17,6 @@ from fedbonsai.reports.terminal import show
 from fedbonsai.runs import recipes
 from fedbonsai.runs.config import BudgetConfig, ClockConfig
 from fedbonsai.runs.run import execute, load
-from fedbonsai.runs.setup import shared_out
 
 QUICK = {
     "rounds": 4,

@@ -350,7 +350,11 @@ def test_methods_train_a_part(tmp_path, recipe):
 
 
 @pytest.mark.parametrize(
-    "recipe", ["fl-pqsu", "small-dense", "splitfed-v2", "local-loss", "sparse-collaborative", "fedgkt"]
+    "recipe",
+    [
+        *("fedrolex", "fjord", "fl-pqsu", "heterofl", "small-dense"),
+        *("splitfed-v2", "local-loss", "sparse-collaborative", "fedgkt"),
+    ],
 )
 def test_methods_that_need_every_parameter_refuse_by_name(recipe):
     config = quick(recipe, model__trainable=HEAD)

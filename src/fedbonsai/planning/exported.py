@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedbonsai.devices.clock import compute_seconds
+from fedbonsai.devices.drawn import shared_out
 from fedbonsai.devices.profile import profile
 from fedbonsai.export.compact import save
 from fedbonsai.model import Model
 from fedbonsai.runs.config import RunConfig
-from fedbonsai.runs.setup import shared_out
 from fedbonsai.work import Episode
 
 

@@ -10,6 +10,7 @@ from fedbonsai.data.config import DataConfig
 from fedbonsai.errors import ConfigError
 from fedbonsai.objectives import Classification, Objective
 from fedbonsai.stages.settings import PROBABILITY, Range, out_of_range, raise_all
+from fedbonsai.stages.width.capacity import ByProfile, unplaced
 from fedbonsai.training.optimizers import SGD, Optimizer
 
 BEARABLE = Range("at least 1 and at most 1024", lambda value: 1 <= value <= 1024)  # torch dies of very many threads
@@ -262,9 +263,11 @@ class RunConfig:
             faults.append(f"budget.{self.budget.timed[0]} needs a clock: set clock.devices, such as raspberry-pi-4")
         if self.clock.devices and not self.fleet.wire:
             faults.append("clock.devices needs fleet.wire: a clock counts the seconds of real bytes")
+        method = _placed(_scheduled(self.method, self.rounds), self.clock.devices)
+        faults += unplaced(getattr(method, "capacity", None))
         if faults:
             raise ValueError("; ".join(faults))
-        object.__setattr__(self, "method", _scheduled(self.method, self.rounds))
+        object.__setattr__(self, "method", method)
 
 
 def _scheduled(method: object, rounds: int) -> object:
@@ -275,6 +278,14 @@ def _scheduled(method: object, rounds: int) -> object:
         if how.schedule == "cosine" and not how.rounds
     }
     return replace(method, **open_) if open_ else method  # pyright: ignore[reportArgumentType, reportUnknownVariableType]
+
+
+def _placed(method: object, devices: str) -> object:
+    """A method whose devices' capacity is by profile, with the profiles of the clock where it names none itself."""
+    capacity = getattr(method, "capacity", None)
+    if not isinstance(capacity, ByProfile) or capacity.devices or not devices:
+        return method
+    return replace(method, capacity=replace(capacity, devices=devices))  # pyright: ignore[reportArgumentType, reportUnknownVariableType]
 
 
 def optimizers_of(method: object) -> dict[str, Optimizer]:

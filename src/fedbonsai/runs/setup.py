@@ -16,6 +16,7 @@ from fedbonsai.core import Client, Fleet, Method
 from fedbonsai.data.classes import few
 from fedbonsai.data.federation import Federation
 from fedbonsai.data.survey import Ask
+from fedbonsai.devices.drawn import shared_out
 from fedbonsai.devices.link import link
 from fedbonsai.devices.networks import all_known
 from fedbonsai.devices.profile import profile
@@ -180,38 +181,6 @@ def options_of(config: RunConfig) -> set[str]:
         ConfigError: no such network, or options that it does not take.
     """
     return Arch(config.model.name, config.model.options).takes()
-
-
-def shared_out(names: str, ids: Sequence[str], seed: int) -> dict[str, str]:
-    """Names for devices by a setting such as ``raspberry-pi-4 0.7, jetson-nano 0.3``; who gets which is drawn.
-
-    Raises:
-        ConfigError: shares are missing, or do not sum to 1.
-    """
-    if "," not in names and names.strip() and share_of(names)[0] is None:
-        return dict.fromkeys(ids, names.strip())
-    parts = [share_of(part) for part in names.split(",")]
-    shares = [(name, share) for share, name in parts if share is not None and share > 0 and name]
-    if len(shares) < len(parts) or not abs(sum(share for _, share in shares) - 1) <= 1e-6:
-        raise ConfigError(f"{names!r}: expected one name, or names with shares that sum to 1, such as 'a 0.7, b 0.3'")
-    drawn = sorted(ids, key=lambda id: seed_of(seed, f"clock/share {names} {id}", -1, 0))
-    found: dict[str, str] = {}
-    begin = total = 0.0
-    for name, share in shares:
-        total += share
-        end = round(total * len(drawn))
-        found |= dict.fromkeys(drawn[int(begin) : end], name)
-        begin = end
-    return found
-
-
-def share_of(part: str) -> tuple[float | None, str]:
-    """The share at the end of a part such as ``my device.toml 0.7``, None where there is none, and the name before it."""
-    name, _, share = part.strip().rpartition(" ")
-    try:
-        return float(share), name.strip()
-    except ValueError:
-        return None, part.strip()
 
 
 def reachable(device: str) -> None:

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fedbonsai.methods.fedtiny.norm_statistics import measured, merged
 from fedbonsai.methods.fedtiny.selection import candidates, measure
 from fedbonsai.model import Model
+from fedbonsai.stages.norm_statistics import measured, merged
 from tests.methods.fedtiny.pools import CNN, drawn, person, request
 
 

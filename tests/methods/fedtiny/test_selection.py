@@ -12,10 +12,10 @@ from fedbonsai.errors import Unanswered
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Metered, Wrapper
-from fedbonsai.methods.fedtiny.norm_statistics import merged
 from fedbonsai.methods.fedtiny.pool import Selection
 from fedbonsai.methods.fedtiny.selection import Evaluate, Evaluated, best, evaluate, measure, select
 from fedbonsai.model import Model
+from fedbonsai.stages.norm_statistics import merged
 from fedbonsai.stages.pruning.masks import masked
 from fedbonsai.stages.updates import statistics_of
 from tests.methods.fedtiny.pools import CNN, drawn, person, request

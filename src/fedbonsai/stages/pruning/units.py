@@ -15,7 +15,6 @@ import importlib
 import importlib.util
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,6 +31,7 @@ from fedbonsai.stages.pruning.count import Size
 from fedbonsai.stages.pruning.masks import keep_top
 from fedbonsai.stages.pruning.scores import filters
 from fedbonsai.tree import Tree, Weights, cast, dtype_of, generator
+from fedbonsai.wire import message
 
 STATISTICS = ("running_mean", "running_var")
 
@@ -39,7 +39,7 @@ STATISTICS = ("running_mean", "running_var")
 Shapes = Mapping[str, tuple[int, ...]]  # by name of weight
 
 
-@dataclass(frozen=True)
+@message("units/units@1")
 class Units:
     """Filters, neurons, recurrent units or heads of one layer, or of layers that must keep the same ones.
 
@@ -93,7 +93,7 @@ def units(model: Model, size: Size) -> list[Units]:
     pruning = _torch_pruning()
     module = model.build().eval()
     fixed = _fixed(module, shared(module))
-    runs = {f"{path}.{name}" if path else name: count for path, name, count in _runs(module)}
+    many = {f"{path}.{name}" if path else name: count for path, name, count in runs(module)}
     for value in module.parameters():  # the graph follows gradients
         value.requires_grad_(value.is_floating_point())
     recurrent = {
@@ -106,13 +106,13 @@ def units(model: Model, size: Size) -> list[Units]:
     found: list[Units] = []
     done: set[str] = set()
     try:
-        example = _example(model, size, 1)
-        graph = pruning.DependencyGraph().build_dependency(module, example_inputs=example, verbose=False)
+        drawn = example(model, size, 1)
+        graph = pruning.DependencyGraph().build_dependency(module, example_inputs=drawn, verbose=False)
         for layer in module.modules():
             path = paths[id(layer)]
             if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear) or path in done | fixed.keys():
                 continue
-            each, cut = runs.get(path, 1), graph.get_pruner_of_module(layer).prune_out_channels
+            each, cut = many.get(path, 1), graph.get_pruner_of_module(layer).prune_out_channels
             group = graph.get_pruning_group(layer, cut, idxs=list(range(each)))
             items = _items(group, paths, graph)
             if any(item[0] in fixed or not isinstance(item[1], RESIZED) for item in items):
@@ -160,15 +160,15 @@ class _StandIn(nn.Module):
         return y, (y[:, -1] if self.batch_first else y[-1])[None]
 
 
-def _runs(module: nn.Module) -> Iterator[tuple[str, str, int]]:
+def runs(module: nn.Module) -> Iterator[tuple[str, str, int]]:
     """Layers whose outputs go in runs: path of the module that says so, name of the layer, length of a run."""
     for path, layer in module.named_modules():
-        runs = getattr(layer, "runs", None)
-        for name, count in runs.items() if isinstance(runs, dict) else ():
+        said = getattr(layer, "runs", None)
+        for name, count in said.items() if isinstance(said, dict) else ():
             yield path, str(name), int(count)
 
 
-def _example(model: Model, size: Size, count: int) -> Tensor:
+def example(model: Model, size: Size, count: int) -> Tensor:
     """Inputs that are drawn: tokens, or numbers in the type of the weights."""
     random = generator(0)
     if not (zeros := blank(model.arch, size, count)).is_floating_point():
@@ -328,7 +328,7 @@ def _drawn(model: Model) -> Weights:
 
 def _gap(model: Model, groups: Sequence[Units], kept: Sequence[Tensor], size: Size) -> float:
     """Largest difference of an output between the smaller network and the silenced one, by the largest output."""
-    x = _example(model, size, 2)
+    x = example(model, size, 2)
     outputs: list[Tensor] = []
     for each in (prune(model, groups, kept), silenced(model, groups, kept)):
         net = each.build().eval()
@@ -378,16 +378,35 @@ def _norms(rows: Tensor, group: Units) -> Tensor:
     return rows.reshape(-1, group.width, group.each).sum((0, 2)) if len(rows) > group.width else rows
 
 
-def prune(model: Model, groups: Sequence[Units], kept: Sequence[Tensor]) -> Model:
-    """The smaller network: rows, their biases and normalisation, and the columns that read them, by explicit indices."""
-    weights = dict(model.weights)
+Places = Mapping[str, tuple[Tensor | None, Tensor | None]]  # by name: entries along dimensions 0 and 1; None: all
+
+
+def places(groups: Sequence[Units], kept: Sequence[Tensor], weights: Tree) -> Places:
+    """Where the entries of some units are: rows, their biases and normalisation, and the columns that read them."""
+    rows: Weights = {}
+    columns: Weights = {}
     for group, index in zip(groups, kept, strict=True):
         for name in group.rows:
-            weights[name] = weights[name].index_select(0, group.entries(index, len(weights[name])))
+            rows[name] = group.entries(index, len(weights[name]))
         for name, each in group.readers:
-            columns = (index[:, None] * each + torch.arange(each)).flatten()
-            weights[name] = weights[name].index_select(1, columns)
-    return model.replace(weights)
+            columns[name] = (index[:, None] * each + torch.arange(each)).flatten()
+    return {name: (rows.get(name), columns.get(name)) for name in weights if name in rows or name in columns}
+
+
+def prune(model: Model, groups: Sequence[Units], kept: Sequence[Tensor]) -> Model:
+    """The smaller network: what belongs to the units that are kept, by explicit indices."""
+    return model.replace(taken(model.weights, places(groups, kept, model.weights)))
+
+
+def taken(weights: Tree, where: Places) -> Weights:
+    """Tensors without the entries that are not among these places; gradients pass."""
+    found = dict(weights)
+    for name in weights.keys() & where.keys():
+        for dimension, index in enumerate(where[name]):
+            found[name] = (
+                found[name] if index is None else found[name].index_select(dimension, index.to(found[name].device))
+            )
+    return found
 
 
 def silenced(model: Model, groups: Sequence[Units], kept: Sequence[Tensor]) -> Model:

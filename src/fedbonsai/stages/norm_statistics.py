@@ -1,6 +1,6 @@
 """Running means and variances of batch normalisation: measured on new samples, and merged over sets of samples.
 
-FedTiny (Huang et al., ICDCS 2023): specs/fedtiny (2) and (3), and (3'), which is the exact variance of all samples.
+specs/fedtiny (2) and (3) are FedTiny's (Huang et al., ICDCS 2023), (3') is the exact variance of all samples.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""FIARSE: each device trains the largest weights of the global network, as many as it bears."""
