@@ -278,7 +278,23 @@ def test_state_travels_and_has_a_name(case, reference):
     assert "@" in name_of(state)
 
 
-@each
+LIKE_ANOTHER = {  # they learn as another row does, of which they change a codec, a draw or a step of the server
+    *("fedprox", "fedavg-cohort", "qsgd", "dgc", "ef21", "fedavg-momentum", "fedyogi", "fedadagrad"),
+    *("random-mask", "static-magnitude", "sparse-collaborative-split-2", "wireless-baselines-fedavg"),
+    *("fl-pqsu-random-skip", "fedtiny-gated"),
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(
+            case, marks=[*[pytest.mark.slow] * (number > 0), *[pytest.mark.exhaustive] * (str(case) in LIKE_ANOTHER)]
+        )
+        for number, case in enumerate(CASES)
+    ],
+    ids=str,
+)
 def test_it_learns(case):
     config = case.config(rounds=12, **{"data.limit": 0})
     made = run_context(config)
