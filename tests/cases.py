@@ -161,6 +161,16 @@ CASES = [
         },
     ),
     Case(
+        "fedpm",
+        asks=1,
+        down=frozenset({"fedpm/train@1"}),
+        up=frozenset({"fedpm/sampled@1"}),
+        settings={
+            "model.options": {"widths": [64]},
+            "method.optimizer": {"name": "adam", "lr": 0.3, "batch": 10, "epochs": 1},
+        },
+    ),
+    Case(
         "lotteryfl",
         asks=1,
         down=frozenset({"lotteryfl/train@1"}),

@@ -64,6 +64,7 @@ RECIPES: Mapping[str, Mapping[str, object]] = {  # one of each method, with what
     "feddct": {"method.size": 2},
     "static-magnitude": {},
     "feddst": {},
+    "fedpm": {"method.optimizer.name": "sgd"},
     "lotteryfl": {},
     "online": {},
     "small-dense": {"method.density": 0.6},

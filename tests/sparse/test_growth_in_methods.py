@@ -11,7 +11,6 @@ from fedbonsai.arch import Arch
 from fedbonsai.errors import NotFinite
 from fedbonsai.methods.fedtiny.growth import Growth
 from fedbonsai.methods.fedtiny.method import FedTiny
-from fedbonsai.methods.fedtiny.places import places_of
 from fedbonsai.methods.fedtiny.pool import Selection
 from fedbonsai.methods.fedtiny.top_gradients import top_gradients
 from fedbonsai.methods.prunefl.importance import Wanted, processed, trained
@@ -20,6 +19,7 @@ from fedbonsai.methods.prunefl.initial_prune import InitialPruneConfig
 from fedbonsai.methods.prunefl.method import PruneFL
 from fedbonsai.model import Model
 from fedbonsai.sparse import growth
+from fedbonsai.stages.pruning.places import places_of
 from fedbonsai.stages.pruning.time_model import Measured
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.training.sparse import train_growing

@@ -30,11 +30,11 @@ class Pairs:
     values: Tensor
 
 
-def packed_places(places: Ints, n: int) -> bytes:
-    """Ascending places below ``n`` in the smallest of the position codecs."""
+def packed_places(places: Ints, n: int, codec: positions.Codec = "auto") -> bytes:
+    """Ascending places below ``n`` in the smallest of the position codecs, or the one that is named."""
     if len(places) in (0, n):
         return bytes((positions.ALL if len(places) else positions.EMPTY,))
-    code, parts = positions.encode(places, n)
+    code, parts = positions.encode(places, n, codec)
     return b"".join((bytes((code,)), varint(len(places)), *(bytes(part) for part in parts)))
 
 
@@ -77,9 +77,12 @@ def checked(pairs: Mapping[str, Pairs], masks: Tree, counts: Mapping[str, int]) 
     return found
 
 
-def packed_masks(masks: Tree) -> dict[str, bytes]:
+def packed_masks(masks: Tree, codec: positions.Codec = "auto") -> dict[str, bytes]:
     """Where masks are True."""
-    return {name: packed_places(np.flatnonzero(mask.numpy().reshape(-1)), mask.numel()) for name, mask in masks.items()}
+    return {
+        name: packed_places(np.flatnonzero(mask.numpy().reshape(-1)), mask.numel(), codec)
+        for name, mask in masks.items()
+    }
 
 
 def masks_of(packed: Mapping[str, bytes], like: Tree) -> Masks:
