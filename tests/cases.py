@@ -185,6 +185,13 @@ CASES = [
         settings={"method.optimizer": {"lr": 0.1, "batch": 10, "steps": 10}, "method.warmup": 1},
     ),
     Case(
+        "sparsyfed",
+        asks=1,
+        down=frozenset({"sparsyfed/train@1"}),
+        up=frozenset({"update@1"}),
+        settings={"method.density": 0.3},
+    ),
+    Case(
         "small-dense",
         asks=1,
         down=frozenset({"small-dense/train@1"}),

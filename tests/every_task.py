@@ -67,6 +67,7 @@ RECIPES: Mapping[str, Mapping[str, object]] = {  # one of each method, with what
     "fedpm": {"method.optimizer.name": "sgd"},
     "lotteryfl": {},
     "online": {},
+    "sparsyfed": {"method.density": 0.3},
     "small-dense": {"method.density": 0.6},
     "fedgkt": {},
 }

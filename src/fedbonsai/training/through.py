@@ -7,6 +7,7 @@ through ``use`` to what is trained. All else is the one local training (`steps.f
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -15,21 +16,37 @@ from fedbonsai.cached_module import CachedModule
 from fedbonsai.core import Client
 from fedbonsai.model import Model, cached_module
 from fedbonsai.training.optimizers import Optimizer
-from fedbonsai.training.steps import Trained, fit, prepare
+from fedbonsai.training.steps import Loss, Trained, fit, prepare
 from fedbonsai.tree import Tree, Weights
 
 Use = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]  # what is trained -> parameters of the network, by name
+Around = Callable[[nn.Module], AbstractContextManager[object]]  # network -> what holds while it trains
 
 
-def train_through(model: Model, me: Client, sgd: Optimizer, use: Use, trained: Tree | None = None) -> Trained:
+def train_through(
+    model: Model,
+    me: Client,
+    sgd: Optimizer,
+    use: Use | None = None,
+    trained: Tree | None = None,
+    *,
+    around: Around | None = None,
+    mask: Tree | None = None,
+    loss: Loss | None = None,
+    rate: Callable[[], float] | None = None,
+) -> Trained:
     """Train what a network's parameters are made from on a client's samples.
 
     Args:
         model: weights of the network; never written into.
         me: whose samples, seed and torch device.
         sgd: optimiser and its settings; nothing is computed sparsely.
-        use: parameters in a pass, some or all, made anew for each one.
+        use: parameters in a pass, some or all, made anew for each one; without it the network's own.
         trained: what is trained, by name of the parameter that it stands for; without it the parameters themselves.
+        around: what is done to the network object as long as it trains, such as `saved_inputs.pruned`.
+        mask: as `loop.train` has it, of what is trained.
+        loss: as `loop.train` has it.
+        rate: learning rate of the next step, asked once the step's loss is known; without it the optimiser's.
 
     Returns:
         What was trained under its names, and all other weights of the network, running statistics among them.
@@ -39,7 +56,9 @@ def train_through(model: Model, me: Client, sgd: Optimizer, use: Use, trained: T
     """
     prepare(me)
     net = cached_module(model, me.device, sgd.channels_last)
-    return fit(_Through(net, use, trained, me.device), model, me, sgd)
+    through = net if use is None else _Through(net, use, trained, me.device)
+    with around(net.module) if around is not None else nullcontext():
+        return fit(through, model, me, sgd, masks=mask, loss=loss, rate=rate)
 
 
 class _Through:
