@@ -161,6 +161,13 @@ CASES = [
         },
     ),
     Case(
+        "fedmef",
+        asks=1,
+        down=frozenset({"fedmef/train@1"}),
+        up=frozenset({"fedmef/trained@1"}),
+        settings={"method.density": 0.3, "method.readjustment": {"interval": 2, "stop": 9}},
+    ),
+    Case(
         "fedpm",
         asks=1,
         down=frozenset({"fedpm/train@1"}),
@@ -168,6 +175,24 @@ CASES = [
         settings={
             "model.options": {"widths": [64]},
             "method.optimizer": {"name": "adam", "lr": 0.3, "batch": 10, "epochs": 1},
+        },
+    ),
+    Case(
+        "fedrts",
+        asks=1,
+        down=frozenset({"fedrts/train@1"}),
+        up=frozenset({"fedrts/trained@1"}),
+        settings={"method.density": 0.3, "method.readjustment": {"interval": 2, "stop": 9}},
+    ),
+    Case(
+        "fedsgc",
+        asks=1,
+        down=frozenset({"under-masks/train@1", "fedsgc/readjust@1"}),
+        up=frozenset({"update@1", "fedsgc/readjusted@1"}),
+        settings={
+            "method.density": 0.3,
+            "method.optimizer.epochs": 2,
+            "method.readjustment": {"interval": 2, "stop": 9},
         },
     ),
     Case(
