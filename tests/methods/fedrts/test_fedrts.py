@@ -44,7 +44,7 @@ def test_outcomes_and_beta_by_hand():
     known = Posterior.flat(masks).told(outcome, masks, 10.0)
     assert known.alpha["w"].tolist() == [7.25, 2.25, 1.0]
     assert known.beta["w"].tolist() == [4.75, 9.75, 1.0]
-    assert weighed(0.5, {"w": torch.tensor([0.0, 1.0])}, 0.5)["w"].tolist() == [0.25, 0.75]
+    assert weighed({"w": torch.full((2,), 0.5)}, {"w": torch.tensor([0.0, 1.0])}, 0.5)["w"].tolist() == [0.25, 0.75]
 
 
 def test_masks_are_drawn_by_seed_and_what_is_known_decides():

@@ -133,7 +133,10 @@ class FedRTS:
         masks = state.held.masks
         named = {name: wanted[name] if name in wanted else torch.zeros(mask.shape) for name, mask in masks.items()}
         pruned = {name: ~mask & (name in wanted) for name, mask in masks.items()}
-        known = state.posterior.told(weighed(0.5, named, self.gamma), pruned, self.weight)
+        half = {
+            name: torch.full_like(value, 0.5) for name, value in named.items()
+        }  # the mean says nothing of a pruned place
+        known = state.posterior.told(weighed(half, named, self.gamma), pruned, self.weight)
         kept = {name: int(mask.sum()) for name, mask in masks.items()}
         new = known.masks(kept, seed_of(state.seed, "masks", t, 0))
         model = state.model.replace(masked(state.model.weights, new))

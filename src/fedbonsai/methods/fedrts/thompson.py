@@ -55,9 +55,6 @@ def core(weights: Tree, masks: Tree, counts: Mapping[str, int]) -> Weights:
     }
 
 
-def weighed(of_all: Tree | float, of_devices: Tree, gamma: float) -> Weights:
+def weighed(of_all: Tree, of_devices: Tree, gamma: float) -> Weights:
     """X = (1 - gamma) X(global) + gamma sum p_n X(n)."""
-    return {
-        name: (1 - gamma) * (of_all if isinstance(of_all, float) else of_all[name]) + gamma * value
-        for name, value in of_devices.items()
-    }
+    return {name: (1 - gamma) * of_all[name] + gamma * value for name, value in of_devices.items()}
