@@ -13,15 +13,15 @@ from numpy.random import PCG64
 from fedbonsai.errors import BadMessage, ConfigError, Unanswered
 from fedbonsai.fleets.flower.hello import needed
 from fedbonsai.methods.fedpm import client
+from fedbonsai.methods.fedpm.drawn import draw_of, packed_draw
 from fedbonsai.methods.fedpm.frozen import frozen, names_of
 from fedbonsai.methods.fedpm.levels import levels_of, packed_levels, rounded
 from fedbonsai.methods.fedpm.method import FedPM
 from fedbonsai.model import Model
 from fedbonsai.stages.codec import ranges
-from fedbonsai.stages.pruning.places import masks_of, packed_masks
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import generator, seed_of
-from tests.methods.hand import ARCH, BODY, BODY_BIAS, DATA, SINGLES, WHOLE, loss_and_gradient
+from tests.methods.hand import ARCH, BODY, DATA, SINGLES, WHOLE, loss_and_gradient
 from tests.methods.rounds import CNN, run
 
 STEP = SGD(lr=3.0, batch=WHOLE)
@@ -86,7 +86,7 @@ def test_a_step_goes_straight_through_the_draw_and_along_the_sigmoid():
     wanted = client.draw({n: torch.from_numpy(v).float() for n, v in theta.items()}, seed_of(77, "sent", 0, 0))
     sent, _ = client.train.run(request, me, {})
     assert sent.loss == pytest.approx(loss, rel=1e-5)
-    found = masks_of(sent.masks, weights)
+    found = draw_of(sent.masks, levels_of(request.levels, 2, weights), 2)
     assert all(torch.equal(found[name], mask) for name, mask in wanted.items())
     assert max(abs(value - 0.5).max() for value in theta.values()) > 0.1, "nothing was learned"
 
@@ -94,7 +94,9 @@ def test_a_step_goes_straight_through_the_draw_and_along_the_sigmoid():
 def test_the_server_counts_masks_and_sends_the_mode_of_the_posterior():
     states, fleet = played(FedPM(STEP), rounds=2)
     for t in range(2):
-        masks = [masks_of(answer.masks, states[0].ones) for at, _, answer in fleet.heard if at == t]
+        request = next(request for at, _, request in fleet.sent if at == t)
+        levels = levels_of(request.levels, request.steps, states[0].ones)
+        masks = [draw_of(answer.masks, levels, request.steps) for at, _, answer in fleet.heard if at == t]
         assert states[t + 1].total == len(masks) == 3
         for name, ones in states[t + 1].ones.items():
             assert torch.equal(ones, sum(mask[name].long() for mask in masks))
@@ -122,12 +124,27 @@ def test_coarser_levels_are_fewer_bytes():
     assert sizes[0] <= {0, 1, 2, 3}
 
 
-def test_a_mask_costs_its_entropy():
-    for share in (0.5, 0.2):
-        masks = {"w": torch.rand(200, 500, generator=generator(3)) < share}
-        entropy = -share * math.log2(share) - (1 - share) * math.log2(1 - share)
-        bits = 8 * len(packed_masks(masks, "best")["w"]) / masks["w"].numel()
-        assert entropy * 0.98 < bits < entropy * 1.02
+@settings(deadline=None)
+@given(st.integers(1, 9), st.sampled_from(["portable", "range"]), st.data())
+def test_draws_travel(steps, coder, data):
+    count = data.draw(st.integers(1, 80))
+    levels = {"w": torch.tensor(data.draw(st.lists(st.integers(0, steps), min_size=count, max_size=count)))}
+    masks = {"w": torch.tensor(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)))}
+    packed = packed_draw(masks, levels, steps, coder)
+    assert torch.equal(draw_of(packed, levels, steps)["w"], masks["w"])
+    for wrong in (packed[:-1], (*packed[:-1], packed[-1] + b"\0")):
+        with pytest.raises(BadMessage):
+            draw_of(wrong, levels, steps)
+
+
+def test_a_draw_costs_the_entropy_of_each_weight_given_what_both_ends_hold():
+    """By hand: of four equal parts kept with .01, .2, .5 and .99, a mask is (.081 + .722 + 1 + .081) / 4 bits a weight."""
+    shares = torch.tensor([0.01, 0.2, 0.5, 0.99])
+    level = torch.arange(4).repeat(25_000)
+    masks = {"w": torch.rand(100_000, generator=generator(3)) < shares[level]}
+    bits = {c: 8 * sum(map(len, packed_draw(masks, {"w": level}, 3, c))) / 100_000 for c in ("range", "portable")}
+    assert bits["range"] == pytest.approx(0.471, rel=0.02)
+    assert bits["range"] < bits["portable"] < 0.56
 
 
 def test_the_model_is_the_frozen_weights_under_a_mask():
@@ -167,9 +184,9 @@ def test_answers_that_are_damaged_are_dropped():
     def spoil(answer, t):
         value = answer.value
         if answer.device.id == "a":
-            return replace(answer, value=replace(value, masks={**value.masks, BODY: b"\7"}))
+            return replace(answer, value=replace(value, masks=(b"", b"\7", b"")))
         if answer.device.id == "b":
-            return replace(answer, value=replace(value, masks={n: m for n, m in value.masks.items() if n != BODY_BIAS}))
+            return replace(answer, value=replace(value, masks=value.masks[:2]))
         return answer
 
     states, _ = played(FedPM(STEP), change=spoil)

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Memory, task
+from fedbonsai.methods.fedpm.drawn import packed_draw
 from fedbonsai.methods.fedpm.frozen import frozen
 from fedbonsai.methods.fedpm.levels import Coder, levels_of
 from fedbonsai.model import Model, parameter_specs
 from fedbonsai.stages.pruning.masks import Masks
-from fedbonsai.stages.pruning.places import packed_masks
 from fedbonsai.stages.updates import statistics_of
 from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.training.through import train_through
@@ -41,9 +41,9 @@ class Train:
 
 @message("fedpm/sampled@1")
 class Sampled:
-    """Where a mask that was drawn from the trained probabilities keeps a weight, packed, and running statistics."""
+    """A mask that was drawn from the trained probabilities, coded under those that came (`drawn`), and running statistics."""
 
-    masks: Mapping[str, bytes]
+    masks: tuple[bytes, ...]
     statistics: Mapping[str, Tensor]
     examples: int
     loss: float
@@ -69,8 +69,8 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Sampled, Memory]:
     model = Model(request.arch, {**parameter_specs(request.arch), **request.statistics, **weights})
     found = train_through(model, me, request.optimizer, use, start).finite()
     drawn = draw({name: found.weights[name].sigmoid() for name in weights}, seed_of(me.seed, "sent", 0, 0))
-    codec = "best" if request.coder == "range" else "auto"
-    sent = Sampled(packed_masks(drawn, codec), statistics_of(found.weights), found.examples, found.loss)
+    packed = packed_draw(drawn, levels, request.steps, request.coder)
+    sent = Sampled(packed, statistics_of(found.weights), found.examples, found.loss)
     return sent, memory
 
 

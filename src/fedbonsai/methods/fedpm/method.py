@@ -20,6 +20,7 @@ from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Fleet
 from fedbonsai.errors import ConfigError
 from fedbonsai.methods.fedpm.client import Sampled, Train, draw, probability, train
+from fedbonsai.methods.fedpm.drawn import draw_of
 from fedbonsai.methods.fedpm.frozen import frozen, names_of
 from fedbonsai.methods.fedpm.levels import MOST, Coder, packed_levels, rounded
 from fedbonsai.methods.registry import method
@@ -27,7 +28,6 @@ from fedbonsai.model import Model, parameter_specs
 from fedbonsai.stages.codec import ranges
 from fedbonsai.stages.needs import all_trained_needed
 from fedbonsai.stages.pruning.masks import Masks
-from fedbonsai.stages.pruning.places import masks_of
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import COUNT, Range, out_of_range, raise_all, when
 from fedbonsai.stages.updates import MOST as SAMPLES
@@ -128,7 +128,9 @@ class FedPM:
         ones = {name: torch.zeros_like(value) if fresh else value for name, value in state.ones.items()}
         mean, loss, total = tree.Mean(), 0.0, 0 if fresh else state.total
         usable = Usable(
-            fleet.ask(train, dict.fromkeys(devices, request)), fleet, lambda answer: opened(answer.value, state)
+            fleet.ask(train, dict.fromkeys(devices, request)),
+            fleet,
+            lambda answer: opened(answer.value, state, levels, steps),
         )
         for answer, masks in usable:
             ones = {name: value + masks[name] for name, value in ones.items()}
@@ -180,16 +182,15 @@ class FedPM:
         }
 
 
-def opened(value: Sampled, state: State) -> Masks | None:
+def opened(value: Sampled, state: State, levels: Tree, steps: int) -> Masks | None:
     """The masks of an answer, unless they or its running statistics do not fit or are not finite.
 
     Raises:
         BadMessage: masks are damaged.
     """
-    masks = masks_of(value.masks, state.ones)
+    masks = draw_of(value.masks, levels, steps)
     like: Tree = state.statistics
-    fits = masks.keys() == state.ones.keys() and 0 < value.examples < SAMPLES
-    fits = fits and {n: (v.shape, v.dtype) for n, v in value.statistics.items()} == {
+    fits = 0 < value.examples < SAMPLES and {n: (v.shape, v.dtype) for n, v in value.statistics.items()} == {
         n: (v.shape, v.dtype) for n, v in like.items()
     }
     return masks if fits and tree.finite(value.statistics) else None

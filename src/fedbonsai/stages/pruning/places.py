@@ -77,12 +77,9 @@ def checked(pairs: Mapping[str, Pairs], masks: Tree, counts: Mapping[str, int]) 
     return found
 
 
-def packed_masks(masks: Tree, codec: positions.Codec = "auto") -> dict[str, bytes]:
+def packed_masks(masks: Tree) -> dict[str, bytes]:
     """Where masks are True."""
-    return {
-        name: packed_places(np.flatnonzero(mask.numpy().reshape(-1)), mask.numel(), codec)
-        for name, mask in masks.items()
-    }
+    return {name: packed_places(np.flatnonzero(mask.numpy().reshape(-1)), mask.numel()) for name, mask in masks.items()}
 
 
 def masks_of(packed: Mapping[str, bytes], like: Tree) -> Masks:
