@@ -53,6 +53,7 @@ def test_whole_steps_by_hand():
     assert client.probability(torch.tensor([0, 1, 2]), 2, 0.01).tolist() == pytest.approx([0.01, 0.5, 0.99])
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(1, 255), st.sampled_from(["portable", "range"]), st.data())
 def test_levels_travel(steps, coder, data):
@@ -124,6 +125,7 @@ def test_coarser_levels_are_fewer_bytes():
     assert sizes[0] <= {0, 1, 2, 3}
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(1, 9), st.sampled_from(["portable", "range"]), st.data())
 def test_draws_travel(steps, coder, data):
