@@ -166,6 +166,41 @@ CASES = [
     Case("fjord", asks=1, down=frozenset({"fjord/train@1"}), up=frozenset({"width/trained@1"})),
     Case("heterofl", **WIDTH),
     Case(
+        "fedmef",
+        asks=1,
+        down=frozenset({"fedmef/train@1"}),
+        up=frozenset({"fedmef/trained@1"}),
+        settings={"method.density": 0.3, "method.readjustment": {"interval": 2, "stop": 9}},
+    ),
+    Case(
+        "fedpm",
+        asks=1,
+        down=frozenset({"fedpm/train@1"}),
+        up=frozenset({"fedpm/sampled@1"}),
+        settings={
+            "model.options": {"widths": [64]},
+            "method.optimizer": {"name": "adam", "lr": 0.3, "batch": 10, "epochs": 1},
+        },
+    ),
+    Case(
+        "fedrts",
+        asks=1,
+        down=frozenset({"fedrts/train@1"}),
+        up=frozenset({"fedrts/trained@1"}),
+        settings={"method.density": 0.3, "method.readjustment": {"interval": 2, "stop": 9}},
+    ),
+    Case(
+        "fedsgc",
+        asks=1,
+        down=frozenset({"under-masks/train@1", "fedsgc/readjust@1"}),
+        up=frozenset({"update@1", "fedsgc/readjusted@1"}),
+        settings={
+            "method.density": 0.3,
+            "method.optimizer.epochs": 2,
+            "method.readjustment": {"interval": 2, "stop": 9},
+        },
+    ),
+    Case(
         "lotteryfl",
         asks=1,
         down=frozenset({"lotteryfl/train@1"}),
@@ -178,6 +213,13 @@ CASES = [
         down=frozenset({"online/train@1"}),
         up=frozenset({"online/trained@1"}),
         settings={"method.optimizer": {"lr": 0.1, "batch": 10, "steps": 10}, "method.warmup": 1},
+    ),
+    Case(
+        "sparsyfed",
+        asks=1,
+        down=frozenset({"sparsyfed/train@1"}),
+        up=frozenset({"update@1"}),
+        settings={"method.density": 0.3},
     ),
     Case(
         "small-dense",

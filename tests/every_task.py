@@ -68,8 +68,13 @@ RECIPES: Mapping[str, Mapping[str, object]] = {  # one of each method, with what
     "fiarse": {},
     "fjord": {},
     "heterofl": {},
+    "fedmef": {"method.readjustment": {"interval": 1, "stop": 9}},
+    "fedpm": {"method.optimizer.name": "sgd"},
+    "fedrts": {"method.readjustment": {"interval": 1, "stop": 9}},
+    "fedsgc": {"method.readjustment": {"interval": 1, "stop": 9}},
     "lotteryfl": {},
     "online": {},
+    "sparsyfed": {"method.density": 0.3},
     "small-dense": {"method.density": 0.6},
     "fedgkt": {},
 }

@@ -11,9 +11,9 @@ from fedbonsai.devices.figures import Figure
 from fedbonsai.devices.memory import step_bytes
 from fedbonsai.devices.networks import layers
 from fedbonsai.devices.profile import Curve, profile
-from fedbonsai.methods.fedtiny.top_gradients import top_gradients
 from fedbonsai.model import Model
 from fedbonsai.stages.pruning.count import layer_macs
+from fedbonsai.stages.pruning.top_gradients import top_gradients
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.work import Episode, collecting
 

@@ -337,7 +337,20 @@ def test_validate_says_what_a_run_would(file):
 
 
 @pytest.mark.parametrize(
-    "recipe", ["fedtiny", "prunefl", "random-mask", "snip", "feddst", "scaffold", "moon", "topk-ef"]
+    "recipe",
+    [
+        "fedtiny",
+        "prunefl",
+        "random-mask",
+        "snip",
+        "feddst",
+        "fedmef",
+        "fedrts",
+        "sparsyfed",
+        "scaffold",
+        "moon",
+        "topk-ef",
+    ],
 )
 def test_methods_train_a_part(tmp_path, recipe):
     part = ["features.conv2.*", "classifier.*"]
@@ -353,7 +366,7 @@ def test_methods_train_a_part(tmp_path, recipe):
     "recipe",
     [
         *("fedrolex", "fjord", "fl-pqsu", "heterofl", "small-dense"),
-        *("splitfed-v2", "local-loss", "sparse-collaborative", "fedgkt"),
+        *("splitfed-v2", "local-loss", "sparse-collaborative", "fedgkt", "fedpm"),
     ],
 )
 def test_methods_that_need_every_parameter_refuse_by_name(recipe):

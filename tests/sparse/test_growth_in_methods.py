@@ -11,16 +11,16 @@ from fedbonsai.arch import Arch
 from fedbonsai.errors import NotFinite
 from fedbonsai.methods.fedtiny.growth import Growth
 from fedbonsai.methods.fedtiny.method import FedTiny
-from fedbonsai.methods.fedtiny.places import places_of
 from fedbonsai.methods.fedtiny.pool import Selection
-from fedbonsai.methods.fedtiny.top_gradients import top_gradients
 from fedbonsai.methods.prunefl.importance import Wanted, processed, trained
 from fedbonsai.methods.prunefl.importance import importances as importances_of
 from fedbonsai.methods.prunefl.initial_prune import InitialPruneConfig
 from fedbonsai.methods.prunefl.method import PruneFL
 from fedbonsai.model import Model
 from fedbonsai.sparse import growth
+from fedbonsai.stages.pruning.places import places_of
 from fedbonsai.stages.pruning.time_model import Measured
+from fedbonsai.stages.pruning.top_gradients import top_gradients
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.training.sparse import train_growing
 from fedbonsai.wire import encode

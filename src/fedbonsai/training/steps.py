@@ -122,6 +122,7 @@ def fit(
     hook: Hook | None = None,
     shift: Tree | None = None,
     frozen: Collection[str] = (),
+    rate: Callable[[], float] | None = None,
 ) -> Trained:
     """Train what a network object holds; arguments that `loop.train` has too mean the same here.
 
@@ -137,6 +138,7 @@ def fit(
         hook: sees the gradients of every step.
         shift: in the shape of ``net.parameters``.
         frozen: names of parameters that stay.
+        rate: learning rate of the next step, asked once its loss is known; the optimiser's without it.
     """
     parameters = net.parameters
     names = [name for name in parameters if name not in frozen]
@@ -165,7 +167,7 @@ def fit(
             if hook is not None:
                 hook(dict(zip(names, _filled(found, params), strict=True)))
             with torch.no_grad():
-                moving.move(sgd, found, lr)
+                moving.move(sgd, found, lr if rate is None else rate())
                 _clear(held)
                 last = value.detach()
                 loss_sum += last * len(batch)

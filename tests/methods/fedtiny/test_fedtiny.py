@@ -16,13 +16,13 @@ from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.fedtiny.client import Train, train
 from fedbonsai.methods.fedtiny.growth import Growth
 from fedbonsai.methods.fedtiny.method import FedTiny
-from fedbonsai.methods.fedtiny.places import checked
 from fedbonsai.methods.fedtiny.pool import Selection
 from fedbonsai.model import Model, cached_module
 from fedbonsai.runs import recipes
 from fedbonsai.stages.held_masks import HeldMasks
 from fedbonsai.stages.pruning import count
 from fedbonsai.stages.pruning.masks import masked
+from fedbonsai.stages.pruning.places import checked
 from fedbonsai.stages.updates import statistics_of
 from fedbonsai.training.optimizers import SGD
 from fedbonsai.tree import seed_of

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedbonsai.errors import BadMessage
-from fedbonsai.methods.fedtiny.grow_prune import adjust, mean_gradients
 from fedbonsai.methods.fedtiny.growth import Growth
-from fedbonsai.methods.fedtiny.places import Pairs, checked, packed_places
-from fedbonsai.methods.fedtiny.top_gradients import Buffer, top_gradients
+from fedbonsai.stages.pruning.grow_prune import adjust, mean_gradients
+from fedbonsai.stages.pruning.places import Pairs, checked, packed_places
+from fedbonsai.stages.pruning.top_gradients import Buffer, top_gradients
 from fedbonsai.training.gradients import gradient
 from tests.pruning.sparse import person, sparse_model
 

@@ -9,7 +9,7 @@ from typing import cast
 
 from fedbonsai import core
 from fedbonsai.fleets.flower.frames import Form
-from fedbonsai.stages.codec import Stage, range_coder_available
+from fedbonsai.stages.codec import range_coder_available
 from fedbonsai.wire import MAGIC, message
 
 VERSION = version("fedbonsai")
@@ -56,8 +56,8 @@ def codecs() -> tuple[str, ...]:
 
 def needed(settings: object) -> frozenset[str]:
     """Optional codecs that a method's settings name, wherever they stand in them."""
-    if isinstance(settings, Stage):
-        return frozenset({RANGE} if settings.ranged else ())
+    if getattr(settings, "ranged", False):  # a stage of a chain, or a method with a coder of its own
+        return frozenset({RANGE})
     if is_dataclass(settings):
         parts: Iterable[object] = [getattr(settings, field.name) for field in fields(settings)]
     elif isinstance(settings, Mapping):

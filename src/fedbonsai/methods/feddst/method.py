@@ -11,24 +11,22 @@ from collections.abc import Mapping
 from dataclasses import field, replace
 from math import nan
 
-import torch
 from torch import Tensor
 
-from fedbonsai import training, tree
 from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Device, Fleet, Memory, forgetful, task
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
 from fedbonsai.stages.held_masks import HeldMasks, Sent, received
-from fedbonsai.stages.pruning.criteria import best, kept
 from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.masks import masked
-from fedbonsai.stages.pruning.readjust import MaskedMean, Readjustment, changed, cut_back, readjusted
-from fedbonsai.stages.pruning.scores import magnitude
-from fedbonsai.stages.pruning.under_masks import averaged, names_of, packed, unpacked
+from fedbonsai.stages.pruning.readjust import MaskedMean, Readjustment, changed, cut_back, readjusted, start_masks
+from fedbonsai.stages.pruning.trading import epochs_of_trade, trained_with_trade, under_own_masks
+from fedbonsai.stages.pruning.under_masks import averaged, packed
 from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.updates import MOST, Update, Usable
+from fedbonsai.stages.settings import raise_all
+from fedbonsai.stages.updates import Update, Usable
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import Tree, seed_of
 from fedbonsai.wire import message
@@ -72,18 +70,15 @@ class State:
 def readjust(request: Readjust, me: Client, memory: Memory) -> tuple[Readjusted, Memory]:
     """Train, trade the smallest weights for those of largest gradient on one batch, train on."""
     start, masks, memory = received(request.sent, request.arch, memory)
-    before = request.sgd.but(epochs=request.sgd.epochs - request.after)
-    trained = training.train(Model(request.arch, start), me, before, mask=masks)
-    once = replace(me, seed=seed_of(me.seed, "growth", 0, 0))
-    batch = next(training.batches(once, SGD(batch=request.batch)))
-    slopes = training.gradient(Model(request.arch, trained.weights), batch, me.device, request.batch, training=True)
-    weights, new = readjusted(trained.weights, masks, slopes, request.fraction)
-    after = request.sgd.but(epochs=request.after)
-    last = training.train(
-        Model(request.arch, weights), replace(me, seed=seed_of(me.seed, "after", 0, 0)), after, mask=new
+    last, new = trained_with_trade(
+        Model(request.arch, start),
+        masks,
+        me,
+        request.sgd,
+        request.after,
+        request.batch,
+        lambda weights, slopes: readjusted(weights, masks, slopes, request.fraction),
     )
-    mean = (before.epochs * trained.loss + request.after * last.loss) / request.sgd.epochs
-    last = replace(last, steps=trained.steps + last.steps, loss=mean)
     return Readjusted(packed(last, new, me.seed), new if changed(masks, new) else None), memory
 
 
@@ -110,11 +105,7 @@ class FedDST:
         """Refuse values that cannot be meant."""
         if not 0 < self.density <= 1 or self.batch < 2:
             raise ValueError(f"density = {self.density}, batch = {self.batch}: expected a share in (0, 1], at least 2")
-        if self.optimizer.steps or not 0 < self.after < self.optimizer.epochs:
-            raise ValueError(
-                f"after = {self.after}, optimizer.epochs = {self.optimizer.epochs}, optimizer.steps = {self.optimizer.steps}: "
-                "a readjusting round trains before and after; set optimizer.epochs to 2 or more, after below it, and no steps"
-            )
+        raise_all(epochs_of_trade(self.optimizer, self.after))
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """The largest initial weights, spread over layers by Erdős-Rényi-Kernel.
@@ -122,9 +113,7 @@ class FedDST:
         Raises:
             ConfigError: too few weights for the layers.
         """
-        weights = {name: model.weights[name] for name in names_of(model, self.never)}
-        ones = {name: torch.ones_like(value, dtype=torch.bool) for name, value in weights.items()}
-        masks = best(magnitude(weights), ones, kept(self.density, tree.size(weights)), "erk")
+        masks = start_masks(model, self.density, self.never)
         size = server.train.shape
         start = model.replace(masked(model.weights, masks))
         return State(start, server.seed, HeldMasks(masks), size, figures(model, masks, size, self.optimizer))
@@ -147,7 +136,7 @@ class FedDST:
         send = requests_for(sent, lambda part: Readjust(arch, part, sgd, fraction, self.after, self.batch))
         answers = fleet.ask(readjust, send, at_least=0)
         mean, loss, heard = MaskedMean(), 0.0, list[str]()
-        usable = Usable(answers, fleet, lambda answer: opened(answer.value, state.model.weights, state.held.masks))
+        usable = Usable(answers, fleet, lambda answer: opened(answer.value, state))
         for answer, (weights, masks) in usable:
             mean.add(weights, masks, answer.value.update.examples)
             loss += answer.value.update.examples * answer.value.update.loss
@@ -177,12 +166,6 @@ class FedDST:
         return {"train_loss": state.loss, "dropped": state.dropped, "traded": state.traded, **state.costs}
 
 
-def opened(value: Readjusted, like: Tree, old: Tree) -> tuple[Tree, Tree] | None:
-    """Weights and masks, unless they are damaged, not finite, or the masks keep more or less than those that came."""
-    update, masks = value.update, value.masks or old
-    fits = masks.keys() == old.keys() and all(
-        mask.dtype == torch.bool and mask.shape == old[name].shape and int(mask.sum()) == int(old[name].sum())
-        for name, mask in masks.items()
-    )
-    weights = unpacked(update, like, masks) if fits and 0 < update.examples < MOST else {}
-    return (weights, masks) if weights and tree.finite(weights) else None
+def opened(value: Readjusted, state: State) -> tuple[Tree, Tree] | None:
+    """Weights and masks of an answer that fits."""
+    return under_own_masks(value.update, value.masks, state.model.weights, state.held.masks)

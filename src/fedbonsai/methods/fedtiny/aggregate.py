@@ -13,9 +13,9 @@ from math import nan
 from fedbonsai.core import Answer, Answers, Fleet
 from fedbonsai.errors import BadMessage
 from fedbonsai.methods.fedtiny.client import Trained
-from fedbonsai.methods.fedtiny.grow_prune import mean_gradients
-from fedbonsai.methods.fedtiny.places import Gradients, checked
 from fedbonsai.stages.masked_upload import Skip, changed
+from fedbonsai.stages.pruning.grow_prune import mean_gradients
+from fedbonsai.stages.pruning.places import Gradients, checked
 from fedbonsai.stages.updates import Combined, Update, combine_if_any
 from fedbonsai.tree import Tree, Weights
 

@@ -12,14 +12,14 @@ from dataclasses import replace
 from fedbonsai import training
 from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Memory, task
-from fedbonsai.methods.fedtiny.places import Pairs
 from fedbonsai.methods.fedtiny.selection import without
-from fedbonsai.methods.fedtiny.top_gradients import top_gradients
 from fedbonsai.model import Model
 from fedbonsai.stages import masked_upload, selective
 from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.held_masks import Sent, pack, received
 from fedbonsai.stages.masked_upload import Skip
+from fedbonsai.stages.pruning.places import Pairs
+from fedbonsai.stages.pruning.top_gradients import top_gradients
 from fedbonsai.stages.selective import Rule
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import seed_of

@@ -17,7 +17,6 @@ from fedbonsai.core import Client, Device, Fleet, forgetful
 from fedbonsai.errors import ConfigError
 from fedbonsai.methods.fedtiny.aggregate import aggregate
 from fedbonsai.methods.fedtiny.client import Selective, Train, train
-from fedbonsai.methods.fedtiny.grow_prune import adjust
 from fedbonsai.methods.fedtiny.growth import Growth
 from fedbonsai.methods.fedtiny.pool import Selection, pool
 from fedbonsai.methods.fedtiny.selection import development, select
@@ -30,6 +29,7 @@ from fedbonsai.stages.held_masks import HeldMasks
 from fedbonsai.stages.pruning.count import parameters
 from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.gates import Gate, Open
+from fedbonsai.stages.pruning.grow_prune import adjust
 from fedbonsai.stages.pruning.masks import prunable
 from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.sampling import cohort

@@ -19,13 +19,13 @@ from fedbonsai import training
 from fedbonsai.arch import Arch
 from fedbonsai.core import Answer, Answers, Client, Fleet, Memory, Samples, task
 from fedbonsai.errors import ConfigError, Forgotten
-from fedbonsai.methods.fedtiny.places import masks_of, packed_masks
 from fedbonsai.methods.fedtiny.pool import Counts, Selection
 from fedbonsai.model import Model, parameter_specs
 from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.held_masks import pack
 from fedbonsai.stages.norm_statistics import measured, merged, usable
 from fedbonsai.stages.pruning.masks import Masks, keep_each, masked
+from fedbonsai.stages.pruning.places import masks_of, packed_masks
 from fedbonsai.stages.pruning.scores import magnitude
 from fedbonsai.stages.updates import MOST, Usable, statistics_of
 from fedbonsai.telling import each

@@ -1,21 +1,26 @@
 """Dynamic sparse training: a layer trades its smallest weights for the pruned ones with the largest gradients.
 
 RigL (Evci et al., ICML 2020) on each client, as FedDST (Bibikar et al., AAAI 2022) has it, and its server: every coordinate
-is averaged over the clients that keep it, then each layer is cut back to its count. `methods.fedtiny.grow_prune` is
-FedTiny's form of it, where the server decides.
+is averaged over the clients that keep it, then each layer is cut back to its count. In `grow_prune` the server decides, as
+FedTiny and FedMef have it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fedbonsai.model import Model
+from fedbonsai.stages.pruning.criteria import best
+from fedbonsai.stages.pruning.criteria import kept as share_of
 from fedbonsai.stages.pruning.masks import Masks, keep_each, keep_top, masked
 from fedbonsai.stages.pruning.scores import magnitude
-from fedbonsai.tree import Tree, Weights
+from fedbonsai.stages.pruning.under_masks import names_of
+from fedbonsai.tree import Tree, Weights, size
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,11 @@ class Readjustment:
         >>> [round(Readjustment(5, 20, 0.4).fraction(t), 4) for t in (0, 4, 5, 10, 15, 20)]
         [0.0, 0.0, 0.3414, 0.2, 0.0586, 0.0]
         """
-        if t % self.interval or not 0 < t < self.stop:
-            return 0.0
-        return self.share / 2 * (1 + math.cos(math.pi * t / self.stop))
+        return 0.0 if t % self.interval or not t else self.fraction_now(t)
+
+    def fraction_now(self, t: int) -> float:
+        """As `fraction`, in rounds that do not readjust too: what would be traded."""
+        return self.share / 2 * (1 + math.cos(math.pi * t / self.stop)) if t < self.stop else 0.0
 
 
 def readjusted(weights: Tree, masks: Tree, gradients: Tree, fraction: float) -> tuple[Weights, Masks]:
@@ -61,13 +68,30 @@ def readjusted(weights: Tree, masks: Tree, gradients: Tree, fraction: float) -> 
     """
     kept: Masks = {}
     found: Masks = {}
-    for name, mask in masks.items():
+    for name, traded in counts_of(masks, fraction).items():
+        mask = masks[name]
         active = int(mask.sum())
-        traded = min(int(fraction * active), mask.numel() - active)
         kept[name] = keep_top(torch.where(mask, weights[name].abs().double(), -torch.inf), active - traded)
         wanted = torch.where(kept[name], -torch.inf, gradients[name].abs().double())
         found[name] = kept[name] | keep_top(wanted, traded)
     return masked(weights, kept), found
+
+
+def start_masks(model: Model, density: float, never: Sequence[str]) -> Masks:
+    """The largest initial weights, spread over layers by Erdős-Rényi-Kernel: where dynamic sparse training begins.
+
+    Raises:
+        ConfigError: nothing may be pruned, or there are too few weights for the layers.
+    """
+    weights = {name: model.weights[name] for name in names_of(model, never)}
+    ones = {name: torch.ones_like(value, dtype=torch.bool) for name, value in weights.items()}
+    return best(magnitude(weights), ones, share_of(density, size(weights)), "erk")
+
+
+def counts_of(masks: Tree, fraction: float) -> dict[str, int]:
+    """How many weights each layer trades: floor(fraction times what it keeps), no more than it has pruned ones."""
+    active = {name: int(mask.sum()) for name, mask in masks.items()}
+    return {name: min(int(fraction * count), masks[name].numel() - count) for name, count in active.items()}
 
 
 class MaskedMean:

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedbonsai.errors import NotFinite
-from fedbonsai.methods.fedtiny.places import checked
-from fedbonsai.methods.fedtiny.top_gradients import Buffer, top_gradients
 from fedbonsai.stages.pruning.masks import keep_top
+from fedbonsai.stages.pruning.places import checked
+from fedbonsai.stages.pruning.top_gradients import Buffer, top_gradients
 from fedbonsai.training.gradients import gradient
 from fedbonsai.work import collecting
 from tests.pruning.sparse import person, sparse_model

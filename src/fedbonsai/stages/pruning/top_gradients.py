@@ -14,8 +14,8 @@ from torch import Tensor
 from fedbonsai import training, work
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import NotFinite
-from fedbonsai.methods.fedtiny.places import Pairs, packed_places
 from fedbonsai.model import Model, cached_module
+from fedbonsai.stages.pruning.places import Pairs, packed_places
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.training.sparse import sparse_form, tiles
 from fedbonsai.tree import Tree, seeded

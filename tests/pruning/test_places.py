@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedbonsai.errors import BadMessage
-from fedbonsai.methods.fedtiny.places import masks_of, packed_masks, packed_places, places_of
+from fedbonsai.stages.pruning.places import masks_of, packed_masks, packed_places, places_of
 
 
 @settings(deadline=None)

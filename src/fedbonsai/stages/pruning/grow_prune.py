@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedbonsai.methods.fedtiny.places import Gradients
 from fedbonsai.stages.codec.bits import Ints
 from fedbonsai.stages.pruning.masks import Masks, keep_top
+from fedbonsai.stages.pruning.places import Gradients
 from fedbonsai.tree import Tree, Weights
 
 

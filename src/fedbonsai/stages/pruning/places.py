@@ -30,11 +30,11 @@ class Pairs:
     values: Tensor
 
 
-def packed_places(places: Ints, n: int) -> bytes:
-    """Ascending places below ``n`` in the smallest of the position codecs."""
+def packed_places(places: Ints, n: int, codec: positions.Codec = "auto") -> bytes:
+    """Ascending places below ``n`` in the smallest of the position codecs, or the one that is named."""
     if len(places) in (0, n):
         return bytes((positions.ALL if len(places) else positions.EMPTY,))
-    code, parts = positions.encode(places, n)
+    code, parts = positions.encode(places, n, codec)
     return b"".join((bytes((code,)), varint(len(places)), *(bytes(part) for part in parts)))
 
 

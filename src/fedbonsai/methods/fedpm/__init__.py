@@ -1,0 +1,1 @@
+"""FedPM: masks over frozen random weights."""

@@ -1,0 +1,108 @@
+"""What a FedPM device is asked for, what it does, and what it answers: one sampled mask, in about a bit a weight or less.
+
+Isik, Pase, Gunduz, Weissman, Zorzi, "Sparse Random Networks for Communication-Efficient Federated Learning", ICLR 2023.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedbonsai.arch import Arch
+from fedbonsai.core import Client, Memory, task
+from fedbonsai.methods.fedpm.drawn import packed_draw
+from fedbonsai.methods.fedpm.frozen import frozen
+from fedbonsai.methods.fedpm.levels import Coder, levels_of
+from fedbonsai.model import Model, parameter_specs
+from fedbonsai.stages.pruning.masks import Masks
+from fedbonsai.stages.updates import statistics_of
+from fedbonsai.training.optimizers import Optimizer
+from fedbonsai.training.through import train_through
+from fedbonsai.tree import Tree, Weights, generator, seed_of
+from fedbonsai.wire import message
+
+
+@message("fedpm/train@1")
+class Train:
+    """Probabilities as steps, the seed of the frozen weights, running statistics of normalisation, and how to train."""
+
+    arch: Arch
+    seed: int
+    steps: int
+    levels: Mapping[str, bytes]
+    margin: float
+    statistics: Mapping[str, Tensor]
+    optimizer: Optimizer
+    coder: Coder
+
+
+@message("fedpm/sampled@1")
+class Sampled:
+    """A mask that was drawn from the trained probabilities, coded under those that came (`drawn`), and running statistics."""
+
+    masks: tuple[bytes, ...]
+    statistics: Mapping[str, Tensor]
+    examples: int
+    loss: float
+
+
+@task("fedpm/train")
+def train(request: Train, me: Client, memory: Memory) -> tuple[Sampled, Memory]:
+    """Train the scores of masks over frozen weights, each step under a mask drawn anew, and send one draw.
+
+    Raises:
+        NotFinite: a score is NaN or infinite; the client counts as silent.
+    """
+    weights = frozen(request.arch, request.seed)
+    levels = levels_of(dict(request.levels), request.steps, weights)
+    start = {name: scores(probability(value, request.steps, request.margin)) for name, value in levels.items()}
+    there = {name: value.to(me.device) for name, value in weights.items()}
+    random = generator(seed_of(me.seed, "masks", 0, 0), me.device)
+
+    def use(trained: Tree) -> Weights:
+        """The frozen weights under a mask."""
+        return {name: there[name] * straight_through(score.sigmoid(), random) for name, score in trained.items()}
+
+    model = Model(request.arch, {**parameter_specs(request.arch), **request.statistics, **weights})
+    found = train_through(model, me, request.optimizer, use, start).finite()
+    drawn = draw({name: found.weights[name].sigmoid() for name in weights}, seed_of(me.seed, "sent", 0, 0))
+    packed = packed_draw(drawn, levels, request.steps, request.coder)
+    sent = Sampled(packed, statistics_of(found.weights), found.examples, found.loss)
+    return sent, memory
+
+
+def probability(levels: Tensor, steps: int, margin: float) -> Tensor:
+    """Probabilities of whole steps, held off 0 and 1 by a margin, so that its score is finite."""
+    return margin + (1 - 2 * margin) * (levels / steps)
+
+
+def scores(theta: Tensor) -> Tensor:
+    """The scores s with sigmoid(s) = theta."""
+    return torch.logit(theta)
+
+
+def draw(theta: Tree, seed: int) -> Masks:
+    """Masks that keep each weight with its probability."""
+    random = generator(seed)
+    return {name: torch.rand(value.shape, generator=random) < value for name, value in theta.items()}
+
+
+class _Bernoulli(torch.autograd.Function):
+    """Zeros and ones by their probabilities, whose gradient is passed on as that of the probabilities."""
+
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor, random: torch.Generator) -> Tensor:
+        return torch.bernoulli(theta, generator=random)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
+        return outer[0], None
+
+
+def straight_through(theta: Tensor, random: torch.Generator) -> Tensor:
+    """A draw of Bernoulli(theta), differentiated as if it were theta (Bengio et al. 2013)."""
+    drawn: Any = _Bernoulli.apply(theta, random)
+    return drawn

@@ -1,0 +1,1 @@
+"""FedRTS: masks drawn from what all rounds have told of each weight."""

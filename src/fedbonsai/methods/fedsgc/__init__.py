@@ -1,0 +1,1 @@
+"""FedSGC: masks that clients readjust, with regard to where the global model is going."""
