@@ -36,7 +36,7 @@ class Order:
             self.sgd,
             self.sgd.rate(self.me.round),
             self.me.device,
-            (inputs.shape[1:], inputs.dtype, targets.shape[1:], targets.dtype, self.me.augment),
+            (inputs.shape[1:], inputs.dtype, self.me.train.kind, targets.shape[1:], targets.dtype, self.me.augment),
             tuple(self.mask or ()),
             self.shift is None,
             self.frozen,
