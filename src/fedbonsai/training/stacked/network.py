@@ -40,10 +40,10 @@ class StackedNet:
         self.mixes = any(isinstance(layer, MIXING) for layer in self._module.modules())
         self._call = vmap(self._one)
 
-    def load(self, model: Model) -> None:
-        """Take what clients have in common: weights that are whole numbers, and what the builder made."""
+    def load(self, model: Model, training: bool) -> None:
+        """Take what clients have in common: weights that are whole numbers, what the builder made, and the mode."""
         self._net.load(model.weights)
-        self._module.train()
+        self._module.train(training)
 
     def __call__(self, parameters: Tree, state: Tree, x: Tensor) -> Tensor:
         """Outputs [clients, samples, ...]; running statistics move in place.
@@ -86,14 +86,14 @@ def losses(objective: Objective, outputs: Tensor, y: Tensor, counts: Sequence[in
 _kept: OrderedDict[object, StackedNet] = OrderedDict()
 
 
-def stacked_net(kind: object, model: Model, device: str, keep: int = 4) -> StackedNet:
+def stacked_net(kind: object, model: Model, device: str, training: bool = True, keep: int = 4) -> StackedNet:
     """This process's stack for orders of a kind, loaded; the last few are kept."""
     if kind not in _kept:
         _kept[kind] = StackedNet(model, device)
         while len(_kept) > keep:
             _kept.popitem(last=False)
     _kept.move_to_end(kind)
-    _kept[kind].load(model)
+    _kept[kind].load(model, training)
     return _kept[kind]
 
 
