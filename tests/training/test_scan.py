@@ -20,9 +20,10 @@ from fedbonsai.training.stacked.stackable import scan_refusal
 from fedbonsai.work import collecting
 
 CNN = Arch("cnn-bn", {"channels": 1, "size": 8, "classes": 10})
+GRU = Arch("gru", {"length": 8, "features": 8, "classes": 10, "hidden": 5})
 MLP = Arch("mlp", {"widths": (6,)})
 WEIGHTED = Arch("mlp", {"widths": (6,)}, Classification(weights=tuple(range(1, 11)), metric="macro_f1"))
-SIZES = (7, 40, 3, 19)
+SIZES = (7, 30, 3, 19)
 
 
 def models(arch):
@@ -42,6 +43,10 @@ def parts(sizes=SIZES):
     ]
 
 
+def data(arch):
+    return parts() if arch is not GRU else [Samples(part.x[:, 0], part.y) for part in parts()]
+
+
 def asked(monkeypatch):
     """How many scans were done together, each time."""
     seen = []
@@ -54,12 +59,11 @@ def asked(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("arch", [MLP, WEIGHTED, pytest.param(CNN, marks=pytest.mark.slow)], ids=lambda a: a.name)
+@pytest.mark.parametrize("arch", [MLP, WEIGHTED, GRU], ids=lambda a: a.name)
 @pytest.mark.parametrize("batch", [512, 8])
 def test_an_evaluation_is_that_of_each_alone(monkeypatch, arch, batch):
-    monkeypatch.setattr(stacked, "LEAST", 5)
     seen = asked(monkeypatch)
-    calls = [partial(training.evaluate, *each, batch=batch) for each in zip(models(arch), parts(), strict=True)]
+    calls = [partial(training.evaluate, *each, batch=batch) for each in zip(models(arch), data(arch), strict=True)]
     with keeping():
         alone = [call() for call in calls]
         together = [outcome.get() for outcome in side_by_side(calls)]
@@ -69,19 +73,18 @@ def test_an_evaluation_is_that_of_each_alone(monkeypatch, arch, batch):
         assert (ours.measures, ours.examples) == (theirs.measures, theirs.examples)
 
 
-@pytest.mark.parametrize("arch", [MLP, WEIGHTED, pytest.param(CNN, marks=pytest.mark.slow)], ids=lambda a: a.name)
-@pytest.mark.parametrize("batch_statistics", [False, True])
-def test_a_gradient_is_that_of_each_alone(monkeypatch, arch, batch_statistics):
+@pytest.mark.parametrize("arch", [MLP, WEIGHTED, GRU], ids=lambda a: a.name)
+@pytest.mark.parametrize("in_training", [False, True])
+def test_a_gradient_is_that_of_each_alone(monkeypatch, arch, in_training):
     seen = asked(monkeypatch)
-    given = parts((9, 9, 9, 4) if batch_statistics else SIZES)
     calls = [
-        partial(training.gradient, *each, batch=6, training=batch_statistics)
-        for each in zip(models(arch), given, strict=True)
+        partial(training.gradient, *each, batch=6, training=in_training)
+        for each in zip(models(arch), data(arch), strict=True)
     ]
     with keeping():
         alone = [call() for call in calls]
         together = [outcome.get() for outcome in side_by_side(calls)]
-    assert seen == [3 if batch_statistics else 4]  # in statistics of a batch padding would count
+    assert seen == [4]
     for ours, theirs in zip(together, alone, strict=True):
         assert list(ours) == list(theirs)
         assert all(torch.allclose(ours[name], theirs[name], atol=1e-12) for name in ours)
@@ -116,6 +119,14 @@ def test_the_books_are_those_of_one_alone():
         assert [outcome.get() for outcome in side_by_side(calls)] == alone
 
 
+def test_many_samples_are_judged_alone(monkeypatch):
+    seen = asked(monkeypatch)
+    calls = [partial(training.evaluate, *each) for each in zip(models(MLP), parts((32, 33, 32, 33)), strict=True)]
+    with keeping():
+        assert all(outcome.error is None for outcome in side_by_side(calls))
+    assert seen == [2]
+
+
 def test_an_empty_set_is_refused_as_alone():
     calls = [partial(training.evaluate, model, each) for model, each in zip(models(MLP), parts((4, 0)), strict=False)]
     with keeping():
@@ -129,3 +140,4 @@ def test_what_cannot_be_stacked_is_done_alone():
     odd = begun.replace({**begun.weights, "count": torch.tensor(3)})
     assert "whole numbers" in scan_refusal(Scan(odd, samples, "cpu", 8))
     assert "torch.func" in scan_refusal(Scan(begun, Samples(samples.x[:, :, :3], samples.y), "cpu", 8))
+    assert "no faster" in scan_refusal(Scan(Model.init(CNN, 0), samples, "cpu", 8))

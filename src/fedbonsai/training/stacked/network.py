@@ -25,13 +25,15 @@ class StackedNet:
         parameters: names of those that are trained.
         state: names of the other weights that are floating-point numbers, as running statistics are.
         draws: what dropout draws from.
+        folds: whether clients lie one behind another among the samples, so that nothing but arithmetic costs.
         mixes: whether a sample's output depends on the other samples of its batch, as with batch normalisation.
     """
 
     def __init__(self, model: Model, device: str) -> None:
         self._net = CachedModule(model.arch, model.weights, device)
         self._module, self.draws = self._net.module, Draws()
-        self._folding = Folding(self._net) if foldable(self._net) else None
+        self.folds = foldable(self._net)
+        self._folding = Folding(self._net) if self.folds else None
         if self._folding is None:
             adapt(self._module, self.draws)
         self.parameters = list(self._net.parameters)

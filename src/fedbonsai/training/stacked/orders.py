@@ -68,7 +68,7 @@ class Scan:
             (inputs.shape[1:], inputs.dtype, self.samples.kind, targets.shape[1:], targets.dtype),
             self.device,
             self.batch,
-            self.training and len(targets),  # padding would count in the statistics of a batch
+            self.training,
             self.slopes,
         )
 
@@ -94,6 +94,8 @@ def forms(model: Model) -> tuple[object, object]:
     return model.arch.key, weights
 
 
+FEW = 32  # samples of a client; of more, a recurrent network was judged faster one after another
+
 Hub = Callable[["Order | Scan"], "Ended | Scanned | None"]  # None: the task shall do it alone
 
 _hub: ContextVar[Hub | None] = ContextVar("hub", default=None)
@@ -105,8 +107,11 @@ def handed(order: Order) -> Ended | None:
 
 
 def scanned(scan: Scan) -> Scanned | None:
-    """What came of a scan that is done with others'; None where there are none, or the task shall do it alone."""
-    return cast("Scanned | None", _given(scan))
+    """What came of a scan that is done with others'; None where there are none, or the task shall do it alone.
+
+    It shall where it has many samples: a pass over them fills the machine already.
+    """
+    return cast("Scanned | None", _given(scan)) if len(scan.samples) <= FEW else None
 
 
 def _given(order: Order | Scan) -> Ended | Scanned | None:

@@ -1,4 +1,8 @@
-"""Several clients' models, each on samples of its own, without a step: outputs, or gradients."""
+"""Several clients' models, each on samples of its own, without a step: outputs, or gradients.
+
+Only networks that fold gain by it, and where samples are few: convolutions of several clients take longer side by side than
+one after another.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,6 @@ from fedbonsai.core import Samples
 from fedbonsai.training.stacked.network import StackedNet, stack, stacked_net
 from fedbonsai.training.stacked.orders import Scan, Scanned
 from fedbonsai.tree import Weights, seeded
-
-LEAST = 32  # samples of a client at a time, where it has as many
 
 
 def scan_together(scans: Sequence[Scan]) -> list[Scanned]:
@@ -35,11 +37,9 @@ def _scanned(scans: Sequence[Scan]) -> list[Scanned]:
     kept: list[list[Tensor]] = [[] for _ in scans]
     slopes = {name: torch.zeros_like(weights[name]) for name in net.parameters if lead.slopes}
     with seeded(0, lead.device), torch.set_grad_enabled(lead.slopes):
-        # about as many samples at a time as alone; statistics are of the batch that was asked for
-        most = lead.batch if lead.training else min(lead.batch, max(LEAST, lead.batch // len(scans)))
-        for begin in range(0, counts[0], most):
+        for begin in range(0, counts[0], lead.batch):
             active = sum(count > begin for count in counts)
-            parts = [scan.samples[begin : begin + most].to(lead.device) for scan in scans[:active]]
+            parts = [scan.samples[begin : begin + lead.batch].to(lead.device) for scan in scans[:active]]
             now = {name: value[:active].detach() for name, value in weights.items()}
             params = [now[name].requires_grad_(lead.slopes) for name in net.parameters]
             losses, outputs = _losses(scans, net, now, parts)
