@@ -1,4 +1,5 @@
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -74,7 +75,24 @@ def test_arithmetic():
     assert tree.norm({"w": a["w"]}) == 5
     assert tree.size(a) == 3
     assert tree.finite(a)
-    assert not tree.finite({"w": torch.tensor([float("nan")])})
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        assert not tree.finite({"v": torch.ones(2), "w": torch.tensor([1.0, bad])})
+    assert not tree.finite({"w": torch.tensor([float("inf"), -float("inf")])})
+    assert tree.finite({"w": torch.full((4,), 3e38), "h": torch.full((4,), 6e4, dtype=torch.float16)})  # sums are not
+    assert tree.finite({"w": torch.empty(0)})
+
+
+def test_tensors_are_found_in_order_wherever_they_lie():
+    @dataclass
+    class Held:
+        one: torch.Tensor
+        name: str
+        more: object
+
+    a, b, c, d = (torch.tensor(i) for i in range(4))
+    found = list(tree.tensors(Held(a, "x", {"l": [b, (c, None, 1.0)], "n": Held(d, "", ())})))
+    assert all(one is other for one, other in zip(found, (a, b, c, d), strict=True))
+    assert list(tree.tensors("text")) == list(tree.tensors(None)) == []
 
 
 def test_seeds_are_stable_across_versions_and_spread():

@@ -54,7 +54,9 @@ def main() -> None:
     people = [Client(ids[k], 0, Samples(*work.samples(k)), Samples(*work.samples(k, "valid"))) for k in work.clients]
     none = Samples(people[0].train.x[:0], people[0].train.y[:0])
     model = Model.init(arch("group" if args.method == "fedavg" else "batch", work.facts["size"]), seed)
-    inner = PoolFleet(people, 2) if args.fleet == "pool" else LocalFleet(people)
+    kind, _, batched = args.fleet.partition("-")
+    batch = len(people) if batched else 1
+    inner = PoolFleet(people, 2, batch) if kind == "pool" else LocalFleet(people, batch=batch)
     fleet, method, ledger, clock = inner, method_of(args.method, how), Ledger(), Clock()
     fleet = Metered(inner, ledger)
     with scope(fleet, Scope("peers", seed, -1, 0)):

@@ -127,6 +127,8 @@ def peers(places: Places, clients: int) -> list[Peer]:
     return [
         ours("fedbonsai, one process", "FedAvg", "group", "fedavg", "local"),
         ours("fedbonsai, pool of 2", "FedAvg", "group", "fedavg", "pool"),
+        ours("fedbonsai, one process, in batches", "FedAvg", "group", "fedavg", "local-batched"),
+        ours("fedbonsai, pool of 2, in batches", "FedAvg", "group", "fedavg", "pool-batched"),
         flower("Flower on our in-process Grid", here, "in-process", ("fedbonsai", "flwr")),
         flower("Flower on Ray", places.flower_python, "ray", ("torch", "flwr", "ray")),
         pfl,

@@ -9,6 +9,7 @@ import typing
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
+from functools import cache
 
 import torch
 from numpy.random import PCG64, mtrand
@@ -99,8 +100,9 @@ def norm(tree: Tree) -> float:
 
 def finite(tree: Tree) -> bool:
     """Whether no value is NaN or infinite."""
-    floating = [value for value in tree.values() if value.is_floating_point() and value.numel()]
-    return all(map(math.isfinite, map(float, torch._foreach_norm(floating, math.inf)))) if floating else True
+    # a sum that has one of them is not finite; one that is not may have left the range of its type
+    floating = (value.detach() for value in tree.values() if value.is_floating_point())
+    return all(math.isfinite(value.sum().item()) or bool(value.isfinite().all()) for value in floating)
 
 
 def same(left: Tensor, right: Tensor) -> bool:
@@ -122,17 +124,33 @@ def cast(tree: Tree, dtype: torch.dtype) -> Weights:
 
 def tensors(value: object) -> Iterator[Tensor]:
     """Every tensor inside a message, mapping or sequence."""
+    found: list[Tensor] = []
+    _collect(value, found)
+    return iter(found)
+
+
+def _collect(value: object, found: list[Tensor]) -> None:
     if isinstance(value, Tensor):
-        yield value
+        found.append(value)
     elif isinstance(value, Mapping):
         for item in typing.cast("Mapping[str, object]", value).values():
-            yield from tensors(item)
-    elif isinstance(value, tuple | list):
+            _collect(item, found)
+    elif isinstance(value, (tuple, list)):
         for item in typing.cast("Sequence[object]", value):
-            yield from tensors(item)
-    elif is_dataclass(value):
-        for field in fields(value):
-            yield from tensors(getattr(value, field.name))
+            _collect(item, found)
+    else:
+        for name in _fields(type(value)):
+            item = getattr(value, name)
+            if type(item) not in PLAIN:
+                _collect(item, found)
+
+
+PLAIN = frozenset((type(None), bool, int, float, str, bytes))  # what holds no tensor; most fields are such
+
+
+@cache
+def _fields(cls: type[object]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(cls)) if is_dataclass(cls) else ()
 
 
 class Mean:

@@ -140,7 +140,9 @@ class _Writer:
             self.varint(len(items))
             for item in items:
                 self.value(item, depth + 1)
-        elif isinstance(value, Mapping):
+        elif hasattr(type(value), "wire_name"):
+            self.instance(value, depth)
+        elif isinstance(value, (dict, Mapping)):  # the first is found at once, the second by a search
             header.append(DICT)
             table = cast("Mapping[object, object]", value)
             self.varint(len(table))
@@ -149,8 +151,6 @@ class _Writer:
                     raise TypeError(f"mapping key {key!r}: only strings travel as keys")
                 self.text(key)
                 self.value(item, depth + 1)
-        elif hasattr(type(value), "wire_name"):
-            self.instance(value, depth)
         else:
             raise TypeError(
                 f"a {type(value).__qualname__} does not travel; "
@@ -186,11 +186,12 @@ class _Writer:
         self.varint(value.ndim)
         for size in value.shape:
             self.varint(size)
-        flat = value.detach().cpu().contiguous().reshape(-1)
+        flat = value.detach().cpu().contiguous()
         if value.dtype == torch.bool:
-            self.buffers.append((1, _bytes_of(np.packbits(flat.numpy(), bitorder="little"))))
+            self.buffers.append((1, _bytes_of(np.packbits(flat.reshape(-1).numpy(), bitorder="little"))))
         elif flat.numel():
-            self.buffers.append((_SIZES[code], _bytes_of(flat.view(torch.uint8).numpy())))
+            plain = flat.view(torch.int16) if value.dtype == torch.bfloat16 else flat  # which NumPy does not have
+            self.buffers.append((_SIZES[code], _bytes_of(plain.numpy())))
 
 
 @cache
@@ -272,10 +273,10 @@ class _Reader:
         return self.data[self.at - 1]
 
     def varint(self) -> int:
-        value = self.byte()
-        if value < 0x80:
+        if self.at < self.end and (value := self.data[self.at]) < 0x80:  # nearly all are of one byte
+            self.at += 1
             return value
-        value, shift = value & 0x7F, 7
+        value, shift = self.byte() & 0x7F, 7
         while True:
             byte = self.byte()
             value |= (byte & 0x7F) << shift
@@ -306,7 +307,7 @@ class _Reader:
         start = self.body + pad
         if start + size > len(self.data):
             raise BadMessage(f"{size} bytes declared, {max(0, len(self.data) - start)} are left")
-        if any(self.data[self.body : start]):
+        if pad and any(self.data[self.body : start]):
             raise BadMessage("padding that is not zero")
         self.body = start + size
         return start
@@ -408,9 +409,9 @@ class _Reader:
         if ndim > DIMENSIONS:
             raise BadMessage(f"tensor of {ndim} dimensions")
         shape = [self.varint() for _ in range(ndim)]
-        if math.prod(max(size, 1) for size in shape) > self.limit:
-            raise BadMessage(f"tensor of shape {shape} is over the limit of {self.limit} values")
         numel, dtype = math.prod(shape), DTYPES[code]
+        if (numel or math.prod(max(size, 1) for size in shape)) > self.limit:
+            raise BadMessage(f"tensor of shape {shape} is over the limit of {self.limit} values")
         if dtype == torch.bool:
             size = (numel + 7) // 8
             start = self.buffer(size, 1)
@@ -422,7 +423,7 @@ class _Reader:
         if not numel:
             return torch.empty(shape, dtype=dtype)
         start = self.buffer(numel * _SIZES[code], _SIZES[code])
-        return torch.frombuffer(self.data, dtype=dtype, count=numel, offset=start).reshape(shape)
+        return torch.frombuffer(self.data, dtype=dtype, count=numel, offset=start).view(shape)
 
 
 def decode(data: Buffer, limit: int = LIMIT) -> Any:

@@ -46,6 +46,23 @@ def test_sums_over_weights_are_means_and_sums_of_parts_are_sums(objective, outpu
     assert sum(objective.weight(y[a : a + 7]) for a in range(0, N, 7)) == pytest.approx(objective.weight(y))
 
 
+class Halved(Classification):
+    """A loss of one's own."""
+
+    def loss(self, outputs, y, reduction="mean"):
+        return super().loss(outputs, y, reduction) / 2
+
+
+@pytest.mark.parametrize(
+    ("objective", "outputs", "y"),
+    [*CASES, (Classification(smoothing=0.1), *CASES[0][1:]), (Halved(), *CASES[0][1:])],
+)
+def test_several_batches_have_the_loss_of_each(objective, outputs, y):
+    outputs, y = outputs[:36].unflatten(0, (3, 12)), y[:36].unflatten(0, (3, 12))
+    each = [float(objective.loss(*batch)) for batch in zip(outputs, y, strict=True)]
+    assert objective.losses(outputs, y).tolist() == pytest.approx(each, rel=1e-5)
+
+
 @pytest.mark.parametrize(("objective", "outputs", "y"), CASES)
 def test_what_is_kept_of_batches_gives_the_measures_of_all(objective, outputs, y):
     kept = torch.cat([objective.answers(outputs[a : a + 7]) for a in range(0, N, 7)])

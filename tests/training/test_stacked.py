@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from fedbonsai import tree
 from fedbonsai.arch import Arch, keeping, network, networks
+from fedbonsai.cached_module import CachedModule
 from fedbonsai.core import Client, Samples
 from fedbonsai.model import Model
 from fedbonsai.objectives import Regression
 from fedbonsai.training import SGD, Adam, AdamW, train
 from fedbonsai.training.stacked import width
 from fedbonsai.training.stacked.fit import fit_together
+from fedbonsai.training.stacked.folded import foldable
 from fedbonsai.training.stacked.layers import unrolled
 from fedbonsai.training.stacked.orders import Order
 from fedbonsai.training.stacked.stackable import refusal
@@ -208,3 +210,38 @@ def test_the_width_is_measured_once_and_kept(monkeypatch, tmp_path):
     assert found in (1, *width.WIDTHS)
     monkeypatch.setattr(width, "measured", lambda order: pytest.fail("measured again"))
     assert width.width(begun, SGD(batch=8), client.train) == found
+
+
+def test_small_networks_need_no_vmap(monkeypatch):
+    monkeypatch.setattr("fedbonsai.training.stacked.network.vmap", lambda f: lambda *_: pytest.fail("vmap was asked"))
+    for name in ("mlp", "gru"):
+        arch, shape = NETS[name]
+        begun = model(arch)
+        with keeping():
+            fit_together([Order(begun, c, SGD(batch=8)) for c in people(shape, 5)])
+
+
+@pytest.mark.parametrize(
+    ("layer", "fits"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False), nn.Tanh()), True),
+        (nn.Sequential(nn.Linear(4, 2), nn.Dropout(0.1)), False),
+        (nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2, affine=False, track_running_stats=False)), False),
+        (nn.Sequential(nn.Linear(4, 2), nn.LayerNorm(2)), False),
+        (nn.Sequential(nn.Linear(4, 2), nn.PReLU()), False),
+        (nn.GRU(4, 2, batch_first=True, bidirectional=True), False),
+        (nn.GRU(4, 2, batch_first=True), True),
+    ],
+)
+def test_which_networks_fold(layer, fits):
+    network("asked")(lambda: deepcopy(layer))
+    assert foldable(CachedModule(Arch("asked"), Arch("asked").weights(layer))) == fits
+
+
+def test_one_with_fixed_parameters_does_not_fold():
+    arch = Arch("mlp", {"widths": (6,)}, trainable=("classifier.*",))
+    for begun in (Model.init(arch, 0), Model.init(arch, 0).based()):
+        assert not foldable(CachedModule(begun.arch, begun.weights))
+        (client,) = people((1, 8, 8), 10, (24,), torch.float32)
+        with keeping():
+            assert not refusal(Order(begun, client, SGD(batch=8)))

@@ -1,4 +1,4 @@
-"""Tasks that run side by side in one process: each until it trains, and then all who train alike train together.
+"""Tasks that run side by side in one process: each until it trains or judges, and then all who do so alike do it together.
 
 Each task is a greenlet, so that its text is the same as when it runs alone. Whoever waits leaves the global generator to
 the others and finds it again as it was.
@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import torch
 
 from fedbonsai.arch import keeping
-from fedbonsai.training.stacked.orders import Order, handing
+from fedbonsai.training.stacked.orders import Order, Scan, Scanned, handing
 from fedbonsai.training.steps import Ended
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def side_by_side(calls: Sequence[Callable[[], T]]) -> list[Outcome[T]]:
     given: dict[int, Any] = {i: i for i in waiting}
     try:
         while given:
-            orders: dict[int, Order] = {}
+            orders: dict[int, Order | Scan] = {}
             for i, value in given.items():
                 torch.default_generator.set_state(drawing)
                 order = waiting[i].switch(value)
@@ -84,7 +84,7 @@ def side_by_side(calls: Sequence[Callable[[], T]]) -> list[Outcome[T]]:
                 else:
                     orders[i] = order
             torch.default_generator.set_state(drawing)
-            given = trained(orders)
+            given = done_together(orders)
     finally:
         for one in waiting.values():  # a task that was interrupted, and those that waited for it
             if one:
@@ -99,7 +99,7 @@ def _alone(call: Callable[[], T]) -> Outcome[T]:
         return Outcome(error=error)
 
 
-def _wait(order: Order) -> Ended | None:
+def _wait(order: Order | Scan) -> Ended | Scanned | None:
     """Called by a task: let the others run until its order is done."""
     from greenlet import getcurrent
 
@@ -113,24 +113,33 @@ def _wait(order: Order) -> Ended | None:
     return done
 
 
-def trained(orders: dict[int, Order]) -> dict[int, Ended | Exception | None]:
-    """What came of each order; None where the task shall train alone."""
-    from fedbonsai.training.stacked.fit import fit_together  # a device alone needs none of it
-    from fedbonsai.training.stacked.stackable import refusal
-
-    done: dict[int, Ended | Exception | None] = dict.fromkeys(orders)
+def done_together(orders: dict[int, Order | Scan]) -> dict[int, Ended | Scanned | Exception | None]:
+    """What came of each order; None where the task shall do it alone."""
+    done: dict[int, Ended | Scanned | Exception | None] = dict.fromkeys(orders)
     groups: dict[object, list[int]] = {}
     with keeping():
         for i, order in orders.items():
-            groups.setdefault(order.kind, []).append(i)
+            groups.setdefault((type(order), order.kind), []).append(i)
         for group in groups.values():
-            if len(group) == 1 or refusal(orders[group[0]]):
+            if len(group) == 1:
                 continue
             try:
-                done.update(zip(group, fit_together([orders[i] for i in group]), strict=True))
+                if (found := _stacked([orders[i] for i in group])) is not None:
+                    done.update(zip(group, found, strict=True))
             except Exception as error:  # what a batch's training raised is the failure of all in it
                 done.update(dict.fromkeys(group, error))
     return done
+
+
+def _stacked(orders: Sequence[Order | Scan]) -> Sequence[Ended | Scanned] | None:
+    """What came of orders of one kind; None where they cannot be stacked."""
+    from fedbonsai.training.stacked.fit import fit_together  # a device alone needs none of it
+    from fedbonsai.training.stacked.scan import scan_together
+    from fedbonsai.training.stacked.stackable import refusal, scan_refusal
+
+    if isinstance(orders[0], Scan):
+        return None if scan_refusal(orders[0]) else scan_together(cast("Sequence[Scan]", orders))
+    return None if refusal(orders[0]) else fit_together(cast("Sequence[Order]", orders))
 
 
 def _end(task: greenlet) -> None:

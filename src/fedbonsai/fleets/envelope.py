@@ -7,10 +7,12 @@ its device, so that a replayed round, a late answer or a lost reply never spends
 from __future__ import annotations
 
 import traceback
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+
+from torch import Tensor
 
 from fedbonsai import tree
 from fedbonsai.arch import keeping
@@ -87,15 +89,28 @@ def failure(error: BaseException) -> Failed:
 
 
 def perform(
-    task: Task[Any, Any], request: object, client: Client, head: Envelope, memory: Memory
+    task: Task[Any, Any],
+    request: object,
+    client: Client,
+    head: Envelope,
+    memory: Memory,
+    sent: Sequence[Tensor] | None = None,
 ) -> tuple[Any, Memory, Work]:
     """Run a task on a client: its answer, the new memory, and what was computed.
+
+    Args:
+        task: to run.
+        request: to it.
+        client: on which.
+        head: of the request.
+        memory: of the client; the task may write into it.
+        sent: all tensors of the request, where one that goes to many was looked through before.
 
     Raises:
         Silent: the task has no answer to give, or (`Failed`) raised; `work.spent` tells what it computed.
         Written: the task wrote into its request, which other clients share.
     """
-    sent = list(tree.tensors(request))
+    sent = list(tree.tensors(request)) if sent is None else sent
     before = [value._version for value in sent]
     with blamed(), keeping(), collecting() as done:
         answer: Any = None

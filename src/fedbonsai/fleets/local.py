@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from torch import Tensor
+
+from fedbonsai import tree
 from fedbonsai.core import Answer, Answers, Client, Device, Memory, Scale, Scope, Silence, Task
 from fedbonsai.errors import Failed, Forgotten, Silent
 from fedbonsai.fleets.crew import crew_size, side_by_side
@@ -44,21 +47,21 @@ class LocalFleet(Remembers):
     def _run(
         self, scope: Scope, ask: int, task: Task[M, R], send: Mapping[Device, M], payloads: list[bytearray] | None
     ) -> Iterator[Answer[R] | Silence]:
-        opened: tuple[bytearray | None, Any] = (None, None)  # equal messages are decoded once
+        opened: tuple[object, Any, Sequence[Tensor]] = (None, None, ())  # equal messages are decoded once
         crew: list[_Call] = []
         together = crew_size(len(send), self._batch)
         for index, (device, request) in enumerate(each("devices", send.items())):
             head = envelope(scope, ask, task.name, device.id, self._slots.base(device.id))
-            received: Any = request
-            down = 0
+            down, source = 0, request if payloads is None else payloads[index]
+            if opened[0] is not source:
+                received: Any = request if payloads is None else decode(payloads[index], OWN)
+                opened = (source, received, list(tree.tensors(received)))
             if payloads is not None:
-                if opened[0] is not payloads[index]:
-                    opened = (payloads[index], decode(payloads[index], OWN))
-                received = opened[1]
                 down = len(encode(head)) + len(payloads[index])
             # a copy, so that a task which writes into it and then fails leaves it as it was
-            memory = decode(encode(self._slots.memory(device.id)), OWN)
-            crew.append(_Call(task, device, head, received, memory, down, self._clients[device.id], self._wire))
+            held = self._slots.memory(device.id)
+            memory = decode(encode(held), OWN) if held else {}
+            crew.append(_Call(task, device, head, *opened[1:], memory, down, self._clients[device.id], self._wire))
             if len(crew) == together or index == len(send) - 1:
                 yield from self._done(crew)
                 crew = []
@@ -96,6 +99,7 @@ class _Call:
     device: Device
     head: Envelope
     request: object
+    sent: Sequence[Tensor]  # all of the request's
     memory: Memory
     down: int
     client: Client
@@ -103,7 +107,7 @@ class _Call:
 
     def perform(self) -> tuple[Any, Memory, Work, bytes | bytearray]:
         """What comes of it: the answer, the new memory, what was computed, and the answer's bytes."""
-        value, memory, work = perform(self.task, self.request, self.client, self.head, self.memory)
+        value, memory, work = perform(self.task, self.request, self.client, self.head, self.memory, self.sent)
         with blamed():
             return value, memory, work, encode(value) if self.wire else b""
 

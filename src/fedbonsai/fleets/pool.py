@@ -21,7 +21,7 @@ from fedbonsai.fleets.crew import crew_size
 from fedbonsai.fleets.envelope import envelope
 from fedbonsai.fleets.local import post
 from fedbonsai.fleets.slots import Remembers
-from fedbonsai.fleets.worker import Done, Job, share, work
+from fedbonsai.fleets.worker import Books, Done, Job, packed, share, unpacked, work
 from fedbonsai.stages.codec.registry import by_name as codec_stages
 from fedbonsai.telling import each
 from fedbonsai.wire import OWN, decode, encode
@@ -85,7 +85,7 @@ class PoolFleet(Remembers):
         self._context = multiprocessing.get_context(kind)
         if kind == "forkserver":
             self._context.set_forkserver_preload(["fedbonsai.fleets.worker", "fedbonsai.zoo", "fedbonsai.methods"])
-        self._serial, self._batch = 0, batch
+        self._serial, self._batch, self._books = 0, batch, Books()
         self._workers = [self._start() for _ in range(workers)]
 
     def _start(self) -> _Worker:
@@ -122,7 +122,7 @@ class PoolFleet(Remembers):
                             self._serial += 1
                             serials[id(frame)] = self._serial
                         head = envelope(scope, ask, task.name, device.id, self._slots.base(device.id))
-                        memory = bytes(encode(self._slots.memory(device.id)))
+                        memory = packed(self._slots.memory(device.id))
                         job = Job(head, serials[id(frame)], task.run.__module__, memory)
                         crew.append(_Post(index, device, job, frame, ahead, down=len(encode(head)) + len(frame)))
                     self._give(free, crew)
@@ -169,9 +169,11 @@ class PoolFleet(Remembers):
             self._reset()
             raise RuntimeError(f"task {item.job.head.task!r} failed on client {item.device.id}:\n{done.error}")
         if done.silent:
-            return Silence(item.device, done.silent, item.down, done.head, done.forgot, done.work, fault=done.fault)
-        self._slots.keep(item.device.id, decode(done.memory, limit=OWN))
-        return Answer(item.device, decode(done.reply, limit=OWN), item.down, done.head + len(done.reply), done.work)
+            known = self._books.decoded(done.work)
+            return Silence(item.device, done.silent, item.down, done.head, done.forgot, known, fault=done.fault)
+        self._slots.keep(item.device.id, unpacked(done.memory))
+        up, known = done.head + len(done.reply), self._books.decoded(done.work)
+        return Answer(item.device, decode(done.reply, limit=OWN), item.down, up, known)
 
     def _replace(self, place: int) -> dict[int, Answer[Any] | Silence]:
         """Put a new worker in a dead one's place and give it the queue; each task in progress gets one more try, alone."""

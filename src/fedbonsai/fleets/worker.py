@@ -8,7 +8,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedbonsai import bases
+from fedbonsai import bases, tree
 from fedbonsai.arch import bring
-from fedbonsai.core import Client, Samples, Scale, task_named
+from fedbonsai.core import Client, Memory, Samples, Scale, task_named
 from fedbonsai.errors import ConfigError, Failed, Forgotten, Silent
 from fedbonsai.fleets.allocator import keep_memory
 from fedbonsai.fleets.crew import side_by_side
 from fedbonsai.fleets.envelope import Envelope, blamed, perform, receipt
 from fedbonsai.tree import Weights
-from fedbonsai.wire import OWN, decode, encode, message
+from fedbonsai.wire import OPTIONAL, OWN, decode, encode, message
 from fedbonsai.work import Work, spent
 
 
@@ -35,11 +35,11 @@ class Job:
     head: Envelope
     payload: int
     module: str  # where the task and its messages are defined
-    memory: bytes  # encoded: its messages may be known only once that module is imported
+    memory: bytes  # encoded, or empty: its messages may be known only once that module is imported
     beside: int = 1  # jobs in a row, this one included, that are done side by side
 
 
-@message("pool/done@1")
+@message("pool/done@2")
 class Done:
     """What comes back: real reply bytes, the new memory, or why there is neither."""
 
@@ -47,12 +47,12 @@ class Done:
     serial: int
     head: int  # bytes of the receipt
     reply: bytes = b""
-    memory: bytes = b""
-    silent: str = ""
-    forgot: bool = False
-    error: str = ""
-    work: Work = ()
-    fault: str = ""
+    memory: bytes = field(default=b"", metadata=OPTIONAL)
+    silent: str = field(default="", metadata=OPTIONAL)
+    forgot: bool = field(default=False, metadata=OPTIONAL)
+    error: str = field(default="", metadata=OPTIONAL)
+    work: bytes = b""  # encoded: that of one client is mostly that of the one before, and then not made or read again
+    fault: str = field(default="", metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -131,16 +131,17 @@ def work(
     inbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     # a thread of its own drains the pipe, so that parent and worker never wait for each other to read
     threading.Thread(target=_listen, args=(pipe, inbox), daemon=True).start()
-    opened: tuple[int, Any] = (-1, None)  # equal messages are decoded once
+    opened: Opened = (-1, None, [])  # equal messages are decoded once
     raw = b""  # the payload that came last
     crew: list[Callable[[], Done]] = []
+    books = Books()
     while (frame := inbox.get()) is not None:
         order = decode(frame, limit=OWN)
         if isinstance(order, bytes):
-            raw, opened = order, (-1, None)
+            raw, opened = order, (-1, None, [])
             continue
         opened = _opened(order, raw, opened)
-        crew.append(partial(_do, order, opened[1], places[order.head.device].client(storages)))
+        crew.append(partial(_do, order, *opened[1:], places[order.head.device].client(storages), books))
         if len(crew) < order.beside:
             continue
         for outcome in side_by_side(crew):
@@ -174,15 +175,19 @@ def _listen(pipe: Connection, inbox: queue.SimpleQueue[bytes | None]) -> None:
             return
 
 
-def _opened(job: Job, raw: bytes, opened: tuple[int, Any]) -> tuple[int, Any]:
-    """A job's request, decoded with the module imported that defines it, or what came of that; under its number."""
+Opened = tuple[int, Any, Sequence[Tensor]]
+
+
+def _opened(job: Job, raw: bytes, opened: Opened) -> Opened:
+    """A job's request, decoded with the module imported that defines it, or what came of that; number and tensors."""
     if opened[0] == job.payload:
         return opened
     try:
         importlib.import_module(job.module)
-        return job.payload, decode(raw, limit=OWN)
+        request = decode(raw, limit=OWN)
+        return job.payload, request, list(tree.tensors(request))
     except Exception:
-        return -1, Unread(traceback.format_exc())
+        return -1, Unread(traceback.format_exc()), []
 
 
 @dataclass(frozen=True)
@@ -192,21 +197,51 @@ class Unread:
     why: str
 
 
-def _do(job: Job, request: object, client: Client) -> Done:
+class Books:
+    """Encodes what tasks computed, and decodes it; what is as it was the last time costs a comparison."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Work, bytes] = (), bytes(encode(()))
+
+    def encoded(self, done: Work) -> bytes:
+        """The bytes of it."""
+        if done != self._last[0]:
+            self._last = done, bytes(encode(done))
+        return self._last[1]
+
+    def decoded(self, raw: bytes) -> Work:
+        """What the bytes say."""
+        if raw != self._last[1]:
+            self._last = decode(raw, limit=OWN), raw
+        return self._last[0]
+
+
+def packed(memory: Memory) -> bytes:
+    """A client's memory, encoded; nothing for the empty one."""
+    return bytes(encode(memory)) if memory else b""
+
+
+def unpacked(raw: bytes) -> Memory:
+    """The memory that `packed` encoded."""
+    return decode(raw, limit=OWN) if raw else {}
+
+
+def _do(job: Job, request: object, sent: Sequence[Tensor], client: Client, books: Books) -> Done:
     """Do a job."""
     head = job.head
     if isinstance(request, Unread):
         return Done(head.device, job.payload, 0, error=request.why)
     try:
-        before = decode(job.memory, limit=OWN)
-        value, memory, done = perform(task_named(head.task), request, client, head, before)
+        before = unpacked(job.memory)
+        value, memory, done = perform(task_named(head.task), request, client, head, before, sent)
         size = len(encode(receipt(head)))
         with blamed():
-            reply, kept = bytes(encode(value)), bytes(encode(memory))
-        return Done(head.device, job.payload, size, reply, kept, work=done)
+            reply, kept = bytes(encode(value)), packed(memory)
+        return Done(head.device, job.payload, size, reply, kept, work=books.encoded(done))
     except Silent as error:
         size, why = len(encode(receipt(head, str(error)))), str(error) or "no answer"
         forgot, trace = isinstance(error, Forgotten), error.trace if isinstance(error, Failed) else ""
-        return Done(head.device, job.payload, size, silent=why, forgot=forgot, work=spent(error), fault=trace)
+        known = books.encoded(spent(error))
+        return Done(head.device, job.payload, size, silent=why, forgot=forgot, work=known, fault=trace)
     except Exception:  # a fault of ours, or of a task that wrote: the parent raises it, with the text it had here
         return Done(head.device, job.payload, 0, error=traceback.format_exc())

@@ -168,6 +168,15 @@ class Objective(Choice):
         """
         raise NotImplementedError
 
+    def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Mean loss of each of several batches [batches], such as those of several clients.
+
+        Args:
+            outputs: of networks, [batches, samples, ...].
+            y: targets, [batches, samples, ...].
+        """
+        return torch.func.vmap(self.loss)(outputs, y)
+
     def weight(self, y: Tensor) -> float:
         """What a sum of losses is divided by: samples, or tokens that count."""
         return len(y)

@@ -58,6 +58,14 @@ class Classification(Objective):
         """Cross-entropy; with class weights the weighted mean."""
         return F.cross_entropy(outputs, y, self._weights(outputs), reduction=reduction, label_smoothing=self.smoothing)
 
+    def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Mean loss of each batch [batches], of all samples at once."""
+        if type(self).loss is not Classification.loss:  # of a loss of one's own nothing is known
+            return super().losses(outputs, y)
+        flat, weights = outputs.flatten(0, 1), self._weights(outputs)
+        each = F.cross_entropy(flat, y.flatten(), weights, reduction="none", label_smoothing=self.smoothing).view_as(y)
+        return each.mean(1) if weights is None else each.sum(1) / weights[y].sum(1)
+
     def weight(self, y: Tensor) -> float:
         """Samples, or the sum of their classes' weights."""
         return float(torch.tensor(self.weights, device=y.device)[y].sum()) if self.weights else len(y)

@@ -88,7 +88,7 @@ class Views:
         top, left = (torch.randint(0, 2 * pad + 1, (count,), generator=random) for _ in range(2))
         return Views(pad, top, left, torch.rand(count, generator=random) < 0.5)
 
-    def __getitem__(self, part: slice) -> Views:
+    def __getitem__(self, part: slice | Tensor) -> Views:
         return Views(self.pad, self.top[part], self.left[part], self.flip[part])
 
     def of(self, x: Tensor) -> Tensor:

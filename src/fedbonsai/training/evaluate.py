@@ -14,6 +14,7 @@ from fedbonsai.core import Samples, together
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model, cached_module
 from fedbonsai.objectives import Objective
+from fedbonsai.training.stacked.orders import Scan, scanned
 from fedbonsai.tree import seeded
 
 TOGETHER = 512  # samples that are scored at a time
@@ -73,16 +74,29 @@ def answered(model: Model, samples: Samples, device: str = "cpu", batch: int = T
     if not len(samples):
         raise ConfigError("nothing to evaluate on: the set of samples is empty")
     renew_by_hand()
+    objective = model.arch.objective
+    found = scanned(Scan(model, samples, device, batch))
+    loss, answers = _alone(model, samples, device, batch) if found is None else (found.loss, found.answers)
+    assert answers is not None
+    passes = -(-len(samples) // batch)
+    work.report(model, samples.shape, forward=len(samples), passes=passes, batch=min(batch, len(samples)))
+    return loss / (weight_of(objective, samples.y, batch) or 1.0), answers
+
+
+def weight_of(objective: Objective, y: Tensor, batch: int) -> float:
+    """What the sum of all losses is divided by, added up batch by batch."""
+    return sum(objective.weight(part) for part in y.split(batch))
+
+
+def _alone(model: Model, samples: Samples, device: str, batch: int) -> tuple[float, Tensor]:
+    """Sum of the losses, and what the objective keeps of the outputs."""
     objective, net = model.arch.objective, cached_module(model, device)
     net.module.eval()
-    loss, weight, kept = 0.0, 0.0, list[Tensor]()
+    loss, kept = 0.0, list[Tensor]()
     with torch.inference_mode(), seeded(0, device, net.foreign):  # a network may draw even here
         for begin in range(0, len(samples), batch):
             part = samples[begin : begin + batch].to(device)
             outputs = net.module(part.x)
             loss += float(objective.loss(outputs, part.y, "sum"))
-            weight += objective.weight(part.y)
             kept.append(objective.answers(outputs).cpu())
-    passes = -(-len(samples) // batch)
-    work.report(model, samples.shape, forward=len(samples), passes=passes, batch=min(batch, len(samples)))
-    return loss / (weight or 1.0), torch.cat(kept)
+    return loss, torch.cat(kept)

@@ -11,6 +11,8 @@ from fedbonsai import work
 from fedbonsai.arch import renew_by_hand
 from fedbonsai.core import Samples
 from fedbonsai.model import Model, cached_module
+from fedbonsai.training.evaluate import weight_of
+from fedbonsai.training.stacked.orders import Scan, scanned
 from fedbonsai.tree import Weights, dtype_of, seeded
 
 
@@ -44,23 +46,30 @@ def gradient(model: Model, samples: Samples, device: str = "cpu", batch: int = 2
         training: batch statistics instead of running ones in normalisation layers.
     """
     renew_by_hand()
-    net = cached_module(model, device)
-    net.module.train(training)
-    objective, params, weight = model.arch.objective, list(net.parameters.values()), 0.0
-    total = [torch.zeros_like(p) for p in params]
-    with seeded(0, device, net.foreign):
-        for begin in range(0, len(samples), batch):
-            part = samples[begin : begin + batch].to(device)
-            loss = objective.loss(net.module(part.x), part.y, "sum")
-            torch._foreach_add_(total, gradients(loss, params))
-            weight += objective.weight(part.y)
+    found = scanned(Scan(model, samples, device, batch, training, slopes=True)) if len(samples) else None
+    total = _alone(model, samples, device, batch, training) if found is None else found.slopes
+    weight = weight_of(model.arch.objective, samples.y, batch) or 1
     work.report(
         model,
         samples.shape,
         backward=len(samples),
         passes=-(-len(samples) // batch),
         batch=min(batch, len(samples)),
-        held=work.size_of(total),
+        held=work.size_of(total.values()),
     )
-    torch._foreach_div_(total, weight or 1)
+    torch._foreach_div_(list(total.values()), weight)
+    return total
+
+
+def _alone(model: Model, samples: Samples, device: str, batch: int, training: bool) -> Weights:
+    """Gradient of the sum of the losses, on the CPU."""
+    net = cached_module(model, device)
+    net.module.train(training)
+    objective, params = model.arch.objective, list(net.parameters.values())
+    total = [torch.zeros_like(p) for p in params]
+    with seeded(0, device, net.foreign):
+        for begin in range(0, len(samples), batch):
+            part = samples[begin : begin + batch].to(device)
+            loss = objective.loss(net.module(part.x), part.y, "sum")
+            torch._foreach_add_(total, gradients(loss, params))
     return {name: value.cpu() for name, value in zip(net.parameters, total, strict=True)}

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from fedbonsai import work
-from fedbonsai.core import Samples
-from fedbonsai.training.batches import BLOCK, batches, sample_bytes, steps
+from fedbonsai.training.batches import sample_bytes, steps
 from fedbonsai.training.optimizers import Moving
+from fedbonsai.training.stacked.feed import Feed
 from fedbonsai.training.stacked.network import losses, stack, stacked_net
 from fedbonsai.training.stacked.orders import Order
 from fedbonsai.training.steps import Ended
@@ -66,7 +66,7 @@ class Crew:
     def train(self) -> list[Ended]:
         """All steps of all clients."""
         orders, lr = self._orders, self._sgd.rate(self._orders[0].me.round)
-        feeds = [batches(order.me, self._sgd, max(1, BLOCK // len(orders))) for order in orders]
+        feed = Feed([order.me for order in orders], self._sgd, self._counts)
         sums, seen = torch.zeros(len(orders), device=self._device), [0] * len(orders)
         last = torch.zeros(len(orders), device=self._device)
         self._clear()
@@ -74,35 +74,35 @@ class Crew:
             for step in range(self._counts[0]):
                 if self._counts[self._active - 1] <= step:
                     self._few(sum(count > step for count in self._counts))
-                parts = [next(feed) for feed in feeds[: self._active]]
-                loss, grads = self._gradients(parts)
+                x, y, counts = feed.batch(step, self._active)
+                loss, grads = self._gradients(x, y, counts)
                 self._show(grads)
-                counts = [len(part) for part in parts]
                 with torch.no_grad():
                     self._now.move(self._sgd, grads, lr)
                     self._clear()
                     last[: self._active] = loss.to(last.dtype)
                     sums[: self._active] += loss * torch.tensor(counts, device=self._device)
                 seen[: self._active] = [s + count for s, count in zip(seen, counts, strict=False)]
-        totals, ends = sums.tolist(), last.tolist()
-        return [
-            Ended(self._end(i), self._counts[i], seen[i], totals[i], ends[i], self._size(i)) for i in range(len(orders))
-        ]
+        weights, own, totals, ends = self._apart(), self._size(), sums.tolist(), last.tolist()
+        held = [own + sample_bytes(order.me) for order in orders]
+        return [Ended(*each) for each in zip(weights, self._counts, seen, totals, ends, held, strict=True)]
 
-    def _gradients(self, parts: Sequence[Samples]) -> tuple[Tensor, list[Tensor | None]]:
+    def _gradients(self, x: Tensor, y: Tensor, counts: Sequence[int]) -> tuple[Tensor, list[Tensor | None]]:
         """Mean losses [clients], and gradients [clients, ...] of all that is trained."""
         groups: dict[int, list[int]] = {}
-        for i, part in enumerate(parts):  # padded samples have no part in a loss, but they would have in statistics
-            groups.setdefault(len(part) if self._net.mixes or len(part) > self._sgd.batch else 0, []).append(i)
+        for i, count in enumerate(counts):  # padded samples have no part in a loss, but they would have in statistics
+            groups.setdefault(count if self._net.mixes else 0, []).append(i)
         if len(groups) == 1:
-            return self._pass(self._all, self._now.params, parts, self._random[: len(parts)])
-        loss = torch.zeros(len(parts), device=self._device)
+            return self._pass(self._all, self._now.params, x, y, counts, self._random[: len(counts)])
+        loss = torch.zeros(len(counts), device=self._device)
         total: list[Tensor | None] = [torch.zeros_like(value) for value in self._now.params]
-        for rows in groups.values():
+        for count, rows in groups.items():
             at = torch.tensor(rows, device=self._device)
             some = {name: value.detach()[at] for name, value in self._all.items()}
             params = [some[name].requires_grad_() for name in self._names]
-            some_loss, grads = self._pass(some, params, [parts[i] for i in rows], [self._random[i] for i in rows])
+            some_loss, grads = self._pass(
+                some, params, x[at, :count], y[at, :count], [count] * len(rows), [self._random[i] for i in rows]
+            )
             loss[at] = some_loss.to(loss.dtype)
             for i, grad in enumerate(grads):
                 whole = total[i]
@@ -115,11 +115,15 @@ class Crew:
         return loss, total
 
     def _pass(
-        self, weights: Weights, params: list[Tensor], parts: Sequence[Samples], random: Sequence[torch.Generator]
+        self,
+        weights: Weights,
+        params: list[Tensor],
+        x: Tensor,
+        y: Tensor,
+        counts: Sequence[int],
+        random: Sequence[torch.Generator],
     ) -> tuple[Tensor, list[Tensor | None]]:
-        counts = [len(part) for part in parts]
         self._net.draws.generators, self._net.draws.counts = random, counts
-        x, y = padded([part.x for part in parts]), padded([part.y for part in parts])
         outputs = self._net({n: weights[n] for n in self._net.parameters}, {n: weights[n] for n in self._net.state}, x)
         found = losses(self._orders[0].model.arch.objective, outputs, y, counts)
         grads = torch.autograd.grad(found.sum(), params, allow_unused=True) if params else ()
@@ -136,20 +140,20 @@ class Crew:
         for value, keep in self._held:
             value.mul_(keep)
 
-    def _end(self, i: int) -> Weights:
-        given = self._orders[i].model.weights
-        return {
-            name: self._weights[name][i].to("cpu", copy=True) if name in self._weights else value.clone()
-            for name, value in given.items()
-        }
+    def _apart(self) -> list[Weights]:
+        """Each client's weights: copies, so that who keeps some of them does not keep those of all."""
+        rows = {name: value.cpu().unbind() for name, value in self._weights.items()}
+        return [
+            {name: (rows[name][i] if name in rows else value).clone() for name, value in order.model.weights.items()}
+            for i, order in enumerate(self._orders)
+        ]
 
-    def _size(self, i: int) -> int:
-        """Bytes that one client holds beside weights, a gradient and activations."""
+    def _size(self) -> int:
+        """Bytes that one client holds beside weights, a gradient, activations and samples."""
         moving = self._moving
-        own = work.size_of(
+        return work.size_of(
             value[0] for value in _flat([moving.start, moving.shifts, *moving.slots, self._keeps.values()])
         )
-        return own + sample_bytes(self._orders[i].me)
 
 
 class StackedMoving(Moving):
@@ -171,17 +175,6 @@ class StackedMoving(Moving):
         some.slots = [[value[:count] for value in slot] for slot in self.slots]
         some.counts = self.counts
         return some
-
-
-def padded(parts: Sequence[Tensor]) -> Tensor:
-    """Samples of several clients [clients, samples, ...], with zeros behind those of whom there are fewer."""
-    most = max(len(part) for part in parts)
-    if all(len(part) == most for part in parts):
-        return torch.stack(list(parts))
-    made = parts[0].new_zeros(len(parts), most, *parts[0].shape[1:])
-    for row, part in zip(made, parts, strict=True):
-        row[: len(part)] = part
-    return made
 
 
 def _flat(lists: Iterable[Iterable[Tensor]]) -> Iterable[Tensor]:

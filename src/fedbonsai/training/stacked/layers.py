@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fedbonsai.tree import Tree
 
 
 class Draws:
@@ -64,7 +66,7 @@ def adapt(module: nn.Module, draws: Draws) -> None:
     for layer in module.modules():
         if isinstance(layer, (nn.Dropout, *WHOLE)):
             layer.forward = _dropout(layer, draws)
-        elif isinstance(layer, nn.GRU) and layer.batch_first and not layer.bidirectional and not layer.dropout:
+        elif isinstance(layer, nn.GRU) and unrollable(layer):
             layer.forward = MethodType(unrolled, layer)
 
 
@@ -78,16 +80,35 @@ def _dropout(layer: nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d, dra
     return forward
 
 
-def unrolled(gru: nn.GRU, x: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """What `nn.GRU` computes of [samples, length, features], step by step."""
+def unrollable(gru: nn.GRU) -> bool:
+    """Whether `unrolled` computes the same."""
+    return gru.batch_first and not gru.bidirectional and not gru.dropout
+
+
+Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # inputs, weight, bias
+
+
+def unrolled(
+    gru: nn.GRU, x: Tensor, hx: Tensor | None = None, weights: Tree | None = None, linear: Linear = F.linear
+) -> tuple[Tensor, Tensor]:
+    """What `nn.GRU` computes of [samples, length, features], step by step.
+
+    Args:
+        gru: the layer.
+        x: inputs.
+        hx: states before the first step [layers, samples, hidden]; zeros where not given.
+        weights: instead of the layer's own, by their names in it.
+        linear: what multiplies with them.
+    """
     ends: list[Tensor] = []
+    weights = dict(gru.named_parameters()) if weights is None else weights
     for layer in range(gru.num_layers):
-        w, v = getattr(gru, f"weight_ih_l{layer}"), getattr(gru, f"weight_hh_l{layer}")
-        b, c = (getattr(gru, f"bias_{kind}_l{layer}", None) for kind in ("ih", "hh"))
+        w, v = weights[f"weight_ih_l{layer}"], weights[f"weight_hh_l{layer}"]
+        b, c = (weights.get(f"bias_{kind}_l{layer}") for kind in ("ih", "hh"))
         h = x.new_zeros(len(x), gru.hidden_size) if hx is None else hx[layer]
         states: list[Tensor] = []
-        for inward in F.linear(x, w, b).unbind(1):
-            onward = F.linear(h, v, c)
+        for inward in linear(x, w, b).unbind(1):
+            onward = linear(h, v, c)
             (r, z, n), (s, y, m) = inward.chunk(3, -1), onward.chunk(3, -1)
             new = torch.tanh(n + torch.sigmoid(r + s) * m)
             h = torch.lerp(new, h, torch.sigmoid(z + y))

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fedbonsai.cached_module import CachedModule
 from fedbonsai.model import Model
 from fedbonsai.objectives import Objective
+from fedbonsai.training.stacked.folded import Folding, foldable
 from fedbonsai.training.stacked.layers import Draws, adapt
 from fedbonsai.tree import Tree, Weights
 
@@ -24,23 +25,27 @@ class StackedNet:
         parameters: names of those that are trained.
         state: names of the other weights that are floating-point numbers, as running statistics are.
         draws: what dropout draws from.
+        folds: whether clients lie one behind another among the samples, so that nothing but arithmetic costs.
         mixes: whether a sample's output depends on the other samples of its batch, as with batch normalisation.
     """
 
     def __init__(self, model: Model, device: str) -> None:
         self._net = CachedModule(model.arch, model.weights, device)
         self._module, self.draws = self._net.module, Draws()
-        adapt(self._module, self.draws)
+        self.folds = foldable(self._net)
+        self._folding = Folding(self._net) if self.folds else None
+        if self._folding is None:
+            adapt(self._module, self.draws)
         self.parameters = list(self._net.parameters)
         floating = [name for name, value in model.weights.items() if value.is_floating_point()]
         self.state = [name for name in floating if name not in self._net.parameters]
         self.mixes = any(isinstance(layer, MIXING) for layer in self._module.modules())
         self._call = vmap(self._one)
 
-    def load(self, model: Model) -> None:
-        """Take what clients have in common: weights that are whole numbers, and what the builder made."""
+    def load(self, model: Model, training: bool) -> None:
+        """Take what clients have in common: weights that are whole numbers, what the builder made, and the mode."""
         self._net.load(model.weights)
-        self._module.train()
+        self._module.train(training)
 
     def __call__(self, parameters: Tree, state: Tree, x: Tensor) -> Tensor:
         """Outputs [clients, samples, ...]; running statistics move in place.
@@ -50,6 +55,8 @@ class StackedNet:
             state: the same of the other weights.
             x: inputs [clients, samples, ...].
         """
+        if self._folding is not None:
+            return self._folding(parameters, x)
         with sdpa_kernel(SDPBackend.MATH):  # the only attention that has a rule
             return self._call(dict(parameters), dict(state), x)
 
@@ -69,34 +76,36 @@ def losses(objective: Objective, outputs: Tensor, y: Tensor, counts: Sequence[in
         y: targets [clients, samples, ...].
         counts: samples of each; what lies behind them is padding.
     """
-    most = y.shape[1]
-    whole = [i for i, count in enumerate(counts) if count == most]
-    if len(whole) == len(counts):
-        return vmap(objective.loss)(outputs, y)
-    found: dict[int, Tensor] = {}
-    if whole:
-        at = torch.tensor(whole, device=y.device)
-        found.update(zip(whole, vmap(objective.loss)(outputs[at], y[at]).unbind(), strict=True))
-    for i, count in enumerate(counts):
-        if count < most:
-            found[i] = objective.loss(outputs[i, :count], y[i, :count])
-    return torch.stack([found[i] for i in range(len(counts))])
+    kinds = sorted(set(counts))
+    if kinds == [y.shape[1]]:
+        return objective.losses(outputs, y)
+    places = [[i for i, each in enumerate(counts) if each == count] for count in kinds]
+    at = [torch.tensor(some, device=y.device) for some in places]
+    found = [objective.losses(outputs[a, :n], y[a, :n]) for a, n in zip(at, kinds, strict=True)]
+    return torch.cat(found)[torch.cat(at).argsort()]
 
 
 _kept: OrderedDict[object, StackedNet] = OrderedDict()
 
 
-def stacked_net(kind: object, model: Model, device: str, keep: int = 4) -> StackedNet:
+def stacked_net(kind: object, model: Model, device: str, training: bool = True, keep: int = 4) -> StackedNet:
     """This process's stack for orders of a kind, loaded; the last few are kept."""
     if kind not in _kept:
         _kept[kind] = StackedNet(model, device)
         while len(_kept) > keep:
             _kept.popitem(last=False)
     _kept.move_to_end(kind)
-    _kept[kind].load(model)
+    _kept[kind].load(model, training)
     return _kept[kind]
 
 
 def stack(trees: Sequence[Mapping[str, Tensor]], names: Sequence[str], device: str) -> Weights:
     """Tensors of several clients in one [clients, ...] each; copies."""
-    return {name: torch.stack([tree[name] for tree in trees]).to(device) for name in names}
+    made: Weights = {}
+    for name in names:
+        first, *others = [tree[name] for tree in trees]
+        if all(value is first for value in others):
+            made[name] = first.to(device).expand(len(trees), *first.shape).clone(memory_format=torch.contiguous_format)
+        else:
+            made[name] = torch.stack([first, *others]).to(device)
+    return made

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
+from math import isfinite
 
 import torch
 
 from fedbonsai.arch import keeping
 from fedbonsai.errors import said
+from fedbonsai.training.evaluate import answered, weight_of
+from fedbonsai.training.gradients import gradient
 from fedbonsai.training.loop import train
 from fedbonsai.training.optimizers import SGD, Adam, AdamW
 from fedbonsai.training.stacked.fit import fit_together
-from fedbonsai.training.stacked.orders import Order
+from fedbonsai.training.stacked.network import stacked_net
+from fedbonsai.training.stacked.orders import Order, Scan, Scanned
+from fedbonsai.training.stacked.scan import scan_together
 from fedbonsai.tree import Tree
 
 _found: OrderedDict[object, str] = OrderedDict()
+
+WHOLE = "the network has weights that are whole numbers"
 
 
 def refusal(order: Order) -> str:
@@ -28,10 +36,20 @@ def refusal(order: Order) -> str:
     if sgd.sparse != "off" and order.mask and order.me.device == "cpu":
         return "sparse steps multiply each client's kept weights alone"
     if any(not value.is_floating_point() for value in order.model.weights.values()):
-        return "the network has weights that are whole numbers"
-    key = order.kind[0], order.kind[1], order.kind[5], order.me.device
+        return WHOLE
+    return _once((order.kind[0], order.kind[1], order.kind[5], order.me.device), lambda: _tried(order))
+
+
+def scan_refusal(scan: Scan) -> str:
+    """Why a scan is done alone; empty where it can be stacked."""
+    if any(not value.is_floating_point() for value in scan.model.weights.values()):
+        return WHOLE
+    return _once(scan.kind, lambda: _scan_tried(scan))
+
+
+def _once(key: object, trial: Callable[[], str]) -> str:
     if key not in _found:
-        _found[key] = _tried(order)
+        _found[key] = trial()
         while len(_found) > 64:
             _found.popitem(last=False)
     return _found[key]
@@ -51,6 +69,32 @@ def _tried(order: Order) -> str:
     if not all(_near(a.weights, b.weights, one.model.weights) for a, b, one in zip(ended, alone, small, strict=True)):
         return "in a stack it gives other numbers"
     return ""
+
+
+def _scan_tried(scan: Scan) -> str:
+    """The same of a scan, with a few samples of two clients."""
+    small = [replace(scan, samples=scan.samples[:count]) for count in (5, 4)]
+    try:
+        with keeping():
+            if not stacked_net((scan.kind[:2], scan.device), scan.model, scan.device, scan.training).folds:
+                return "of its layers the passes of several clients are no faster together"
+            found = scan_together(small)
+            near = all(_like(ours, one) for ours, one in zip(found, small, strict=True))
+    except Exception as error:  # as above
+        return f"torch.func refuses it: {said(error, 200)}"
+    return "" if near else "in a stack it gives other numbers"
+
+
+def _like(ours: Scanned, scan: Scan) -> bool:
+    """Whether a scan gave what it gives alone."""
+    model, weight = scan.model, weight_of(scan.model.arch.objective, scan.samples.y, scan.batch) or 1.0
+    if scan.slopes:
+        alone = gradient(model, scan.samples, scan.device, scan.batch, scan.training)
+        nothing = {name: torch.zeros_like(value) for name, value in alone.items()}
+        return _near({name: value / weight for name, value in ours.slopes.items()}, alone, nothing)
+    loss, answers = answered(model, scan.samples, scan.device, scan.batch)
+    same = ours.answers is not None and ours.answers.shape == answers.shape
+    return same and (abs(ours.loss / weight - loss) <= 1e-3 * max(1.0, abs(loss)) or not isfinite(loss))
 
 
 def _near(ours: Tree, theirs: Tree, start: Tree) -> bool:

@@ -1,0 +1,72 @@
+"""Networks of linear layers and gated recurrent units: clients lie one behind another among the samples.
+
+All that has no weights then computes as in one network, and a layer that has takes the samples of each client apart. It
+saves what `torch.func.vmap` costs at each call, which with small layers is more than the layers.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedbonsai.cached_module import CachedModule
+from fedbonsai.training.stacked.layers import unrollable, unrolled
+from fedbonsai.tree import Tree
+
+
+class Folding:
+    """How the layers of a network find the weights of all clients.
+
+    Args:
+        net: whose layers compute with stacked weights from now on.
+    """
+
+    def __init__(self, net: CachedModule) -> None:
+        self._module = net.module
+        names = {id(value): name for name, value in net.module.named_parameters()}
+        self._layers: list[tuple[Any, dict[str, str]]] = []
+        for layer in net.module.modules():
+            own = dict(layer.named_parameters(recurse=False))
+            if own:
+                self._layers.append((layer, {name: names[id(value)] for name, value in own.items()}))
+                layer.forward = MethodType(_linear if isinstance(layer, nn.Linear) else _recurrent, layer)
+
+    def __call__(self, weights: Tree, x: Tensor) -> Tensor:
+        """Outputs [clients, samples, ...] of inputs [clients, samples, ...], with weights [clients, ...] by name."""
+        for layer, names in self._layers:
+            layer.stacked = {name: weights[whole] for name, whole in names.items()}
+        return self._module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def foldable(net: CachedModule) -> bool:
+    """Whether all layers that have weights are linear or recurrent ones, and none draws or looks at several samples."""
+    if net.foreign or not net.names == list(net.parameters) == [name for name, _ in net.module.named_parameters()]:
+        return False
+    return all(_fits(layer) for layer in net.module.modules())
+
+
+def _fits(layer: nn.Module) -> bool:
+    if type(layer) is nn.Linear or (type(layer) is nn.GRU and unrollable(layer)):
+        return True
+    return not (layer._parameters or layer._buffers or isinstance(layer, APART))
+
+
+APART = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)  # even without weights
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What a linear layer makes of [clients x samples, ..., inputs], with weights [clients, outputs, inputs]."""
+    parts, weight = x.reshape(len(weight), -1, x.shape[-1]), weight.transpose(1, 2)
+    made = torch.bmm(parts, weight) if bias is None else torch.baddbmm(bias.unsqueeze(1), parts, weight)
+    return made.view(*x.shape[:-1], made.shape[-1])
+
+
+def _linear(layer: Any, x: Tensor) -> Tensor:
+    return linear(x, layer.stacked["weight"], layer.stacked.get("bias"))
+
+
+def _recurrent(layer: Any, x: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    return unrolled(layer, x, hx, layer.stacked, linear)
