@@ -52,9 +52,9 @@ def grown(versions):
 @pytest.mark.parametrize("held", [0, 1, 3, 4, None])
 def test_changes_apply_to_the_version_they_were_made_of_and_to_no_other(held):
     state, common, replicas = grown(4)
-    sent = state.received(["x"]).to(A, common)
+    sent = state.received(["x"]).to(A, common, DELTA)
     assert isinstance(sent, Whole)
-    sent = replace(state, holders={"a": 2}).to(A, common)
+    sent = replace(state, holders={"a": 2}).to(A, common, DELTA)
     assert isinstance(sent, Changes)
     assert (sent.base, len(sent.packed)) == (2, 2)
     memory = {} if held is None else {BASE: {"version": held, "weights": replicas[held]}}
@@ -67,7 +67,7 @@ def test_changes_apply_to_the_version_they_were_made_of_and_to_no_other(held):
 
 def test_a_copy_of_another_part_is_no_base():
     state, common, replicas = grown(3)
-    sent = replace(state, holders={"a": 2}).to(A, common)
+    sent = replace(state, holders={"a": 2}).to(A, common, DELTA)
     memory = {f"{BASE}/3": {"version": 2, "weights": replicas[2]}}
     with pytest.raises(Forgotten):
         broadcast.received(sent, ARCH, memory)
@@ -80,7 +80,7 @@ def test_who_was_heard_of_holds_this_version_and_who_forgot_none():
     state = replace(state, holders={"a": 2, "b": 1, "c": 3})
     after = state.received(["b"]).needs_full(["c"])
     assert after.holders == {"a": 2, "b": 3, "c": -1}
-    sent = grouped(after, [A, B, C], common)
+    sent = grouped(after, [A, B, C], common, DELTA)
     assert [(type(one).__name__, getattr(one, "base", -1)) for one in sent.values()] == [
         ("Changes", 2),
         ("Changes", 3),
@@ -95,7 +95,7 @@ def test_who_lost_everything_is_not_taken_for_who_never_took_part():
     state, common, start = Broadcast.of(model, DELTA).advance(plus_one(model.weights), DELTA, 0)
     state = replace(state, holders={"b": -1})
     for order in ([A, B], [B, A]):
-        sent = grouped(state, order, common)
+        sent = grouped(state, order, common, DELTA)
         assert isinstance(sent[B], Whole)
         assert (sent[A].base, sent[A].seed, len(sent[A].packed)) == (0, 3, 1)
         for one in sent.values():

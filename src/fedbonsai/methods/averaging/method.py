@@ -8,6 +8,7 @@ settings of the two ways; weights by distance (specs/collaborative §3.2) are sp
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import field, replace
 from math import nan
@@ -17,21 +18,23 @@ from torch import Tensor
 from fedbonsai import training, tree
 from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Fleet, Memory, forgetful, task
-from fedbonsai.errors import Unanswered
+from fedbonsai.errors import Forgotten, Unanswered
 from fedbonsai.methods.averaging.server import Plain, ServerOptimizer
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
-from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, grouped, received
+from fedbonsai.stages.broadcast import Broadcast, Downlink, Merged, Sent, grouped, received
 from fedbonsai.stages.codec import Chain
 from fedbonsai.stages.codec.feedback import names_with_feedback
 from fedbonsai.stages.requests import requests_for
-from fedbonsai.stages.sampling import cohort
+from fedbonsai.stages.sampling import Drawn, Sticky, cohort
 from fedbonsai.stages.settings import NOT_NEGATIVE, POSITIVE, out_of_range, raise_all, when
 from fedbonsai.stages.updates import FEEDBACK, Combined, Update, apply_update, combine, idle_ramp, ramped, update
 from fedbonsai.stages.weighting import Weighting
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import seed_of
-from fedbonsai.wire import OPTIONAL, message
+from fedbonsai.wire import OPTIONAL, encode, message
+
+HOW = "how"  # in a client's memory
 
 
 @message("averaging/train@1")
@@ -43,6 +46,30 @@ class Train:
     sgd: Optimizer
     uplink: Chain
     t: int
+    keep: bool = field(default=False, metadata=OPTIONAL)  # `How`, for requests that do not tell it again
+
+
+@message("averaging/how@1")
+class How:
+    """What of a request is the same in all rounds; kept by a device that is sent one merged change when it returns."""
+
+    arch: Arch
+    sgd: Optimizer
+    uplink: Chain
+
+    @property
+    def check(self) -> int:
+        """CRC-32 of its bytes, by which a request names it."""
+        return zlib.crc32(encode(self))
+
+
+@message("averaging/again@1")
+class Again:
+    """A request to a device that was told before how to train."""
+
+    sent: Sent
+    t: int
+    how: int
 
 
 @message("averaging/anew@1")
@@ -70,7 +97,7 @@ class State:
     """Global model, the run's seed, what clients hold, and figures of the last round.
 
     ``estimate`` and ``examples`` are of EF21 alone: the mean of the clients' estimates, and the samples of all clients.
-    ``moments`` are what the server's optimiser remembers.
+    ``moments`` are what the server's optimiser remembers, ``group`` the devices from which most of a cohort is drawn.
     """
 
     model: Model
@@ -84,6 +111,7 @@ class State:
     moments: Mapping[str, Mapping[str, Tensor]] = field(
         default_factory=dict[str, Mapping[str, Tensor]], metadata=OPTIONAL
     )
+    group: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
 
 
 @message("averaging/weighed@1")
@@ -102,13 +130,20 @@ class Restarted:
 
 
 @task("averaging/train")
-def train(request: Train | Anew, me: Client, memory: Memory) -> tuple[Update, Memory]:
+def train(request: Train | Again | Anew, me: Client, memory: Memory) -> tuple[Update, Memory]:
     """ClientUpdate of FedAvg, or of FedProx if ``optimizer.proximal`` is set."""
+    if isinstance(request, Again):
+        how: How | None = memory.get(HOW)
+        if how is None or how.check != request.how:
+            raise Forgotten("how to train is not held here, or it is another run's; it must be sent again")
+        request = Train(how.arch, request.sent, how.sgd, how.uplink, request.t)
     if isinstance(request, Anew):
         if memory.get(FEEDBACK, {}).get("round", -1) < request.since:
             memory = {name: value for name, value in memory.items() if name != FEEDBACK}
         request = request.train
     start, memory = received(request.sent, request.arch, memory)
+    if request.keep:
+        memory = {**memory, HOW: How(request.arch, request.sgd, request.uplink)}
     trained = training.train(Model(request.arch, start), me, request.sgd)
     return update(trained, start, request.uplink, memory, me, request.t)
 
@@ -136,6 +171,8 @@ class Averaging:
     """Local training; ``proximal`` > 0 makes it FedProx."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""
+    sticky: Sticky = Sticky()
+    """Whether cohorts change slowly: `group` and `fresh` (GlueFL)."""
     uplink: Chain = field(default_factory=Chain)
     """Codecs of the way up, as a list such as `["ef14", {topk = 0.01}, {signmag = 8}]`; empty sends weights as they are."""
     downlink: Downlink = field(default_factory=Downlink)
@@ -176,10 +213,16 @@ class Averaging:
                     "ef21 sends changes of an estimate, which neither weighting nor ramp can change: use ef14",
                 ),
                 (
+                    self.sticky.group > 0 and (self.uplink.estimates or self.weighting.needs_distances),
+                    "sticky counts updates by how likely their devices were asked, which neither ef21 nor weights by "
+                    "distance bear: leave one out",
+                ),
+                (
                     self.uplink.estimates and self.server != Plain(),
                     f"server = {self.server.choice_name}: ef21 sends changes of an estimate, no steps: use ef14",
                 ),
             )
+            + self.sticky.faults(self.cohort)
             + out_of_range(self, ramp=NOT_NEGATIVE, rate=POSITIVE)
         )
 
@@ -199,17 +242,22 @@ class Averaging:
         since = state.since if isinstance(state, Restarted) else 0
         state = state.state if isinstance(state, Restarted) else state
         weights, ef21 = state.model.weights, self.uplink.estimates
-        devices = cohort(fleet.devices, self.cohort, state.seed, t)
+        drawn = self._cohort(state, t, fleet)
         held, common, start = state.broadcast.advance(weights, self.downlink, seed_of(state.seed, "down", t, 0))
         uplink = warmed(ramped(self.uplink, self.ramp, t), self.warmup, t)
 
-        def request(part: Sent, arch: Arch = state.model.arch) -> Train | Anew:
-            made = Train(arch, part, self.optimizer, uplink, t)
+        known = How(state.model.arch, self.optimizer, uplink)
+        steady = max(self.ramp, self.warmup)  # rounds after which all are told the same
+
+        def request(part: Sent) -> Train | Again | Anew:
+            if isinstance(part, Merged) and part.seed < 0 and part.base > steady and not since:
+                return Again(part, t, known.check)
+            made = Train(known.arch, part, known.sgd, known.uplink, t, self.downlink.merge > 0)
             return Anew(made, since) if since else made
 
-        answers = fleet.ask(train, requests_for(grouped(held, devices, common), request))
+        answers = fleet.ask(train, requests_for(grouped(held, drawn.devices, common, self.downlink), request))
         try:
-            combined = combine(answers, start, fleet, self.weighting)
+            combined = combine(answers, start, fleet, self.weighting, drawn.factors)
         except Unanswered as error:
             if not error.forgot:
                 raise
@@ -217,7 +265,14 @@ class Averaging:
             return Restarted(replace(lost, estimate={}), t + 1) if ef21 else lost
         if self.downlink.delta:
             held = held.received(combined.devices).needs_full(forgetful(answers.silent))
-        state = replace(state, broadcast=held, loss=combined.loss, dropped=combined.dropped, withheld=combined.withheld)
+        state = replace(
+            state,
+            broadcast=held,
+            loss=combined.loss,
+            dropped=combined.dropped,
+            withheld=combined.withheld,
+            group=drawn.group,
+        )
         if isinstance(state, Weighed):
             state = replace(state, spread=combined.spread)
         if self.server != Plain():
@@ -230,6 +285,12 @@ class Averaging:
         if forgetful(answers.silent):
             state, since = replace(state, estimate={}), t + 1
         return Restarted(state, since) if since else state
+
+    def _cohort(self, state: State, t: int, fleet: Fleet) -> Drawn:
+        """Who is asked."""
+        if self.sticky.group:
+            return self.sticky.draw(fleet.devices, self.cohort, state.group, state.seed, t)
+        return Drawn(cohort(fleet.devices, self.cohort, state.seed, t))
 
     def _estimated(self, state: State, combined: Combined) -> State:
         """EF21: changes of estimates were sent; the mean of all clients' estimates moves by their share of the samples."""
