@@ -35,6 +35,16 @@ def test_a_record_takes_as_few_bits_as_its_largest_value_needs(values, width, si
     assert len(rest) == size
 
 
+def test_few_large_values_among_many_small_ones_go_in_layers():
+    """1,000 of one step and three of more: 125 bytes of signs, and a few for who goes on; fixed width would take 4 bits each."""
+    values = torch.full((1000,), -0.25)
+    values[[7, 300, 999]] = torch.tensor([0.5, -2.0, 0.5])
+    parts = b"".join(bytes(part) for part in Grid(0.25).encode(values.numpy(), Context(0, 0), None))
+    assert parts[0] == 64 | 4
+    assert 2 + 125 < len(parts) < 2 + 125 + 40
+    assert torch.equal(torch.from_numpy(Grid.decode(Cursor(memoryview(parts)), 1000, Context(0, 0))), values)
+
+
 def test_a_sum_of_messages_is_a_message():
     chain = parse([{"threshold": {"tau": 0.02, "min_numel": 0}}, {"grid": 0.03125}])
     g = torch.Generator().manual_seed(0)
@@ -51,8 +61,24 @@ def test_a_step_is_a_power_of_two(step):
 
 @pytest.mark.parametrize(
     "record",
-    [b"\x40\x00\x00", b"\x00\x7f\x00", bytes([4 | 7 << 3, 0, 127]), bytes([1 << 3, 0, 0xF0]), b"\x08", b""],
-    ids=["options", "exponent", "128 steps", "padding", "short", "empty"],
+    [
+        *(b"\x80\x00\x00", b"\x00\x7f\x00", bytes([4 | 7 << 3, 0, 127]), bytes([1 << 3, 0, 0xF0]), b"\x08", b""),
+        *(b"\x41\x00\x00\x00", b"\x40\x00\x00" + b"\x01" * 128 + b"\x00", b"\x44\x00\x00" + b"\x01" * 127 + b"\x00"),
+        *(b"\x40\x00\x00\x02", b"\x40\x00\x00"),
+    ],
+    ids=[
+        "options",
+        "exponent",
+        "steps",
+        "padding",
+        "short",
+        "empty",
+        "mixed",
+        "layers",
+        "layered-steps",
+        "too-many",
+        "no-end",
+    ],
 )
 def test_a_damaged_record_is_refused(record):
     with pytest.raises(BadMessage):
