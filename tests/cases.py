@@ -63,6 +63,17 @@ CASES = [
         },
         label="merged",
     ),
+    Case(
+        "topk",
+        **AVERAGING,
+        settings={
+            "method.cohort": 3,
+            "method.aggregate_feedback": True,
+            "method.uplink": [{"topk": 0.3}],
+            "method.downlink": {"chain": [{"topk": 0.3}], "delta": True},
+        },
+        label="against-last",
+    ),
     Case("qsgd", **AVERAGING),
     Case("fedavg-momentum", **AVERAGING),
     Case("fedadam", **AVERAGING),

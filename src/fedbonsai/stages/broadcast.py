@@ -283,6 +283,15 @@ def _caught_up(base: Weights, sent: Merged) -> Weights:
     return {name: sent.rest[name] if name in sent.rest else torch.add(moved[name], change[name]) for name in base}
 
 
+def last_change(sent: Sent, like: Tree) -> Weights | None:
+    """The latest change of the replica, where a message tells it by itself: both ends find the same, or that it does not."""
+    if isinstance(sent, Changes) and sent.packed:
+        return sent.packed[-1].change(like)
+    if isinstance(sent, Merged) and sent.version == sent.base + 1:
+        return Packed(sent.change).change({name: value for name, value in like.items() if name not in sent.rest})
+    return None
+
+
 def checksum(weights: Tree) -> int:
     """CRC-32 of all values in order."""
     total = 0

@@ -113,7 +113,8 @@ def _peeled(cursor: Cursor, count: int) -> Octets:
     for _ in range(MOST + 1):
         further = cursor.varint(len(left), "values that go on")
         if not further:
-            return magnitudes | signs << 7
+            magnitudes |= signs << 7
+            return magnitudes
         if further < len(left):
             left = left[positions.decode(cursor.byte(), cursor, len(left), further)]
         magnitudes[left] += 1
