@@ -24,7 +24,8 @@ from fedbonsai.errors import Forgotten
 from fedbonsai.model import Model, parameter_specs
 from fedbonsai.stages.catch_up import Merging, rounded
 from fedbonsai.stages.codec import Chain, Packed
-from fedbonsai.stages.settings import NOT_NEGATIVE, out_of_range, raise_all, when
+from fedbonsai.stages.mask_shift import bounded
+from fedbonsai.stages.settings import NOT_NEGATIVE, SHARE, out_of_range, raise_all, when
 from fedbonsai.tree import Tree, Weights, add, part_of, subtract
 from fedbonsai.wire import OPTIONAL, message
 
@@ -43,13 +44,20 @@ class Downlink:
 
     merge: int = 0
     """Versions back from which a device is sent one change, the sum of all that it missed; 0: each change by itself."""
+    shift: float = 1.0
+    """Part of top-k's choice that may be other coordinates than those of the last change (GlueFL); 1: all of it."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         growths = self.chain.members.growths() if self.delta else []
         raise_all(
-            out_of_range(self, merge=NOT_NEGATIVE)
+            out_of_range(self, merge=NOT_NEGATIVE, shift=SHARE)
             + when(
+                (
+                    self.shift < 1 and not (self.delta and self.chain.sparsifier and self.chain.sparsifier.share),
+                    f"downlink.shift = {self.shift} bounds what topk chooses of a change: set downlink.delta = true and give "
+                    "downlink.chain a topk with a fraction, or leave shift out",
+                ),
                 (
                     self.chain.sparsifier is not None and not self.delta,
                     "downlink.chain drops most of the model: set downlink.delta = true to send changes",
@@ -167,7 +175,16 @@ class Broadcast:
         if not down.delta:
             coded = Coded(down.chain.pack(weights, seed))
             return self, coded, coded.packed.dense(weights)
-        if (merging := down.merging) is not None:
+        merging, sparse = down.merging, down.chain.sparsifier
+        if down.shift < 1 and self.changes and sparse is not None:
+            held = (
+                merging.names(self.replica)
+                if merging
+                else [n for n, v in self.replica.items() if v.is_floating_point()]
+            )
+            last = self.changes[-1].sparse({name: self.replica[name] for name in held})
+            weights = bounded(weights, self.replica, last, sparse, down.shift)
+        if merging is not None:
             return self._merged(weights, merging, down.merge, seed)
         replica = self.replica or weights
         packed = down.chain.pack(subtract(weights, replica), seed)
