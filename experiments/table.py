@@ -322,10 +322,13 @@ def reach() -> list[str]:
 
 def fewest() -> list[str]:
     """Bytes of each direction until the runs of `fewest_bytes` first reach two accuracies: mean over the seeds, and range."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    runs: dict[tuple[str, int], dict[str, Any]] = {}
     for file in sorted((ROOT / "experiments" / "fewest_bytes" / "results").glob("*.json")):
         result = json.loads(file.read_text(encoding="utf-8"))
-        found.setdefault(result["name"], []).append(result)
+        runs.setdefault((result["name"].removesuffix("-to-96"), result["seed"]), result)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for (name, _), result in runs.items():
+        found.setdefault(name, []).append(result)
     lines = [
         "Kilobytes until the test accuracy first reaches a goal, 10 of 100 clients a round, the network of 28,938 parameters;",
         "mean over the seeds, and range. Experiment `fewest_bytes`: `smallest`, and the same with one part taken away or put in.",
@@ -335,10 +338,10 @@ def fewest() -> list[str]:
     ]
     order = [variant.name for variant in plan_of("fewest_bytes").variants if variant.name in found]
     for name, goal in ((name, goal) for name in order for goal in (0.964, 0.98)):
-        curves = [result["curve"] for result in found[name]]
+        curves = [result["curve"] for result in found[name] if result["configuration"]["target"] >= goal]
         hits = [next((row for row in curve if row[1] >= goal), None) for curve in curves]
         there = [hit for hit in hits if hit is not None]
-        if goal > 0.97 and not there:
+        if not hits:  # such runs end at a lower accuracy
             continue
         down, up = sum(row[3] for row in there), sum(row[2] for row in there)
         cells = [
@@ -348,7 +351,24 @@ def fewest() -> list[str]:
         rounds = ", ".join(str(row[0]) for row in there)
         cells = [name, f"{100 * goal:.1f}", f"{len(there)} of {len(hits)}", rounds, *(cells or [""] * 3), share]
         lines.append(f"| {' | '.join(cells)} |")
-    return lines if found else []
+    return [*lines, "", *_parts()] if found else []
+
+
+def _parts() -> list[str]:
+    """What the way down would have been without one of its parts, on the same rounds (`experiments.fewest_bytes.parts`)."""
+    rows = json.loads((ROOT / "experiments" / "fewest_bytes" / "parts.json").read_text(encoding="utf-8"))["rows"]
+    kinds = [name for name in rows[0] if name not in ("seed", "goal", "rounds", "down")]
+    lines = [
+        "Kilobytes down of `smallest` on the very rounds of these runs, if one part of the way down were otherwise:",
+        "",
+        f"| seed | goal, % | rounds | as it is | {' | '.join(kinds)} |",
+        "|---" * (4 + len(kinds)) + "|",
+    ]
+    for row in rows:
+        cells = [row["seed"], f"{100 * row['goal']:.1f}", row["rounds"]]
+        cells += [f"{row[name] / 1e3:.0f}" for name in ("down", *kinds)]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
 
 
 def _kilobytes(values: Iterable[int]) -> str:
