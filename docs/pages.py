@@ -21,6 +21,7 @@ GUIDES = {
     "What it costs": "costs.md",
     "How a run grows": "scale.md",
     "Codecs": "codecs.md",
+    "Fewest bytes": "smallest.md",
     "Compose methods": "composing.md",
     "Your own model and data": "your-own-model-and-data.md",
     "Data of any kind": "data.md",

@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, partial
 from inspect import signature
 from pathlib import Path
@@ -100,7 +100,7 @@ def page() -> str:
         "",
     ]
     lines += ["## Tasks", "", *tasks(), ""]
-    lines += ["## Not run", "", *absent(), "", "## Bytes to a goal", "", *reach(), ""]
+    lines += ["## Not run", "", *absent(), "", "## Bytes to a goal", "", *reach(), "", *fewest(), ""]
     lines += ["## Speed", "", *speed(), "", "## Size", "", *sizes()]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -318,6 +318,63 @@ def reach() -> list[str]:
         lines.append(f"| {' | '.join(cells)} |")
         rows += 1
     return lines if rows else []
+
+
+def fewest() -> list[str]:
+    """Bytes of each direction until the runs of `fewest_bytes` first reach two accuracies: mean over the seeds, and range."""
+    runs: dict[tuple[str, int], dict[str, Any]] = {}
+    for file in sorted((ROOT / "experiments" / "fewest_bytes" / "results").glob("*.json")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        runs.setdefault((result["name"].removesuffix("-to-96"), result["seed"]), result)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for (name, _), result in runs.items():
+        found.setdefault(name, []).append(result)
+    lines = [
+        "Kilobytes until the test accuracy first reaches a goal, 10 of 100 clients a round, the network of 28,938 parameters;",
+        "mean over the seeds, and range. Experiment `fewest_bytes`: `smallest`, and the same with one part taken away or put in.",
+        "",
+        "| run | goal, % | seeds that reached it | rounds | kB down | kB up | kB, both | down, % |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    order = [variant.name for variant in plan_of("fewest_bytes").variants if variant.name in found]
+    for name, goal in ((name, goal) for name in order for goal in (0.964, 0.98)):
+        curves = [result["curve"] for result in found[name] if result["configuration"]["target"] >= goal]
+        hits = [next((row for row in curve if row[1] >= goal), None) for curve in curves]
+        there = [hit for hit in hits if hit is not None]
+        if not hits:  # such runs end at a lower accuracy
+            continue
+        down, up = sum(row[3] for row in there), sum(row[2] for row in there)
+        cells = [
+            _kilobytes(values) for values in zip(*((row[3], row[2], row[2] + row[3]) for row in there), strict=True)
+        ]
+        share = f"{100 * down / (down + up):.0f}" if there else ""
+        rounds = ", ".join(str(row[0]) for row in there)
+        cells = [name, f"{100 * goal:.1f}", f"{len(there)} of {len(hits)}", rounds, *(cells or [""] * 3), share]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, "", *_parts()] if found else []
+
+
+def _parts() -> list[str]:
+    """What the way down would have been without one of its parts, on the same rounds (`experiments.fewest_bytes.parts`)."""
+    rows = json.loads((ROOT / "experiments" / "fewest_bytes" / "parts.json").read_text(encoding="utf-8"))["rows"]
+    kinds = [name for name in rows[0] if name not in ("seed", "goal", "rounds", "down")]
+    lines = [
+        "Kilobytes down of `smallest` on the very rounds of these runs, if one part of the way down were otherwise:",
+        "",
+        f"| seed | goal, % | rounds | as it is | {' | '.join(kinds)} |",
+        "|---" * (4 + len(kinds)) + "|",
+    ]
+    for row in rows:
+        cells = [row["seed"], f"{100 * row['goal']:.1f}", row["rounds"]]
+        cells += [f"{row[name] / 1e3:.0f}" for name in ("down", *kinds)]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def _kilobytes(values: Iterable[int]) -> str:
+    numbers = [value / 1e3 for value in values]
+    spread = f" ({min(numbers):.0f} to {max(numbers):.0f})" if len(numbers) > 1 else ""
+    return f"{statistics.mean(numbers):.0f}{spread}"
 
 
 def first(result: Mapping[str, Any], goal: float) -> tuple[int, int] | None:

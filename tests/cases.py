@@ -49,6 +49,32 @@ CASES = [
     Case("topk-ef", **AVERAGING, settings={"method.cohort": 3}),
     Case("ef21", **AVERAGING, settings={"method.uplink": ["ef21", {"topk": 0.2}]}),
     Case("stc", **AVERAGING, settings={"method.cohort": 2, "method.uplink": ["ef14", {"topk": 0.1}, "ternary"]}),
+    Case(
+        "stc",
+        **AVERAGING | {"down": frozenset({"averaging/train@1", "averaging/again@1"})},
+        settings={
+            "method.cohort": 3,
+            "method.sticky": {"group": 3, "fresh": 1},
+            "method.uplink": ["ef14", {"topk": 0.2}, "ternary"],
+            "method.downlink": {
+                "chain": [{"threshold": {"tau": 0.02, "min_numel": 0}}, {"grid": 0.03125}],
+                "delta": True,
+                "merge": 2,
+            },
+        },
+        label="merged",
+    ),
+    Case(
+        "topk",
+        **AVERAGING,
+        settings={
+            "method.cohort": 3,
+            "method.aggregate_feedback": True,
+            "method.uplink": [{"topk": 0.3}],
+            "method.downlink": {"chain": [{"topk": 0.3}], "delta": True},
+        },
+        label="against-last",
+    ),
     Case("qsgd", **AVERAGING),
     Case("fedavg-momentum", **AVERAGING),
     Case("fedadam", **AVERAGING),

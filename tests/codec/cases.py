@@ -34,6 +34,8 @@ CHAINS = {
     "threshold-bf16": [{"threshold": {"tau": 1.5, "min_numel": 0}}, "bf16"],
     "randk": [{"randk": {"fraction": 0.2, "min_numel": 0}}],
     "randk-unbiased-signmag8": [{"randk": {"fraction": 0.2, "unbiased": True, "min_numel": 0}}, {"signmag": 8}],
+    "grid": [{"grid": 0.25}],
+    "threshold-grid-rice": [{"threshold": {"tau": 0.2, "min_numel": 0}}, {"grid": 0.25}, {"positions": "rice"}],
     "known": ["known"],
     "known-signmag4": ["known", {"signmag": 4}],
 }

@@ -9,6 +9,7 @@ from fedbonsai.core import Device, SavedMemory, Scope, scope
 from fedbonsai.errors import Forgotten
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Flaky
+from fedbonsai.methods.averaging.client import HOW, Again, Train
 from fedbonsai.methods.averaging.method import Averaging
 from fedbonsai.methods.feddst.method import FedDST
 from fedbonsai.methods.fl_pqsu.method import FlPqsu
@@ -34,6 +35,7 @@ A, B, C = (Device(id) for id in DATA)
 TOP = [{"topk": {"count": 4, "min_numel": 0}}]
 STEPS = SGD(lr=0.3, momentum=0.5, batch=WHOLE, steps=2)
 DELTA = Downlink(parse(TOP), delta=True)
+MERGED = Downlink(parse([{"threshold": {"tau": 0.016, "min_numel": 0}}, {"grid": 0.03125}]), delta=True, merge=3)
 
 
 # --- by hand: one message and one memory ---------------------------------------------------------------------------
@@ -52,9 +54,9 @@ def grown(versions):
 @pytest.mark.parametrize("held", [0, 1, 3, 4, None])
 def test_changes_apply_to_the_version_they_were_made_of_and_to_no_other(held):
     state, common, replicas = grown(4)
-    sent = state.received(["x"]).to(A, common)
+    sent = state.received(["x"]).to(A, common, DELTA)
     assert isinstance(sent, Whole)
-    sent = replace(state, holders={"a": 2}).to(A, common)
+    sent = replace(state, holders={"a": 2}).to(A, common, DELTA)
     assert isinstance(sent, Changes)
     assert (sent.base, len(sent.packed)) == (2, 2)
     memory = {} if held is None else {BASE: {"version": held, "weights": replicas[held]}}
@@ -67,7 +69,7 @@ def test_changes_apply_to_the_version_they_were_made_of_and_to_no_other(held):
 
 def test_a_copy_of_another_part_is_no_base():
     state, common, replicas = grown(3)
-    sent = replace(state, holders={"a": 2}).to(A, common)
+    sent = replace(state, holders={"a": 2}).to(A, common, DELTA)
     memory = {f"{BASE}/3": {"version": 2, "weights": replicas[2]}}
     with pytest.raises(Forgotten):
         broadcast.received(sent, ARCH, memory)
@@ -80,7 +82,7 @@ def test_who_was_heard_of_holds_this_version_and_who_forgot_none():
     state = replace(state, holders={"a": 2, "b": 1, "c": 3})
     after = state.received(["b"]).needs_full(["c"])
     assert after.holders == {"a": 2, "b": 3, "c": -1}
-    sent = grouped(after, [A, B, C], common)
+    sent = grouped(after, [A, B, C], common, DELTA)
     assert [(type(one).__name__, getattr(one, "base", -1)) for one in sent.values()] == [
         ("Changes", 2),
         ("Changes", 3),
@@ -95,7 +97,7 @@ def test_who_lost_everything_is_not_taken_for_who_never_took_part():
     state, common, start = Broadcast.of(model, DELTA).advance(plus_one(model.weights), DELTA, 0)
     state = replace(state, holders={"b": -1})
     for order in ([A, B], [B, A]):
-        sent = grouped(state, order, common)
+        sent = grouped(state, order, common, DELTA)
         assert isinstance(sent[B], Whole)
         assert (sent[A].base, sent[A].seed, len(sent[A].packed)) == (0, 3, 1)
         for one in sent.values():
@@ -185,6 +187,13 @@ METHODS = {
         ),
         BASE,
     ),
+    "averaging-merged": (Averaging(STEPS, uplink=parse(["ef14", *TOP]), downlink=MERGED), BASE),
+    "fl-pqsu-merged": (
+        FlPqsu(
+            STEPS, pretrain=0, keep=All(), gate=Open(), uplink=parse([{"affine": 8}]), downlink=MERGED, skippers="drop"
+        ),
+        BASE,
+    ),
     "static-mask": (
         StaticMask(STEPS, density=0.3, criterion=Magnitude(), distribution="uniform", schedule=Schedule(0, 1, 3)),
         HELD,
@@ -228,6 +237,23 @@ def test_a_wrong_memory_is_a_lost_reply_and_mended_in_the_next_round(name, kind)
         assert all(torch.equal(other.model.weights[name], value) for name, value in one.model.weights.items())
 
 
+def test_who_forgot_how_to_train_is_told_again():
+    """And nothing but the checksum goes to those that know it."""
+
+    def forgetful(memories):
+        now = dict(memories[-1])
+        kept = {key: value for key, value in now["b"].memory.items() if key != HOW}
+        return now | {"b": SavedMemory(now["b"].round, now["b"].attempt, kept)}
+
+    method = METHODS["averaging-merged"][0]
+    wrong = Played(method, SINGLES, SINGLE, rounds=7, forged={4: forgetful})
+    lost = Played(method, SINGLES, SINGLE, rounds=7, lost=((4, "b"),))
+    told = [[type(request) for at, _, request in wrong.fleet.sent if at == t] for t in (0, 4, 5, 6)]
+    assert told == [[Train] * 3, [Again] * 3, [Again, Train, Again], [Again] * 3]
+    for one, other in zip(wrong.states, lost.states, strict=True):
+        assert all(torch.equal(other.model.weights[name], value) for name, value in one.model.weights.items())
+
+
 @pytest.mark.parametrize("delta", [True, False])
 def test_a_flaky_fleet_is_as_the_simulation_with_these_devices_silent(delta):
     method = Averaging(
@@ -245,7 +271,7 @@ def test_a_flaky_fleet_is_as_the_simulation_with_these_devices_silent(delta):
     assert quiet == 10
 
 
-@pytest.mark.parametrize("name", ["averaging", "fl-pqsu", "distances"])
+@pytest.mark.parametrize("name", ["averaging", "averaging-merged", "fl-pqsu", "fl-pqsu-merged", "distances"])
 def test_a_server_that_is_older_than_its_devices_learns_nothing_from_them_at_first(name):
     """Its checkpoint is two rounds old, their memories are of today: all are silent, and then get everything."""
     method = METHODS[name][0]

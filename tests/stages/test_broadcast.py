@@ -49,7 +49,7 @@ def test_clients_that_missed_rounds_end_with_the_replica_bit_for_bit():
         weights = drift(weights, t)
         state, common, start = state.advance(weights, down, t)
         asked = [d for d in (A, B, C) if d == A or (d == B and t % 3 == 0) or (d == C and t in (0, 7))]
-        for device, sent in grouped(state, asked, common).items():
+        for device, sent in grouped(state, asked, common, down).items():
             got, memories[device] = received(decode(encode(sent)), ARCH, memories[device])
             assert all(torch.equal(got[n], start[n]) for n in weights)
             kinds.append((t, device.id, type(sent).__name__, len(sent.packed) if isinstance(sent, Changes) else 0))
@@ -78,7 +78,7 @@ def test_old_changes_are_forgotten_once_the_whole_is_cheaper():
         state, common, _ = state.advance(weights, down, t)
         state = state.received(["a"]) if t == 0 else state
     assert len(state.changes) == 3  # four changes of a quarter each are no cheaper than the whole
-    assert isinstance(state.to(A, common), Whole)
+    assert isinstance(state.to(A, common, down), Whole)
 
 
 def test_a_client_that_forgot_gets_everything_again():
@@ -86,7 +86,7 @@ def test_a_client_that_forgot_gets_everything_again():
     lost = {A: Silence(A, "forgot", forgot=True), B: Silence(B, "timeout")}
     after = state.needs_full(forgetful(lost))
     assert after.holders == {"a": -1, "b": 4}
-    assert isinstance(after.to(A, Whole({"w": torch.zeros(3)}, 4)), Whole)
+    assert isinstance(after.to(A, Whole({"w": torch.zeros(3)}, 4), Downlink(delta=True)), Whole)
     with pytest.raises(Forgotten, match="version 3"):
         received(Changes(3, ()), ARCH, {})
 
@@ -108,7 +108,7 @@ def test_who_never_took_part_draws_the_first_model_and_gets_all_changes():
     for t in range(4):
         weights = drift(weights, t)
         state, common, start = state.advance(weights, down, t)
-    sent = state.to(A, common)
+    sent = state.to(A, common, down)
     assert isinstance(sent, Changes)
     assert (sent.base, len(sent.packed)) == (0, 4)
     assert len(encode(sent)) < 0.2 * len(encode(common))
@@ -120,7 +120,7 @@ def test_who_never_took_part_draws_the_first_model_and_gets_all_changes():
     with pytest.raises(Forgotten, match="drawn here"):
         received(replace(sent, check=sent.check ^ 1), ARCH, {})
     moved = Broadcast.of(model.replace(model.weights), down)
-    assert isinstance(moved.advance(weights, down, 0)[0].to(A, common), Whole)
+    assert isinstance(moved.advance(weights, down, 0)[0].to(A, common, down), Whole)
 
 
 def test_a_request_is_made_once_for_all_that_are_sent_the_same():

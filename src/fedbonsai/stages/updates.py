@@ -162,8 +162,16 @@ class Combined:
         }
 
 
-def combine(answers: Iterable[Answer[Update]], start: Tree, fleet: Fleet, how: Weighting | None = None) -> Combined:
+def combine(
+    answers: Iterable[Answer[Update]],
+    start: Tree,
+    fleet: Fleet,
+    how: Weighting | None = None,
+    factors: Mapping[str, float] | None = None,
+) -> Combined:
     """Weighted mean of the updates; one that is damaged or not finite is dropped, with what its client kept.
+
+    ``factors`` say by device how much more it counts (`sampling.Sticky`); not with distances.
 
     Without distances updates are added as they come, in the memory of one. With distances they are held packed and
     decoded once for the mean, once for its distances and once for the result.
@@ -179,6 +187,8 @@ def combine(answers: Iterable[Answer[Update]], start: Tree, fleet: Fleet, how: W
     usable = Usable(answers, fleet, lambda answer: _weights(answer.value, start))
     for answer, found in usable:
         share = answer.value.examples if how.prior == "examples" else 1
+        if factors:
+            share *= factors[answer.device.id]
         mean.add(found, share)
         whole = not isinstance(answer.value.result, Packed | Parts)
         devices.append(answer.device.id)

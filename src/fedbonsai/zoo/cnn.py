@@ -31,6 +31,22 @@ def cnn_mnist(channels: int = 1, size: int = 28, classes: int = 10, height: int 
     return _two_convolutions(channels, sides("cnn-mnist", size, height, width, 4), 512, classes)
 
 
+@network("cnn-small")
+def cnn_small(channels: int = 1, size: int = 28, classes: int = 10, height: int = 0, width: int = 0) -> nn.Module:
+    """Two 5x5 convolutions (16, 32), each halved by max-pooling, and one linear layer: 28,938 parameters for MNIST."""
+    high, wide = sides("cnn-small", size, height, width, 4)
+    return cut(
+        chain(conv=nn.Conv2d(channels, 16, 5, padding=2), relu=nn.ReLU(), pool=nn.MaxPool2d(2)),
+        chain(
+            conv=nn.Conv2d(16, 32, 5, padding=2),
+            relu=nn.ReLU(),
+            pool=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+        ),
+        nn.Linear(32 * (high // 4) * (wide // 4), classes),
+    )
+
+
 def _two_convolutions(channels: int, size: tuple[int, int], hidden: int, classes: int) -> nn.Sequential:
     return cut(
         chain(conv=nn.Conv2d(channels, 32, 5, padding=2), relu=nn.ReLU(), pool=nn.MaxPool2d(2)),

@@ -2,67 +2,37 @@
 
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017 (FedAvg), and
 Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020 (FedProx: ``optimizer.proximal``). ``round`` is one
-pass of FedAvg's server loop, the task ``train`` is its ClientUpdate. Top-k, STC, QSGD, FedPAQ and DGC's warm-up are
+pass of FedAvg's server loop, the task ``train`` (in `client`) is its ClientUpdate. Top-k, STC, QSGD, FedPAQ and DGC's warm-up are
 settings of the two ways; weights by distance (specs/collaborative §3.2) are sparse collaborative learning of whole networks.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import field, replace
 from math import nan
 
 from torch import Tensor
 
-from fedbonsai import training, tree
-from fedbonsai.arch import Arch
-from fedbonsai.core import Client, Fleet, Memory, forgetful, task
+from fedbonsai import tree
+from fedbonsai.core import Client, Fleet, forgetful
 from fedbonsai.errors import Unanswered
+from fedbonsai.methods.averaging.client import Again, Anew, Count, How, Train, count, train
 from fedbonsai.methods.averaging.server import Plain, ServerOptimizer
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
-from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, grouped, received
+from fedbonsai.stages.broadcast import Broadcast, Downlink, Merged, Sent, grouped, last_change
 from fedbonsai.stages.codec import Chain
 from fedbonsai.stages.codec.feedback import names_with_feedback
 from fedbonsai.stages.requests import requests_for
-from fedbonsai.stages.sampling import cohort
+from fedbonsai.stages.sampling import Drawn, Sticky, cohort
 from fedbonsai.stages.settings import NOT_NEGATIVE, POSITIVE, out_of_range, raise_all, when
-from fedbonsai.stages.updates import FEEDBACK, Combined, Update, apply_update, combine, idle_ramp, ramped, update
+from fedbonsai.stages.updates import Combined, apply_update, combine, idle_ramp, ramped
 from fedbonsai.stages.weighting import Weighting
 from fedbonsai.training.optimizers import SGD, Optimizer
-from fedbonsai.tree import seed_of
+from fedbonsai.tree import Tree, seed_of
 from fedbonsai.wire import OPTIONAL, message
-
-
-@message("averaging/train@1")
-class Train:
-    """What to train, how, and how to pack the result."""
-
-    arch: Arch
-    sent: Sent
-    sgd: Optimizer
-    uplink: Chain
-    t: int
-
-
-@message("averaging/anew@1")
-class Anew:
-    """A request after a device lost its estimate of EF21: those from before round ``since`` are dropped everywhere."""
-
-    train: Train
-    since: int
-
-
-@message("averaging/count@1")
-class Count:
-    """How many training samples are there?"""
-
-
-@message("averaging/counted@1")
-class Counted:
-    """So many."""
-
-    examples: int
 
 
 @message("averaging/state@1")
@@ -70,7 +40,7 @@ class State:
     """Global model, the run's seed, what clients hold, and figures of the last round.
 
     ``estimate`` and ``examples`` are of EF21 alone: the mean of the clients' estimates, and the samples of all clients.
-    ``moments`` are what the server's optimiser remembers.
+    ``moments`` are what the server's optimiser remembers, ``group`` the devices from which most of a cohort is drawn.
     """
 
     model: Model
@@ -84,6 +54,7 @@ class State:
     moments: Mapping[str, Mapping[str, Tensor]] = field(
         default_factory=dict[str, Mapping[str, Tensor]], metadata=OPTIONAL
     )
+    group: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
 
 
 @message("averaging/weighed@1")
@@ -101,24 +72,6 @@ class Restarted:
     since: int
 
 
-@task("averaging/train")
-def train(request: Train | Anew, me: Client, memory: Memory) -> tuple[Update, Memory]:
-    """ClientUpdate of FedAvg, or of FedProx if ``optimizer.proximal`` is set."""
-    if isinstance(request, Anew):
-        if memory.get(FEEDBACK, {}).get("round", -1) < request.since:
-            memory = {name: value for name, value in memory.items() if name != FEEDBACK}
-        request = request.train
-    start, memory = received(request.sent, request.arch, memory)
-    trained = training.train(Model(request.arch, start), me, request.sgd)
-    return update(trained, start, request.uplink, memory, me, request.t)
-
-
-@task("averaging/count")
-def count(request: Count, me: Client, memory: Memory) -> tuple[Counted, Memory]:
-    """Training samples of this client."""
-    return Counted(len(me.train)), memory
-
-
 def warmed(chain: Chain, rounds: int, t: int) -> Chain:
     """The chain of round ``t``: top-k's share falls from a quarter to its own at first (DGC, section 3.3 of arXiv 1712.01887)."""
     sparse = chain.sparsifier
@@ -126,6 +79,21 @@ def warmed(chain: Chain, rounds: int, t: int) -> Chain:
         return chain
     wider = sparse.keeping(max(sparse.share, 0.25 * (sparse.share / 0.25) ** ((t + 1) / (rounds + 1))))
     return Chain(tuple(wider if stage is sparse else stage for stage in chain.stages))
+
+
+def restored(combined: Combined, sent: Mapping[str, Sent], start: Tree) -> Combined:
+    """The mean with the last global change, where devices had taken it from their updates (CAFe, arXiv 2512.22623).
+
+    Args:
+        combined: mean of what came.
+        sent: to each device; who was not told the last change took nothing.
+        start: from which devices trained.
+    """
+    told = {device: last for device in combined.devices if (last := last_change(sent[device], start)) is not None}
+    if not told:
+        return combined
+    last = next(iter(told.values()))  # the same for all
+    return replace(combined, mean=tree.add(combined.mean, last, math.fsum(combined.shares[device] for device in told)))
 
 
 @method("averaging")
@@ -136,6 +104,8 @@ class Averaging:
     """Local training; ``proximal`` > 0 makes it FedProx."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""
+    sticky: Sticky = Sticky()
+    """Whether cohorts change slowly: `group` and `fresh` (GlueFL)."""
     uplink: Chain = field(default_factory=Chain)
     """Codecs of the way up, as a list such as `["ef14", {topk = 0.01}, {signmag = 8}]`; empty sends weights as they are."""
     downlink: Downlink = field(default_factory=Downlink)
@@ -146,6 +116,8 @@ class Averaging:
     """First rounds in which all values of an update are sent."""
     weighting: Weighting = Weighting()
     """How updates count: by samples, and with `beta` by distance."""
+    aggregate_feedback: bool = False
+    """Pack what an update differs by from the last global change, so that no device keeps a residual (CAFe)."""
     rate: float = 1.0
     """The server's step."""
     server: ServerOptimizer = Plain()
@@ -176,10 +148,27 @@ class Averaging:
                     "ef21 sends changes of an estimate, which neither weighting nor ramp can change: use ef14",
                 ),
                 (
+                    self.aggregate_feedback and not (self.uplink.stages and self.downlink.delta),
+                    "aggregate_feedback needs codecs in uplink, and devices that know the last global change: set "
+                    "downlink.delta = true",
+                ),
+                (
+                    self.aggregate_feedback
+                    and (feedback is not None or self.weighting.needs_distances or self.ramp > 0),
+                    "aggregate_feedback takes the place of ef14 and ef21, and sends no updates that a ramp or weights by "
+                    "distance could use: leave one out",
+                ),
+                (
+                    self.sticky.group > 0 and (self.uplink.estimates or self.weighting.needs_distances),
+                    "sticky counts updates by how likely their devices were asked, which neither ef21 nor weights by "
+                    "distance bear: leave one out",
+                ),
+                (
                     self.uplink.estimates and self.server != Plain(),
                     f"server = {self.server.choice_name}: ef21 sends changes of an estimate, no steps: use ef14",
                 ),
             )
+            + self.sticky.faults(self.cohort)
             + out_of_range(self, ramp=NOT_NEGATIVE, rate=POSITIVE)
         )
 
@@ -199,25 +188,40 @@ class Averaging:
         since = state.since if isinstance(state, Restarted) else 0
         state = state.state if isinstance(state, Restarted) else state
         weights, ef21 = state.model.weights, self.uplink.estimates
-        devices = cohort(fleet.devices, self.cohort, state.seed, t)
+        drawn = self._cohort(state, t, fleet)
         held, common, start = state.broadcast.advance(weights, self.downlink, seed_of(state.seed, "down", t, 0))
         uplink = warmed(ramped(self.uplink, self.ramp, t), self.warmup, t)
 
-        def request(part: Sent, arch: Arch = state.model.arch) -> Train | Anew:
-            made = Train(arch, part, self.optimizer, uplink, t)
+        known = How(state.model.arch, self.optimizer, uplink, self.aggregate_feedback)
+        steady = max(self.ramp, self.warmup)  # rounds after which all are told the same
+
+        def request(part: Sent) -> Train | Again | Anew:
+            if isinstance(part, Merged) and part.seed < 0 and part.base > steady and not since:
+                return Again(part, t, known.check)
+            made = Train(known.arch, part, known.sgd, known.uplink, t, self.downlink.merge > 0, self.aggregate_feedback)
             return Anew(made, since) if since else made
 
-        answers = fleet.ask(train, requests_for(grouped(held, devices, common), request))
+        sent = grouped(held, drawn.devices, common, self.downlink)
+        answers = fleet.ask(train, requests_for(sent, request))
         try:
-            combined = combine(answers, start, fleet, self.weighting)
+            combined = combine(answers, start, fleet, self.weighting, drawn.factors)
         except Unanswered as error:
             if not error.forgot:
                 raise
             lost = replace(state, broadcast=state.broadcast.needs_full(error.forgot))  # they get everything next time
             return Restarted(replace(lost, estimate={}), t + 1) if ef21 else lost
+        if self.aggregate_feedback:
+            combined = restored(combined, {device.id: part for device, part in sent.items()}, start)
         if self.downlink.delta:
             held = held.received(combined.devices).needs_full(forgetful(answers.silent))
-        state = replace(state, broadcast=held, loss=combined.loss, dropped=combined.dropped, withheld=combined.withheld)
+        state = replace(
+            state,
+            broadcast=held,
+            loss=combined.loss,
+            dropped=combined.dropped,
+            withheld=combined.withheld,
+            group=drawn.group,
+        )
         if isinstance(state, Weighed):
             state = replace(state, spread=combined.spread)
         if self.server != Plain():
@@ -230,6 +234,12 @@ class Averaging:
         if forgetful(answers.silent):
             state, since = replace(state, estimate={}), t + 1
         return Restarted(state, since) if since else state
+
+    def _cohort(self, state: State, t: int, fleet: Fleet) -> Drawn:
+        """Who is asked."""
+        if self.sticky.group:
+            return self.sticky.draw(fleet.devices, self.cohort, state.group, state.seed, t)
+        return Drawn(cohort(fleet.devices, self.cohort, state.seed, t))
 
     def _estimated(self, state: State, combined: Combined) -> State:
         """EF21: changes of estimates were sent; the mean of all clients' estimates moves by their share of the samples."""

@@ -123,7 +123,7 @@ class FlPqsu:
         def request(sent: Sent | None) -> Train:
             return Train(model.arch, shapes, sent, self.optimizer, rule)
 
-        send = requests_for(grouped(held, devices, common), request)
+        send = requests_for(grouped(held, devices, common, self.downlink), request)
         send |= dict.fromkeys((device for device in devices if device.id in state.own), request(None))
         models = sum(asked.sent is not None for asked in send.values())
         try:

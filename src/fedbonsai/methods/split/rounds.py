@@ -75,7 +75,7 @@ class Descent:
 
     def to(self, part: str, devices: list[Device]) -> dict[Device, Sent]:
         """One message for each device."""
-        return grouped(self.held[part], devices, self.common[part])
+        return grouped(self.held[part], devices, self.common[part], self.downlink)
 
     def note(self, part: str, ids: Iterable[str], silent: Mapping[Device, Silence]) -> None:
         """These devices answered, those that forgot get the whole next time."""

@@ -5,6 +5,7 @@ from fedbonsai.stages.codec.chain import Chain, parse
 from fedbonsai.stages.codec.context import Candidate, Context
 from fedbonsai.stages.codec.entropy import Entropy
 from fedbonsai.stages.codec.feedback import EF14, EF21, apply, receive
+from fedbonsai.stages.codec.grid import Grid
 from fedbonsai.stages.codec.packed import Packed
 from fedbonsai.stages.codec.positions import Positions, entropy_bound
 from fedbonsai.stages.codec.ranges import available as range_coder_available
@@ -28,6 +29,7 @@ __all__ = [
     "Feedback",
     "Fp16",
     "Fp32",
+    "Grid",
     "Known",
     "NotFinite",
     "Packed",

@@ -1,0 +1,1 @@
+"""Fewest bytes in both directions."""
