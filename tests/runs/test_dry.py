@@ -107,7 +107,7 @@ def test_what_can_be_trained_is_not():
 def test_a_layout_of_pictures_is_refused_where_nothing_has_it():
     last = {"method.optimizer.channels_last": True}
     config = recipes.load("fedavg", "", RUN | last | {"model.name": "dry-right"})
-    with pytest.raises(ConfigError, match="channels_last = true has no effect on model 'dry-right'.*leave it out"):
+    with pytest.raises(ConfigError, match=r"channels_last = true has no effect on model 'dry-right', .* leave it out"):
         rehearsed(config, federation(config))
     config = recipes.load("fedavg", "", RUN | last | {"model.name": "cnn-bn"})
     assert rehearsed(config, federation(config))[1] == ()
