@@ -68,7 +68,8 @@ def line(name: str, results: Results, base: Results) -> list[str]:
     spread = f" ± {statistics.stdev(scores.values()):{digits}}" if len(scores) > 1 else ""
     up, down = (statistics.mean(each["bytes"][way] for each in results) / 1e6 for way in ("up", "down"))
     whole = statistics.mean(sum(each["bytes"].values()) for each in base) / 1e6
-    seconds = [each["method metrics"].get("simulated_seconds") for each in results]
+    clocked = [each["method metrics"].get("simulated_seconds") for each in results]
+    seconds = [each[-1] for each in clocked if each]
     return [
         name + " †" * personal,
         measure.headed(measure.words),
@@ -79,7 +80,7 @@ def line(name: str, results: Results, base: Results) -> list[str]:
         f"{up:.2f}",
         f"{down:.2f}",
         f"{(up + down) / whole:.3f}",
-        f"{statistics.mean(each[-1] for each in seconds if each):,.0f}" if all(seconds) else "",
+        f"{statistics.mean(seconds):,.0f}" if seconds else "",
         ", ".join(sorted({str(each["commit"]) for each in results})),
     ]
 
