@@ -80,7 +80,7 @@ def line(name: str, results: Results, base: Results) -> list[str]:
         f"{up:.2f}",
         f"{down:.2f}",
         f"{(up + down) / whole:.3f}",
-        f"{statistics.mean(seconds):,.0f}" if seconds else "",
+        f"{statistics.mean(seconds):,.1f}" if seconds else "",
         ", ".join(sorted({str(each["commit"]) for each in results})),
     ]
 

@@ -182,4 +182,4 @@ def test_what_a_system_lost_is_of_the_same_seeds_and_the_same_parts():
     assert [cells[0] for cells in lines] == ["a-fedavg", "a-pruned", "a-own †"]
     assert [cells[3] for cells in lines] == ["85.00 ± 7.07", "85.00", "99.00"]
     assert [cells[5] for cells in lines] == ["", "-5.00", "+4.00"], "of seed 0 alone; of the validation parts"
-    assert [cells[8:10] for cells in lines] == [["1.000", "20"], ["0.250", "5"], ["0.500", ""]]
+    assert [cells[8:10] for cells in lines] == [["1.000", "20.0"], ["0.250", "5.0"], ["0.500", ""]]
