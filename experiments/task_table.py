@@ -10,27 +10,26 @@ from fedbonsai.objectives.base import measure_named
 
 Results = Sequence[Mapping[str, Any]]  # of one row, a result for each seed
 
-GOALS = {
-    "har": ">= 89",
-    "speech": ">= 88",
-    "ecg": ">= .90",
-    "cmapss": "<= 17",
-    "air": "< 19.5",
-    "shakespeare": ">= 52",
-    "credit": ">= .77",
-    "fsdd": ">= 95",
-    "omniglot": "> 45.2",
+GOALS = {  # in the unit of the measure; it tells which way is better
+    "har": 89.0,
+    "speech": 88.0,
+    "ecg": 0.90,
+    "cmapss": 17.0,
+    "air": 19.5,
+    "shakespeare": 52.0,
+    "credit": 0.77,
+    "fsdd": 95.0,
+    "omniglot": 45.2,
 }
 HEADING = [
     "FedAvg on sets with natural clients (`credit` has none), and the five systems on some of them; the last evaluated round",
     "on the test set, which holds other people or devices except in `fsdd`, `credit` and `shakespeare`. Settings were found by",
     "a handful of runs on seed 0 against the same test set: take the figures as what can be reached, not as a fair comparison.",
-    "A name says `fedadam` where the server steps by Adam. `goal` was set before, by figures of simple central models. *Beside",
-    "FedAvg* is the difference from the task's first row on the same seeds. Bytes are of all devices; seconds are simulated,",
-    "of Raspberry Pis 4 over LTE, where a run had a clock. † the devices' own models on their validation parts, which hold the",
-    "same people or devices as their training parts, beside FedAvg's model on the same parts. Not reached: `har` on average,",
-    "`cmapss`, and `omniglot` on two seeds of three, whose loss still fell on training and test set alike; `shakespeare` has no",
-    "finished run.",
+    "A name says `fedadam` where the server steps by Adam. `goal` was set before, by figures of simple central models; behind",
+    "it, how many seeds reached it. *Beside FedAvg* is the difference from the task's first row on the same seeds.",
+    "Bytes are of all devices; seconds are simulated, of Raspberry Pis 4 over LTE, where a run had a clock. † the devices' own",
+    "models on their validation parts, which hold the same people or devices as their training parts, beside FedAvg's model on",
+    "the same parts.",
     "",
 ]
 COLUMNS = ["task, method", "measure", "seeds", "result", "goal", "beside FedAvg", "MB up", "MB down"]
@@ -70,6 +69,7 @@ def line(name: str, results: Results, base: Results) -> list[str]:
     spread = f" ± {statistics.stdev(scores.values()):{digits}}" if len(scores) > 1 else ""
     up, down = (statistics.mean(each["bytes"][way] for each in results) / 1e6 for way in ("up", "down"))
     whole = statistics.mean(sum(each["bytes"].values()) for each in base) / 1e6
+    goal = GOALS.get(name.partition("-")[0]) if results is base else None
     clocked = [each["method metrics"].get("simulated_seconds") for each in results]
     seconds = [each[-1] for each in clocked if each]
     return [
@@ -77,7 +77,7 @@ def line(name: str, results: Results, base: Results) -> list[str]:
         measure.headed(measure.words),
         str(len(results)),
         f"{statistics.mean(scores.values()):{digits}}{spread}",
-        GOALS.get(name.partition("-")[0], "") if results is base else "",
+        f"{goal:g}: {sum(measure.reached(value, goal) for value in scores.values())}" if goal else "",
         f"{statistics.mean(gaps):+{digits}}" if gaps and results is not base else "",
         f"{up:.2f}",
         f"{down:.2f}",
