@@ -45,7 +45,7 @@ def result(variant: Variant, run: Run) -> dict[str, Any]:
     """What is committed of a finished run."""
     metric = run.measure.name
     evaluated = [row for row in run.metrics if metric in row]
-    extra = sorted({k for r in evaluated for k in r} - {"round", metric, f"valid_{metric}", "loss", "valid_loss"})
+    extra = sorted({k for r in evaluated for k in r} - {"round", metric, "loss", "valid_loss"})
     configuration = unstructure(run.config)
     return {
         "name": variant.name,

@@ -20,9 +20,9 @@ from typing import Any
 
 from experiments.plans import experiments, highlights, plan_of
 from experiments.reported import Reported, statement, verdict
+from experiments.task_table import tasks
 from fedbonsai.arch import Arch, networks
 from fedbonsai.model import Model
-from fedbonsai.objectives.base import measure_named
 from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.sweeps.statistics import estimate
 from fedbonsai.training.optimizers import SGD
@@ -63,17 +63,6 @@ FIRST += ["kept", "parameters"]
 COUNTS = ["MMACs", "memory, kB"]
 LAST = ["commit", "machine", "its paper or code"]
 TASKS = "tasks"
-GOALS = {
-    "har": ">= 89",
-    "speech": ">= 88",
-    "ecg": ">= .90",
-    "cmapss": "<= 17",
-    "air": "< 19.5",
-    "shakespeare": ">= 52",
-    "credit": ">= .77",
-    "fsdd": ">= 95",
-    "omniglot": "> 45.2",
-}
 
 
 def section() -> str:
@@ -99,7 +88,7 @@ def page() -> str:
         *table([group for group in groups() if group[0] != TASKS], [*FIRST, *COUNTS, *LAST]),
         "",
     ]
-    lines += ["## Tasks", "", *tasks(), ""]
+    lines += ["## Tasks", "", *tasks(names(TASKS), results_of(TASKS)), ""]
     lines += ["## Not run", "", *absent(), "", "## Bytes to a goal", "", *reach(), "", *fewest(), ""]
     lines += ["## Speed", "", *speed(), "", "## Size", "", *sizes()]
     return "\n".join(lines).rstrip() + "\n"
@@ -159,54 +148,22 @@ def groups() -> list[Group]:
     """Experiment, setting and its results, one for each seed, in the order of the plans."""
     every: list[Group] = []
     for experiment in experiments():
-        plan = [variant.name for variant in plan_of(experiment).variants]
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in plan}
-        for file in sorted((ROOT / "experiments" / experiment / "results").glob("*.json")):
-            result = json.loads(file.read_text(encoding="utf-8"))
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in names(experiment)}
+        for result in results_of(experiment):
             found.setdefault(result["name"], []).append(result)
         every += [(experiment, name, results) for name, results in found.items() if results]
     return every
 
 
-def tasks() -> list[str]:
-    """What sensors, sound, tables and text came to: one line for each row of the plan that has results."""
-    plan = [variant.name for variant in plan_of(TASKS).variants]
-    files = sorted((ROOT / "experiments" / TASKS / "results").glob("*.json"))
-    found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    lines = [
-        "FedAvg on sets with natural clients (`credit` has none), and the five systems on some of them; the last evaluated round",
-        "on the test set, which holds other people or devices except in `fsdd` and `credit`. Settings were found by a handful of",
-        "runs on seed 0 against the same test set: take the figures as what can be reached, not as a fair comparison. Bytes are",
-        "of all devices. `goal`, where there is one, was set before by figures of simple central models. † the devices' own",
-        "models on their validation parts, which hold the same people or devices as their training parts.",
-        "",
-        "| task, method | measure | seeds | result | goal | MB up | MB down | of FedAvg's bytes | commit |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    whole: dict[str, float] = {}
-    for name in plan:
-        results = [result for result in found if result["name"] == name]
-        if not results:
-            continue
-        task, _, method = name.partition("-")
-        up, down = (statistics.mean(result["bytes"][way] for result in results) / 1e6 for way in ("up", "down"))
-        if method == "fedavg":
-            whole[task] = up + down
-        measure = measure_named(results[0]["metric"])
-        own = f"personal_{measure.name}"  # of methods whose devices have models of their own
-        personal = all(result["method metrics"].get(own) for result in results)
-        last = [result["method metrics"][own][-1] if personal else result["curve"][-1][1] for result in results]
-        scores = [measure.scaled(value) for value in last]
-        digits = ".2f" if measure.unit == "%" or statistics.mean(scores) > 1 else ".4f"
-        spread = f" ± {statistics.stdev(scores):{digits}}" if len(scores) > 1 else ""
-        share = f"{(up + down) / whole[task]:.3f}" if task in whole else ""
-        commits = ", ".join(sorted({str(result["commit"]) for result in results}))
-        lines.append(
-            f"| {name}{' †' * personal} | {measure.headed(measure.words)} | {len(results)} | "
-            f"{statistics.mean(scores):{digits}}{spread} | "
-            f"{GOALS.get(task, '') if method == 'fedavg' else ''} | {up:.2f} | {down:.2f} | {share} | {commits} |"
-        )
-    return lines
+def names(experiment: str) -> list[str]:
+    """Settings of a plan, in its order."""
+    return [variant.name for variant in plan_of(experiment).variants]
+
+
+def results_of(experiment: str) -> list[dict[str, Any]]:
+    """Committed results of an experiment."""
+    files = sorted((ROOT / "experiments" / experiment / "results").glob("*.json"))
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
 def row(experiment: str, name: str, results: list[dict[str, Any]]) -> dict[str, str]:

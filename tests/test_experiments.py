@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from experiments import collect, plans, table
+from experiments import collect, plans, table, task_table
 from experiments.reported import Claim, Reported, judgement, statement, statements, verdict
 
 from fedbonsai import load
@@ -164,3 +164,25 @@ def test_an_interval_of_accuracies_ends_where_accuracies_do():
     few = [{**result, "last five": accuracy} for result, accuracy in zip(rows["fedavg"], (0.1, 0.5, 0.9), strict=False)]
     assert len(few) == 3
     assert table.row("pruning", "fedavg", few)["95 % interval"] == "0.0 to 100.0"
+
+
+def test_what_a_system_lost_is_of_the_same_seeds_and_the_same_parts(monkeypatch):
+    monkeypatch.setattr(task_table, "GOALS", {"a": 85.0})
+
+    def result(name, seed, score, size, **metrics):
+        some = {"name": name, "seed": seed, "metric": "accuracy", "commit": "c", "method metrics": metrics}
+        return some | {"curve": [[1, 0.1, 0, 0], [2, score, 0, 0]], "bytes": {"up": size, "down": size}}
+
+    base = [
+        result("a-fedavg", 0, 0.9, 4e6, simulated_seconds=[1.0, 20.0], valid_accuracy=[0.5, 0.95]),
+        result("a-fedavg", 1, 0.8, 4e6),
+    ]
+    pruned = [result("a-pruned", 0, 0.85, 1e6, simulated_seconds=[2.0, 5.0])]
+    own = [result("a-own", 0, 0.2, 2e6, personal_accuracy=[0.5, 0.99])]
+    names = ["a-fedavg", "a-pruned", "a-absent", "a-own"]
+    lines = [text.strip("| ").split(" | ") for text in task_table.tasks(names, base + pruned + own)[-3:]]
+    assert [cells[0] for cells in lines] == ["a-fedavg", "a-pruned", "a-own †"]
+    assert [cells[3] for cells in lines] == ["85.00 ± 7.07", "85.00", "99.00"]
+    assert [cells[4] for cells in lines] == ["85: 1", "", ""], "one seed of two"
+    assert [cells[5] for cells in lines] == ["", "-5.00", "+4.00"], "of seed 0 alone; of the validation parts"
+    assert [cells[8:10] for cells in lines] == [["1.000", "20.0"], ["0.250", "5.0"], ["0.500", ""]]

@@ -68,6 +68,17 @@ def test_training_equals_torch_optim(sgd, norm):
         assert trained.weights[name].is_contiguous()
 
 
+def test_channels_last_is_of_the_weights_where_a_sample_is_no_picture():
+    g = generator(5)
+    x, y = torch.randn(9, 12, 6, generator=g), torch.randint(0, 3, (9,), generator=g)
+    me = Client("c", 0, Samples(x, y), Samples(x[:0], y[:0]))
+    options = {"length": 12, "features": 6, "classes": 3, "widths": (4, 4), "kernel": (3, 3)}
+    model = Model.init(Arch("ds-cnn", options), 1)
+    usual, turned = (train(model, me, SGD(batch=4, channels_last=last)).weights for last in (False, True))
+    for name, value in usual.items():
+        torch.testing.assert_close(turned[name], value, rtol=1e-4, atol=1e-5)
+
+
 def test_the_model_that_was_received_is_not_written_into_and_runs_do_not_leak():
     model = Model.init(Arch("test-net"), 1)
     before = {name: value.clone() for name, value in model.weights.items()}

@@ -104,6 +104,15 @@ def test_what_can_be_trained_is_not():
         )
 
 
+def test_a_layout_of_pictures_is_refused_where_nothing_has_it():
+    last = {"method.optimizer.channels_last": True}
+    config = recipes.load("fedavg", "", RUN | last | {"model.name": "dry-right"})
+    with pytest.raises(ConfigError, match=r"channels_last = true has no effect on model 'dry-right', .* leave it out"):
+        rehearsed(config, federation(config))
+    config = recipes.load("fedavg", "", RUN | last | {"model.name": "cnn-bn"})
+    assert rehearsed(config, federation(config))[1] == ()
+
+
 def test_clients_whose_batches_are_too_small_are_said():
     config = recipes.load("fedavg", "", RUN | {"model.name": "dry-norm"})
     data = federation(config)

@@ -70,6 +70,10 @@ def rehearse(model: Model, data: Federation, sgd: Optimizer, device: str = "cpu"
         ConfigError: the network cannot be trained on these data; the text names the network and what it says.
     """
     name = repr(model.arch.name)
+    if sgd.channels_last and not any(value.ndim == 4 for value in model.weights.values()):
+        raise ConfigError(
+            f"channels_last = true has no effect on model {name}, which has no convolutions of pictures: leave it out"
+        )
     parts = [(id, part) for id, part in zip(data.ids, data.train, strict=True) if len(part)]
     parts = parts or [("", data.test[: sgd.batch])]
     sizes = {count: _smallest(count, sgd) for count in {len(part) for _, part in parts}}

@@ -159,7 +159,7 @@ def fit(
     _clear(held)
     with seeded(me.seed, me.device, net.foreign):
         for batch in batches(me, sgd):
-            x = batch.x.to(memory_format=torch.channels_last) if sgd.channels_last else batch.x
+            x = batch.x.to(memory_format=torch.channels_last) if sgd.channels_last and batch.x.ndim == 4 else batch.x
             with cast:
                 value = objective.loss(net.module(x), batch.y) if loss is None else loss(net.module, x, batch.y)
             # statistics may be all that learns; a parameter that the loss does not depend on has no gradient
