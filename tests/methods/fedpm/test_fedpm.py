@@ -198,8 +198,9 @@ def test_answers_that_are_damaged_are_dropped():
 
 
 def test_what_cannot_be_meant_is_refused(monkeypatch):
-    for wrong in ({"levels": 1}, {"levels": 256}, {"margin": 0.5}, {"margin": 0.0}, {"reset": 0}):
-        with pytest.raises(ValueError, match=r"levels = |margin = |reset = "):
+    sparse = {"optimizer": SGD(sparse="on")}
+    for wrong in ({"levels": 1}, {"levels": 256}, {"margin": 0.5}, {"margin": 0.0}, {"reset": 0}, sparse):
+        with pytest.raises(ValueError, match=r"levels = |margin = |reset = |optimizer.sparse = "):
             FedPM(**wrong)
     with pytest.raises(ConfigError, match=r"model.weights: fedpm learns masks"):
         FedPM().begin(DRAWN.replace(DRAWN.weights), None, SINGLES[0])

@@ -78,7 +78,13 @@ class FedPM:
         wrong = not (self.levels == 0 or 2 <= self.levels <= MOST)
         raise_all(
             out_of_range(self, reset=COUNT, margin=BELOW_HALF)
-            + when((wrong, f"levels = {self.levels}: expected 2 to {MOST}, or 0 for as many as it takes"))
+            + when(
+                (wrong, f"levels = {self.levels}: expected 2 to {MOST}, or 0 for as many as it takes"),
+                (
+                    self.optimizer.sparse != "off",
+                    f"optimizer.sparse = {self.optimizer.sparse!r}: masks are drawn for each batch, over dense layers; set it to 'off'",
+                ),
+            )
         )
 
     @property
