@@ -82,7 +82,7 @@ class FedPM:
                 (wrong, f"levels = {self.levels}: expected 2 to {MOST}, or 0 for as many as it takes"),
                 (
                     self.optimizer.sparse != "off",
-                    f"optimizer.sparse = {self.optimizer.sparse!r}: masks are drawn for each batch, over dense layers; set it to 'off'",
+                    f"optimizer.sparse = {self.optimizer.sparse!r}: masks are drawn for each batch; set it to 'off'",
                 ),
             )
         )
