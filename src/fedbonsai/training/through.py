@@ -1,7 +1,7 @@
 """Local training of what a network's weights are made from: scores of masks, or weights in other coordinates.
 
-The network computes with ``use(trained)`` in place of its own parameters, by `torch.func.functional_call`, and gradients go
-through ``use`` to what is trained. All else is the one local training (`steps.fit`).
+The network computes with ``use(trained)`` in place of its own parameters (`called`), and gradients go through ``use`` to what
+is trained. All else is the one local training (`steps.fit`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
-import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -17,6 +16,7 @@ from fedbonsai import work
 from fedbonsai.cached_module import CachedModule
 from fedbonsai.core import Client
 from fedbonsai.model import Model, cached_module
+from fedbonsai.training.called import called
 from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.training.steps import Loss, Trained, fit, prepare
 from fedbonsai.tree import Tree, Weights
@@ -102,7 +102,7 @@ class _Called(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """What the network makes of inputs."""
         shown = self._use(self._trained) if self.made else self._counted()
-        return torch.func.functional_call(self.inner, dict(shown), (x,))
+        return called(self.inner, shown, x)
 
     def _counted(self) -> Mapping[str, Tensor]:
         """Parameters of the first pass, whose bytes are counted: those of their tensors and of what autograd saves."""

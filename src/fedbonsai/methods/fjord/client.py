@@ -16,9 +16,9 @@ from fedbonsai import training, work
 from fedbonsai.core import Client, Memory, task
 from fedbonsai.model import Model, cached_module
 from fedbonsai.stages.pruning.units import Places, Units, places, prune, taken
-from fedbonsai.stages.width.called import called
 from fedbonsai.stages.width.slices import first
 from fedbonsai.stages.width.submodel import Trained, answer
+from fedbonsai.training.called import called
 from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.tree import generator, seed_of
 from fedbonsai.wire import message
