@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from fedbonsai.methods.fedtiny.top_gradients import top_gradients
 
 from bench.record import save
 from bench.sparse_step import BATCH, HELD, JOBS, masked
@@ -24,7 +25,6 @@ from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Samples
 from fedbonsai.devices.footprint import ONE_THREAD, TIDY
 from fedbonsai.methods.fedtiny.growth import Growth
-from fedbonsai.methods.fedtiny.top_gradients import top_gradients
 from fedbonsai.methods.prunefl.importance import Wanted, trained
 from fedbonsai.model import Model
 from fedbonsai.training.loop import train

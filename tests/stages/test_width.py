@@ -12,12 +12,12 @@ from fedbonsai.model import Model
 from fedbonsai.runs import recipes
 from fedbonsai.runs.setup import clock_of, run_context
 from fedbonsai.stages.pruning.units import Units, units
-from fedbonsai.stages.width.called import called
 from fedbonsai.stages.width.capacity import ByProfile, Clients, Shares
 from fedbonsai.stages.width.division import step_of
 from fedbonsai.stages.width.holders import output_of
 from fedbonsai.stages.width.slices import cut, window
 from fedbonsai.stages.width.submodel import scaled
+from fedbonsai.training.called import called
 from fedbonsai.training.optimizers import SGD
 
 

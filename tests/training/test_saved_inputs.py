@@ -6,10 +6,19 @@ from torch import nn
 
 from fedbonsai.training.saved_inputs import pruned
 
+
+class Turned(nn.Linear):
+    """Of inputs that come with channels before places, as behind a convolution of a series."""
+
+    def __call__(self, x):
+        return super().__call__(x.transpose(1, 2))
+
+
 LAYERS = {
     "linear": (lambda: nn.Linear(6, 3), (4, 6)),
     "linear of sequences": (lambda: nn.Linear(6, 3), (4, 5, 6)),
     "linear without bias": (lambda: nn.Linear(6, 3, bias=False), (4, 5, 6)),
+    "linear of turned sequences": (lambda: Turned(6, 3), (4, 6, 5)),
     "conv1d": (lambda: nn.Conv1d(2, 3, 3, padding=1), (4, 2, 7)),
     "grouped conv2d": (lambda: nn.Conv2d(2, 4, 3, groups=2), (4, 2, 7, 5)),
 }

@@ -2,7 +2,8 @@
 
 The forward pass and the gradient of the input are untouched, since neither needs what is saved; the gradient of the weight
 is taken of the input with zeros in the place of its small values. Hooks of `torch.autograd.graph` do it, for linear layers
-and convolutions, by the network's own code.
+and convolutions, by the network's own code. A convolution that pads by other than zeros, or by more on one side, saves a
+larger copy, which stays whole.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ class _Watch:
         self.share = share
         self._open: list[saved_tensors_hooks] = []
 
-    def begin(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """From here on what autograd saves of the input is cut down."""
-        where, size = inputs[0].data_ptr(), inputs[0].numel()
+    def begin(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """From here on what autograd saves of the input is cut down; a linear layer would copy what does not lie in a row."""
+        x = inputs[0].contiguous() if isinstance(layer, nn.Linear) else inputs[0]
+        where, size = x.data_ptr(), x.numel()
 
         def pack(value: Tensor) -> Saved:
             """Only the input: what lies where it lies and is as large."""
@@ -60,6 +62,7 @@ class _Watch:
 
         self._open.append(saved_tensors_hooks(pack, whole))
         self._open[-1].__enter__()
+        return x, *inputs[1:]
 
     def end(self, *_: object) -> None:
         """The layer is done."""

@@ -123,6 +123,7 @@ def fit(
     shift: Tree | None = None,
     frozen: Collection[str] = (),
     rate: Callable[[], float] | None = None,
+    beside: Callable[[], int] | None = None,
 ) -> Trained:
     """Train what a network object holds; arguments that `loop.train` has too mean the same here.
 
@@ -139,6 +140,7 @@ def fit(
         shift: in the shape of ``net.parameters``.
         frozen: names of parameters that stay.
         rate: learning rate of the next step, asked once its loss is known; the optimiser's without it.
+        beside: bytes that passes hold beside weights, a gradient and activations, asked at the end, for the books.
     """
     parameters = net.parameters
     names = [name for name in parameters if name not in frozen]
@@ -175,7 +177,7 @@ def fit(
             steps += 1
             seen += len(batch)
     size = work.size_of(start, shifts, *moving.slots, (keep for _, keep in held)) + sample_bytes(me)
-    book(model, me, sgd, steps, seen, size, masks, sparse, grown)
+    book(model, me, sgd, steps, seen, size + (beside() if beside is not None else 0), masks, sparse, grown)
     return Trained(net.snapshot(), len(me.train), steps, float(loss_sum) / seen, float(last))
 
 

@@ -1,20 +1,22 @@
 """Local training of what a network's weights are made from: scores of masks, or weights in other coordinates.
 
-The network computes with ``use(trained)`` in place of its own parameters, by `torch.func.functional_call`, and gradients go
-through ``use`` to what is trained. All else is the one local training (`steps.fit`).
+The network computes with ``use(trained)`` in place of its own parameters (`called`), and gradients go through ``use`` to what
+is trained. All else is the one local training (`steps.fit`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
-import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
+from fedbonsai import work
 from fedbonsai.cached_module import CachedModule
 from fedbonsai.core import Client
 from fedbonsai.model import Model, cached_module
+from fedbonsai.training.called import called
 from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.training.steps import Loss, Trained, fit, prepare
 from fedbonsai.tree import Tree, Weights
@@ -56,22 +58,28 @@ def train_through(
     """
     prepare(me)
     net = cached_module(model, me.device, sgd.channels_last)
-    through = net if use is None else _Through(net, use, trained, me.device)
+    through = net if use is None else _Through(net, use, trained, model, me.device)
+    beside = through.beside if isinstance(through, _Through) else None
     with around(net.module) if around is not None else nullcontext():
-        return fit(through, model, me, sgd, masks=mask, loss=loss, rate=rate)
+        return fit(through, model, me, sgd, masks=mask, loss=loss, rate=rate, beside=beside)
 
 
 class _Through:
     """The network as `steps.fit` trains it."""
 
-    def __init__(self, net: CachedModule, use: Use, trained: Tree | None, device: str) -> None:
+    def __init__(self, net: CachedModule, use: Use, trained: Tree | None, model: Model, device: str) -> None:
         self.foreign, self._net = net.foreign, net
         self.parameters: Mapping[str, Tensor] = net.parameters
         if trained is not None:
             self.parameters = {
                 name: value.detach().to(device, copy=True).requires_grad_() for name, value in trained.items()
             }
-        self.module = _Called(net.module, use, self.parameters)
+        self._own = work.size_of(self.parameters.values()) if trained is not None else 0
+        self.module = _Called(net.module, use, self.parameters, [*model.weights.values(), *net.parameters.values()])
+
+    def beside(self) -> int:
+        """Bytes of what is trained where that is not the network's own, and of what a pass makes of it."""
+        return self._own + self.module.made
 
     def snapshot(self) -> Weights:
         """What was trained, and the rest of the network."""
@@ -80,12 +88,32 @@ class _Through:
 
 
 class _Called(nn.Module):
-    """A network that computes with parameters made from others."""
+    """A network that computes with parameters made from others.
 
-    def __init__(self, inner: nn.Module, use: Use, trained: Mapping[str, Tensor]) -> None:
+    Attributes:
+        made: bytes that the first pass made of what is trained and kept for its slopes.
+    """
+
+    def __init__(self, inner: nn.Module, use: Use, trained: Mapping[str, Tensor], known: Iterable[Tensor]) -> None:
         super().__init__()
-        self.inner, self._use, self._trained = inner, use, trained
+        self.inner, self._use, self._trained, self.made = inner, use, trained, 0
+        self._known = {value.untyped_storage().data_ptr() for value in (*known, *trained.values())}
 
     def forward(self, x: Tensor) -> Tensor:
         """What the network makes of inputs."""
-        return torch.func.functional_call(self.inner, dict(self._use(self._trained)), (x,))
+        shown = self._use(self._trained) if self.made else self._counted()
+        return called(self.inner, shown, x)
+
+    def _counted(self) -> Mapping[str, Tensor]:
+        """Parameters of the first pass, whose bytes are counted: those of their tensors and of what autograd saves."""
+        kept: list[Tensor] = []
+
+        def keep(value: Tensor) -> Tensor:
+            kept.append(value)
+            return value
+
+        with saved_tensors_hooks(keep, lambda value: value):
+            shown = self._use(self._trained)
+        stores = {each.data_ptr(): each.nbytes() for each in (v.untyped_storage() for v in (*kept, *shown.values()))}
+        self.made = sum(size for place, size in stores.items() if place not in self._known)
+        return shown

@@ -123,6 +123,12 @@ def test_ordinary_rounds_ask_for_no_gradient_and_have_no_penalty():
     assert same(played(masks, 2)[0][-1].model.weights, played(static, 2)[0][-1].model.weights)
 
 
+def test_growth_buffers_are_counted_in_adjusting_rounds_alone():
+    states, _ = played(replace(OFTEN, readjustment=Readjustment(2, 9, 0.5)), 4)
+    memory = [state.costs["training_memory"] for state in states]
+    assert memory == [memory[0]] * 3 + [memory[0] + 8 * states[3].traded, memory[0]]
+
+
 def test_inputs_are_cut():
     whole, part = (played(replace(OFTEN, cut=cut))[0][-1].model.weights for cut in (0.0, 0.5))
     assert not torch.equal(whole[BODY], part[BODY])

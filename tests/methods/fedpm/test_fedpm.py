@@ -9,7 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.random import PCG64
+from torch import nn
 
+from fedbonsai.arch import Arch
+from fedbonsai.arch import network as built
 from fedbonsai.errors import BadMessage, ConfigError, Unanswered
 from fedbonsai.fleets.flower.hello import needed
 from fedbonsai.methods.fedpm import client
@@ -45,6 +48,23 @@ def test_frozen_weights_are_signs_of_one_size_a_layer():
 
 def test_normalisation_has_no_mask():
     assert not [name for name in names_of(CNN) if "norm" in name]
+
+
+@built("test-fedpm-zero-gains")
+def zero_gains():
+    """A normalisation that begins with gains of 0 and biases of 3, and counts on their training."""
+    norm = nn.LayerNorm(4)
+    nn.init.zeros_(norm.weight)
+    nn.init.constant_(norm.bias, 3)
+    return nn.Sequential(nn.Flatten(), norm, nn.Linear(4, 3))
+
+
+def test_gains_that_nobody_trains_are_one_and_biases_zero():
+    arch = Arch("test-fedpm-zero-gains")
+    states, _ = run(FedPM(STEP), SINGLES, 1, Model.init(arch, 5))
+    end = FedPM(STEP).model(states[1]).weights
+    assert end["1.weight"].tolist() == [1] * 4
+    assert end["1.bias"].tolist() == [0] * 4
 
 
 def test_whole_steps_by_hand():
@@ -198,8 +218,9 @@ def test_answers_that_are_damaged_are_dropped():
 
 
 def test_what_cannot_be_meant_is_refused(monkeypatch):
-    for wrong in ({"levels": 1}, {"levels": 256}, {"margin": 0.5}, {"margin": 0.0}, {"reset": 0}):
-        with pytest.raises(ValueError, match=r"levels = |margin = |reset = "):
+    sparse = {"optimizer": SGD(sparse="on")}
+    for wrong in ({"levels": 1}, {"levels": 256}, {"margin": 0.5}, {"margin": 0.0}, {"reset": 0}, sparse):
+        with pytest.raises(ValueError, match=r"levels = |margin = |reset = |optimizer.sparse = "):
             FedPM(**wrong)
     with pytest.raises(ConfigError, match=r"model.weights: fedpm learns masks"):
         FedPM().begin(DRAWN.replace(DRAWN.weights), None, SINGLES[0])

@@ -119,3 +119,9 @@ def test_few_weights_are_few_bytes_and_few_products_that_count():
     assert rows["a", "down"] > 4 * 24_058
     assert work["a"].kept == work["a"].done
     assert 0 < work["b"].kept < 0.2 * work["b"].done, "dense kernels do all of them"
+
+
+def test_sparse_layers_are_refused_where_they_would_not_be_used():
+    with pytest.raises(ValueError, match=r"optimizer.sparse = 'on'.*through = false"):
+        FIARSE(SGD(sparse="on"))
+    assert not FIARSE(SGD(sparse="on"), through=False).through

@@ -117,6 +117,12 @@ def test_the_books_have_the_networks_that_were_drawn():
         small = 2 * 9 * 64 * 4 + 3 * (9 * 16 * 4 * 8 + 9 * 4 * 8 * 16 + 160)
         assert macs(done).done == seen[16] * whole + seen[4] * small
         assert seen[16] == 80 if teach else 0 < seen[16] == 80 - seen[4] < 80
+        held = {episode.shapes["stem.conv.weight"][0]: episode.held for episode in done}
+        with work.collecting() as plain:
+            train.run(replace(request, widths=()), me, {})
+        drawn = OrderedDropout(request, me)
+        quarter = 4 * sum(value.numel() for value in drawn.models[0].weights.values())
+        assert held[16] == plain[0].held + 2 * quarter, "the quarter network, as it was cut out and as it runs"
 
 
 KINDS = [

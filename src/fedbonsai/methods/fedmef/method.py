@@ -123,7 +123,8 @@ class FedMef:
         by_share = mean_gradients([(examples / mean.weight, gradients) for examples, gradients in found])
         adjusted = adjust(mean.result(), masks, by_share, counts)
         model = state.model.replace(adjusted.weights)
-        costs = figures(model, adjusted.masks, state.size, how, buffers=counts) if counts else state.costs
+        moved = bool(counts or state.traded)  # growth buffers are there in adjusting rounds alone
+        costs = figures(model, adjusted.masks, state.size, how, buffers=counts) if moved else state.costs
         return replace(
             state,
             model=model,

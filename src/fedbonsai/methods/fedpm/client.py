@@ -14,9 +14,9 @@ from torch import Tensor
 from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Memory, task
 from fedbonsai.methods.fedpm.drawn import packed_draw
-from fedbonsai.methods.fedpm.frozen import frozen
+from fedbonsai.methods.fedpm.frozen import frozen, still
 from fedbonsai.methods.fedpm.levels import Coder, levels_of
-from fedbonsai.model import Model, parameter_specs
+from fedbonsai.model import Model
 from fedbonsai.stages.pruning.masks import Masks
 from fedbonsai.stages.updates import statistics_of
 from fedbonsai.training.optimizers import Optimizer
@@ -66,7 +66,7 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Sampled, Memory]:
         """The frozen weights under a mask."""
         return {name: there[name] * straight_through(score.sigmoid(), random) for name, score in trained.items()}
 
-    model = Model(request.arch, {**parameter_specs(request.arch), **request.statistics, **weights})
+    model = Model(request.arch, {**still(request.arch), **request.statistics, **weights})
     found = train_through(model, me, request.optimizer, use, start).finite()
     drawn = draw({name: found.weights[name].sigmoid() for name in weights}, seed_of(me.seed, "sent", 0, 0))
     packed = packed_draw(drawn, levels, request.steps, request.coder)

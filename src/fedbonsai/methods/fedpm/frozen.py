@@ -45,6 +45,20 @@ def frozen(arch: Arch, seed: int) -> Weights:
     return {name: _signs(specs[name], stream) * _scale(name, specs) for name in names_of(arch)}
 
 
+def still(arch: Arch) -> Weights:
+    """All tensors as the network's builder makes them, but gains of normalisation 1 and its biases 0, whatever it makes of them.
+
+    A builder that begins with gains of 0, as residual networks do, counts on their training.
+    """
+    specs = parameter_specs(arch)
+    net, found = cached_module(Model(arch, specs)), dict(specs)
+    for name in net.parameters:
+        path, _, kind = name.rpartition(".")
+        if isinstance(net.module.get_submodule(path), NORMS):
+            found[name] = torch.zeros_like(specs[name]) if kind == "bias" else torch.ones_like(specs[name])
+    return found
+
+
 def _signs(like: Tensor, stream: PCG64) -> Tensor:
     words = np.atleast_1d(stream.random_raw(-(-like.numel() // 64)))
     bits = np.unpackbits(words.astype("<u8").view(np.uint8), count=like.numel(), bitorder="little")

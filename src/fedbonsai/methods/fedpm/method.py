@@ -21,7 +21,7 @@ from fedbonsai.core import Client, Fleet
 from fedbonsai.errors import ConfigError
 from fedbonsai.methods.fedpm.client import Sampled, Train, draw, probability, train
 from fedbonsai.methods.fedpm.drawn import draw_of
-from fedbonsai.methods.fedpm.frozen import frozen, names_of
+from fedbonsai.methods.fedpm.frozen import frozen, names_of, still
 from fedbonsai.methods.fedpm.levels import MOST, Coder, packed_levels, rounded
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model, parameter_specs
@@ -78,7 +78,13 @@ class FedPM:
         wrong = not (self.levels == 0 or 2 <= self.levels <= MOST)
         raise_all(
             out_of_range(self, reset=COUNT, margin=BELOW_HALF)
-            + when((wrong, f"levels = {self.levels}: expected 2 to {MOST}, or 0 for as many as it takes"))
+            + when(
+                (wrong, f"levels = {self.levels}: expected 2 to {MOST}, or 0 for as many as it takes"),
+                (
+                    self.optimizer.sparse != "off",
+                    f"optimizer.sparse = {self.optimizer.sparse!r}: masks are drawn for each batch; set it to 'off'",
+                ),
+            )
         )
 
     @property
@@ -158,8 +164,7 @@ class FedPM:
         """The frozen weights under a mask, exactly zero elsewhere."""
         masks, weights = self.masks(state), frozen(state.arch, seed_of(state.seed, "frozen", -1, 0))
         kept = {name: torch.where(masks[name], value, 0) for name, value in weights.items()}
-        like = parameter_specs(state.arch)
-        return Model(state.arch, {**like, **state.statistics, **kept})
+        return Model(state.arch, {**still(state.arch), **state.statistics, **kept})
 
     def masks(self, state: State) -> Masks:
         """Of the model."""

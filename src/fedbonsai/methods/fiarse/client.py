@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
@@ -25,8 +25,8 @@ from fedbonsai.stages.pruning.masks import Masks
 from fedbonsai.stages.pruning.under_masks import names_of, packed
 from fedbonsai.stages.static_norm import learned
 from fedbonsai.stages.updates import Update
-from fedbonsai.stages.width.called import called
 from fedbonsai.training.optimizers import Optimizer
+from fedbonsai.training.through import train_through
 from fedbonsai.tree import Tree, Weights
 from fedbonsai.wire import message
 
@@ -76,20 +76,17 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Update, Memory]:
         raise BadMessage(f"part and rest do not make up network {request.arch.name!r}")
     model = Model(request.arch, {name: weights[name] if name in weights else request.rest[name] for name in like})
     threshold = min(float(weights[name][mask].abs().min()) for name, mask in masks.items() if bool(mask.any()))
-    loss = loss_of(request.arch, names, threshold) if request.through else None
-    trained = training.train(model, me, request.sgd, mask=masks, loss=loss)
+    if request.through:
+        trained = train_through(model, me, request.sgd, lambda found: above(found, names, threshold), mask=masks)
+    else:
+        trained = training.train(model, me, request.sgd, mask=masks)
     return packed(replace(trained, weights=learned(trained.weights)), masks, me.seed), memory
 
 
-def loss_of(arch: Arch, names: Sequence[str], threshold: float) -> training.Loss:
-    """The objective's loss of a network whose weights below the threshold are zero, and which learns what that does."""
-
-    def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        parameters = dict(net.named_parameters())
-        shown: dict[str, Any] = {name: Above.apply(parameters[name], threshold) for name in names}
-        return arch.objective.loss(called(net, shown, x), y)
-
-    return loss
+def above(trained: Tree, names: Sequence[str], threshold: float) -> Weights:
+    """Weights that are zero below the threshold, and learn what that does."""
+    found: dict[str, Any] = {name: Above.apply(trained[name], threshold) for name in names}
+    return found
 
 
 class Above(Function):

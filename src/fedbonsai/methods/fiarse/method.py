@@ -20,6 +20,7 @@ from fedbonsai.stages.codec import Chain, Packed, TopK
 from fedbonsai.stages.pruning.readjust import MaskedMean
 from fedbonsai.stages.pruning.under_masks import names_of, unpacked
 from fedbonsai.stages.sampling import cohort
+from fedbonsai.stages.settings import raise_all, when
 from fedbonsai.stages.static_norm import learned, settled
 from fedbonsai.stages.updates import MOST, Update, Usable
 from fedbonsai.stages.width.capacity import Capacity, Shares, ratio_of
@@ -58,6 +59,19 @@ class FIARSE:
     """How devices count: `equal`, or by `examples`."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""
+
+    def __post_init__(self) -> None:
+        """Refuse sparse layers where gradients pass through the threshold."""
+        idle = self.through and self.optimizer.sparse != "off"
+        raise_all(
+            when(
+                (
+                    idle,
+                    f"optimizer.sparse = {self.optimizer.sparse!r}: gradients that pass through the threshold are of dense "
+                    "layers; set it to 'off', or through = false",
+                )
+            )
+        )
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """The initial model.

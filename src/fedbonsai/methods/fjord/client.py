@@ -16,9 +16,9 @@ from fedbonsai import training, work
 from fedbonsai.core import Client, Memory, task
 from fedbonsai.model import Model, cached_module
 from fedbonsai.stages.pruning.units import Places, Units, places, prune, taken
-from fedbonsai.stages.width.called import called
 from fedbonsai.stages.width.slices import first
 from fedbonsai.stages.width.submodel import Trained, answer
+from fedbonsai.training.called import called
 from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.tree import generator, seed_of
 from fedbonsai.wire import message
@@ -97,7 +97,8 @@ class OrderedDropout:
             me: whose samples.
             whole: what training booked, as if all batches had gone through the widest network.
         """
-        wide = work.size_of(self.models[-1].weights.values())
+        wide, *narrower = (work.size_of(model.weights.values()) for model in reversed(self.models))
+        beside = 2 * sum(narrower)  # cut out of the widest one, and in a network object of its own
         for model, (samples, batches) in zip(self.models, self.seen, strict=True):
             widest = model is self.models[-1]
             if self._teach and widest:
@@ -109,5 +110,5 @@ class OrderedDropout:
                 passes=batches,
                 steps=0 if self._teach and not widest else batches,
                 batch=whole.batch,
-                held=whole.held + wide - work.size_of(model.weights.values()),
+                held=whole.held + beside + wide - work.size_of(model.weights.values()),
             )
