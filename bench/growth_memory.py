@@ -24,9 +24,9 @@ from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Samples
 from fedbonsai.devices.footprint import ONE_THREAD, TIDY
 from fedbonsai.methods.fedtiny.growth import Growth
-from fedbonsai.methods.fedtiny.top_gradients import top_gradients
 from fedbonsai.methods.prunefl.importance import Wanted, trained
 from fedbonsai.model import Model
+from fedbonsai.stages.pruning.top_gradients import top_gradients
 from fedbonsai.training.loop import train
 from fedbonsai.training.optimizers import SGD
 
