@@ -221,7 +221,7 @@ class RunConfig:
     target: float = 0.0
     """If not 0: stop when the measure that decides (`objective.metric`) reaches it on the clients' validation parts."""
     patience: int = 0
-    """If not 0: stop when the measure on the clients' validation parts has got no better in so many rounds."""
+    """If not 0: stop when the measure on the clients' validation parts has got no better in so many rounds with an update."""
     retries: int = 2
     """How often a round that too few devices answered is tried again before it is skipped."""
     fruitless: int = 3
