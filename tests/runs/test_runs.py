@@ -146,6 +146,10 @@ def test_rounds_without_a_better_measure_are_counted_where_something_was_learned
         value = 0.5 if isinstance(value, str) else value
         rows.append(row if value is None else {**row, f"valid_{measure}": value})
     assert _flat(rows, measure_named(measure)) == expected
+    own = [{**row, "valid_accuracy": 0.5, "valid_mae": 0.5} for row in rows]  # of the common part, which says nothing
+    for row, of in zip(own, rows, strict=True):
+        row |= {f"personal_{measure}": of[f"valid_{measure}"]} if f"valid_{measure}" in of else {}
+    assert _flat(own, measure_named(measure)) == (expected if any(f"personal_{measure}" in row for row in own) else 1)
 
 
 def test_rounds_that_nobody_answers_are_retried_then_skipped(tmp_path):

@@ -284,9 +284,12 @@ def _ended(config: RunConfig, scene: RunContext, rows: list[dict[str, Any]]) -> 
 def _flat(rows: list[dict[str, Any]], measure: Measure) -> int:
     """Rounds with an update up to the last evaluated one in which the measure on the clients' validation parts got no better.
 
-    What is no number, as after steps that were too long, is worse than every number.
+    Models that devices have of their own are what is judged there, where a method has them. What is no number, as after
+    steps that were too long, is worse than every number.
     """
-    name, sign = f"valid_{measure.name}", 1.0 if measure.better == "higher" else -1.0
+    kinds = (f"personal_{measure.name}", f"valid_{measure.name}")
+    name = next((kind for kind in kinds if any(kind in row for row in rows)), "")
+    sign = 1.0 if measure.better == "higher" else -1.0
     taken = [place for place, row in enumerate(rows) if name in row]
     if not taken:
         return 0
