@@ -80,19 +80,19 @@ def unjudged(plan: Plan, home: Path) -> list[str]:
     """A line for each variant whose trials have all ended, none of which can be judged."""
     if (trials := _trials(plan, home)) is None:
         return []
-    found: list[str] = []
+    found, wanted = list[str](), tuning(plan)
     for variant in plan.variants:
-        mine = _ended(variant, tuning(plan), trials)
+        mine = _ended(variant, wanted, trials)
         if mine is not None and not _values(mine, plan.metric):
             failed = [
                 (name, trials.failed[name])
                 for name in (f"{name}-{plan.tune.seed}" for name in mine)
                 if name in trials.failed
             ]
-            example, why = next(iter(failed), ("all of them", "no client has a validation part"))
+            example, why = next(iter(failed), ("all of them", "no figure on the clients' validation parts"))
             found.append(
                 f"{variant.name}: no trial of tune.grid could be judged; {example}: {why}; change tune.grid or the runs, or "
-                f"give the same command again, which tries those that failed once more"
+                "give the same command again, which tries those that failed once more"
             )
     return found
 
