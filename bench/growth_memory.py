@@ -27,6 +27,7 @@ from fedbonsai.devices.footprint import ONE_THREAD, TIDY
 from fedbonsai.methods.fedtiny.growth import Growth
 from fedbonsai.methods.prunefl.importance import Wanted, trained
 from fedbonsai.model import Model
+from fedbonsai.stages.pruning.top_gradients import top_gradients
 from fedbonsai.training.loop import train
 from fedbonsai.training.optimizers import SGD
 

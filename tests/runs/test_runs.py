@@ -1,6 +1,7 @@
 import json
 import signal
 import subprocess
+from math import nan
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from tests.moments import ended, killed_and_resumed, rounds_of, started
 import fedbonsai
 from fedbonsai.cli import main
 from fedbonsai.errors import ConfigError, NothingLearned
+from fedbonsai.objectives.base import measure_named
 from fedbonsai.runs import recipes
+from fedbonsai.runs.loop import _flat
 from fedbonsai.runs.run import execute, load
 from fedbonsai.runs.setup import run_context
 from fedbonsai.training.evaluate import evaluate
@@ -122,6 +125,31 @@ def test_patience_ends_a_run_whose_validation_measure_is_flat_killed_or_not(tmp_
     again = execute(flat, tmp_path / "b", resume=True)
     assert [row["round"] for row in again.metrics] == [row["round"] for row in run.metrics]
     assert again.info["reason"] == run.info["reason"]
+
+
+@pytest.mark.parametrize(
+    ("measure", "values", "expected"),
+    [
+        ("accuracy", [0.5, 0.6, 0.4, 0.6], 2),
+        ("mae", [0.5, 0.4, 0.6], 1),
+        ("mae", [0.5, 0.4, nan, nan, nan], 3),  # diverged
+        ("mae", [nan, nan, nan], 2),
+        ("accuracy", [0.5, None, 0.4, None], 2),  # as the last one that was evaluated says
+        ("accuracy", [0.5, "skipped", "skipped", 0.4, "unanswered"], 1),  # nothing was learned in the others
+        ("accuracy", [None, None], 0),
+    ],
+)
+def test_rounds_without_a_better_measure_are_counted_where_something_was_learned(measure, values, expected):
+    rows = []
+    for t, value in enumerate(values):
+        row = {"round": t, "skipped": value == "skipped", "answered": 0 if value == "unanswered" else 3}
+        value = 0.5 if isinstance(value, str) else value
+        rows.append(row if value is None else {**row, f"valid_{measure}": value})
+    assert _flat(rows, measure_named(measure)) == expected
+    own = [{**row, "valid_accuracy": 0.5, "valid_mae": 0.5} for row in rows]  # of the common part, which says nothing
+    for row, of in zip(own, rows, strict=True):
+        row |= {f"personal_{measure}": of[f"valid_{measure}"]} if f"valid_{measure}" in of else {}
+    assert _flat(own, measure_named(measure)) == (expected if any(f"personal_{measure}" in row for row in own) else 1)
 
 
 def test_rounds_that_nobody_answers_are_retried_then_skipped(tmp_path):

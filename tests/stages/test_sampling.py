@@ -6,6 +6,7 @@ import torch
 from fedbonsai.core import Answer, Device
 from fedbonsai.errors import ConfigError
 from fedbonsai.methods.averaging.method import Averaging
+from fedbonsai.runs import recipes
 from fedbonsai.stages.codec import parse
 from fedbonsai.stages.sampling import Sticky
 from fedbonsai.stages.updates import Update, combine
@@ -87,5 +88,17 @@ def test_numbers_that_cannot_be_meant_are_refused():
         Sticky(-1)
     with pytest.raises(ValueError, match="fresh = 0"):
         Sticky(4, 0)
+    with pytest.raises(ValueError, match="fresh = 2 has no effect without a group"):
+        Sticky(0, 2)
     with pytest.raises(ConfigError, match=r"group = 19 and fresh = 2: there are 20 devices"):
         Sticky(19, 2).draw(DEVICES, 5, (), 0, 0)
+    with pytest.raises(ConfigError, match=r"group = 19 and fresh = 2: there are 20 devices"):
+        recipes.load(  # before anything runs
+            "fedavg",
+            overrides={
+                "data.clients": 20,
+                "method.cohort": 5,
+                "method.sticky.group": 19,
+                "method.sticky.fresh": 2,
+            },
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from fedbonsai import tree
 from fedbonsai.arch import Arch, keeping, network, networks
 from fedbonsai.cached_module import CachedModule
 from fedbonsai.core import Client, Samples
+from fedbonsai.fleets.crew import side_by_side
 from fedbonsai.model import Model
 from fedbonsai.objectives import Regression
 from fedbonsai.training import SGD, Adam, AdamW, train
@@ -114,6 +116,27 @@ def test_the_books_are_those_of_one_alone():
                 theirs.steps,
                 list(theirs.weights),
             )
+
+
+def test_one_whose_samples_are_at_fault_takes_no_other_along():
+    arch, shape = NETS["mlp"]
+    start, sgd = model(arch), SGD(lr=0.05, batch=8)
+    crew = people(shape, 10, (9, 9, 9))
+    crew[1] = replace(crew[1], train=Samples(crew[1].train.x, crew[1].train.y + 5))  # there are ten classes
+    with keeping():
+        first, wrong, last = side_by_side([partial(train, start, me, sgd) for me in crew])
+        alone = [train(start, me, sgd) for me in (crew[0], crew[2])]
+    assert wrong.error is not None
+    assert apart([first.get(), last.get()], alone) == 0
+    seen = [0, 0, 0]
+
+    def count(at, _):
+        seen[at] += 1
+
+    with keeping():
+        ended = side_by_side([partial(train, start, me, sgd, hook=partial(count, i)) for i, me in enumerate(crew)])
+    assert all(outcome.error is not None for outcome in ended)
+    assert max(seen) <= 2, "no step is shown twice"
 
 
 def test_hooks_see_their_own_gradients_and_masks_differ():

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from fedbonsai.data.config import DataConfig
 from fedbonsai.errors import ConfigError
 from fedbonsai.objectives import Classification, Objective
+from fedbonsai.stages.sampling import Sticky
 from fedbonsai.stages.settings import PROBABILITY, Range, out_of_range, raise_all
 from fedbonsai.stages.width.capacity import ByProfile, unplaced
 from fedbonsai.training.optimizers import SGD, Optimizer
@@ -43,7 +44,9 @@ def check_name(what: str, name: str) -> None:
 
 def too_many(method: object, clients: int) -> list[str]:
     """A line where a method asks more clients in a round than there are."""
-    cohort = getattr(method, "cohort", 0)
+    cohort, sticky = getattr(method, "cohort", 0), getattr(method, "sticky", None)
+    if isinstance(sticky, Sticky) and (few := sticky.few(clients)):
+        return [few]
     if not isinstance(cohort, int) or cohort <= clients:
         return []
     return [f"method.cohort = {cohort}: there are {clients} devices; ask for at most that many, or 0 for all"]
@@ -221,7 +224,7 @@ class RunConfig:
     target: float = 0.0
     """If not 0: stop when the measure that decides (`objective.metric`) reaches it on the clients' validation parts."""
     patience: int = 0
-    """If not 0: stop when the measure on the clients' validation parts has got no better in so many rounds."""
+    """If not 0: stop when the measure on the clients' validation parts has got no better in so many rounds with an update."""
     retries: int = 2
     """How often a round that too few devices answered is tried again before it is skipped."""
     fruitless: int = 3

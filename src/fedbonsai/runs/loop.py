@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from math import isnan, nan
+from math import inf, isnan, nan
 from typing import Any, Protocol
 
 import torch
@@ -282,11 +282,19 @@ def _ended(config: RunConfig, scene: RunContext, rows: list[dict[str, Any]]) -> 
 
 
 def _flat(rows: list[dict[str, Any]], measure: Measure) -> int:
-    """Rounds up to the last evaluated one in which the measure on the clients' validation parts got no better."""
-    name = f"valid_{measure.name}"
-    taken = [(row["round"], row[name]) for row in rows if name in row and not isnan(row[name])]
-    values = [value if measure.better == "higher" else -value for _, value in taken]
-    return taken[-1][0] - taken[values.index(max(values))][0] if taken else 0
+    """Rounds with an update up to the last evaluated one in which the measure on the clients' validation parts got no better.
+
+    Models that devices have of their own are what is judged there, where a method has them. What is no number, as after
+    steps that were too long, is worse than every number.
+    """
+    kinds = (f"personal_{measure.name}", f"valid_{measure.name}")
+    name = next((kind for kind in kinds if any(kind in row for row in rows)), "")
+    sign = 1.0 if measure.better == "higher" else -1.0
+    taken = [place for place, row in enumerate(rows) if name in row]
+    if not taken:
+        return 0
+    best = max(taken, key=lambda place: -inf if isnan(rows[place][name]) else sign * rows[place][name])
+    return sum(not fruitless(row) for row in rows[best + 1 : taken[-1] + 1])
 
 
 def _used_up(config: RunConfig, scene: RunContext) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from fedbonsai.core import Device
 from fedbonsai.errors import ConfigError
-from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, out_of_range, raise_all
+from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, out_of_range, raise_all, when
 from fedbonsai.tree import generator, seed_of
 
 
@@ -29,7 +29,11 @@ class Sticky:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        raise_all(out_of_range(self, group=NOT_NEGATIVE, fresh=COUNT))
+        idle = not self.group and self.fresh != 1
+        raise_all(
+            out_of_range(self, group=NOT_NEGATIVE, fresh=COUNT)
+            + when((idle, f"fresh = {self.fresh} has no effect without a group: give one, or leave it out"))
+        )
 
     def faults(self, count: int) -> list[str]:
         """Reasons why no cohort of ``count`` can be drawn so."""
@@ -38,6 +42,15 @@ class Sticky:
         return [
             f"sticky.group = {self.group}, sticky.fresh = {self.fresh}: expected fresh < cohort <= group, cohort is {count}"
         ]
+
+    def few(self, devices: int) -> str:
+        """Why there are too few of ``devices`` outside of the group; empty where there are enough."""
+        if not self.group or devices >= self.group + self.fresh:
+            return ""
+        return (
+            f"method.sticky.group = {self.group} and fresh = {self.fresh}: there are {devices} devices; "
+            "make the group smaller, or leave sticky out"
+        )
 
     def draw(self, devices: Sequence[Device], count: int, group: Sequence[str], seed: int, t: int) -> Drawn:
         """The cohort of round ``t``, in the fleet's order.
@@ -52,11 +65,8 @@ class Sticky:
         Raises:
             ConfigError: outside of the group there are too few.
         """
-        if len(devices) < self.group + self.fresh:
-            raise ConfigError(
-                f"method.sticky.group = {self.group} and fresh = {self.fresh}: there are {len(devices)} devices; "
-                "make the group smaller, or leave sticky out"
-            )
+        if few := self.few(len(devices)):
+            raise ConfigError(few)
         order = torch.randperm(len(devices), generator=generator(seed_of(seed, "cohort", t, 0))).tolist()
         shuffled, members = [devices[index].id for index in order], set(group)
         inside = [id for id in shuffled if id in members]

@@ -213,6 +213,9 @@ def _of_trials(plan: PlanFile) -> Iterator[str]:
     given = {path for run in plan.runs for table in (run.grid, run.vary) for path in dotted(table or {})}
     if twice := sorted(dotted(tune.grid).keys() & (dotted(plan.grid).keys() | given)):
         yield f"tune.grid: {twice[0]} is in the plan's grid, too; leave it out here or there"
+    fixed = {path for table in (plan.settings, *(run.settings for run in plan.runs)) for path in dotted(table)}
+    if twice := sorted(dotted(tune.grid).keys() & fixed):
+        yield f"tune.grid: {twice[0]} is in settings, too, which would have no effect; leave it out here or there"
     if twice := sorted(dotted(tune.grid).keys() & {"rounds", "patience", "target"}):
         yield f"tune.grid: {twice[0]} is the same for all trials; set tune.rounds, or leave it to the runs"
 

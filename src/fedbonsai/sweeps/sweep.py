@@ -19,7 +19,7 @@ from fedbonsai.sweeps.configured import chosen, jobs_of, over, with_seeds
 from fedbonsai.sweeps.estimated import UNKNOWN, Expected, expected, wait
 from fedbonsai.sweeps.plan import Plan
 from fedbonsai.sweeps.results import Stored, Sweep, load_sweep, store, stored
-from fedbonsai.sweeps.tuned import FOLDER, tuned, tuning
+from fedbonsai.sweeps.tuned import FOLDER, tuned, tuning, unjudged
 
 LOCK = "sweep.lock"
 
@@ -85,12 +85,16 @@ def ready(
 def _ready(plan: Plan, part: Plan, home: Path, data: Path | None) -> Ready:
     plan, part = tuned(plan, home), tuned(part, home)
     jobs = tuple(jobs_of(part, home, data))
+    if part.tune.grid and part.tune.seed in {seed for each in plan.variants for seed in each.seeds}:
+        raise ConfigError(f"seed {part.tune.seed} is that of the trials (tune.seed): take another")
     if not part.tune.grid or all(each.tuned for each in part.variants):
         return Ready(plan, part, home, data, jobs)
-    if plan.tune.seed in {seed for each in plan.variants for seed in each.seeds}:
-        raise ConfigError(f"seed {plan.tune.seed} is that of the trials (tune.seed): take another")
     left = tuple(each for each in part.variants if not each.tuned)
     trials = _ready(tuning(plan), tuning(replace(part, variants=left)), home / FOLDER, data)
+    if blind := [job.name for job in trials.jobs if not job.config.data.valid and not job.config.data.split]:
+        raise ConfigError(
+            f"{blind[0]}: tune.grid is judged on the clients' validation parts, and data.valid = 0 leaves none; raise it"
+        )
     return Ready(plan, part, home, data, jobs, trials)
 
 
@@ -153,6 +157,8 @@ def carry(
             begun = time.monotonic()
             failed = carry(what.trials, workers, None, hours, say)[1]  # a step that is too long may well fail
             what, left = _ready(what.plan, what.part, what.home, what.data), None
+            if faults := unjudged(what.part, what.home):
+                raise ConfigError("\n".join(faults))
             if what.trials is not None:
                 store(what.home, Stored(what.plan, _still(what.home, what.jobs)))
                 return load_sweep(what.home), failed
