@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from fedbonsai.methods.fedtiny.top_gradients import top_gradients
 
 from bench.record import save
 from bench.sparse_step import BATCH, HELD, JOBS, masked

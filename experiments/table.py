@@ -282,7 +282,7 @@ def fewest() -> list[str]:
     runs: dict[tuple[str, int], dict[str, Any]] = {}
     for file in sorted((ROOT / "experiments" / "fewest_bytes" / "results").glob("*.json")):
         result = json.loads(file.read_text(encoding="utf-8"))
-        runs.setdefault((result["name"].removesuffix("-to-96"), result["seed"]), result)
+        runs.setdefault((result["name"], result["seed"]), result)
     found: dict[str, list[dict[str, Any]]] = {}
     for (name, _), result in runs.items():
         found.setdefault(name, []).append(result)

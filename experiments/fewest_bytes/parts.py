@@ -109,7 +109,7 @@ def main() -> None:
     """Write ``parts.json``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the sweeps' folders")
-    folders = sorted((parser.parse_args().runs / "fewest_bytes").glob("smallest-*"))
+    folders = sorted((parser.parse_args().runs / "fewest_bytes").glob("smallest-[0-9]*"))
     rows = [row for folder in folders for row in parts(load(folder))]
     (HERE / "parts.json").write_text(json.dumps({"rows": rows, "commit": commit()}, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(rows, indent=1))
