@@ -38,6 +38,50 @@ CASES = [
         "ef21 sends changes of an estimate",
     ),
     ("`averaging`: `warmup` with `ramp`", "dgc", {"method__ramp": 2}, "warmup = 8 and ramp = 2"),
+    (
+        "`averaging`: `sticky` with `ef21` or weights by distance",
+        "ef21",
+        {"method__cohort": 2, "method__sticky": {"group": 2, "fresh": 1}},
+        "sticky counts updates by how likely their devices were asked",
+    ),
+    (
+        "`averaging`: `sticky` with `ef21` or weights by distance",
+        "distance-weights",
+        {"method__cohort": 2, "method__sticky": {"group": 2, "fresh": 1}},
+        "sticky counts updates by how likely their devices were asked",
+    ),
+    *(
+        (
+            "`averaging`: `aggregate_feedback` with `ef14`, `ef21`, `ramp` or weights by distance",
+            recipe,
+            {"method__aggregate_feedback": True, "method__downlink": {"delta": True}, **more},
+            "aggregate_feedback takes the place of ef14 and ef21",
+        )
+        for recipe, more in (
+            ("topk-ef", {}),
+            ("ef21", {}),
+            ("topk", {"method__ramp": 1}),
+            ("topk", {"method__weighting": {"beta": 1.0}}),
+        )
+    ),
+    (
+        "`averaging`: `aggregate_feedback` without `downlink.delta`",
+        "topk",
+        {"method__aggregate_feedback": True},
+        "set downlink.delta = true",
+    ),
+    (
+        "`downlink.shift` without `topk` by fraction",
+        "fedavg",
+        {"method__downlink": {"delta": True, "shift": 0.5, "chain": [{"randk": 0.1}]}},
+        "shift",
+    ),
+    (
+        "`downlink.merge` without `grid`",
+        "fedavg",
+        {"method__downlink": {"delta": True, "merge": 3, "chain": [{"topk": 0.1}]}},
+        "sums of changes are exact on a grid alone",
+    ),
     ("`averaging`: `ef21` with `reset`", "ef21", {"method__uplink": [{"ef21": 3}, {"topk": 0.1}]}, "ef21.reset = 3"),
     ("`ef14` around a chain that loses nothing", "fedavg", {"method__uplink": ["ef14", "entropy"]}, "ef14"),
     ("`wireless-pruning`: `feedback` with 32 bits", "wireless-pruning", {"method__feedback": True}, "lose nothing"),
@@ -62,7 +106,7 @@ CASES = [
         )
         for recipe in (
             *("fedrolex", "fjord", "fl-pqsu", "heterofl", "small-dense"),
-            *("splitfed-v2", "local-loss", "sparse-collaborative", "fedgkt"),
+            *("splitfed-v2", "local-loss", "sparse-collaborative", "fedgkt", "fedpm"),
         )
     ),
 ]
@@ -78,5 +122,5 @@ def test_what_has_no_meaning_is_refused_with_the_reason(tmp_path, row, recipe, s
 def test_every_row_of_the_page_has_a_case():
     text = COMPOSING.read_text().partition("## What is refused, and why")[2].partition("\n## ")[0]
     rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")][1:]
-    assert len(rows) == 13
+    assert len(rows) == 18
     assert {row for row in rows for case in CASES if row.startswith(case[0])} == set(rows)
