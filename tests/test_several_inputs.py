@@ -255,6 +255,7 @@ def test_onnx_takes_each_input_by_its_name(finished, int8, tmp_path):
     assert exported(trained.test.x[:3]).shape == (3, 2)  # any batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["executorch", "compact", "safetensors"])
 def test_other_formats_take_the_row(finished, name, tmp_path):
     trained = Trained.of(finished)

@@ -47,7 +47,7 @@ def written(what, form, target, int8=False):
     return compare("file", file, runner, what.network(), what.test, objective)
 
 
-QUICK = ("cnn1d", "gru", "tokens")  # the others take as long and tell as much
+QUICK = ("cnn1d",)  # the others take as long and tell as much
 LOWERED = ("cnn1d", "char-gru")  # by ExecuTorch, ten seconds each; the rest is left to `make test-all`
 FILES = [
     pytest.param(

@@ -92,6 +92,7 @@ def test_memory_counts_only_when_the_round_is_committed():
     assert [ask(0, 0, True), ask(1, 0, False), ask(1, 1, False), ask(1, 2, True), ask(2, 0, True)] == [1, 2, 2, 2, 3]
 
 
+@pytest.mark.slow
 def test_restored_memories_are_where_the_next_round_starts(pools):
     for fleet in (LocalFleet(clients()), pools[1]):
         fleet.restore({})

@@ -59,6 +59,7 @@ def test_other_seeds_ask_others(tmp_path, whole):
     assert story(done)[0] != story(whole)[0]
 
 
+@pytest.mark.slow
 def test_a_kill_between_any_two_lines_of_the_journal_changes_nothing(tmp_path, whole):
     asked, limits = question(bytes=500), Limits(bytes=500)
     lines = (whole.journal._file).read_bytes().splitlines(keepends=True)
@@ -85,6 +86,7 @@ def test_advice_comes_first_and_nothing_is_asked_twice(tmp_path):
     assert len(set(labels)) == len(labels) > 20
 
 
+@pytest.mark.slow
 def test_a_space_that_is_used_up_ends_and_then_those_left_behind_go_on(tmp_path):
     runner = Lookup(Limits())
     done = search(tmp_path / "plan", question(), runner)
@@ -118,6 +120,7 @@ def test_a_limit_that_nothing_meets_is_named_with_how_much_is_missing(tmp_path):
     assert not runner.walked
 
 
+@pytest.mark.slow
 def test_with_a_target_the_search_ends_with_the_cheapest_that_reaches_it(tmp_path):
     done = search(tmp_path / "plan", question(Aim(target=0.7)), Lookup(Limits()))
     done.run()
