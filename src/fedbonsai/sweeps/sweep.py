@@ -83,7 +83,9 @@ def ready(
 
 
 def _ready(plan: Plan, part: Plan, home: Path, data: Path | None) -> Ready:
-    plan, part = tuned(plan, home), tuned(part, home)
+    plan = tuned(plan, home)
+    chose = {each.name: each for each in plan.variants}
+    part = replace(part, variants=tuple(replace(chose[each.name], seeds=each.seeds) for each in part.variants))
     jobs = tuple(jobs_of(part, home, data))
     if part.tune.grid and part.tune.seed in {seed for each in plan.variants for seed in each.seeds}:
         raise ConfigError(f"seed {part.tune.seed} is that of the trials (tune.seed): take another")
