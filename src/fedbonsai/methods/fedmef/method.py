@@ -27,13 +27,11 @@ from fedbonsai.stages.pruning.readjust import Readjustment, counts_of, start_mas
 from fedbonsai.stages.pruning.under_masks import unpacked
 from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.settings import PART, SHARE, Range, out_of_range, raise_all, when
+from fedbonsai.stages.settings import PART, SHARE, TWO, out_of_range, raise_all, when
 from fedbonsai.stages.updates import MOST, Usable
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import Tree, Weights, seed_of
 from fedbonsai.wire import message
-
-TWO = Range("at least 2", lambda value: value >= 2)
 
 
 @message("fedmef/state@1")

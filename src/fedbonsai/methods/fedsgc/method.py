@@ -26,13 +26,11 @@ from fedbonsai.stages.pruning.trading import epochs_of_trade, under_own_masks
 from fedbonsai.stages.pruning.under_masks import averaged
 from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.settings import PROBABILITY, SHARE, Range, out_of_range, raise_all
+from fedbonsai.stages.settings import PROBABILITY, SHARE, TWO, out_of_range, raise_all
 from fedbonsai.stages.updates import Usable
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import Tree, seed_of
 from fedbonsai.wire import message
-
-TWO = Range("at least 2", lambda value: value >= 2)
 
 
 @message("fedsgc/state@1")
@@ -123,7 +121,7 @@ class FedSGC:
         held = state.held.received(heard).silent(answers.silent)
         if not heard:
             if forgetful(answers.silent):
-                return replace(state, held=state.held.silent(answers.silent))
+                return replace(state, held=held)  # they get the masks next time
             raise usable.none()
         kept, new = cut_back(mean.result(), masks)
         model = state.model.replace(kept)
