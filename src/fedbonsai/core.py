@@ -205,6 +205,8 @@ class Answer(Generic[R]):
     down: int = 0
     up: int = 0
     work: Work = ()
+    stale: int = 0  # rounds since the device was asked, where rounds do not wait for those that they asked
+    weight: float = 1.0  # how much it counts for that
 
 
 @dataclass(frozen=True)

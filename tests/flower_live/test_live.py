@@ -192,6 +192,16 @@ def test_a_device_that_answers_with_rubbish_spoils_neither_the_server_nor_the_me
 
 
 @everything
+def test_rounds_that_do_not_wait(place, tmp_path):
+    """A round ends with the first device's answer; the other's comes in a later one, and counts less."""
+    more = {"buffer.size": 1, "rounds": 6, "method.cohort": 0}
+    run = submit(place.config(case_named("topk-ef"), **more), tmp_path / "devices", False)
+    assert run.info["status"] == "finished"
+    assert [row["answered"] for row in run.metrics] == [1] * 6
+    assert any(row.get("stale_max") for row in run.metrics)
+
+
+@everything
 def test_a_node_and_the_server_are_killed_and_the_run_ends_as_if_nothing_had_been(place, tmp_path):
     config = place.config(case_named("topk-ef"), rounds=4, **{"method.cohort": 0})
     whole = simulated(config, tmp_path / "simulation")

@@ -30,6 +30,7 @@ class Counted(Wrapper):
         self._rejected: set[str] = set()
         self._asked = False
         self._trained = 0
+        self._stale: list[int] = []
         self._reasons: dict[str, dict[str, str]] = {}  # texts by client, by text without numbers
 
     def open(self, scope: Scope) -> None:
@@ -46,6 +47,7 @@ class Counted(Wrapper):
             for answer in answers:
                 self._answered.add(answer.device.id)
                 self._trained += trained(answer.work)
+                self._stale.append(answer.stale)
                 yield answer
             for silence in answers.silent.values():
                 self._silent.add(silence.device.id)
@@ -68,11 +70,14 @@ class Counted(Wrapper):
         clients that an ask heard nothing of, ``rejected`` those whose answers came and were not used. ``reasons`` has
         the first distinct reasons, with the number of clients and the first of them. ``trained_examples`` counts samples
         by which devices took steps, each as often as it came, of answers that were not used too; there is none where no
-        device said so, as on real ones.
+        device said so, as on real ones. ``stale_mean`` and ``stale_max`` are how many rounds ago answers were asked for, where
+        some were of earlier rounds.
         """
         found: dict[str, Any] = {"answered": len(self._answered)} if self._asked else {}
         found |= {"silent": len(self._silent), "rejected": len(self._rejected - self._silent)}
         found |= {"trained_examples": self._trained} if self._trained else {}
+        if any(self._stale):
+            found |= {"stale_mean": sum(self._stale) / len(self._stale), "stale_max": max(self._stale)}
         if self._reasons:
             found["reasons"] = [
                 {"reason": next(iter(each.values()))[:LONGEST], "clients": len(each), "client": next(iter(each))}

@@ -99,9 +99,11 @@ class Remembers:
         self._slots = Slots()
         self._faults = Faults()
 
-    def _heard(self, task: Task[Any, R], items: Iterator[Answer[R] | Silence], at_least: int) -> Answers[R]:
-        """Answers of the ask that begins now, watched for a task that fails everywhere."""
-        answers = Answers[R](self._faults.watched(task.name, items, len(self.devices)), at_least)
+    def _heard(
+        self, task: Task[Any, R], items: Iterator[Answer[R] | Silence], at_least: int, clients: int = 0
+    ) -> Answers[R]:
+        """Answers of the ask that begins now, watched for a task that fails everywhere: on all devices, or so many."""
+        answers = Answers[R](self._faults.watched(task.name, items, clients or len(self.devices)), at_least)
         self._slots.reading(cast("Answers[object]", answers))
         return answers
 

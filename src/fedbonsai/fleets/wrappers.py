@@ -82,11 +82,13 @@ class Metered(Wrapper):
     def __init__(self, inner: Fleet, ledger: Ledger) -> None:
         super().__init__(inner)
         self.ledger = ledger
+        self._sent: dict[Device, str] = {}
 
     def ask(self, task: Task[M, R], send: Mapping[Device, M], at_least: int = 1) -> Answers[R]:
-        """Ask, and book as the answers come."""
+        """Ask, and book as the answers come, which may be to what was asked before."""
         scope, _ = self.where()
-        sent = {device: name_of(request) for device, request in send.items()}
+        self._sent |= {device: name_of(request) for device, request in send.items()}
+        sent = dict(self._sent)
 
         answers = self.inner.ask(task, send, 0)
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from fedbonsai.data.config import DataConfig
 from fedbonsai.errors import ConfigError
+from fedbonsai.fleets.buffer import Buffer
 from fedbonsai.objectives import Classification, Objective
 from fedbonsai.stages.sampling import Sticky
 from fedbonsai.stages.settings import PROBABILITY, Range, out_of_range, raise_all
@@ -241,6 +242,8 @@ class RunConfig:
     """Where clients run."""
     clock: ClockConfig = field(default_factory=ClockConfig)
     """Virtual clock."""
+    buffer: Buffer = field(default_factory=Buffer)
+    """Whether rounds end with the first answers while others work on (FedBuff)."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     """What the run may spend."""
 
@@ -266,11 +269,54 @@ class RunConfig:
             faults.append(f"budget.{self.budget.timed[0]} needs a clock: set clock.devices, such as raspberry-pi-4")
         if self.clock.devices and not self.fleet.wire:
             faults.append("clock.devices needs fleet.wire: a clock counts the seconds of real bytes")
+        faults += unbuffered(self)
         method = _placed(_scheduled(self.method, self.rounds), self.clock.devices)
         faults += unplaced(getattr(method, "capacity", None))
         if faults:
             raise ValueError("; ".join(faults))
         object.__setattr__(self, "method", method)
+
+
+def asked_of(config: RunConfig, devices: int) -> int:
+    """How many of so many devices are asked in a round, where the method says so."""
+    return config.buffer.size or getattr(config.method, "cohort", 0) or devices
+
+
+def unbuffered(config: RunConfig) -> list[str]:
+    """Reasons why rounds of this run cannot end with the first answers while others work on."""
+    size, method = config.buffer.size, config.method
+    if not size:
+        return []
+    first = config.fleet.flower.first if config.fleet.kind == "flower" else config.clock.first
+    faults = [
+        text
+        for bad, text in (
+            (
+                config.fleet.kind != "flower" and not config.clock.devices,
+                f"buffer.size = {size}: which answers come first is told by a clock; set clock.devices, or run on devices "
+                "(fleet.kind = 'flower')",
+            ),
+            (
+                bool(first),
+                f"buffer.size = {size}: a round ends with so many answers, and first = {first} drops the others; leave it out",
+            ),
+            (
+                bool(getattr(method, "cohort", 0)),
+                f"method.cohort = {getattr(method, 'cohort', 0)}: in buffered rounds buffer.concurrency says how many devices "
+                "work; leave cohort out",
+            ),
+        )
+        if bad
+    ]
+    borne = getattr(method, "buffered", None)
+    if borne is None:
+        name = getattr(method, "method_name", type(method).__name__)
+        return [
+            *faults,
+            f"buffer.size = {size}: method {name} makes its step of answers to what it asked in the same round; take a recipe "
+            "of averaging with coded changes, such as fedbuff, topk-ef, stc or qsgd, or leave buffer out",
+        ]
+    return faults + [f"buffer.size = {size}: {why}" for why in borne()]
 
 
 def _scheduled(method: object, rounds: int) -> object:

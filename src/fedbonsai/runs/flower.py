@@ -11,6 +11,7 @@ import os
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None) -> Bui
     """
 
     def build(config: RunConfig, split: Path | None = None, answers: Path | None = None) -> RunContext:
+        from fedbonsai.fleets.flower.buffered import BufferedFlowerFleet
         from fedbonsai.fleets.flower.fleet import FlowerFleet
         from fedbonsai.fleets.flower.hello import needed
         from fedbonsai.fleets.flower.samples import form_of
@@ -76,7 +78,8 @@ def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None) -> Bui
         ask, form, asks, held = question(config, held), form_of(held), held.asks, held.supposed()
         start, said = rehearsed(config, held)
         asked, ledger = config.fleet.flower, Ledger()
-        fleet: Fleet = FlowerFleet(
+        kind = partial(BufferedFlowerFleet, buffer=config.buffer) if config.buffer.size else FlowerFleet
+        fleet: Fleet = kind(
             grid,
             form,
             expect=asked.devices,

@@ -14,7 +14,7 @@ from fedbonsai import training
 from fedbonsai.core import Client
 from fedbonsai.fleets.envelope import failure
 from fedbonsai.model import Model
-from fedbonsai.runs.config import RunConfig, local_training
+from fedbonsai.runs.config import RunConfig, asked_of, local_training
 from fedbonsai.runs.loop import Observer
 from fedbonsai.runs.setup import RunContext, clients
 from fedbonsai.runs.shown import Screen, span
@@ -58,7 +58,7 @@ def training_seconds(config: RunConfig, scene: RunContext, rounds: int) -> float
     """
     method: Any = config.method
     people = clients(scene.federation, config.fleet.device)
-    asked = getattr(method, "cohort", 0) or len(people)
+    asked = asked_of(config, len(people))
     how = local_training(method)
     me: Client = max(people, key=lambda person: len(person.train))
     trial = how.but(steps=4)
@@ -93,7 +93,7 @@ class Guess:
 
 def guess(config: RunConfig, scene: RunContext, rounds: int) -> Guess:
     """What rounds may take: measured on a few steps here, and from the dense model's size; all are upper guesses."""
-    asked = getattr(config.method, "cohort", 0) or len(scene.federation.ids)
+    asked = asked_of(config, len(scene.federation.ids))
     dense, took, why = len(encode(scene.model)), float("nan"), ""
     try:
         with doing("estimate"):
@@ -105,7 +105,7 @@ def guess(config: RunConfig, scene: RunContext, rounds: int) -> Guess:
 
 def estimate(config: RunConfig, scene: RunContext, first: int) -> str:
     """What the run may take, in a line."""
-    asked = getattr(config.method, "cohort", 0) or len(scene.federation.ids)
+    asked = asked_of(config, len(scene.federation.ids))
     rounds = config.rounds - first
     found = guess(config, scene, rounds)
     took = f"an unknown time ({found.why})" if found.why else span(found.seconds)

@@ -22,6 +22,7 @@ from fedbonsai.devices.networks import all_known
 from fedbonsai.devices.profile import profile
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.based import Based
+from fedbonsai.fleets.buffered import Buffered
 from fedbonsai.fleets.costs import Costs
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
@@ -225,10 +226,11 @@ def fleet_of(
     timed: Callable[[Fleet], Fleet] | None = None,
     base: str = "",
     scaled: bool = False,
+    buffered: bool = False,
 ) -> Fleet:
     """The fleet that a configuration names; ``timed`` puts a clock around it, ``base`` is of the network.
 
-    With ``scaled`` its clients will be sent what normalises their data.
+    With ``scaled`` its clients will be sent what normalises their data; ``buffered`` says that the clock's rounds do not wait.
 
     Raises:
         ConfigError: settings that exclude each other.
@@ -242,11 +244,13 @@ def fleet_of(
     fleet = Metered(fleet, ledger)
     if config.flaky:
         fleet = Flaky(fleet, config.flaky)
+    if config.record and answers is not None and buffered:  # what was asked, in whichever round it is answered
+        fleet = Recorded(fleet, answers)
     if timed is not None:
         fleet = timed(fleet)
     if (base or scaled) and config.wire:
         fleet = Based(fleet, base, ledger)
-    if config.record and answers is not None:
+    if config.record and answers is not None and not buffered:
         fleet = Recorded(fleet, answers)
     return fleet
 
@@ -288,10 +292,12 @@ def run_context(config: RunConfig, split: Path | None = None, answers: Path | No
         costs = Costs()
         clock = clock_of(config.clock, held.ids, config.seed)
         timed = partial(Timed, clock=clock, costs=costs)
+        if config.buffer.size:
+            timed = partial(Buffered, clock=clock, costs=costs, buffer=config.buffer)
     batch, told_of_it = together(config, start, held.supposed())
     config = replace(config, fleet=replace(config.fleet, batch=batch))
     people = clients(held, config.fleet.device)
-    fleet = fleet_of(config.fleet, people, ledger, answers, timed, start.arch.base, asks)
+    fleet = fleet_of(config.fleet, people, ledger, answers, timed, start.arch.base, asks, bool(config.buffer.size))
     empty = held.samples[:0]
     server = Client("server", config.seed, held.server if len(held.server) else empty, empty, config.fleet.device)
     said = (*said, *told_of_it)

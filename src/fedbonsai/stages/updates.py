@@ -171,7 +171,8 @@ def combine(
 ) -> Combined:
     """Weighted mean of the updates; one that is damaged or not finite is dropped, with what its client kept.
 
-    ``factors`` say by device how much more it counts (`sampling.Sticky`); not with distances.
+    ``factors`` say by device how much more it counts (`sampling.Sticky`); not with distances. An answer to an earlier round's
+    request counts by its weight, and the mean change is as much smaller: ``sum n s change / sum n`` (FedBuff).
 
     Without distances updates are added as they come, in the memory of one. With distances they are held packed and
     decoded once for the mean, once for its distances and once for the result.
@@ -182,14 +183,15 @@ def combine(
     how = how or Weighting()
     if how.needs_distances:
         return _by_distance(answers, start, fleet, how)
-    mean, total, loss, withheld, examples = tree.Mean(), 0.0, 0.0, 0.0, 0
+    mean, total, loss, withheld, examples, damped = tree.Mean(), 0.0, 0.0, 0.0, 0, False
     whole, devices, counts = True, list[str](), list[float]()
     usable = Usable(answers, fleet, lambda answer: _weights(answer.value, start))
     for answer, found in usable:
         share = answer.value.examples if how.prior == "examples" else 1
         if factors:
             share *= factors[answer.device.id]
-        mean.add(found, share)
+        mean.add(found, share * answer.weight if answer.weight != 1 else share)
+        damped = damped or answer.weight != 1
         whole = not isinstance(answer.value.result, Packed | Parts)
         devices.append(answer.device.id)
         counts.append(share)
@@ -198,8 +200,11 @@ def combine(
     if not mean.weight:
         raise usable.none()
     shares = dict(zip(devices, (share / total for share in counts), strict=True))
+    result = mean.result()
+    if damped:
+        result = {name: value * (mean.weight / total) for name, value in result.items()}
     return Combined(
-        mean.result(), whole, examples, loss / total, usable.dropped, tuple(devices), shares, withheld=withheld / total
+        result, whole, examples, loss / total, usable.dropped, tuple(devices), shares, withheld=withheld / total
     )
 
 

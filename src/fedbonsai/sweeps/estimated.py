@@ -88,7 +88,7 @@ def seconds(run: Run) -> float:
 def kind_of(config: RunConfig) -> str:
     """What a few steps depend on."""
     table = unstructure(config)
-    kept = {name: table[name] for name in ("rounds", "evaluate_every", "data", "model", "objective", "fleet")}
+    kept = {name: table[name] for name in ("rounds", "evaluate_every", "data", "model", "objective", "fleet", "buffer")}
     how = {name: unstructure(each) for name, each in optimizers_of(config.method).items()}
     method = table["method"]
     return json.dumps([kept, how, method["name"], method.get("cohort")], sort_keys=True, default=str)

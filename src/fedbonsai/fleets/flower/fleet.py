@@ -204,21 +204,21 @@ class FlowerFleet(Remembers):
         letters = self._send(scope, ask, task, send)
         return self._heard(task, self._run(task, letters, until), at_least)
 
-    def _send(self, scope: Scope, ask: int, task: Task[Any, Any], send: Mapping[Device, object]) -> list[_Letter]:
+    def _send(self, scope: Scope, ask: int, task: Task[Any, Any], send: Mapping[Device, object]) -> list[Letter]:
         there = set(self._grid.get_node_ids())
         shared: dict[int, ArrayRecord] = {}
-        letters: list[_Letter] = []
+        letters: list[Letter] = []
         messages: list[Message] = []
         for (device, _), payload in zip(send.items(), post(send), strict=True):
             head = envelope(scope, ask, task.name, device.id, self._slots.base(device.id))
             node = self._nodes.get(device.id)
             if node not in there:
-                letters.append(_Letter(device, head, 0, trouble="not connected"))
+                letters.append(Letter(device, head, 0, trouble="not connected"))
                 continue
             start = slot_of(self._slots.memory(device.id))
             raw = encode(Request(head, start, self._form, hello.VERSION))
             array = shared.get(id(payload)) or shared.setdefault(id(payload), packed(payload))
-            letters.append(_Letter(device, head, len(raw) + len(payload), node=node))
+            letters.append(Letter(device, head, len(raw) + len(payload), node=node))
             messages.append(
                 Message(pack(raw, array), node, TRAIN, ttl=self._deadline + AFTER, group_id=str(scope.round))
             )
@@ -229,7 +229,7 @@ class FlowerFleet(Remembers):
                 letter.trouble = "" if letter.id else "Flower did not take the message"
         return letters
 
-    def _run(self, task: Task[Any, Any], letters: list[_Letter], until: float) -> Iterator[Answer[Any] | Silence]:
+    def _run(self, task: Task[Any, Any], letters: list[Letter], until: float) -> Iterator[Answer[Any] | Silence]:
         outstanding = {letter.id: number for number, letter in enumerate(letters) if not letter.trouble}
         spool, heard = Spool(NEAR), 0
         try:
@@ -250,7 +250,7 @@ class FlowerFleet(Remembers):
         finally:
             spool.close()
 
-    def _receive(self, letters: list[_Letter], outstanding: dict[str, int], spool: Spool, reply: Message) -> bool:
+    def _receive(self, letters: list[Letter], outstanding: dict[str, int], spool: Spool, reply: Message) -> bool:
         """Put a reply where its turn will find it; whether it is an answer."""
         number = outstanding.pop(reply.metadata.reply_to_message_id, None)
         if number is None:
@@ -273,7 +273,7 @@ class FlowerFleet(Remembers):
         spool.put(number, payload)
         return not letter.reply.receipt.silent
 
-    def _open(self, task: Task[Any, Any], letter: _Letter, payload: bytes) -> Answer[Any] | Silence:
+    def _open(self, task: Task[Any, Any], letter: Letter, payload: bytes) -> Answer[Any] | Silence:
         """The answer in a letter, with what it says of the device's memory."""
         device, reply = letter.device, letter.reply
         if reply is None:
@@ -320,7 +320,7 @@ class FlowerFleet(Remembers):
         """Nothing to give back: the Grid is Flower's."""
 
 
-class _Letter:
+class Letter:
     """One request on its way, and what became of it."""
 
     def __init__(self, device: Device, head: Envelope, down: int, trouble: str = "", node: int = 0) -> None:

@@ -172,6 +172,28 @@ class Averaging:
             + out_of_range(self, ramp=NOT_NEGATIVE, rate=POSITIVE)
         )
 
+    def buffered(self) -> list[str]:
+        """Reasons why rounds cannot end with the first answers while other devices work on; empty where they can."""
+        return when(
+            (
+                not self.uplink.stages,
+                "devices must send changes, since what they began from is not the model of now: set method.uplink, to "
+                "['fp32'] if nothing shall be lost",
+            ),
+            (self.uplink.estimates, "ef21's estimates need each round's answers in that round: use ef14"),
+            (
+                self.weighting.needs_distances,
+                "weights by distance compare the changes of one round: leave method.weighting out",
+            ),
+            (self.aggregate_feedback, "aggregate_feedback is of the last round's change: use ef14"),
+            (self.sticky.group > 0, "buffer.concurrency draws who works: leave method.sticky out"),
+            (
+                self.downlink.delta,
+                "downlink.delta must know which version a device holds, which answers of earlier rounds do not say: leave it "
+                "out; a chain that sends the model coded can stay",
+            ),
+        )
+
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """The initial model; EF21 weighs by all samples, so it asks how many there are."""
         examples = 0
