@@ -21,6 +21,7 @@ from typing import Any
 from experiments.plans import experiments, highlights, plan_of
 from experiments.reported import Reported, statement, verdict
 from experiments.task_table import tasks
+from experiments.time_table import times as waiting_times
 from fedbonsai.arch import Arch, networks
 from fedbonsai.model import Model
 from fedbonsai.stages.pruning.figures import figures
@@ -90,6 +91,7 @@ def page() -> str:
     ]
     lines += ["## Tasks", "", *tasks(names(TASKS), results_of(TASKS)), ""]
     lines += ["## Not run", "", *absent(), "", "## Bytes to a goal", "", *reach(), "", *fewest(), ""]
+    lines += ["## Seconds to a goal", "", *waiting_times(names("buffered"), results_of("buffered")), ""]
     lines += ["## Speed", "", *speed(), "", "## Size", "", *sizes()]
     return "\n".join(lines).rstrip() + "\n"
 
