@@ -12,7 +12,7 @@ from fedbonsai.cli import main
 from fedbonsai.errors import ConfigError, NothingLearned
 from fedbonsai.objectives.base import measure_named
 from fedbonsai.runs import recipes
-from fedbonsai.runs.loop import _flat
+from fedbonsai.runs.loop import _ended, _flat
 from fedbonsai.runs.run import execute, load
 from fedbonsai.runs.setup import run_context
 from fedbonsai.training.evaluate import evaluate
@@ -150,6 +150,15 @@ def test_rounds_without_a_better_measure_are_counted_where_something_was_learned
     for row, of in zip(own, rows, strict=True):
         row |= {f"personal_{measure}": of[f"valid_{measure}"]} if f"valid_{measure}" in of else {}
     assert _flat(own, measure_named(measure)) == (expected if any(f"personal_{measure}" in row for row in own) else 1)
+
+
+def test_a_target_is_of_the_devices_own_models_where_a_method_has_them():
+    config = quick(target=0.8)
+    scene = run_context(config)
+    row = {"round": 0, "skipped": False, "answered": 4, "valid_accuracy": 0.9}
+    assert _ended(config, scene, [row]) == "target reached"
+    assert _ended(config, scene, [{**row, "personal_accuracy": 0.7}]) == ""
+    assert _ended(config, scene, [{**row, "valid_accuracy": 0.1, "personal_accuracy": 0.8}]) == "target reached"
 
 
 def test_rounds_that_nobody_answers_are_retried_then_skipped(tmp_path):

@@ -223,7 +223,8 @@ class RunConfig:
     evaluate_every: int = 1
     """Rounds between evaluations on the test set; the last round is always evaluated."""
     target: float = 0.0
-    """If not 0: stop when the measure that decides (`objective.metric`) reaches it on the clients' validation parts."""
+    """If not 0: stop when the measure that decides (`objective.metric`) reaches it on the clients' validation parts; that of
+    the devices' own models, where a method has them."""
     patience: int = 0
     """If not 0: stop when the measure on the clients' validation parts has got no better in so many rounds with an update."""
     retries: int = 2

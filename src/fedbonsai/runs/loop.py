@@ -274,21 +274,25 @@ def _simulated(scene: RunContext, spent: list[dict[str, Any]]) -> dict[str, Any]
 def _ended(config: RunConfig, scene: RunContext, rows: list[dict[str, Any]]) -> str:
     """Why the run ends after its last row; empty if it goes on."""
     measure = config.objective.measure
-    if config.target and measure.reached(rows[-1].get(f"valid_{measure.name}", nan), config.target):
+    if config.target and measure.reached(rows[-1].get(_judged(rows, measure), nan), config.target):
         return "target reached"
     if config.patience and (since := _flat(rows, measure)) >= config.patience:
         return f"validation {measure.words} was at its best {since} rounds ago"
     return _used_up(config, scene)
 
 
+def _judged(rows: list[dict[str, Any]], measure: Measure) -> str:
+    """The column by which a run is judged: of models that devices have of their own, where a method has them."""
+    kinds = (f"personal_{measure.name}", f"valid_{measure.name}")
+    return next((kind for kind in kinds if any(kind in row for row in rows)), "")
+
+
 def _flat(rows: list[dict[str, Any]], measure: Measure) -> int:
     """Rounds with an update up to the last evaluated one in which the measure on the clients' validation parts got no better.
 
-    Models that devices have of their own are what is judged there, where a method has them. What is no number, as after
-    steps that were too long, is worse than every number.
+    What is no number, as after steps that were too long, is worse than every number.
     """
-    kinds = (f"personal_{measure.name}", f"valid_{measure.name}")
-    name = next((kind for kind in kinds if any(kind in row for row in rows)), "")
+    name = _judged(rows, measure)
     sign = 1.0 if measure.better == "higher" else -1.0
     taken = [place for place, row in enumerate(rows) if name in row]
     if not taken:
