@@ -10,8 +10,11 @@ OLDEST := .venv-oldest
 OLDEST_TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 OLDEST_TESTS ?= $(addprefix tests/,runs fleets codec wire data sparse export reports pruning conformance.py)
 
+# tests start hundreds of processes, each of which would compile all modules anew
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-flower test-oldest check lint fuzz bench experiments docs wheel clean
+.PHONY: help setup demo test test-all test-flower test-oldest check lint quick fuzz bench experiments docs wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,7 +55,10 @@ lint: $(READY)  ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-check: lint  ## format, lint, types and fast tests
+check: $(READY)  ## format, lint, types and fast tests, side by side
+	$(MAKE) --no-print-directory -j 2 lint quick
+
+quick: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 fuzz: $(READY)  ## ten minutes of damaged messages (SECONDS=600)
