@@ -31,7 +31,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## FedAvg and five methods on digits, and a report of them
 	$(BIN)/python demo.py
 
-test: $(READY)  ## the tests, in less than ten minutes on two cores
+test: $(READY)  ## the tests, in about ten minutes on two idle cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not exhaustive"
 
 test-all: $(READY)  ## the tests and every case of what a few cases stand for, with freshly drawn examples
@@ -58,7 +58,7 @@ lint: $(READY)  ## format, lint and types
 check: $(READY)  ## format, lint, types and fast tests, side by side
 	$(MAKE) --no-print-directory -j 2 lint quick
 
-quick: $(READY)
+quick: $(READY)  ## the fast tests alone
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 fuzz: $(READY)  ## ten minutes of damaged messages (SECONDS=600)
