@@ -10,8 +10,11 @@ OLDEST := .venv-oldest
 OLDEST_TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 OLDEST_TESTS ?= $(addprefix tests/,runs fleets codec wire data sparse export reports pruning conformance.py)
 
+# tests start hundreds of processes, each of which would compile all modules anew
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-flower test-oldest check lint fuzz bench experiments docs wheel clean
+.PHONY: help setup demo test test-all test-flower test-oldest check lint quick fuzz bench experiments docs wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,7 +31,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## FedAvg and five methods on digits, and a report of them
 	$(BIN)/python demo.py
 
-test: $(READY)  ## the tests, in about a quarter of an hour on two cores
+test: $(READY)  ## the tests, in about ten minutes on two idle cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not exhaustive"
 
 test-all: $(READY)  ## the tests and every case of what a few cases stand for, with freshly drawn examples
@@ -52,7 +55,10 @@ lint: $(READY)  ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-check: lint  ## format, lint, types and fast tests
+check: $(READY)  ## format, lint, types and fast tests, side by side
+	$(MAKE) --no-print-directory -j 2 lint quick
+
+quick: $(READY)  ## the fast tests alone
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 fuzz: $(READY)  ## ten minutes of damaged messages (SECONDS=600)

@@ -1,9 +1,15 @@
-"""One thread per process, so that byte-equal means byte-equal; no deadlines, since torch's first call is slow."""
+"""One thread per process, so that byte-equal means byte-equal; no deadlines, since torch's first call is slow.
+
+What tests write lies in memory where there is some: they write tens of thousands of small files, and a disk takes milliseconds to
+sync one and to remove it.
+"""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,9 +24,24 @@ settings.register_profile(
 )
 settings.load_profile("fedbonsai")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+MEMORY = Path("/dev/shm")  # of Linux; in a container it may be too small for anything
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it; what another version drew or measured is not wanted
-    os.environ["FEDBONSAI_CACHE"] = tempfile.mkdtemp(prefix="fedbonsai-cache-")
+    if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 2e9:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+    root = os.environ.get("PYTEST_DEBUG_TEMPROOT")
+    os.environ["FEDBONSAI_CACHE"] = tempfile.mkdtemp(prefix="fedbonsai-cache-", dir=root)
     atexit.register(shutil.rmtree, os.environ["FEDBONSAI_CACHE"], ignore_errors=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Make hundreds of thousands of objects, of which none is garbage."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import ast
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 SRC = Path(__file__).parents[1] / "src"
@@ -15,6 +16,7 @@ def name_of(file: Path) -> str:
 FILES = {name_of(file): file for file in SRC.rglob("*.py")}
 
 
+@cache
 def imports(name: str) -> set[str]:
     """Modules of the library that a module imports."""
     found: set[str] = set()
@@ -27,9 +29,6 @@ def imports(name: str) -> set[str]:
     return {module for module in found if module in FILES}
 
 
-IMPORTS = {name: imports(name) for name in FILES}
-
-
 def room(name: str) -> str:
     """The room of a method that a module lies in; empty for all other modules."""
     parts = name.split(".")
@@ -40,7 +39,7 @@ def reached(name: str) -> set[str]:
     """Every module that a module leads to."""
     seen, todo = set[str](), [name]
     while todo:
-        new = IMPORTS[todo.pop()] - seen
+        new = imports(todo.pop()) - seen
         seen |= new
         todo += new
     return seen
@@ -74,7 +73,7 @@ def test_no_room_looks_into_another():
     wrong = [
         f"{name} imports {module}"
         for name in FILES
-        for module in IMPORTS[name]
+        for module in imports(name)
         if room(name) and room(module) and room(name) != room(module)
     ]
     assert not wrong

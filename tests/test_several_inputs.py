@@ -157,6 +157,7 @@ def test_each_input_is_read_and_normalised_as_it_is_alone(given):
         assert torch.equal(alone.samples.x, found[name])
 
 
+@pytest.mark.slow
 def test_the_network_is_called_by_name_and_learns(finished):
     run = finished
     assert run.score > 0.85
@@ -166,6 +167,7 @@ def test_the_network_is_called_by_name_and_learns(finished):
     assert structure(unstructure(run.model.arch), Arch) == run.model.arch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["fedavg", "static-magnitude", "prunefl"])
 def test_it_trains_as_a_network_that_cuts_one_row_itself(given, recipe):
     named = run_context(config(given, recipe))
@@ -239,6 +241,7 @@ def test_methods_that_cut_a_network_refuse_it_by_name(given, recipe):
         states(config(given, recipe, **{"model.name": "test-parts", **more}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("int8", [False, True])
 def test_onnx_takes_each_input_by_its_name(finished, int8, tmp_path):
     trained = Trained.of(finished)

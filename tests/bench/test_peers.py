@@ -42,6 +42,7 @@ def work(file):
 
 
 @pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.slow
 def test_the_plain_network_is_that_of_the_zoo(norm, work):
     model = Model.init(arch(norm, 8), 1)
     plain, x = network(norm, work.weights(norm)), work.test()[0][:5]
@@ -73,6 +74,7 @@ def test_only_whole_passes_count_as_rounds(work):
     assert same(list(passes), 0)  # after the last round it begins again
 
 
+@pytest.mark.slow
 def test_the_library_and_flowers_fedavg_end_at_the_same_weights(file, work, tmp_path):
     people = [Client(work.facts["ids"][k], 0, *[Samples(*work.samples(k))] * 2) for k in work.clients]
     fleet, method = LocalFleet(people), method_of("fedavg", settings_of(work.facts))
@@ -119,6 +121,7 @@ def why(name, **places):
     return next(p for p in peers(Places(**places), 10) if p.name == name).missing()
 
 
+@pytest.mark.slow
 def test_a_missing_peer_says_what_is_missing_and_what_to_do(tmp_path):
     assert "give --fedpruning PATH" in why("FedPruning, fedavg")
     assert "github.com/apple/pfl-research and give --pfl PATH" in why("pfl-research")

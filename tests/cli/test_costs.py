@@ -5,6 +5,7 @@ import pytest
 
 import fedbonsai
 from fedbonsai.cli import main
+from fedbonsai.devices.measure import NETWORKS
 from fedbonsai.devices.profile import profile
 
 QUICK = ["--rounds", "2", "--data.limit", "200", "--data.clients", "4", "--data.partition", "iid", "--quiet"]
@@ -61,7 +62,10 @@ def test_profile_refuses_before_it_measures(capsys):
 
 
 @pytest.mark.slow
-def test_profile_measures_this_machine_and_a_run_can_use_it(capsys):
+@pytest.mark.parametrize("count", [5, pytest.param(len(NETWORKS), marks=pytest.mark.exhaustive)])
+def test_profile_measures_this_machine_and_a_run_can_use_it(capsys, monkeypatch, count):
+    # the last network alone takes as long as all the others
+    monkeypatch.setattr("fedbonsai.devices.measure.NETWORKS", NETWORKS[:count])
     assert (
         main(
             ["profile", "here.toml", "--seconds", "0.01", "--network", "mlp", "--name", "here", "--compute-watts", "31"]

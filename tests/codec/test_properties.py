@@ -56,7 +56,9 @@ def test_selection_of_large_tensors_never_depends_on_the_sample(kind, k):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("n", [4_096, 131_073, 1_048_577, 1_200_003])
+@pytest.mark.parametrize(
+    "n", [4_096, 131_073, *(pytest.param(n, marks=pytest.mark.slow) for n in (1_048_577, 1_200_003))]
+)
 def test_selection_at_the_edges_of_its_blocks(n, dtype):
     x = np.random.default_rng(n).integers(-40, 41, n).astype(dtype)  # ties everywhere
     x[[0, -1]] = 41, -41

@@ -62,7 +62,10 @@ def test_the_nearest_rising_sequence():
     assert rising([3.0, 2.0, 1.0]).tolist() == [2.0, 2.0, 2.0]
 
 
-@pytest.mark.parametrize("name", ["resnet-tiny", "cnn-mnist", "lenet5"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("resnet-tiny", "cnn-mnist")]
+
+
+@pytest.mark.parametrize("name", [*SLOW, "lenet5"])
 def test_narrowed_networks_run_and_have_their_share_of_operations(name):
     sample = (3, 32, 32) if name == "resnet-tiny" else (1, 28, 28)
     model = Model.init(Arch(name), 0)

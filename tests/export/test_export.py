@@ -174,8 +174,13 @@ def runs(tmp_path_factory):
     }
 
 
+SMALLER = {("executorch", True)}  # the physically smaller network stands for the dense one
 CASES = [
-    *(("fedavg", name, int8) for name, form in FORMATS.items() for int8 in ([False, True] if form.int8 else [False])),
+    *(
+        pytest.param("fedavg", name, int8, marks=[pytest.mark.exhaustive] * ((name, int8) in SMALLER))
+        for name, form in FORMATS.items()
+        for int8 in ([False, True] if form.int8 else [False])
+    ),
     ("fl-pqsu", "onnx", True),
     ("fl-pqsu", "executorch", True),
     ("fedtiny", "compact", True),

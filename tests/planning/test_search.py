@@ -40,7 +40,11 @@ def test_a_setting_is_given_the_rounds_that_its_limit_allows_and_some_more(whole
     assert all(each.standing.within(Limits(bytes=500)) for each in whole.feasible())
 
 
-@pytest.mark.parametrize("kill", range(1, 30, 3))
+STOPS = [pytest.param(kill, marks=[pytest.mark.exhaustive] * (kill % 9 != 1)) for kill in range(1, 30, 3)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", STOPS)
 def test_a_search_that_was_stopped_twice_is_as_one_that_was_not(tmp_path, whole, kill):
     asked, limits = question(bytes=500), Limits(bytes=500)
     for stop in (kill, 1 + kill // 2):  # calls of the second attempt are fewer, since what is done is not done again

@@ -32,15 +32,17 @@ KINDS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {  # network, op
 WORDS = ("char-gru", "tokens")  # kinds whose inputs are whole numbers
 
 
-def model(kind: str, seed: int = 0) -> Model:
-    """Of a kind, with its initial weights."""
+def model(kind: str, seed: int = 0, **more: int) -> Model:
+    """Of a kind, with its initial weights; ``more`` are options in place of those above."""
     name, options, _ = KINDS[kind]
+    options = options | more
     return Model.init(Arch(name, options, Tokens()) if kind in WORDS else Arch(name, options), seed)
 
 
-def inputs(kind: str, count: int = 3, seed: int = 0) -> Tensor:
-    """A batch of a kind."""
+def inputs(kind: str, count: int = 3, seed: int = 0, length: int = 0) -> Tensor:
+    """A batch of a kind; rows of another length where one is given."""
     _, options, shape = KINDS[kind]
+    shape = (length, *shape[1:]) if length else shape
     random = torch.Generator().manual_seed(seed)
     if kind in WORDS:
         return torch.randint(0, options["vocabulary"], (count, *shape), generator=random)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from fedbonsai import bases
+from fedbonsai import bases, forked
 from fedbonsai.arch import Arch, networks
 from fedbonsai.choice import homes
 from fedbonsai.core import Answer, Answers, Client, Device, Scale, Scope, Silence, Task
@@ -80,11 +79,7 @@ class PoolFleet(Remembers):
         super().__init__()
         self.devices = tuple(Device(client.id) for client in clients)
         self._shared = (*share(clients), bases.shared())
-        # forkserver: torch is imported once, in a process that has no threads yet, and workers are forked from there
-        kind = "spawn" if sys.platform == "win32" else "forkserver"
-        self._context = multiprocessing.get_context(kind)
-        if kind == "forkserver":
-            self._context.set_forkserver_preload(["fedbonsai.fleets.worker", "fedbonsai.zoo", "fedbonsai.methods"])
+        self._context = forked.context()
         self._serial, self._batch, self._books = 0, batch, Books()
         self._workers = [self._start() for _ in range(workers)]
 
@@ -93,7 +88,7 @@ class PoolFleet(Remembers):
         named = [*networks().values(), *codec_stages().values()]
         modules = sorted(({own.__module__ for own in named} | homes()) - {"__main__"})
         modules += [name for name in networks() if ":" in name]
-        process = self._context.Process(target=work, args=(theirs, *self._shared, modules), daemon=True)  # type: ignore[attr-defined]
+        process = forked.process(self._context, work, theirs, *self._shared, modules, daemon=True)
         process.start()
         theirs.close()
         return _Worker(process, ours)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from math import inf
-from multiprocessing import get_context
 from types import TracebackType
 from typing import TypeVar
 
+from fedbonsai import forked
 from fedbonsai.errors import ConfigError
 from fedbonsai.runs.jobs import settle_in
 
@@ -51,8 +52,11 @@ class Pool:
         if not items:
             return
         if self._held is None:
-            context = get_context("spawn")
-            self._held = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_begun)
+            made, given = (
+                forked.context(["fedbonsai.planning.probe", "fedbonsai.planning.trial"]),
+                (dict(os.environ), _begun),
+            )
+            self._held = ProcessPoolExecutor(self.workers, made, forked.begun, given)
         going: dict[Future[R], int] = {self._held.submit(function, item): place for place, item in enumerate(items)}
         try:
             while going:

@@ -11,12 +11,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NoReturn
 
+from fedbonsai import forked
 from fedbonsai.errors import ConfigError, FedbonsaiError, said
 from fedbonsai.runs import recipes
 from fedbonsai.runs.config import RunConfig
@@ -114,9 +115,9 @@ class Worker:
         self._hire()
 
     def _hire(self) -> None:
-        context = get_context("spawn")
+        context = forked.context(["fedbonsai.runs.run"])
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs,))
+        self.process = forked.process(context, _work, theirs)
         self.process.start()
         theirs.close()  # so that our end says when the process is gone
 

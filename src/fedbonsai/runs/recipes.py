@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
+from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin
 
@@ -25,9 +27,15 @@ SHORT = {"devices": "clock.devices", "link": "clock.link", "fleet": "fleet.kind"
 
 def shipped() -> dict[str, str]:
     """Names and texts of the shipped recipes."""
+    return {name: text_of(file) for name, file in _shipped().items()}
+
+
+@cache
+def _shipped() -> Mapping[str, Traversable]:
+    """Names and files of the shipped recipes."""
     folders = [room / "recipes" for room in files(METHODS).iterdir() if room.is_dir()]
     found = [file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.name.endswith(".toml")]
-    return {file.name.removesuffix(".toml"): text_of(file) for file in sorted(found, key=lambda file: file.name)}
+    return {file.name.removesuffix(".toml"): file for file in sorted(found, key=lambda file: file.name)}
 
 
 def text(name: str) -> str:
@@ -40,13 +48,13 @@ def text(name: str) -> str:
         if not Path(name).exists():
             raise ConfigError(f"file {name} does not exist")
         return text_of(Path(name))
-    known = shipped()
+    known = _shipped()
     if name not in known:
         raise ConfigError(f"recipe {name!r} is not known{_meant(name, known)} Known: {', '.join(known)}")
-    return known[name]
+    return text_of(known[name])
 
 
-def _meant(name: str, known: Mapping[str, str]) -> str:
+def _meant(name: str, known: Collection[str]) -> str:
     """What to do about a recipe that is not known."""
     recipe, colon, preset = name.partition(":")
     if colon and recipe in known:

@@ -24,6 +24,9 @@ from fedbonsai.stages.codec import Chain, parse
 
 T = TypeVar("T")
 Table = dict[str, Any]
+_hints = cache(
+    get_type_hints
+)  # types stand in classes as text, and to read that takes longer than all else of a recipe
 
 
 def _strict(kind: type[Any], *also: type[Any]) -> Any:
@@ -120,7 +123,7 @@ def _choice(value: object, family: Any, default: str | None = None) -> object:
 @cache
 def families(cls: type[Any]) -> Mapping[str, tuple[Any, str]]:
     """Fields that are one choice of a family, and the choice that is so by default."""
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     return {
         field.name: (hints[field.name], _default(field).choice_name)
         for field in fields(cls)
@@ -314,7 +317,7 @@ def settings(cls: type[Any], method: str = "", prefix: str = "", chosen: object 
         prefix: of the paths.
         chosen: table of a configuration, which says whose settings those of a family are; else the default's.
     """
-    hints, table = get_type_hints(cls), cast(Table, chosen) if isinstance(chosen, dict) else {}
+    hints, table = _hints(cls), cast(Table, chosen) if isinstance(chosen, dict) else {}
     found: list[Setting] = []
     for field in fields(cls):
         kind, path, here = hints[field.name], f"{prefix}{field.name}", table.get(field.name)

@@ -604,6 +604,7 @@ def test_equal_payloads_are_one_object_for_flower(tmp_path):
     assert len({message.content["head"].object_id for message in sent}) == 3
 
 
+@pytest.mark.slow
 def test_nothing_here_can_execute_what_came_over_the_wire():
     for file in Path(fedbonsai.fleets.flower.__file__).parent.rglob("*.py"):
         names = {node.id for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Name)}

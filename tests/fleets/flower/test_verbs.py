@@ -185,6 +185,7 @@ def test_two_runs_that_devices_would_take_for_one_are_refused(tmp_path):
             submit(config, tmp_path / "two", False)
 
 
+@pytest.mark.slow
 def test_a_job_that_cannot_go_on_keeps_neither_the_server_nor_the_others_from_it():
     main(["keys", "server", "localhost"])
     federation = Federation(Path("federation"))
@@ -201,6 +202,7 @@ def test_a_job_that_cannot_go_on_keeps_neither_the_server_nor_the_others_from_it
     assert "flwr run" in said[2]
 
 
+@pytest.mark.slow
 def test_who_stops_a_run_while_the_server_is_down_has_stopped_it(tmp_path, monkeypatch):
     main(["keys", "server", "localhost"])
     federation = Federation(Path("federation"))

@@ -131,6 +131,7 @@ def test_c11_the_gradient_through_the_cut_is_autograds():
             torch.testing.assert_close(old.weights[name] - value, want[name], rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_c12_one_device_a_cluster_is_fedavg(fedavg):
     state = play(Clusters(STEP, size=1, **EXACT))
     whole = renamed(state.model.weights, "fronts.0", "") | renamed(state.model.weights, "backs.0", "")

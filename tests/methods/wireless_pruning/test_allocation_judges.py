@@ -104,8 +104,12 @@ def test_the_optimum_is_that_of_a_convex_solver(solve):
     assert judged(range(5), solve) >= 3
 
 
+MANY = [(plain, 70), (with_energy, 20), (by_error, 20)]
+ALL = [pytest.param(solve, 3 * seeds, marks=pytest.mark.exhaustive) for solve, seeds in MANY]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("solve", "seeds"), [(plain, 220), (with_energy, 60), (by_error, 60)])
+@pytest.mark.parametrize(("solve", "seeds"), [*MANY, *ALL])
 def test_the_optimum_is_that_of_a_convex_solver_in_many_cells(solve, seeds):
     assert judged(range(seeds), solve) >= 0.8 * seeds
 
