@@ -58,18 +58,20 @@ def refuse(config: RunConfig) -> None:
         raise ConfigError("fleet.kind = 'flower' excludes " + "; ".join(faults))
 
 
-def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None) -> Build:
+def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None, job: Path | None = None) -> Build:
     """How to build a run's parts when its clients are behind a Flower Grid.
 
     Args:
         grid: Flower's.
         who: names under which nodes were let in.
+        job: file of the run's job, beside which what is learned of devices is written.
     """
 
     def build(config: RunConfig, split: Path | None = None, answers: Path | None = None) -> RunContext:
         from fedbonsai.fleets.flower.buffered import BufferedFlowerFleet
         from fedbonsai.fleets.flower.fleet import FlowerFleet
         from fedbonsai.fleets.flower.hello import needed
+        from fedbonsai.fleets.flower.logbook import Logbook, logbook_of
         from fedbonsai.fleets.flower.samples import form_of
 
         refuse(config)
@@ -89,6 +91,7 @@ def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None) -> Bui
             first=asked.first,
             codecs=needed(config.method),
             who=who,
+            logbook=Logbook(logbook_of(job) if job else None),
         )
         fleet = Metered(fleet, ledger)
         if config.fleet.flaky:
@@ -152,7 +155,9 @@ def drive(grid: Any, settings: Mapping[str, Any]) -> None:
         own_modules(told["config"])
         keep_memory()
         with listening(Teller(lambda now: write(telling_of(job), now.text.encode()), every=TELL)):
-            execute(structure(told["config"], RunConfig), Path(told["folder"]), told["resume"], build=behind(grid, who))
+            execute(
+                structure(told["config"], RunConfig), Path(told["folder"]), told["resume"], build=behind(grid, who, job)
+            )
     except BaseException as error:
         kind, notes = type(error).__name__, getattr(error, "__notes__", [])
         end = {"status": "failed", "kind": kind, "reason": f"{error}" or kind, "notes": notes}

@@ -139,7 +139,9 @@ def _resume(federation: Federation, job: Path) -> list[str]:
 
 def _hand_in(federation: Federation, job: Path, told: dict[str, Any]) -> None:
     """Start a job."""
-    for left in (result_of(job), telling_of(job)):
+    from fedbonsai.fleets.flower.logbook import logbook_of
+
+    for left in (result_of(job), telling_of(job), *(() if told["resume"] else (logbook_of(job),))):
         left.unlink(missing_ok=True)
     write(job, tomli_w.dumps(told).encode())
     said = federation.flwr("run", str(federation.app), LINK, "--run-config", f"job={json.dumps(str(job))}")
