@@ -275,6 +275,20 @@ class Federation:
         for file in self.jobs.glob("*.pid"):
             forget(file, "flwr-serverapp")
 
+    def tell(self, **facts: Any) -> None:
+        """Say of this process, which serves, where it is; what changes nothing is not written.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        text = json.dumps(facts)
+        with suppress(OSError):
+            if self.state.read_text(encoding="utf-8") == text:
+                return
+        fresh = self.state.with_suffix(".new")
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(self.state)
+
     def running(self) -> dict[str, Any]:
         """What `fedbonsai serve` says of itself.
 

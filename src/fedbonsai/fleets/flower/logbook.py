@@ -115,6 +115,7 @@ class Logbook:
             self._mute = True
 
     def _entry(self, device: str) -> Entry:
+        device = _short(device)
         if device not in self.entries and len(self.entries) >= MOST:
             return Entry()  # counted nowhere
         return self.entries.setdefault(device, Entry())
