@@ -4,8 +4,10 @@ import codecs
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,11 +26,11 @@ from fedbonsai.fleets.flower.samples import Part
 from fedbonsai.fleets.flower.worker import Worker
 from fedbonsai.lock import hold
 from fedbonsai.runs import recipes
-from fedbonsai.runs.flower import drive, result_of
+from fedbonsai.runs.flower import _tell, drive, result_of, told_of
 from fedbonsai.runs.folder import Checkpoint, Folder
 from fedbonsai.runs.run import execute
 from fedbonsai.runs.structure import unstructure
-from fedbonsai.runs.submit import _error, resume_all, submit
+from fedbonsai.runs.submit import _error, _turn, resume_all, submit
 from fedbonsai.wire import encode
 from tests.cases import SMALL
 from tests.fleets.flower.nodes import grid_of
@@ -173,8 +175,6 @@ def test_two_runs_that_devices_would_take_for_one_are_refused(tmp_path):
     with federation.hold():
         with pytest.raises(ConfigError, match="very same configuration goes on in one"):
             submit(config, tmp_path / "two", False)
-        with hold(federation.jobs / "hand-in.lock"), pytest.raises(ConfigError, match="just being handed in"):
-            submit(config, tmp_path / "two", False)
         result_of(first).write_text("{}")  # it ended
         for _ in range(2):
             with pytest.raises(ConfigError, match="flwr run"):  # nobody is there to take it, which may be tried again
@@ -183,6 +183,25 @@ def test_two_runs_that_devices_would_take_for_one_are_refused(tmp_path):
         remember(second.with_suffix(".pid"), os.getpid())
         with pytest.raises(ConfigError, match=r"two is being written by a run that goes on"):
             submit(config, tmp_path / "two", False)
+
+
+def test_a_run_that_is_handed_in_at_the_same_moment_waits_for_its_turn(tmp_path):
+    main(["keys", "server", "localhost"])
+    federation = Federation(Path("federation"))
+    federation.prepare(1)
+    first, done = _turn(federation), []
+
+    def second():
+        with _turn(federation):
+            done.append(first.handle.closed)
+
+    waits = threading.Thread(target=second, daemon=True)
+    waits.start()
+    time.sleep(0.8)  # longer than `hold` tries by itself
+    assert done == []
+    first.close()
+    waits.join(HANGS)
+    assert done == [True]
 
 
 def test_a_job_that_cannot_go_on_keeps_neither_the_server_nor_the_others_from_it():
@@ -322,6 +341,32 @@ def test_a_server_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(job,
     execute(replace(config, fleet=replace(config.fleet, kind="local")), tmp_path / "simulation")
     states = [encode(Checkpoint(Folder(tmp_path / name)).load()[1]) for name in ("run", "simulation")]
     assert states[0] == states[1]
+
+
+def test_a_server_without_room_for_a_word_of_why_still_ends_by_the_disk_and_a_run_by_no_word_of_how_far_it_is(
+    job, tmp_path, monkeypatch
+):
+    config, write, grid = job
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    file = write(replace(config, rounds=1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(Unwritable, match=r"config.toml|run.json"):
+            drive(grid, {"job": str(file)})
+        _tell(file, "a word that is longer than there is room for")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not result_of(file).exists()
+    assert told_of(file) == ""
+    _tell(file, "a word")
+    assert told_of(file) == "a word"
+    # an error of Flower's own, whose database lies on a disk that is full
+    full = shutil._ntuple_diskusage(10**9, 10**9, 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    grid.push_messages = lambda messages: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        drive(grid, {"job": str(file)})
+    assert "is full; make room" in json.loads(result_of(file).read_text())["reason"]
 
 
 @pytest.mark.slow
