@@ -25,7 +25,12 @@ def test_nothing_is_known_of_who_was_only_let_in(tmp_path):
     federation = federation_in(tmp_path / "federation", ["a"])
     (device,) = Facts(federation).picture(NOW).devices
     told = dataclasses.asdict(device)
-    assert (told.pop("name"), told.pop("enrolled"), told.pop("state")) == ("a", True, "not known")  # no server runs
+    assert [told.pop(name) for name in ("name", "enrolled", "waits", "state")] == [
+        "a",
+        True,
+        False,
+        "not known",
+    ]  # no server runs
     assert set(told.values()) == {None, ""}
     federation.tell(port=1)
     with federation.hold():
@@ -121,6 +126,10 @@ def test_what_needs_attention_comes_first_and_one_cause_is_one_line(tmp_path):
     assert told[2].endswith("cannot take part: Flower says no")
     assert told[4].endswith("offline; the last of them was seen 6 min ago")
     assert "fedbonsai run --resume" in told[0]
+    federation.tell(port=1)
+    with federation.hold():
+        told = lines(Facts(federation).picture(NOW))
+    assert [line for line in told if line.startswith("warn device pi-new: waits to be let in")]
 
 
 @pytest.mark.parametrize(

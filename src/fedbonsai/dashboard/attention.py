@@ -83,6 +83,12 @@ def _devices(picture: Picture) -> Iterator[Notice]:
             lately.setdefault(device.error, []).append(device.name)
     for why, names in refused.items():
         yield Notice("bad", _named(names), f"cannot take part: {why}")
+    if waits := [
+        each.name for each in picture.devices if each.state == "not let in" and each.waits and not each.refused
+    ]:
+        yield Notice(
+            "warn", _named(waits), "waits to be let in: a server that runs does so within seconds, or says why not"
+        )
     for state in ("offline", "never seen"):
         if those := [device for device in away if device.state == state]:
             seen = max((device.last_seen for device in those if device.last_seen), default=None)

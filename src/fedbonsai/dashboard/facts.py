@@ -36,6 +36,8 @@ class DeviceFacts:
     name: str
     enrolled: bool
     """Whether its key was let in."""
+    waits: bool
+    """Whether its key lies in the folder and was not let in yet."""
     state: str
     """``online``, ``offline``, ``never seen``, or ``not let in``; ``not known`` while no server runs."""
     last_seen: float | None
@@ -159,7 +161,7 @@ class Facts:
             return "online" if now - seen[name] < ONLINE else "offline"
 
         return tuple(
-            _device(name, name in enrolled, state(name), seen.get(name), waiting.get(name, ""), by_name[name])
+            _device(name, name in enrolled, state(name), seen.get(name), waiting.get(name), by_name[name])
             for name in sorted(by_name)
         )
 
@@ -181,7 +183,7 @@ class Facts:
 
 
 def _device(
-    name: str, enrolled: bool, state: str, seen: float | None, why: str, books: list[tuple[str, Entry]]
+    name: str, enrolled: bool, state: str, seen: float | None, why: str | None, books: list[tuple[str, Entry]]
 ) -> DeviceFacts:
     entries = [entry for _, entry in books]
     last = max(entries, key=lambda entry: entry.met, default=Entry())
@@ -191,6 +193,7 @@ def _device(
     return DeviceFacts(
         name,
         enrolled,
+        why is not None,
         state,
         seen,
         last.version,
