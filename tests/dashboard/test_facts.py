@@ -59,6 +59,23 @@ def test_what_runs_learned_is_added_up_and_the_last_word_counts(tmp_path):
     assert a.error_at is None
 
 
+def test_who_is_out_stays_in_the_table_and_asks_for_no_attention(tmp_path):
+    federation = federation_in(tmp_path / "federation", ["a"], {"a": NOW})
+    book = Logbook(logbook_of(run_in(federation, "one", 1, status="finished")))
+    book.refused("gone", "has no samples")
+    list(book.heard(iter([Silence(Device("left"), "broken", 5, 0)] * 2), Scope("r", 0, 0, 0), {}))
+    book.write()
+    federation.tell(port=1)
+    with federation.hold():
+        picture = Facts(federation).picture(NOW)
+    assert [(device.name, device.state, device.silent) for device in picture.devices] == [
+        ("a", "online", None),
+        ("gone", "out", 0),
+        ("left", "out", 2),
+    ]
+    assert not [line for line in lines(picture) if "gone" in line or "left" in line]
+
+
 def test_a_run_is_what_its_folder_says_as_it_grows(tmp_path):
     federation = federation_in(tmp_path / "federation")
     job = run_in(federation, "one", 3)

@@ -75,11 +75,16 @@ def _devices(picture: Picture) -> Iterator[Notice]:
     away: list[DeviceFacts] = []
     lately: dict[str, list[str]] = {}
     for device in picture.devices:
-        if device.refused and (device.enrolled or device.state == "not let in"):
+        if device.refused and device.state != "out":
             refused.setdefault(device.refused, []).append(device.name)
         if device.state in ("offline", "never seen"):
             away.append(device)
-        if device.error_at is not None and picture.at - device.error_at < LATELY and _last_was_silent(device):
+        if (
+            device.error_at is not None
+            and picture.at - device.error_at < LATELY
+            and device.enrolled
+            and _last_was_silent(device)
+        ):
             lately.setdefault(device.error, []).append(device.name)
     for why, names in refused.items():
         yield Notice("bad", _named(names), f"cannot take part: {why}")

@@ -39,7 +39,8 @@ class DeviceFacts:
     waits: bool
     """Whether its key lies in the folder and was not let in yet."""
     state: str
-    """``online``, ``offline``, ``never seen``, or ``not let in``; ``not known`` while no server runs."""
+    """``online``, ``offline``, ``never seen``, ``not let in`` while its key waits, ``out`` once that is gone; ``not known``
+    while no server runs."""
     last_seen: float | None
     version: str
     machine: str
@@ -52,6 +53,8 @@ class DeviceFacts:
     valid: int | None
     rounds: int | None
     """Rounds of which an answer came, over all runs; None where no run met it."""
+    silent: int | None
+    """Questions that it did not answer."""
     bytes_down: int | None
     bytes_up: int | None
     seconds: float | None
@@ -153,7 +156,7 @@ class Facts:
 
         def state(name: str) -> str:
             if name not in enrolled:
-                return "not let in"
+                return "not let in" if name in waiting else "out"
             if not running:
                 return "not known"
             if name not in seen:
@@ -203,6 +206,7 @@ def _device(
         last.train,
         last.valid,
         _sum(entry.rounds for entry in entries),
+        _sum(entry.silent for entry in entries),
         _sum(entry.down for entry in entries),
         _sum(entry.up for entry in entries),
         sum(entry.seconds for entry in entries) / answers if answers else None,

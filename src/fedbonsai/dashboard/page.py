@@ -151,5 +151,5 @@ def _look(cell: str, device: DeviceFacts) -> str:
 
 def _rank(device: DeviceFacts) -> tuple[int, str]:
     """Devices that are refused before those that are away, these before those that are there."""
-    grade = "bad" if device.refused else STATES.get(device.state, "plain")
+    grade = "bad" if device.refused and device.state != "out" else STATES.get(device.state, "plain")
     return ("bad", "warn", "plain", "good").index(grade), device.name

@@ -38,6 +38,7 @@ DEVICE: tuple[tuple[str, str, str, Callable[[DeviceFacts], float | None]], ...] 
     ("last_seen_seconds", "gauge", "seconds since 1970", lambda device: device.last_seen),
     ("refused", "gauge", "1 if it cannot take part", lambda device: bool(device.refused)),
     ("rounds_total", "counter", "rounds of which an answer came", lambda device: device.rounds),
+    ("silent_total", "counter", "questions that it did not answer", lambda device: device.silent),
     ("sent_bytes_total", "counter", "encoded bytes to the device", lambda device: device.bytes_down),
     ("received_bytes_total", "counter", "encoded bytes from the device", lambda device: device.bytes_up),
     ("answer_seconds", "gauge", "mean from request to answer", lambda device: device.seconds),

@@ -39,6 +39,11 @@ def data(device: DeviceFacts) -> str:
     return f"fits, {device.train or 0:,} + {device.valid or 0:,}" if device.fits else "cannot take part"
 
 
+def rounds(device: DeviceFacts) -> str:
+    """Rounds that a device answered, and how often it was silent."""
+    return known(device.rounds) + (f", {device.silent} silent" if device.silent else "")
+
+
 def moved(device: DeviceFacts) -> str:
     """Bytes to and from a device."""
     if device.bytes_down is None or device.bytes_up is None:
@@ -62,7 +67,11 @@ COLUMNS = (
     Column("version", "of fedbonsai", lambda device, _: known(device.version)),
     Column("machine", "its architecture", lambda device, _: known(device.machine)),
     Column("data", "whether they fit the task: samples to learn from + to decide on", lambda device, _: data(device)),
-    Column("rounds", "of which an answer came, over all runs", lambda device, _: known(device.rounds)),
+    Column(
+        "rounds",
+        "of which an answer came, and questions that got none, over all runs",
+        lambda device, _: rounds(device),
+    ),
     Column("down / up", "encoded bytes to the device and from it", lambda device, _: moved(device)),
     Column(
         "seconds",
