@@ -17,6 +17,7 @@ import tomli_w
 from flwr.cli.build import build_fab_from_disk
 
 from fedbonsai.cli import main
+from fedbonsai.dashboard.facts import Facts
 from fedbonsai.errors import ConfigError, NothingLearned, TaskFailed, Unanswered, Unwritable
 from fedbonsai.fleets.flower import certificates
 from fedbonsai.fleets.flower.federation import Federation
@@ -33,6 +34,7 @@ from fedbonsai.runs.structure import unstructure
 from fedbonsai.runs.submit import _error, _turn, resume_all, submit
 from fedbonsai.wire import encode
 from tests.cases import SMALL
+from tests.dashboard.places import federation_in
 from tests.fleets.flower.nodes import grid_of
 from tests.moments import HANGS
 
@@ -308,6 +310,27 @@ def test_a_job_writes_the_folder_that_a_simulation_writes(job, tmp_path):
         assert {"valid_accuracy", "valid_loss"} <= set(b) - set(a)
         assert (a["accuracy"], a["loss"]) == (b["accuracy"], b["loss"])
     assert json.loads(first.split.read_text())["train"] == []
+
+
+@pytest.mark.slow
+def test_what_a_job_learned_of_its_devices_is_on_the_page_and_agrees_with_the_ledger(job, tmp_path):
+    config, write, grid = job
+    federation = federation_in(tmp_path / "federation", ["000", "001"])
+    file = federation.jobs / "run-00000000.toml"
+    file.write_text(write().read_text())
+    drive(grid, {"job": str(file)})
+    picture = Facts(federation).picture()
+    ledger = list(Folder(tmp_path / "run").ledger_rows())
+    for device in picture.devices:
+        for way, told in (("down", device.bytes_down), ("up", device.bytes_up)):
+            mine = [row for row in ledger if (row["client"], row["direction"]) == (device.name, way)]
+            assert told == sum(row["bytes"] for row in mine) > 0
+        assert (device.rounds, device.silent, device.fits, device.error) == (2, 0, True, "")
+    (run,) = picture.runs
+    last = Folder(tmp_path / "run").rows()[-1]
+    assert (run.name, run.method, run.status, run.round) == ("run", config.method.method_name, "finished", 2)
+    assert (run.score, run.answered) == (last["accuracy"], 2)
+    assert run.bytes_down + run.bytes_up == sum(row["bytes"] for row in ledger)
 
 
 @pytest.mark.slow
