@@ -59,6 +59,7 @@ MAY = {  # package or module directly under fedbonsai -> what it may import of i
     "reports": CORE | {"runs"},
     "sweeps": CORE | {"data", "runs", "reports"},
     "export": CORE | {"stages", "runs"},
+    "dashboard": CORE | {"fleets", "runs"},
     "planning": CORE | {"zoo", "devices", "data", "stages", "methods", "fleets", "runs", "reports", "export", "sweeps"},
 }
 ALL = {"__init__", "api", "cli"}  # these see everything; nothing but cli and __init__ sees them

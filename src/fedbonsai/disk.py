@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fedbonsai.errors import ConfigError, DiskFull, Unwritable
 
+LITTLE = 1 << 20  # bytes; with less a disk is as good as full
 ADVICE = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room",
@@ -36,6 +38,22 @@ def refused(error: OSError, path: object = None) -> str:
     return f"{what}: {error.strerror}; {ADVICE[error.errno]}"
 
 
+def in_words(error: BaseException) -> BaseException:
+    """The error itself, or where a disk refused without a word of ours, the `Unwritable` that says so in a line."""
+    if not isinstance(error, OSError) or not (line := refused(error)):
+        return error
+    return _kind(error)(line)
+
+
+def no_room(path: Path) -> str:
+    """A line where the disk of a folder has no room; empty where it has some, or is not known."""
+    try:
+        free = shutil.disk_usage(path).free
+    except OSError:
+        return ""
+    return f"the disk of {path} is full; {ADVICE[errno.ENOSPC]}" if free < LITTLE else ""
+
+
 def room_for(target: Path) -> None:
     """Make the folder of a file that ``--out`` names.
 
@@ -60,9 +78,12 @@ def writing(path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else Unwritable
-        raise kind(refused(error, path) or f"{path} cannot be written: {error.strerror or error}") from None
+        raise _kind(error)(refused(error, path) or f"{path} cannot be written: {error.strerror or error}") from None
     except UnicodeEncodeError:
         raise Unwritable(
             f"{str(path)!r} cannot be the name of a file under this locale; set LC_ALL=C.UTF-8, or choose another --name"
         ) from None
+
+
+def _kind(error: OSError) -> type[Unwritable]:
+    return DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else Unwritable

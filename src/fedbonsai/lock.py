@@ -56,7 +56,7 @@ def hold(file: Path) -> Lock | None:
     """
     until = time.monotonic() + PROBE
     while True:
-        handle = file.open("a+b")
+        handle = file.open("a+b", buffering=0)  # what a full disk refuses shall not come again when it is closed
         try:
             free = _locked(handle, fcntl.LOCK_EX)
             if free and _same(file, handle):

@@ -39,6 +39,7 @@ class Place:
     def __init__(self, folder: Path, addresses: tuple[str, ...] = ("localhost",)) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.federation, self.port = folder, folder / "federation", free_port()
+        self.page = free_port()
         self.running: dict[str, subprocess.Popen] = {}
         self.call("keys", "server", *addresses, "--folder", str(self.federation))
         for number in range(CLIENTS):
@@ -60,7 +61,8 @@ class Place:
 
     def serve(self, timeout: float = HANGS) -> None:
         said = len(self.said("serve"))
-        self.start("serve", "serve", "--folder", str(self.federation), "--host", "127.0.0.1", "--port", str(self.port))
+        where = ("--host", "127.0.0.1", "--port", str(self.port), "--dashboard", f"127.0.0.1:{self.page}")
+        self.start("serve", "serve", "--folder", str(self.federation), *where)
         self.wait("serve", "serving on", timeout, said)
 
     def join(self, name, part=0, ca: Path | None = None, *more: str, server="", inside=()) -> None:

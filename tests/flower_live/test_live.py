@@ -3,7 +3,9 @@
 All of it takes some minutes: ``make test-flower``. Elsewhere one round of one method and the gate are enough.
 """
 
+import json
 import os
+import platform
 import ssl
 import threading
 import time
@@ -89,6 +91,36 @@ def test_a_method_ends_on_devices_as_in_a_simulation_to_the_byte(place, tmp_path
         framing = moved[theirs] - run.bytes[way]
         print(f"{name}: {way} {run.bytes[way]} bytes, Flower's framing {framing / messages:.0f} bytes a message")
         assert 0 < framing < 4000 * messages
+
+
+@everything
+def test_the_page_shows_who_is_there_and_what_they_did(place, tmp_path):
+    def shown(what):
+        with urllib.request.urlopen(f"http://127.0.0.1:{place.page}{what}", timeout=HANGS) as answer:
+            return answer.read().decode()
+
+    config = place.config(case_named("fedavg"))
+    run = submit(replace(config, rounds=2), tmp_path / "shown", False)
+    time.sleep(6)  # seconds between two words of the server
+    print(page := shown("/"))
+    devices = {device["name"]: device for device in json.loads(shown("/api/devices"))["devices"]}
+    assert sorted(devices) == ["000", "001"]
+    ledger = [row for row in run.ledger() if row["client"] == "001"]
+    for device in devices.values():
+        assert (device["state"], device["enrolled"], device["fits"]) == ("online", True, True)
+        assert (device["version"], device["machine"]) == (fedbonsai.__version__, platform.machine())
+        assert 0 < device["seconds"] < HANGS
+    (job,) = (job for job in (place.federation / "jobs").glob("shown-*.devices.json"))
+    entry = json.loads(job.read_text())["001"]
+    assert entry["rounds"] == 2
+    for way in ("down", "up"):
+        assert entry[way] == sum(row["bytes"] for row in ledger if row["direction"] == way)
+    told = next(each for each in json.loads(shown("/api/runs"))["runs"] if each["name"] == "shown")
+    assert (told["status"], told["round"], told["rounds"]) == ("finished", 2, 2)
+    assert told["score"] == run.score
+    assert "001" in page
+    assert "<polyline" in page
+    assert "001" in place.call("devices", "--folder", str(place.federation))
 
 
 @everything

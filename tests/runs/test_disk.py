@@ -11,7 +11,8 @@ import pytest
 
 import fedbonsai
 from fedbonsai.cli import main
-from fedbonsai.errors import Unwritable
+from fedbonsai.disk import in_words, no_room
+from fedbonsai.errors import DiskFull, Unwritable
 from fedbonsai.runs.folder import Folder, write
 
 QUICK = {"rounds": 3, "data__clients": 3, "data__limit": 90, "data__partition": "iid", "model__name": "mlp"}
@@ -147,3 +148,23 @@ def test_a_run_does_not_end_with_who_reads_its_lines(reader):
     assert (done.returncode, done.stderr) == (0, b"")
     run = fedbonsai.load(f"runs/{reader}")
     assert (run.info["status"], len(run.metrics)) == ("finished", 3)
+
+
+def test_what_a_disk_refuses_without_a_word_of_ours_is_said_in_a_line_and_other_errors_stay_what_they_are(tmp_path):
+    told = in_words(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/x"))
+    assert (type(told), str(told)) == (DiskFull, "/data/x: No space left on device; make room")
+    for error in (ConnectionResetError(errno.ECONNRESET, "gone"), ValueError("x"), KeyboardInterrupt()):
+        assert in_words(error) is error
+    assert no_room(tmp_path) == ""
+    assert no_room(tmp_path / "nowhere") == ""
+
+
+@pytest.mark.slow
+def test_a_run_that_a_disk_stopped_says_so_in_its_folder(monkeypatch):
+    def refuses(*_):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr("fedbonsai.runs.loop.evaluate", refuses)
+    with pytest.raises(DiskFull, match=r"make room\. What was finished is kept"):
+        fedbonsai.run("fedavg", name="full", **QUICK)
+    assert Folder(Path("runs/full")).facts()["reason"].endswith("make room")

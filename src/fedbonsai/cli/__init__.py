@@ -30,6 +30,7 @@ VERBS = {
     "profile": "measure this machine and write its device profile, for the virtual clock",
     "keys": "make the certificates of a federation, or the keys of a device",
     "serve": "run the server of a federation of real devices",
+    "devices": "the devices of a federation: who is there, what they did, what needs attention",
     "join": "take part in a federation with this device",
     "doctor": "what is installed, what is missing, how fast this machine is",
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import ssl
 import subprocess
@@ -11,15 +10,18 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedbonsai.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fedbonsai.dashboard.server import Dashboard
     from fedbonsai.fleets.flower.federation import Federation
 
 LOOK = 5.0  # seconds between looks at the folder of devices
+LAST_PORT = 65535
 START = 120.0  # seconds in which the SuperLink must answer
 
 
@@ -28,6 +30,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, default=Path("federation"), help="made by: fedbonsai keys server")
     parser.add_argument("--host", default="0.0.0.0", help="address on which devices are listened to (all)")
     parser.add_argument("--port", type=int, default=8443, help="port on which devices are listened to")
+
+    parser.add_argument(
+        "--dashboard",
+        default="",
+        metavar="HOST:PORT",
+        help="where the page for the operator is (127.0.0.1, the next port), or none; elsewhere it asks for a token",
+    )
 
 
 def main(args: argparse.Namespace, rest: list[str]) -> int:
@@ -40,10 +49,10 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         raise ConfigError(f"--port {args.port}: expected a number from 1 to 65535")
     federation = Federation(args.folder)
     with federation.hold():
-        return _serve(args.host, args.port, federation)
+        return _serve(args.host, args.port, federation, args.dashboard)
 
 
-def _serve(host: str, port: int, federation: Federation) -> int:
+def _serve(host: str, port: int, federation: Federation, shown: str) -> int:
     from fedbonsai.fleets.flower.gate import Gate
     from fedbonsai.fleets.flower.processes import end_by_signal, free_port, ignore_signals, many_files, remember, stop
     from fedbonsai.runs.submit import resume_all
@@ -52,6 +61,7 @@ def _serve(host: str, port: int, federation: Federation) -> int:
     federation.prepare(inner)
     federation.sweep()
     many_files()
+    page = _page(shown, port, federation)
     gate = Gate(host, port, inner, federation.ca, federation.certificate, federation.key)
     end_by_signal()
     with federation.log.open("ab") as log:
@@ -62,17 +72,22 @@ def _serve(host: str, port: int, federation: Federation) -> int:
     try:
         _wait(federation, link, inner)
         gate.start()
-        federation.state.write_text(json.dumps({"pid": os.getpid(), "port": port, "inner": inner}), encoding="utf-8")
+        told = {"pid": os.getpid(), "port": port, "inner": inner}
+        federation.tell(**told)
         print(f"serving on {host}:{port}; Flower's own log: {federation.log}", flush=True)
         print(f"devices: copy their .pub files to {federation.devices}; runs: fedbonsai run RECIPE --fleet flower")
         if warning := federation.ends():
             print(f"fedbonsai: {warning}", file=sys.stderr, flush=True)
+        _open(page, bool(shown))
         for line in [*federation.enrol(), *resume_all(federation)]:
             print(line, flush=True)
         while link.poll() is None and gate.alive:
             time.sleep(LOOK)
             for line in federation.enrol():
                 print(line, flush=True)
+            federation.saw(gate.seen)
+            with suppress(OSError):  # a full disk: what others rely on was said at the start
+                federation.tell(**told, waiting=federation.waiting())
         if not gate.alive:
             print("fedbonsai: the gate ended, so no device can come in; start this again", file=sys.stderr)
             return 1
@@ -84,8 +99,40 @@ def _serve(host: str, port: int, federation: Federation) -> int:
         ignore_signals()
         federation.state.unlink(missing_ok=True)
         gate.close()
+        if page is not None:
+            page.close()
         stop(link)
         federation.sweep()
+
+
+def _page(shown: str, port: int, federation: Federation) -> Dashboard | None:
+    """The page's server, which does not listen yet; nothing where none is wanted."""
+    from fedbonsai.dashboard.facts import Facts
+    from fedbonsai.dashboard.server import Dashboard, address, on_this_machine
+    from fedbonsai.dashboard.token import token_of
+
+    if shown == "none" or (not shown and port == LAST_PORT):
+        return None
+    host, number = address(shown) if shown else ("127.0.0.1", port + 1)
+    if on_this_machine(host):
+        return Dashboard(Facts(federation), host, number)
+    token, made = token_of(federation.token)
+    print(f"the page's token {f'is {token}; it ' if made else ''}is kept in {federation.token}", flush=True)
+    return Dashboard(Facts(federation), host, number, token, (federation.certificate, federation.key))
+
+
+def _open(page: Dashboard | None, wanted: bool) -> None:
+    """Listen for who wants to see the page; the federation goes on without where nobody asked for it."""
+    if page is None:
+        return
+    try:
+        page.start()
+    except ConfigError as error:
+        if wanted:
+            raise
+        print(f"fedbonsai: no page for the operator: {error}", file=sys.stderr, flush=True)
+        return
+    print(f"devices and runs: {page.where}", flush=True)
 
 
 def _wait(federation: Federation, link: subprocess.Popen[bytes], port: int) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import tomllib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,8 @@ import torch
 
 from fedbonsai.core import Client, Fleet
 from fedbonsai.data.federation import Federation
-from fedbonsai.errors import ConfigError
+from fedbonsai.disk import in_words, no_room, writing
+from fedbonsai.errors import ConfigError, Unwritable
 from fedbonsai.fleets.allocator import keep_memory
 from fedbonsai.fleets.based import Based
 from fedbonsai.fleets.ledger import Ledger
@@ -58,18 +60,20 @@ def refuse(config: RunConfig) -> None:
         raise ConfigError("fleet.kind = 'flower' excludes " + "; ".join(faults))
 
 
-def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None) -> Build:
+def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None, job: Path | None = None) -> Build:
     """How to build a run's parts when its clients are behind a Flower Grid.
 
     Args:
         grid: Flower's.
         who: names under which nodes were let in.
+        job: file of the run's job, beside which what is learned of devices is written.
     """
 
     def build(config: RunConfig, split: Path | None = None, answers: Path | None = None) -> RunContext:
         from fedbonsai.fleets.flower.buffered import BufferedFlowerFleet
         from fedbonsai.fleets.flower.fleet import FlowerFleet
         from fedbonsai.fleets.flower.hello import needed
+        from fedbonsai.fleets.flower.logbook import Logbook, logbook_of
         from fedbonsai.fleets.flower.samples import form_of
 
         refuse(config)
@@ -89,6 +93,7 @@ def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None) -> Bui
             first=asked.first,
             codecs=needed(config.method),
             who=who,
+            logbook=Logbook(logbook_of(job) if job else None),
         )
         fleet = Metered(fleet, ledger)
         if config.fleet.flaky:
@@ -128,6 +133,11 @@ def told_of(job: Path) -> str:
         return ""
 
 
+def _tell(job: Path, text: str) -> None:
+    with suppress(Unwritable):  # a run does not end because nobody can be told how far it is
+        write(telling_of(job), text.encode())
+
+
 def drive(grid: Any, settings: Mapping[str, Any]) -> None:
     """Run a job: the main function of the app on the server.
 
@@ -146,17 +156,23 @@ def drive(grid: Any, settings: Mapping[str, Any]) -> None:
 
     told = tomllib.loads(job.read_text(encoding="utf-8"))
     who = Federated(Path(told["federation"])).nodes if "federation" in told else None
-    remember(job.with_suffix(".pid"), os.getpid())
-    os.chdir(told["cwd"])  # paths of the configuration are those of whoever started the run
     try:
+        with writing(job):
+            remember(job.with_suffix(".pid"), os.getpid())
+        os.chdir(told["cwd"])  # paths of the configuration are those of whoever started the run
         own_modules(told["config"])
         keep_memory()
-        with listening(Teller(lambda now: write(telling_of(job), now.text.encode()), every=TELL)):
-            execute(structure(told["config"], RunConfig), Path(told["folder"]), told["resume"], build=behind(grid, who))
-    except BaseException as error:
-        kind, notes = type(error).__name__, getattr(error, "__notes__", [])
-        end = {"status": "failed", "kind": kind, "reason": f"{error}" or kind, "notes": notes}
-        write(result_of(job), json.dumps(end).encode())
+        with listening(Teller(lambda now: _tell(job, now.text), every=TELL)):
+            execute(
+                structure(told["config"], RunConfig), Path(told["folder"]), told["resume"], build=behind(grid, who, job)
+            )
+    except BaseException as raised:
+        error = in_words(raised)
+        kind, notes = type(error).__name__, getattr(raised, "__notes__", [])
+        full = "" if isinstance(error, Unwritable) else no_room(Path(told["folder"])) or no_room(job.parent)
+        end = {"status": "failed", "kind": kind, "reason": "; ".join(filter(None, (str(error) or kind, full)))}
+        with suppress(Unwritable):  # no room for this either: whoever follows the job sees that it is over, and why
+            write(result_of(job), json.dumps(end | {"notes": notes}).encode())
         raise
     finally:
         job.with_suffix(".pid").unlink(missing_ok=True)

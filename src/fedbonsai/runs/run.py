@@ -18,6 +18,7 @@ from safetensors import torch as tensors
 
 from fedbonsai.arch import GIVEN, Arch, keeping
 from fedbonsai.data.federation import Federation
+from fedbonsai.disk import in_words
 from fedbonsai.errors import ConfigError, NothingLearned, Unwritable
 from fedbonsai.model import Model
 from fedbonsai.objectives import Classification, Measure, Objective
@@ -199,10 +200,13 @@ def _execute(
     except KeyboardInterrupt:
         _note(files, status="interrupted")
         raise
-    except Exception as error:
+    except Exception as raised:
+        error = in_words(raised)
         _note(files, status="failed", reason=str(error))
         if isinstance(error, Unwritable) and (files.path / "checkpoint" / "manifest.json").exists():
             raise type(error)(f"{error}. What was finished is kept; then: fedbonsai run --resume {folder}") from None
+        if error is not raised:
+            raise error from None
         raise
     finally:
         stage.fleet.close()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
+from fedbonsai.disk import no_room, writing
 from fedbonsai.errors import ConfigError, FedbonsaiError, NothingLearned, TaskFailed, Unanswered
 from fedbonsai.lock import Lock, hold
 from fedbonsai.runs.config import RunConfig
@@ -78,9 +79,11 @@ def submit(config: RunConfig, folder: Path, resume: bool, tell: Tell | None = No
 
 
 def _turn(federation: Federation) -> Lock:
-    held = hold(federation.jobs / "hand-in.lock")
-    if held is None:
-        raise ConfigError("another run is just being handed in to this server; try again in a few seconds")
+    """The right to hand in a run, once the runs that others are just handing in are taken."""
+    file = federation.jobs / "hand-in.lock"
+    with writing(file), doing("waiting until another run is handed in to this server"):
+        while (held := hold(file)) is None:
+            time.sleep(LOOK)
     return held
 
 
@@ -139,11 +142,14 @@ def _resume(federation: Federation, job: Path) -> list[str]:
 
 def _hand_in(federation: Federation, job: Path, told: dict[str, Any]) -> None:
     """Start a job."""
-    for left in (result_of(job), telling_of(job)):
+    from fedbonsai.fleets.flower.logbook import logbook_of
+
+    for left in (result_of(job), telling_of(job), *(() if told["resume"] else (logbook_of(job),))):
         left.unlink(missing_ok=True)
     write(job, tomli_w.dumps(told).encode())
     said = federation.flwr("run", str(federation.app), LINK, "--run-config", f"job={json.dumps(str(job))}")
-    number_of(job).write_text(str(said["run-id"]), encoding="utf-8")
+    with writing(number_of(job)):
+        number_of(job).write_text(str(said["run-id"]), encoding="utf-8")
 
 
 def _follow(federation: Federation, job: Path, folder: Folder, tell: Tell | None) -> None:
@@ -171,7 +177,9 @@ def _watch(federation: Federation, job: Path, folder: Folder, tell: Tell | None,
         if time.monotonic() - asked > ASK:
             before, gone, asked = gone, _gone(federation, job), time.monotonic()
             if gone and gone == before:  # twice, since a server that was started again may just be handing it in
-                raise ConfigError(f"the run's process on the server ended; see {federation.log}")
+                full = no_room(folder.path) or no_room(federation.folder)
+                why = f"{full}, then: fedbonsai run --resume {folder.path}" if full else f"see {federation.log}"
+                raise ConfigError(f"the run's process on the server ended; {why}")
         time.sleep(LOOK)
 
 

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from fedbonsai.errors import ConfigError
-from fedbonsai.fleets.flower import certificates, gate
+from fedbonsai.fleets.flower import certificates, gate, listener
 from fedbonsai.fleets.flower.gate import Gate
 from fedbonsai.fleets.flower.processes import free_port
 from tests.moments import HANGS
@@ -31,7 +31,7 @@ class Link(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["content-length"]))
         SEEN.append((self.path, self.headers.get("flwr-signature"), body))
         HEADERS.append({name.lower() for name in self.headers})
-        self.send_response(200)
+        self.send_response(401 if self.path.endswith("refused") else 200)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("X-Answer", "yes")
         self.end_headers()
@@ -63,11 +63,11 @@ def door(tmp_path_factory):
     link.server_close()
 
 
-def ask(door, path, body=b"", method="POST", chunked=False):
+def ask(door, path, body=b"", method="POST", chunked=False, **more):
     port, files = door
     connection = http.client.HTTPSConnection("localhost", port, context=ssl.create_default_context(cafile=files[0]))
     SEEN.clear()
-    headers = {"flwr-signature": "abc"}
+    headers = {"flwr-signature": "abc"} | more
     if chunked:
         body = iter([body[:10], body[10:]])
     connection.request(method, path, body, headers, encode_chunked=chunked)
@@ -200,8 +200,11 @@ HEAD = b"POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\n"
 def test_nothing_is_smuggled_past_the_gate(door, monkeypatch, raw):
     SEEN.clear()
     with monkeypatch.context() as soon:
-        for name in ("SILENCE", "IDLE"):  # it hangs up when all is answered, or nothing more comes
-            soon.setattr(gate, name, 0.3)
+        for where, name in (
+            (listener, "SILENCE"),
+            (gate, "IDLE"),
+        ):  # it hangs up when all is answered, or nothing more comes
+            soon.setattr(where, name, 0.3)
         with link(door) as peer:
             with contextlib.suppress(ConnectionError, ssl.SSLError):  # or before the end
                 peer.sendall(raw)
@@ -222,22 +225,33 @@ def test_headers_that_only_a_neighbour_may_say_stop_here(door):
     assert not {"x-forwarded-for", "forwarded", "expect"} & HEADERS[0]
 
 
+def test_who_was_let_through_was_seen_and_who_was_refused_was_not(door):
+    (made,) = GATE
+    made.seen.clear()
+    ask(door, "/v1/fleet/pull-messages")
+    ask(door, "/v1/fleet/refused", **{"flwr-public-key": "stranger"})
+    assert made.seen == {}
+    ask(door, "/v1/fleet/pull-messages", **{"flwr-public-key": "known"})
+    assert made.seen.keys() == {b"known"}
+    assert abs(made.seen[b"known"] - time.time()) < HANGS
+
+
 def test_who_asks_for_nothing_is_cut_off_and_who_asks_is_not(door, monkeypatch):
-    looks, look = [], gate.Impatient._look
-    monkeypatch.setattr(gate.Impatient, "_look", lambda made: looks.append(made) or look(made))
+    looks, look = [], listener.Impatient._look
+    monkeypatch.setattr(listener.Impatient, "_look", lambda made: looks.append(made) or look(made))
     with monkeypatch.context() as soon:
-        soon.setattr(gate, "SILENCE", 0.05)
+        soon.setattr(listener, "SILENCE", 0.05)
         for begun in (b"", HEAD):
             with link(door) as peer:
                 with contextlib.suppress(ConnectionError, ssl.SSLError):  # it may be cut off before it has begun
                     peer.sendall(begun)
                 assert said(peer) == b""
-    met, connect = [], gate.Impatient.connection_made
-    monkeypatch.setattr(gate.Impatient, "connection_made", lambda made, way: met.append(made) or connect(made, way))
+    met, connect = [], listener.Impatient.connection_made
+    monkeypatch.setattr(listener.Impatient, "connection_made", lambda made, way: met.append(made) or connect(made, way))
     with link(door) as peer:
         peer.sendall(HEAD + b"Content-Length: 2\r\n\r\na")
         until(lambda: met and met[0].cycle is not None)  # it asks; only now looks come one after the other
-        monkeypatch.setattr(gate, "SILENCE", 0.05)
+        monkeypatch.setattr(listener, "SILENCE", 0.05)
         met[0].loop.call_soon_threadsafe(met[0]._look)
         until(lambda: looks.count(met[0]) >= 5)
         monkeypatch.undo()

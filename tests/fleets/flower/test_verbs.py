@@ -4,8 +4,10 @@ import codecs
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ import tomli_w
 from flwr.cli.build import build_fab_from_disk
 
 from fedbonsai.cli import main
+from fedbonsai.dashboard.facts import Facts
 from fedbonsai.errors import ConfigError, NothingLearned, TaskFailed, Unanswered, Unwritable
 from fedbonsai.fleets.flower import certificates
 from fedbonsai.fleets.flower.federation import Federation
@@ -24,13 +27,14 @@ from fedbonsai.fleets.flower.samples import Part
 from fedbonsai.fleets.flower.worker import Worker
 from fedbonsai.lock import hold
 from fedbonsai.runs import recipes
-from fedbonsai.runs.flower import drive, result_of
+from fedbonsai.runs.flower import _tell, drive, result_of, told_of
 from fedbonsai.runs.folder import Checkpoint, Folder
 from fedbonsai.runs.run import execute
 from fedbonsai.runs.structure import unstructure
-from fedbonsai.runs.submit import _error, resume_all, submit
+from fedbonsai.runs.submit import _error, _turn, resume_all, submit
 from fedbonsai.wire import encode
 from tests.cases import SMALL
+from tests.dashboard.places import federation_in
 from tests.fleets.flower.nodes import grid_of
 from tests.moments import HANGS
 
@@ -173,8 +177,6 @@ def test_two_runs_that_devices_would_take_for_one_are_refused(tmp_path):
     with federation.hold():
         with pytest.raises(ConfigError, match="very same configuration goes on in one"):
             submit(config, tmp_path / "two", False)
-        with hold(federation.jobs / "hand-in.lock"), pytest.raises(ConfigError, match="just being handed in"):
-            submit(config, tmp_path / "two", False)
         result_of(first).write_text("{}")  # it ended
         for _ in range(2):
             with pytest.raises(ConfigError, match="flwr run"):  # nobody is there to take it, which may be tried again
@@ -183,6 +185,26 @@ def test_two_runs_that_devices_would_take_for_one_are_refused(tmp_path):
         remember(second.with_suffix(".pid"), os.getpid())
         with pytest.raises(ConfigError, match=r"two is being written by a run that goes on"):
             submit(config, tmp_path / "two", False)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_handed_in_at_the_same_moment_waits_for_its_turn(tmp_path):
+    main(["keys", "server", "localhost"])
+    federation = Federation(Path("federation"))
+    federation.prepare(1)
+    first, done = _turn(federation), []
+
+    def second():
+        with _turn(federation):
+            done.append(first.handle.closed)
+
+    waits = threading.Thread(target=second, daemon=True)
+    waits.start()
+    time.sleep(0.8)  # longer than `hold` tries by itself
+    assert done == []
+    first.close()
+    waits.join(HANGS)
+    assert done == [True]
 
 
 @pytest.mark.slow
@@ -294,6 +316,27 @@ def test_a_job_writes_the_folder_that_a_simulation_writes(job, tmp_path):
 
 
 @pytest.mark.slow
+def test_what_a_job_learned_of_its_devices_is_on_the_page_and_agrees_with_the_ledger(job, tmp_path):
+    config, write, grid = job
+    federation = federation_in(tmp_path / "federation", ["000", "001"])
+    file = federation.jobs / "run-00000000.toml"
+    file.write_text(write().read_text())
+    drive(grid, {"job": str(file)})
+    picture = Facts(federation).picture()
+    ledger = list(Folder(tmp_path / "run").ledger_rows())
+    for device in picture.devices:
+        for way, told in (("down", device.bytes_down), ("up", device.bytes_up)):
+            mine = [row for row in ledger if (row["client"], row["direction"]) == (device.name, way)]
+            assert told == sum(row["bytes"] for row in mine) > 0
+        assert (device.rounds, device.silent, device.fits, device.error) == (2, 0, True, "")
+    (run,) = picture.runs
+    last = Folder(tmp_path / "run").rows()[-1]
+    assert (run.name, run.method, run.status, run.round) == ("run", config.method.method_name, "finished", 2)
+    assert (run.score, run.answered) == (last["accuracy"], 2)
+    assert run.bytes_down + run.bytes_up == sum(row["bytes"] for row in ledger)
+
+
+@pytest.mark.slow
 def test_a_job_that_was_cut_off_is_resumed_and_ends_the_same(job, tmp_path):
     config, write, grid = job
     drive(grid, {"job": str(write(replace(config, rounds=1)))})
@@ -324,6 +367,32 @@ def test_a_server_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(job,
     execute(replace(config, fleet=replace(config.fleet, kind="local")), tmp_path / "simulation")
     states = [encode(Checkpoint(Folder(tmp_path / name)).load()[1]) for name in ("run", "simulation")]
     assert states[0] == states[1]
+
+
+def test_a_server_without_room_for_a_word_of_why_still_ends_by_the_disk_and_a_run_by_no_word_of_how_far_it_is(
+    job, tmp_path, monkeypatch
+):
+    config, write, grid = job
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    file = write(replace(config, rounds=1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(Unwritable, match=r"config.toml|run.json"):
+            drive(grid, {"job": str(file)})
+        _tell(file, "a word that is longer than there is room for")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not result_of(file).exists()
+    assert told_of(file) == ""
+    _tell(file, "a word")
+    assert told_of(file) == "a word"
+    # an error of Flower's own, whose database lies on a disk that is full
+    full = shutil._ntuple_diskusage(10**9, 10**9, 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    grid.push_messages = lambda messages: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        drive(grid, {"job": str(file)})
+    assert "is full; make room" in json.loads(result_of(file).read_text())["reason"]
 
 
 @pytest.mark.slow

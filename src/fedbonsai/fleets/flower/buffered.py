@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from fedbonsai.core import Answer, Answers, Device, Scope, Silence, Task
 from fedbonsai.fleets.based import GIVEN
 from fedbonsai.fleets.buffer import Buffer
-from fedbonsai.fleets.flower.fleet import NEAR, FlowerFleet, Letter
+from fedbonsai.fleets.flower.fleet import NEAR, FlowerFleet
+from fedbonsai.fleets.flower.letter import Letter
 from fedbonsai.fleets.flower.spool import Spool
 
 M = TypeVar("M")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.flower.certificates import CA, SERVER, SERVER_KEY, days_left
 from fedbonsai.fleets.flower.names import NAME
 from fedbonsai.fleets.flower.processes import environment, forget, program
+from fedbonsai.fleets.flower.sightings import note, sightings
 from fedbonsai.lock import Lock, hold, holder
 from fedbonsai.text import decoded
 
@@ -80,8 +83,10 @@ class Federation:
         self.state, self.log = self.folder / "serve.json", self.folder / "superlink.log"
         self.known = self.folder / "registered.json"
         self.link = self.folder / "superlink.pid"
+        self.seen, self.token = self.folder / "seen.json", self.folder / "dashboard.token"
         self.lock = self.folder / "serve.lock"
         self._refused: dict[str, str] = {}
+        self._why: dict[str, str] = {}
 
     def hold(self) -> Lock:
         """Be the only server of this folder, until what is returned is closed or the process ends.
@@ -180,6 +185,29 @@ class Federation:
         known = self._registered()
         return {int(held["node"]): name for name, held in known.items()}
 
+    def registered(self) -> dict[str, str]:
+        """Public keys of the devices that were let in, by their names.
+
+        Raises:
+            ConfigError: the file that says so is damaged.
+        """
+        return {name: held["key"] for name, held in self._registered().items()}
+
+    def waiting(self) -> dict[str, str]:
+        """Devices whose keys lie in the folder and were not let in, and why, as far as this process knows."""
+        known = self._registered()
+        names = (file.stem for file in sorted(self.devices.glob("*.pub")))
+        return {name: self._why.get(name, "") for name in names if name not in known}
+
+    def saw(self, seen: Mapping[bytes, float]) -> None:
+        """Write down which devices were at the gate."""
+        with suppress(OSError):  # a full disk: they are seen again
+            note(self.seen, seen, self.registered())
+
+    def last_seen(self) -> dict[str, float]:
+        """When devices were last at the gate, in seconds since 1970, by their names."""
+        return sightings(self.seen)
+
     def enrol(self) -> list[str]:
         """Let in devices whose public keys came into the folder, put out those whose keys went; a line for each."""
         known = self._registered()
@@ -190,7 +218,8 @@ class Federation:
                 there[file.stem] = _key(file)
             elif self._refused.setdefault(file.name, "") == "":
                 self._refused[file.name] = "said"
-                lines.append(f"{file.name!r} is left alone: a device's name has letters, digits, dots, - and _")
+                self._why[file.stem] = "a device's name has letters, digits, dots, - and _"
+                lines.append(f"{file.name!r} is left alone: {self._why[file.stem]}")
         for name, held in list(known.items()):
             if there.get(name) != held["key"]:
                 lines += self._change(f"{name} is out", known, name, "unregister")
@@ -228,6 +257,7 @@ class Federation:
             said = self.flwr("supernode", what, str(which), LINK)
         except ConfigError as error:
             again = self._refused.get(name) == (key := _key(self.devices / f"{name}.pub"))
+            self._why[name] = str(error)
             self._refused[name] = key  # it is not tried again before its file changes
             return [] if again else [f"device {name}: {error}"]
         if what == "register":
@@ -244,6 +274,20 @@ class Federation:
         forget(self.link, "flower-superlink")
         for file in self.jobs.glob("*.pid"):
             forget(file, "flwr-serverapp")
+
+    def tell(self, **facts: Any) -> None:
+        """Say of this process, which serves, where it is; what changes nothing is not written.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        text = json.dumps(facts)
+        with suppress(OSError):
+            if self.state.read_text(encoding="utf-8") == text:
+                return
+        fresh = self.state.with_suffix(".new")
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(self.state)
 
     def running(self) -> dict[str, Any]:
         """What `fedbonsai serve` says of itself.

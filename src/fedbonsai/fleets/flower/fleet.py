@@ -21,10 +21,12 @@ from fedbonsai import bases
 from fedbonsai.core import Answer, Answers, Device, SavedMemory, Scale, Scope, Silence, Task
 from fedbonsai.errors import BadMessage, ConfigError
 from fedbonsai.fleets.based import tensors_of
-from fedbonsai.fleets.envelope import Envelope, envelope, receipt
+from fedbonsai.fleets.envelope import envelope, receipt
 from fedbonsai.fleets.flower import hello
 from fedbonsai.fleets.flower.compat import EXPIRED
 from fedbonsai.fleets.flower.frames import FORMLESS, Form, Reply, Request, check, in_head, open_head
+from fedbonsai.fleets.flower.letter import Letter
+from fedbonsai.fleets.flower.logbook import Logbook
 from fedbonsai.fleets.flower.memory import slot_of
 from fedbonsai.fleets.flower.names import plain
 from fedbonsai.fleets.flower.record import pack, packed, unpack
@@ -65,6 +67,7 @@ class FlowerFleet(Remembers):
         limit: bytes of the largest answer that is accepted.
         poll: seconds between looks for answers.
         who: if given: the names under which nodes were let in, so that none can say that it is another.
+        logbook: where what is learned of devices is written down.
 
     Raises:
         ConfigError: too few devices came, or too few that can take part; the text says why, and what mends it.
@@ -84,6 +87,7 @@ class FlowerFleet(Remembers):
         limit: int = LIMIT,
         poll: float = 0.2,
         who: Callable[[], Mapping[int, str]] | None = None,
+        logbook: Logbook | None = None,
     ) -> None:
         super().__init__()
         self._grid, self._codecs = grid, frozenset(codecs)
@@ -91,13 +95,17 @@ class FlowerFleet(Remembers):
         self._formless = False  # whether a device lost what of the form is in no head
         self._deadline, self._first, self._limit, self._poll = deadline, first, limit, poll
         self._who = who
+        self._logbook, self._took = logbook or Logbook(), dict[str, float]()
         self._nodes: dict[str, int] = {}  # of each device
         self._known: dict[int, float] = {}  # nodes that were asked who they are, and when to ask again
         self._hailed: dict[str, int] = {}  # nodes that have not answered yet, by the id of the question
         self.refused: dict[str, str] = {}
         """Why a device cannot take part, by its id (or its node, where it has not said its id)."""
         self._patience = patience
-        self._gather(expect, at_least or expect)
+        try:
+            self._gather(expect, at_least or expect)
+        finally:
+            self._logbook.write()
         self.devices: Sequence[Device] = tuple(Device(id) for id in sorted(self._nodes))
 
     def _gather(self, expect: int, at_least: int) -> None:
@@ -151,27 +159,31 @@ class FlowerFleet(Remembers):
             raw, _ = unpack(reply, self._limit)
             card = cast(hello.Card, open_head(raw, hello.Card))
         except BadMessage as error:
-            return self._refuse(f"node {node}", str(error))
+            return self._refuse(f"node {node}", str(error), node)
         if self._who is not None and (name := self._who().get(node)) != card.device:
             return self._refuse(
-                f"node {node}", f"says it is {card.device!r}, its key was let in as {name!r}; there: join --name {name}"
+                f"node {node}",
+                f"says it is {card.device!r}, its key was let in as {name!r}; there: join --name {name}",
+                node,
             )
+        self._logbook.met(card.device, card.version, card.machine, card.train, card.valid)
         if why := hello.mismatch(card, self._codecs):
             return self._refuse(card.device, why)
         if self._nodes.get(card.device, node) != node and self._nodes[card.device] in set(self._grid.get_node_ids()):
             # nobody takes another's place while that one is there
             return self._refuse(
-                f"node {node}", f"says it is {card.device!r}, and so does another node; give each its own name"
+                f"node {node}", f"says it is {card.device!r}, and so does another node; give each its own name", node
             )
         self.refused.pop(card.device, None)
         self._nodes[card.device] = node
         return True
 
-    def _refuse(self, who: str, why: str) -> bool:
+    def _refuse(self, who: str, why: str, node: int = -1) -> bool:
         who, why = plain(who), plain(why)
         if self.refused.get(who) != why:
             log.warning("device %s cannot take part: it %s", who, why)
         self.refused[who] = why
+        self._logbook.refused(self._who().get(node, who) if self._who else who, why)
         return False
 
     def open(self, scope: Scope) -> None:
@@ -204,6 +216,11 @@ class FlowerFleet(Remembers):
         letters = self._send(scope, ask, task, send)
         return self._heard(task, self._run(task, letters, until), at_least)
 
+    def _heard(
+        self, task: Task[Any, R], items: Iterator[Answer[R] | Silence], at_least: int, clients: int = 0
+    ) -> Answers[R]:
+        return super()._heard(task, self._logbook.heard(items, self._slots.scope, self._took), at_least, clients)
+
     def _send(self, scope: Scope, ask: int, task: Task[Any, Any], send: Mapping[Device, object]) -> list[Letter]:
         there = set(self._grid.get_node_ids())
         shared: dict[int, ArrayRecord] = {}
@@ -225,7 +242,7 @@ class FlowerFleet(Remembers):
         ids = iter(self._grid.push_messages(messages) if messages else ())
         for letter in letters:
             if not letter.trouble:
-                letter.id = next(ids, None) or ""
+                letter.id, letter.sent = next(ids, None) or "", time.monotonic()
                 letter.trouble = "" if letter.id else "Flower did not take the message"
         return letters
 
@@ -256,6 +273,7 @@ class FlowerFleet(Remembers):
         if number is None:
             return False  # to nothing that was asked, or a second one
         letter = letters[number]
+        self._took[letter.device.id] = time.monotonic() - letter.sent
         try:
             if reply.has_error():
                 raise BadMessage(f"the app failed: {reply.error.reason}")
@@ -302,6 +320,11 @@ class FlowerFleet(Remembers):
                 return come
         return []
 
+    def abort(self) -> None:
+        """End a round, and write down what was learned of devices."""
+        super().abort()
+        self._logbook.write()
+
     def restore(self, memories: Mapping[str, SavedMemory]) -> None:
         """Set what devices keep, as a checkpoint named it.
 
@@ -318,12 +341,3 @@ class FlowerFleet(Remembers):
 
     def close(self) -> None:
         """Nothing to give back: the Grid is Flower's."""
-
-
-class Letter:
-    """One request on its way, and what became of it."""
-
-    def __init__(self, device: Device, head: Envelope, down: int, trouble: str = "", node: int = 0) -> None:
-        self.device, self.head, self.down, self.trouble, self.node = device, head, down, trouble, node
-        self.id, self.up = "", 0
-        self.reply: Reply | None = None

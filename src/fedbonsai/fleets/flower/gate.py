@@ -11,26 +11,22 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
-import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from fedbonsai.errors import ConfigError
+from fedbonsai.fleets.flower.listener import Asgi, Listener, Receive, Send
 
 OPEN = re.compile(rb"/v1/fleet(/[a-z0-9-]+)+")  # what devices ask for, as it is written on the wire
 LARGEST = 16 << 20  # bytes of one request; Flower cuts arrays into objects of 5 MB
 HELD = 1 << 30  # bytes of all requests that are being read; whoever comes then waits
 BODY = 600.0  # seconds in which a request must have come
 IDLE = 60.0  # seconds without a byte of it
-SILENCE = 30.0  # seconds between looks for connections that ask for nothing
 CONNECTIONS = 2048  # at a time
+KEY = b"flwr-public-key"  # header in which a device names the key that signed the request
 HOP = {  # headers that concern one connection, or say who asked: the SuperLink would believe them from this machine
     b"connection",
     b"content-length",
@@ -48,37 +44,12 @@ HOP = {  # headers that concern one connection, or say who asked: the SuperLink 
     b"x-forwarded-proto",
 }
 
-Asgi = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Asgi]]
-Send = Callable[[Asgi], Awaitable[None]]
-
 
 class TooLarge(Exception):
     """A request over the limit."""
 
 
-class Impatient(H11Protocol):
-    """A connection that is closed when it asks for nothing over two looks: anybody can open connections."""
-
-    _idle = False
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to look."""
-        super().connection_made(transport)
-        self.loop.call_later(SILENCE, self._look)
-
-    def _look(self) -> None:
-        if self.transport.is_closing():
-            return
-        asks = self.cycle is not None and not self.cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison]
-        if self._idle and not asks:
-            self.transport.abort()
-            return
-        self._idle = not asks
-        self.loop.call_later(SILENCE, self._look)
-
-
-class Gate:
+class Gate(Listener):
     """A TLS server in a thread of this process.
 
     Args:
@@ -91,60 +62,18 @@ class Gate:
     """
 
     def __init__(self, host: str, port: int, inner: int, ca: Path, certificate: Path, key: Path) -> None:
-        self._where = f"{host}:{port}"
+        files = {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
+        super().__init__(self._serve, host, port, CONNECTIONS, "--host or --port", **files)
         self._inner, self._ca = f"https://127.0.0.1:{inner}", ca
         self._client: httpx.AsyncClient | None = None
         self._held = 0  # bytes that requests have announced
-        config = uvicorn.Config(
-            self._serve,
-            host=host,
-            port=port,
-            ssl_certfile=str(certificate),
-            ssl_keyfile=str(key),
-            interface="asgi3",
-            http=Impatient,
-            ws="none",
-            limit_concurrency=CONNECTIONS,
-            proxy_headers=False,
-            lifespan="off",
-            log_level="error",
-            access_log=False,
-            server_header=False,
-        )
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
+        self.seen: dict[bytes, float] = {}
+        """When a key was last let through, in seconds since 1970, by the header that names it."""
 
-    def start(self) -> None:
-        """Listen.
-
-        Raises:
-            ConfigError: the port is taken, or the address is not this machine's.
-        """
-        self._thread.start()
-        while not self._server.started:
-            if not self._thread.is_alive():
-                raise ConfigError(f"nothing can listen on {self._where}; choose another --host or --port")
-            time.sleep(0.05)
-
-    @property
-    def alive(self) -> bool:
-        """Whether it listens."""
-        return self._thread.is_alive()
-
-    def close(self) -> None:
-        """Stop."""
-        self._server.should_exit = True
-        if self._thread.is_alive():
-            self._thread.join(5)
-
-    async def _main(self) -> None:
-        try:
-            await self._server.serve()
-        except SystemExit:  # what it raises when it cannot listen; `start` says so
-            return
-        finally:
-            if self._client is not None:
-                await self._client.aclose()
+    async def over(self) -> None:
+        """Let go of the SuperLink."""
+        if self._client is not None:
+            await self._client.aclose()
 
     async def _serve(self, scope: Asgi, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -175,6 +104,10 @@ class Gate:
         except httpx.HTTPError:
             await _say(send, 502)
             return
+        if answer.status_code == 200 and (key := dict(scope["headers"]).get(KEY)):
+            self.seen[key] = (
+                time.time()
+            )  # the SuperLink took its signature, so these are not more than there are devices
         kept = [(name.lower(), value) for name, value in answer.headers.raw if name.lower() not in HOP]
         await send({"type": "http.response.start", "status": answer.status_code, "headers": kept})
         try:

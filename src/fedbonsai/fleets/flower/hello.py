@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import field, fields, is_dataclass
 from importlib.metadata import version
 from typing import cast
 
 from fedbonsai import core
 from fedbonsai.fleets.flower.frames import Form
 from fedbonsai.stages.codec import range_coder_available
-from fedbonsai.wire import MAGIC, message
+from fedbonsai.wire import MAGIC, OPTIONAL, message
 
 VERSION = version("fedbonsai")
 WIRE = MAGIC[-1]
@@ -31,7 +31,7 @@ class Card:
     """A device introduces itself.
 
     ``tasks`` and ``codecs`` are what it can run, ``train`` and ``valid`` how many samples it has in the form asked for;
-    ``fault`` says why it has none.
+    ``fault`` says why it has none; ``machine`` is its architecture, such as ``aarch64``, for people.
     """
 
     device: str
@@ -42,6 +42,7 @@ class Card:
     train: int
     valid: int
     fault: str = ""
+    machine: str = field(default="", metadata=OPTIONAL)
 
 
 def tasks() -> tuple[str, ...]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 from typing import IO
+
+from fedbonsai.disk import writing
 
 
 class Spool:
@@ -19,13 +22,19 @@ class Spool:
         self._far: dict[int, IO[bytes]] = {}
 
     def put(self, number: int, data: bytes) -> None:
-        """Keep."""
+        """Keep.
+
+        Raises:
+            Unwritable: there is no room for the file.
+        """
         if self._held + len(data) <= self._bound:
             self._near[number] = data
             self._held += len(data)
             return
-        file = self._far[number] = tempfile.TemporaryFile()  # noqa: SIM115 - it lives until its turn
-        file.write(data)
+        with writing(Path(tempfile.gettempdir())):
+            file = self._far[number] = tempfile.TemporaryFile()  # noqa: SIM115 - it lives until its turn
+            file.write(data)
+            file.flush()
 
     def take(self, number: int) -> bytes:
         """Give back, and forget."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -54,16 +55,16 @@ class Worker:
         asked = open_head(raw, Hello)
         if payload:
             hold_form(asked.form, payload)
-        card = Card(self.device, VERSION, WIRE, tasks(), codecs(), 0, 0)
+        card = Card(self.device, VERSION, WIRE, tasks(), codecs(), 0, 0, machine=platform.machine())
         try:
             client = self._client(replace(asked.form, scale=""))
         except (ConfigError, Missing) as error:
             log.warning("the server's task cannot be learned with the data of this device: %s", error)
-            return bytes(encode(_with(card, fault=str(error)[:TEXT])))
+            return bytes(encode(replace(card, fault=str(error)[:TEXT])))
         except Exception as error:  # of the function that gives the data: its text is for who wrote it
             log.exception("the data of this device cannot be read")
-            return bytes(encode(_with(card, fault=f"{type(error).__name__}: {error}"[:TEXT])))
-        return bytes(encode(_with(card, train=len(client.train), valid=len(client.valid))))
+            return bytes(encode(replace(card, fault=f"{type(error).__name__}: {error}"[:TEXT])))
+        return bytes(encode(replace(card, train=len(client.train), valid=len(client.valid))))
 
     def perform(self, raw: bytes, payload: bytes) -> tuple[bytes, bytes]:
         """Run a task: head and payload of the reply.
@@ -120,10 +121,6 @@ def _scale(name: str) -> Scale:
     if held.keys() != {"mean", "std"}:
         raise BadMessage(f"{name[:40]} names nothing that normalises data")
     return Scale(**held)
-
-
-def _with(card: Card, train: int = 0, valid: int = 0, fault: str = "") -> Card:
-    return Card(card.device, card.version, card.wire, card.tasks, card.codecs, train, valid, fault)
 
 
 def _silent(request: Request, why: str, forgot: bool = False, lost: bool = False) -> tuple[bytes, bytes]:
