@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from fedbonsai.data.config import DataConfig
 from fedbonsai.errors import ConfigError
+from fedbonsai.fleets.attacks import Attack, SignFlip
 from fedbonsai.objectives import Classification, Objective
+from fedbonsai.stages.robust import MeanRule
 from fedbonsai.stages.sampling import Sticky
 from fedbonsai.stages.settings import PROBABILITY, Range, out_of_range, raise_all
 from fedbonsai.stages.width.capacity import ByProfile, unplaced
@@ -48,8 +50,15 @@ def too_many(method: object, clients: int) -> list[str]:
     if isinstance(sticky, Sticky) and (few := sticky.few(clients)):
         return [few]
     if not isinstance(cohort, int) or cohort <= clients:
-        return []
+        return unfit_mean(method, cohort if isinstance(cohort, int) and cohort else clients)
     return [f"method.cohort = {cohort}: there are {clients} devices; ask for at most that many, or 0 for all"]
+
+
+def unfit_mean(method: object, devices: int) -> list[str]:
+    """A line where the mean of a method's updates has no meaning for so many devices in a round."""
+    rule = getattr(method, "mean", None)
+    fault = rule.fault(devices) if isinstance(rule, MeanRule) else ""
+    return [f"method.{fault}"] if fault else []
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,23 @@ class FlowerConfig:
 
 
 @dataclass(frozen=True)
+class LiarsConfig:
+    """Devices that lie, to see what a method bears; those of a simulation alone."""
+
+    share: float = 0.0
+    """Share of the devices that lie, drawn by the seed; at least one where it is above 0."""
+    attack: Attack = field(default_factory=SignFlip)
+    """What they do."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no share, and a lie that nobody tells."""
+        faults = out_of_range(self, share=PROBABILITY)
+        if not self.share and self.attack != SignFlip():
+            faults.append(f"share = 0: nobody does {self.attack.choice_name}; set it, such as 0.2, or leave attack out")
+        raise_all(faults)
+
+
+@dataclass(frozen=True)
 class FleetConfig:
     """Where the clients run."""
 
@@ -120,6 +146,8 @@ class FleetConfig:
     """Write all answers into the run's folder, to replay the run without its clients."""
     threads: int = 1
     """Threads of torch in this process; results are byte-equal only between equal counts."""
+    liars: LiarsConfig = field(default_factory=LiarsConfig)
+    """Devices that lie."""
     flower: FlowerConfig = field(default_factory=FlowerConfig)
     """Real devices (`kind = "flower"`)."""
 
@@ -130,6 +158,8 @@ class FleetConfig:
             faults.append(f"batch = {self.batch}: expected 'auto', or at least 1 and at most 1024")
         if self.batch != 1 and self.kind == "flower":
             faults.append(f"batch = {self.batch}: devices train alone; leave it out, or set kind = 'local' or 'pool'")
+        if self.liars.share and self.kind != "local":
+            faults.append(f"liars.share = {self.liars.share:g}: only clients of this process lie; set kind = 'local'")
         if self.kind == "pool" and not self.wire:
             faults.append("wire = false: worker processes always use the wire; use kind = 'local'")
         raise_all(faults)
@@ -262,6 +292,8 @@ class RunConfig:
         ]
         if self.data.clients and not self.data.split and self.fleet.kind != "flower":
             faults += too_many(self.method, self.data.clients)
+        if self.fleet.kind == "flower":
+            faults += unfit_mean(self.method, getattr(self.method, "cohort", 0) or self.fleet.flower.devices)
         if self.budget.timed and not self.clock.devices:
             faults.append(f"budget.{self.budget.timed[0]} needs a clock: set clock.devices, such as raspberry-pi-4")
         if self.clock.devices and not self.fleet.wire:
