@@ -42,10 +42,10 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "motion": (
         "motion",
         {
-            "rounds": 12,
+            "rounds": 16,
             "data.partition": "iid",
             "model.options": {"norm": "group", "widths": [16, 24]},
-            "method.optimizer": {"lr": 0.2, "momentum": 0.9, "batch": 16, "epochs": 2},
+            "method.optimizer": {"lr": 0.3, "momentum": 0.9, "batch": 16, "epochs": 1},
         },
     ),
 }
@@ -58,7 +58,7 @@ MEANS: dict[str, dict[str, Any]] = {
     "multi-krum": {"name": "krum", "share": 0.4, "keep": 0},
     "geometric": {"name": "geometric"},
 }
-ATTACKS = ("sign-flip", "scaling", "a-little", "inner-product", "label-flip", "backdoor", "nan", "overflow", "claim")
+ATTACKS = ("sign-flip", "scaling", "a-little", "inner-product", "label-flip", "backdoor", "not-a-number", "overflow", "claim")
 SHARES = (0.1, 0.2, 0.3, 0.4)
 
 

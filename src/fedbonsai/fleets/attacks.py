@@ -170,7 +170,7 @@ class Backdoor(Attack):
         return {name: self.factor * value for name, value in learned[0].items()}
 
 
-@choice("nan")
+@choice("not-a-number")
 class Nan(Attack):
     """What is no number, everywhere."""
 
