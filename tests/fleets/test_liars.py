@@ -161,7 +161,9 @@ METHODS = {
 def test_every_method_that_has_a_mean_bears_huge_lies(recipe):
     more = {**METHODS[recipe], "method.mean": "median", "fleet.liars": {"share": 0.2, "attack": "overflow"}}
     _, rows, _ = accuracy(recipe, rounds=2, data__clients=6, data__limit=200, **more)
-    assert all(row["answered"] >= 5 for row in rows)  # who trains twice on top of its lie sends infinities, which are dropped
+    assert all(
+        row["answered"] >= 5 for row in rows
+    )  # who trains twice on top of its lie sends infinities, which are dropped
     assert all(abs(row["loss"]) < 100 for row in rows), rows
 
 

@@ -32,7 +32,7 @@ ME = Client(
 class Nobody:
     """A fleet of which nothing is rejected."""
 
-    def reject(self, device):
+    def reject(self, device, why=""):
         raise AssertionError(f"{device} was rejected")
 
 

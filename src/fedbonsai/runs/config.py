@@ -9,6 +9,7 @@ from typing import Any, Literal
 from fedbonsai.data.config import DataConfig
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.attacks import Attack, SignFlip
+from fedbonsai.fleets.guard import GuardConfig
 from fedbonsai.objectives import Classification, Objective
 from fedbonsai.stages.robust import MeanRule
 from fedbonsai.stages.sampling import Sticky
@@ -146,6 +147,8 @@ class FleetConfig:
     """Write all answers into the run's folder, to replay the run without its clients."""
     threads: int = 1
     """Threads of torch in this process; results are byte-equal only between equal counts."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """What is refused of devices' answers."""
     liars: LiarsConfig = field(default_factory=LiarsConfig)
     """Devices that lie."""
     flower: FlowerConfig = field(default_factory=FlowerConfig)
@@ -160,6 +163,8 @@ class FleetConfig:
             faults.append(f"batch = {self.batch}: devices train alone; leave it out, or set kind = 'local' or 'pool'")
         if self.liars.share and self.kind != "local":
             faults.append(f"liars.share = {self.liars.share:g}: only clients of this process lie; set kind = 'local'")
+        if self.guard.bytes and not self.wire:
+            faults.append(f"guard.bytes = {self.guard.bytes}: without the wire nothing has bytes; leave one out")
         if self.kind == "pool" and not self.wire:
             faults.append("wire = false: worker processes always use the wire; use kind = 'local'")
         raise_all(faults)

@@ -24,6 +24,7 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.attacks import lying
 from fedbonsai.fleets.based import Based
 from fedbonsai.fleets.costs import Costs
+from fedbonsai.fleets.guard import Guard
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.pool import PoolFleet, findable
@@ -247,6 +248,8 @@ def fleet_of(
         fleet = timed(fleet)
     if (base or scaled) and config.wire:
         fleet = Based(fleet, base, ledger)
+    if not config.guard.idle:
+        fleet = Guard(fleet, config.guard)
     if config.record and answers is not None:
         fleet = Recorded(fleet, answers)
     return fleet

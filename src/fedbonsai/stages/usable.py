@@ -33,7 +33,7 @@ class Usable(Generic[A, R]):
             except (BadMessage, NotFinite) as error:
                 why = str(error)
             if found is None:
-                self._fleet.reject(answer.device)
+                self._fleet.reject(answer.device, why)
                 self.refused[answer.device] = Silence(answer.device, why)
             else:
                 yield answer, found

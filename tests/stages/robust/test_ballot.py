@@ -19,7 +19,7 @@ class Seen:
     def __init__(self):
         self.rejected = []
 
-    def reject(self, device):
+    def reject(self, device, why=""):
         self.rejected.append(device.id)
 
 

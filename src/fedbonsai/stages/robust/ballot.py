@@ -78,8 +78,8 @@ class Ballot:
         learned = [name for name in votes.names if not name.endswith(STATISTICS)]
         measured = [name for name in votes.names if name.endswith(STATISTICS)]
         gone = self._rule.refused(votes.of(learned or measured))
-        for place in gone:
-            fleet.reject(self._devices[place])
+        for place, why in gone.items():
+            fleet.reject(self._devices[place], why)
         left = [device for place, device in enumerate(self._devices) if place not in gone]
         if fault := self._rule.fault(len(left)):
             raise Unanswered(f"{fault} ({len(left)} answers could be used)")
