@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from base64 import b64encode
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,16 @@ class Federation:
         """Names of the devices that were let in, by Flower's number of their node."""
         known = self._registered()
         return {int(held["node"]): name for name, held in known.items()}
+
+    def named(self, header: bytes) -> str:
+        """The device whose public key a header holds, in base 64 as Flower sends it; "a device" where it is not known."""
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
+
+        for name, held in self._registered().items():
+            key = load_ssh_public_key(held["key"].encode())
+            if b64encode(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)) == header:
+                return name
+        return "a device"
 
     def enrol(self) -> list[str]:
         """Let in devices whose public keys came into the folder, put out those whose keys went; a line for each."""

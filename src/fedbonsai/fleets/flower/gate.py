@@ -23,6 +23,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fedbonsai.errors import ConfigError
+from fedbonsai.fleets.flower.quota import Quota
 
 OPEN = re.compile(rb"/v1/fleet(/[a-z0-9-]+)+")  # what devices ask for, as it is written on the wire
 LARGEST = 16 << 20  # bytes of one request; Flower cuts arrays into objects of 5 MB
@@ -47,6 +48,8 @@ HOP = {  # headers that concern one connection, or say who asked: the SuperLink 
     b"x-forwarded-for",
     b"x-forwarded-proto",
 }
+
+WHO = b"flwr-public-key"  # header that names a device; the SuperLink checks that it signed the time
 
 Asgi = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Asgi]]
@@ -88,9 +91,13 @@ class Gate:
         ca: authority that signed the certificate.
         certificate: of the server.
         key: of the certificate.
+        quota: how much each device may send; None: as much as it likes.
     """
 
-    def __init__(self, host: str, port: int, inner: int, ca: Path, certificate: Path, key: Path) -> None:
+    def __init__(
+        self, host: str, port: int, inner: int, ca: Path, certificate: Path, key: Path, quota: Quota | None = None
+    ) -> None:
+        self._quota = quota
         self._where = f"{host}:{port}"
         self._inner, self._ca = f"https://127.0.0.1:{inner}", ca
         self._client: httpx.AsyncClient | None = None
@@ -161,11 +168,17 @@ class Gate:
                 base_url=self._inner, verify=verify, limits=limits, timeout=120, trust_env=False
             )
         headers = [(name, value) for name, value in scope["headers"] if name not in HOP]
+        who = dict(scope["headers"]).get(WHO, b"")
+        if self._quota is not None and who and not self._quota.allows(who, _announced(scope)):
+            await _say(send, 429)
+            return
         try:
             async with self._room(_announced(scope)):
                 body = b"".join([part async for part in _body(receive)])
                 request = self._client.build_request("POST", path.decode(), headers=headers, content=body)
                 answer = await self._client.send(request, stream=True)
+                if self._quota is not None and who and answer.is_success:
+                    self._quota.spend(who, len(body))
         except TooLarge:
             await _say(send, 413)
             return
