@@ -197,6 +197,10 @@ class Claim(SignFlip):
     claimed: int = 10**12
     """So many."""
 
+    def __post_init__(self) -> None:
+        """Refuse what goes nowhere, and no samples."""
+        raise_all(out_of_range(self, factor=POSITIVE, claimed=COUNT))
+
     def examples(self, own: int) -> int:
         """What is claimed."""
         return self.claimed
