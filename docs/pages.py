@@ -30,6 +30,7 @@ GUIDES = {
     "Your own method": "your-own-method.md",
     "Your own gate, criterion or codec stage": "extend.md",
     "Masks that compute less": "sparse.md",
+    "Devices that lie": "robust.md",
     "Side by side with others": "peers.md",
     "Real devices": "flower.md",
     "Take the model home": "export.md",

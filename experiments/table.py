@@ -1,7 +1,7 @@
 """The tables of numbers, made from the committed JSON of experiments and benchmarks.
 
 python -m experiments.table           # print docs/results.md, which has all of them
-python -m experiments.table --write   # write docs/results.md and the sections of README.md and docs/export.md
+python -m experiments.table --write   # write docs/results.md and the sections of README.md, docs/export.md and docs/robust.md
 
 The README shows the runs that a ``plan.toml`` lists under ``tool.results.highlights``, and how many bytes a goal took.
 """
@@ -18,6 +18,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from experiments.attack_table import attacks
 from experiments.plans import experiments, highlights, plan_of
 from experiments.reported import Reported, statement, verdict
 from experiments.task_table import tasks
@@ -31,6 +32,7 @@ from fedbonsai.training.optimizers import SGD
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results.md"
 EXPORT = ROOT / "docs" / "export.md"
+ROBUST = ROOT / "docs" / "robust.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 IMAGES = {"digits": (1, 8, 10), "mnist": (1, 28, 10), "cifar10": (3, 32, 10)}  # channels, pixels, classes
@@ -451,8 +453,9 @@ def main() -> None:
         return
     put(ROOT / "README.md", section())
     put(EXPORT, "\n".join(exports()))
+    put(ROBUST, "\n".join(attacks()))
     PAGE.write_text(page(), encoding="utf-8")
-    print("wrote docs/results.md and the sections of README.md and docs/export.md")
+    print("wrote docs/results.md and the sections of README.md, docs/export.md and docs/robust.md")
 
 
 if __name__ == "__main__":

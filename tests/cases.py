@@ -45,6 +45,7 @@ WIDTH = {"asks": 1, "down": frozenset({"width/train@1"}), "up": frozenset({"widt
 CASES = [
     Case("fedavg", **AVERAGING),
     Case("fedprox", **AVERAGING),
+    Case("fedavg", **AVERAGING, settings={"method.mean": "median"}, label="median"),
     Case("fedavg", **AVERAGING, settings={"method.cohort": 2}, label="cohort"),
     Case("topk-ef", **AVERAGING, settings={"method.cohort": 3}),
     Case("ef21", **AVERAGING, settings={"method.uplink": ["ef21", {"topk": 0.2}]}),

@@ -221,6 +221,7 @@ class Silence:
     work: Work = ()
     lost: bool = False  # nothing arrived at the server, whatever was sent
     fault: str = ""  # traceback, where its task raised
+    refused: bool = False  # an answer came, and the server does not take it
 
 
 class Answers(Generic[R]):
@@ -275,8 +276,8 @@ class Fleet(Protocol):
         """Begin a round: working memories start from the accepted ones."""
         ...
 
-    def reject(self, device: Device) -> None:
-        """Drop what a device kept in this round: its answer came too late or cannot be used."""
+    def reject(self, device: Device, why: str = "") -> None:
+        """Drop what a device kept in this round: its answer came too late or cannot be used; and why, for the log."""
         ...
 
     def pending(self) -> Mapping[str, SavedMemory]:

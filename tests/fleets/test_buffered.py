@@ -299,10 +299,11 @@ def test_it_learns_in_less_time_than_rounds_that_wait(tmp_path):
     [
         ({"clock": {"devices": ""}}, r"buffer\.size = 2: which answers come first is told by a clock"),
         ({"clock.first": 3}, r"first = 3 drops the others"),
-        ({"method.cohort": 3}, r"buffer\.concurrency says how many devices work"),
+        ({"method.cohort": 3}, r"buffer.concurrency says how many devices work"),
         ({"method.uplink": []}, r"set method\.uplink, to \['fp32'\]"),
         ({"method.uplink": ["ef21", {"topk": 0.1}]}, "use ef14"),
         ({"method.weighting": {"beta": 1.0}}, "leave method.weighting out"),
+        ({"method.mean": "median"}, "leave method.mean out"),
         ({"method.downlink": {"chain": ["fp16"], "delta": True}}, "downlink.delta must know"),
     ],
 )

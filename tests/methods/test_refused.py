@@ -82,6 +82,21 @@ CASES = [
         {"method__downlink": {"delta": True, "merge": 3, "chain": [{"topk": 0.1}]}},
         "sums of changes are exact on a grid alone",
     ),
+    *(
+        (
+            "`mean` other than `plain`",
+            recipe,
+            {"method__mean": "median", **more},
+            "which no mean bears that lets all devices count alike",
+        )
+        for recipe, more in (
+            ("ef21", {}),
+            ("distance-weights", {}),
+            ("fedavg", {"method__cohort": 3, "method__sticky": {"group": 3, "fresh": 1}}),
+            ("topk", {"method__aggregate_feedback": True, "method__downlink": {"delta": True}}),
+            ("fjord", {}),
+        )
+    ),
     ("`averaging`: `ef21` with `reset`", "ef21", {"method__uplink": [{"ef21": 3}, {"topk": 0.1}]}, "ef21.reset = 3"),
     ("`ef14` around a chain that loses nothing", "fedavg", {"method__uplink": ["ef14", "entropy"]}, "ef14"),
     ("`wireless-pruning`: `feedback` with 32 bits", "wireless-pruning", {"method__feedback": True}, "lose nothing"),
@@ -122,5 +137,5 @@ def test_what_has_no_meaning_is_refused_with_the_reason(tmp_path, row, recipe, s
 def test_every_row_of_the_page_has_a_case():
     text = COMPOSING.read_text().partition("## What is refused, and why")[2].partition("\n## ")[0]
     rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")][1:]
-    assert len(rows) == 18
+    assert len(rows) == 19
     assert {row for row in rows for case in CASES if row.startswith(case[0])} == set(rows)

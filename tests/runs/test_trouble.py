@@ -230,7 +230,9 @@ def test_answers_that_cannot_be_used_are_a_reason_too(tmp_path):
         made.fleet = Spoilt(made.fleet)
         return made
 
-    with pytest.raises(NothingLearned, match="answers of 3 were damaged, not finite, or did not fit the network"):
+    with pytest.raises(
+        NothingLearned, match="3 rejected, such as 000: its answer does not fit what was asked, or is not finite"
+    ):
         execute(quick(rounds=2), tmp_path / "a", build=build)
     assert [(r["answered"], r["silent"], r["rejected"]) for r in load(tmp_path / "a").metrics] == [(0, 0, 3)] * 2
 

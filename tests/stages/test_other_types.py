@@ -32,7 +32,7 @@ ME = Client(
 class Nobody:
     """A fleet of which nothing is rejected."""
 
-    def reject(self, device):
+    def reject(self, device, why=""):
         raise AssertionError(f"{device} was rejected")
 
 
@@ -43,7 +43,7 @@ def trained(by=0.5):
 @pytest.mark.parametrize("spec", [["fp16"], ["ef14", {"topk": 0.5}], ["ef21", {"affine": 8}], [{"qsgd": 8}]], ids=str)
 def test_an_update_has_the_floating_tensors_alone(spec):
     made, _ = update(Trained(trained(), 10, 1, 0.1), START, parse(spec), {}, ME, 0)
-    found = combine([Answer(Device("x"), made)], START, Nobody())
+    found = combine([Answer(Device("x"), made)], START, Nobody(), coded=True)
     assert list(found.mean) == ["a.weight", "b.weight"]
     new = apply_update(START, START, found)
     assert list(new) == list(START)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedbonsai.errors import ConfigError
+from fedbonsai.planning.quantities import quantity, said
 
 if TYPE_CHECKING:
     from fedbonsai.dashboard.server import Dashboard
@@ -30,6 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, default=Path("federation"), help="made by: fedbonsai keys server")
     parser.add_argument("--host", default="0.0.0.0", help="address on which devices are listened to (all)")
     parser.add_argument("--port", type=int, default=8443, help="port on which devices are listened to")
+    parser.add_argument("--quota", default="16GB", help="bytes that a device may send in an hour (16GB)")
 
     parser.add_argument(
         "--dashboard",
@@ -47,14 +49,16 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         raise ConfigError(f"serve does not take {' '.join(rest)}")
     if not 0 < args.port < 65536:
         raise ConfigError(f"--port {args.port}: expected a number from 1 to 65535")
+    quota = quantity(args.quota, "bytes", "--quota")
     federation = Federation(args.folder)
     with federation.hold():
-        return _serve(args.host, args.port, federation, args.dashboard)
+        return _serve(args.host, args.port, federation, args.dashboard, quota)
 
 
-def _serve(host: str, port: int, federation: Federation, shown: str) -> int:
+def _serve(host: str, port: int, federation: Federation, shown: str, most: float) -> int:
     from fedbonsai.fleets.flower.gate import Gate
     from fedbonsai.fleets.flower.processes import end_by_signal, free_port, ignore_signals, many_files, remember, stop
+    from fedbonsai.fleets.flower.quota import Quota
     from fedbonsai.runs.submit import resume_all
 
     inner = free_port()
@@ -62,7 +66,7 @@ def _serve(host: str, port: int, federation: Federation, shown: str) -> int:
     federation.sweep()
     many_files()
     page = _page(shown, port, federation)
-    gate = Gate(host, port, inner, federation.ca, federation.certificate, federation.key)
+    gate = Gate(host, port, inner, federation.ca, federation.certificate, federation.key, quota := Quota(most))
     end_by_signal()
     with federation.log.open("ab") as log:
         link = subprocess.Popen(
@@ -83,7 +87,10 @@ def _serve(host: str, port: int, federation: Federation, shown: str) -> int:
             print(line, flush=True)
         while link.poll() is None and gate.alive:
             time.sleep(LOOK)
-            for line in federation.enrol():
+            full = [
+                f"{federation.named(who)} has sent {said(most, 'bytes')} in an hour: refused" for who in quota.told()
+            ]
+            for line in [*federation.enrol(), *full]:
                 print(line, flush=True)
             federation.saw(gate.seen)
             with suppress(OSError):  # a full disk: what others rely on was said at the start

@@ -174,9 +174,9 @@ class Buffered(Timed):
         entry = self.costs.book(scope, id, profile.name, spent, 0.0, energy, Macs(*flight.macs), flight.peak)
         entry.dropped += flight.dropped
 
-    def reject(self, device: Device) -> None:
+    def reject(self, device: Device, why: str = "") -> None:
         """What the answer's device kept does not count: it holds what it held before."""
-        super().reject(device)
+        super().reject(device, why)
         if device.id in self._came:
             self._came[device.id] = replace(self._came[device.id], memory=self._held(device.id))
 

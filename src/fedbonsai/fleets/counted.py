@@ -31,7 +31,8 @@ class Counted(Wrapper):
         self._asked = False
         self._trained = 0
         self._stale: list[int] = []
-        self._reasons: dict[str, dict[str, str]] = {}  # texts by client, by text without numbers
+        # texts by client, by whether its answer came and by the text without numbers
+        self._reasons: dict[tuple[bool, str], dict[str, str]] = {}
 
     def open(self, scope: Scope) -> None:
         """Begin a round, or the next attempt of it."""
@@ -50,28 +51,33 @@ class Counted(Wrapper):
                 self._stale.append(answer.stale)
                 yield answer
             for silence in answers.silent.values():
-                self._silent.add(silence.device.id)
+                (self._rejected if silence.refused else self._silent).add(silence.device.id)
                 self._trained += trained(silence.work)
-                self._reasons.setdefault(unnumbered(silence.reason), {}).setdefault(silence.device.id, silence.reason)
+                self._note(silence.refused, silence.device, silence.reason)
                 yield silence
 
         return Answers(counted(), at_least)
 
-    def reject(self, device: Device) -> None:
+    def reject(self, device: Device, why: str = "") -> None:
         """The method does not use what the device sent, or what it kept."""
-        super().reject(device)
+        super().reject(device, why)
         self._answered.discard(device.id)
         self._rejected.add(device.id)
+        if why:
+            self._note(True, device, why)
+
+    def _note(self, came: bool, device: Device, why: str) -> None:
+        self._reasons.setdefault((came, unnumbered(why)), {}).setdefault(device.id, why)
 
     def take(self) -> dict[str, Any]:
         """Columns of the round's line in the metrics, over all of its attempts; they are forgotten here.
 
         ``answered`` counts clients whose answer the last attempt used; without it, nobody was asked. ``silent`` counts
         clients that an ask heard nothing of, ``rejected`` those whose answers came and were not used. ``reasons`` has
-        the first distinct reasons, with the number of clients and the first of them. ``trained_examples`` counts samples
-        by which devices took steps, each as often as it came, of answers that were not used too; there is none where no
-        device said so, as on real ones. ``stale_mean`` and ``stale_max`` are how many rounds ago answers were asked for, where
-        some were of earlier rounds.
+        the first distinct reasons, with the number of clients, the first of them, and whether they were rejected.
+        ``trained_examples`` counts samples by which devices took steps, each as often as it came, of answers that were
+        not used too; there is none where no device said so, as on real ones. ``stale_mean`` and ``stale_max`` are how many
+        rounds ago answers were asked for, where some were of earlier rounds.
         """
         found: dict[str, Any] = {"answered": len(self._answered)} if self._asked else {}
         found |= {"silent": len(self._silent), "rejected": len(self._rejected - self._silent)}
@@ -81,7 +87,8 @@ class Counted(Wrapper):
         if self._reasons:
             found["reasons"] = [
                 {"reason": next(iter(each.values()))[:LONGEST], "clients": len(each), "client": next(iter(each))}
-                for each in list(self._reasons.values())[:SHOWN]
+                | ({"rejected": True} if came else {})
+                for (came, _), each in list(self._reasons.items())[:SHOWN]
             ]
         self._forget()
         return found

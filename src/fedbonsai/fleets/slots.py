@@ -111,7 +111,7 @@ class Remembers:
         """Begin a round."""
         self._slots.open(scope)
 
-    def reject(self, device: Device) -> None:
+    def reject(self, device: Device, why: str = "") -> None:
         """Drop what the device kept in this round."""
         self._slots.reject(device.id)
 

@@ -12,7 +12,6 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.ledger import Ledger, Row
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import OWN, decode, encode, name_of
-from fedbonsai.work import Work
 
 M = TypeVar("M")
 R = TypeVar("R")
@@ -47,9 +46,9 @@ class Wrapper:
         self._asks += 1
         return self._scope, self._asks - 1
 
-    def reject(self, device: Device) -> None:
+    def reject(self, device: Device, why: str = "") -> None:
         """Drop what the device kept in this round."""
-        self.inner.reject(device)
+        self.inner.reject(device, why)
 
     def pending(self) -> Mapping[str, SavedMemory]:
         """Memories that this round changed."""
@@ -164,10 +163,10 @@ class Recorded(Wrapper):
         answers = self.inner.ask(task, send, 0)
 
         def kept() -> Iterator[Answer[R] | Silence]:
-            lines: list[tuple[str, object, str | None, int, int, bool, Work, bool, str]] = []
+            lines: list[tuple[object, ...]] = []
             for answer in answers:
                 lines.append(
-                    (answer.device.id, answer.value, None, answer.down, answer.up, False, answer.work, False, "")
+                    (answer.device.id, answer.value, None, answer.down, answer.up, False, answer.work, False, "", False)
                 )
                 yield answer
             for silence in answers.silent.values():
@@ -179,6 +178,7 @@ class Recorded(Wrapper):
                     silence.work,
                     silence.lost,
                     silence.fault,
+                    silence.refused,
                 )
                 lines.append((silence.device.id, None, *known))
                 yield silence
@@ -220,7 +220,7 @@ class Replayed(Wrapper):
             Silence(Device(id), reason, down, up, forgot, work, *more)
             if reason is not None
             else Answer(Device(id), cast("R", value), down, up, work)
-            for id, value, reason, down, up, forgot, work, *more in lines  # of before: neither lost nor fault
+            for id, value, reason, down, up, forgot, work, *more in lines  # of before: not lost, fault or refused
         )
         return Answers(items, at_least)
 
@@ -228,7 +228,7 @@ class Replayed(Wrapper):
         """Begin a round."""
         self._scope, self._asks = scope, 0
 
-    def reject(self, device: Device) -> None:
+    def reject(self, device: Device, why: str = "") -> None:
         """Recorded clients keep nothing."""
 
     def pending(self) -> Mapping[str, SavedMemory]:

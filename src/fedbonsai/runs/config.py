@@ -8,8 +8,12 @@ from typing import Any, Literal
 
 from fedbonsai.data.config import DataConfig
 from fedbonsai.errors import ConfigError
+from fedbonsai.fleets.attacks import Attack, SignFlip
 from fedbonsai.fleets.buffer import Buffer
+from fedbonsai.fleets.guard import GuardConfig
 from fedbonsai.objectives import Classification, Objective
+from fedbonsai.runs.buffered import unbuffered
+from fedbonsai.stages.robust import MeanRule
 from fedbonsai.stages.sampling import Sticky
 from fedbonsai.stages.settings import PROBABILITY, Range, out_of_range, raise_all
 from fedbonsai.stages.width.capacity import ByProfile, unplaced
@@ -49,8 +53,15 @@ def too_many(method: object, clients: int) -> list[str]:
     if isinstance(sticky, Sticky) and (few := sticky.few(clients)):
         return [few]
     if not isinstance(cohort, int) or cohort <= clients:
-        return []
+        return unfit_mean(method, cohort if isinstance(cohort, int) and cohort else clients)
     return [f"method.cohort = {cohort}: there are {clients} devices; ask for at most that many, or 0 for all"]
+
+
+def unfit_mean(method: object, devices: int) -> list[str]:
+    """A line where the mean of a method's updates has no meaning for so many devices in a round."""
+    rule = getattr(method, "mean", None)
+    fault = rule.fault(devices) if isinstance(rule, MeanRule) else ""
+    return [f"method.{fault}"] if fault else []
 
 
 @dataclass(frozen=True)
@@ -102,6 +113,23 @@ class FlowerConfig:
 
 
 @dataclass(frozen=True)
+class LiarsConfig:
+    """Devices that lie, to see what a method bears; those of a simulation alone."""
+
+    share: float = 0.0
+    """Share of the devices that lie, drawn by the seed; at least one where it is above 0."""
+    attack: Attack = field(default_factory=SignFlip)
+    """What they do."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no share, and a lie that nobody tells."""
+        faults = out_of_range(self, share=PROBABILITY)
+        if not self.share and self.attack != SignFlip():
+            faults.append(f"share = 0: nobody does {self.attack.choice_name}; set it, such as 0.2, or leave attack out")
+        raise_all(faults)
+
+
+@dataclass(frozen=True)
 class FleetConfig:
     """Where the clients run."""
 
@@ -121,6 +149,10 @@ class FleetConfig:
     """Write all answers into the run's folder, to replay the run without its clients."""
     threads: int = 1
     """Threads of torch in this process; results are byte-equal only between equal counts."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """What is refused of devices' answers."""
+    liars: LiarsConfig = field(default_factory=LiarsConfig)
+    """Devices that lie."""
     flower: FlowerConfig = field(default_factory=FlowerConfig)
     """Real devices (`kind = "flower"`)."""
 
@@ -131,6 +163,10 @@ class FleetConfig:
             faults.append(f"batch = {self.batch}: expected 'auto', or at least 1 and at most 1024")
         if self.batch != 1 and self.kind == "flower":
             faults.append(f"batch = {self.batch}: devices train alone; leave it out, or set kind = 'local' or 'pool'")
+        if self.liars.share and self.kind != "local":
+            faults.append(f"liars.share = {self.liars.share:g}: only clients of this process lie; set kind = 'local'")
+        if self.guard.bytes and not self.wire:
+            faults.append(f"guard.bytes = {self.guard.bytes}: without the wire nothing has bytes; leave one out")
         if self.kind == "pool" and not self.wire:
             faults.append("wire = false: worker processes always use the wire; use kind = 'local'")
         raise_all(faults)
@@ -223,8 +259,7 @@ class RunConfig:
     evaluate_every: int = 1
     """Rounds between evaluations on the test set; the last round is always evaluated."""
     target: float = 0.0
-    """If not 0: stop when the measure that decides (`objective.metric`) reaches it on the clients' validation parts; that of
-    the devices' own models, where a method has them."""
+    """If not 0: stop when the measure that decides reaches it on the clients' validation parts, by their own models if any."""
     patience: int = 0
     """If not 0: stop when the measure on the clients' validation parts has got no better in so many rounds with an update."""
     retries: int = 2
@@ -266,11 +301,15 @@ class RunConfig:
         ]
         if self.data.clients and not self.data.split and self.fleet.kind != "flower":
             faults += too_many(self.method, self.data.clients)
+        if self.fleet.kind == "flower":
+            faults += unfit_mean(self.method, getattr(self.method, "cohort", 0) or self.fleet.flower.devices)
         if self.budget.timed and not self.clock.devices:
             faults.append(f"budget.{self.budget.timed[0]} needs a clock: set clock.devices, such as raspberry-pi-4")
         if self.clock.devices and not self.fleet.wire:
             faults.append("clock.devices needs fleet.wire: a clock counts the seconds of real bytes")
-        faults += unbuffered(self)
+        real = self.fleet.kind == "flower"
+        first = self.fleet.flower.first if real else self.clock.first
+        faults += unbuffered(self.method, self.buffer, real or bool(self.clock.devices), first)
         method = _placed(_scheduled(self.method, self.rounds), self.clock.devices)
         faults += unplaced(getattr(method, "capacity", None))
         if faults:
@@ -281,43 +320,6 @@ class RunConfig:
 def asked_of(config: RunConfig, devices: int) -> int:
     """How many of so many devices are asked in a round, where the method says so."""
     return config.buffer.size or getattr(config.method, "cohort", 0) or devices
-
-
-def unbuffered(config: RunConfig) -> list[str]:
-    """Reasons why rounds of this run cannot end with the first answers while others work on."""
-    size, method = config.buffer.size, config.method
-    if not size:
-        return []
-    first = config.fleet.flower.first if config.fleet.kind == "flower" else config.clock.first
-    faults = [
-        text
-        for bad, text in (
-            (
-                config.fleet.kind != "flower" and not config.clock.devices,
-                f"buffer.size = {size}: which answers come first is told by a clock; set clock.devices, or run on devices "
-                "(fleet.kind = 'flower')",
-            ),
-            (
-                bool(first),
-                f"buffer.size = {size}: a round ends with so many answers, and first = {first} drops the others; leave it out",
-            ),
-            (
-                bool(getattr(method, "cohort", 0)),
-                f"method.cohort = {getattr(method, 'cohort', 0)}: in buffered rounds buffer.concurrency says how many devices "
-                "work; leave cohort out",
-            ),
-        )
-        if bad
-    ]
-    borne = getattr(method, "buffered", None)
-    if borne is None:
-        name = getattr(method, "method_name", type(method).__name__)
-        return [
-            *faults,
-            f"buffer.size = {size}: method {name} makes its step of answers to what it asked in the same round; take a recipe "
-            "of averaging with coded changes, such as fedbuff, topk-ef, stc or qsgd, or leave buffer out",
-        ]
-    return faults + [f"buffer.size = {size}: {why}" for why in borne()]
 
 
 def _scheduled(method: object, rounds: int) -> object:

@@ -24,6 +24,7 @@ from fedbonsai.disk import in_words, no_room, writing
 from fedbonsai.errors import ConfigError, Unwritable
 from fedbonsai.fleets.allocator import keep_memory
 from fedbonsai.fleets.based import Based
+from fedbonsai.fleets.guard import Guard
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.wrappers import Flaky, Metered, Recorded
 from fedbonsai.runs.config import RunConfig
@@ -34,6 +35,7 @@ from fedbonsai.runs.setup import RunContext, federation, rehearsed
 from fedbonsai.runs.structure import structure
 from fedbonsai.runs.survey import question
 from fedbonsai.telling import Teller, listening
+from fedbonsai.wire import LIMIT
 
 TELL = 2.0  # seconds between two words on how far a run is
 
@@ -92,6 +94,7 @@ def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None, job: P
             deadline=asked.deadline,
             first=asked.first,
             codecs=needed(config.method),
+            limit=config.fleet.guard.bytes or LIMIT,
             who=who,
             logbook=Logbook(logbook_of(job) if job else None),
         )
@@ -100,6 +103,8 @@ def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None, job: P
             fleet = Flaky(fleet, config.fleet.flaky)
         if start.arch.base or asks:
             fleet = Based(fleet, start.arch.base, ledger)
+        if not config.fleet.guard.idle:
+            fleet = Guard(fleet, config.fleet.guard)
         if config.fleet.record and answers is not None:
             fleet = Recorded(fleet, answers)
         none = held.samples[:0]

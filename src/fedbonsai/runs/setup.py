@@ -21,23 +21,25 @@ from fedbonsai.devices.link import link
 from fedbonsai.devices.networks import all_known
 from fedbonsai.devices.profile import profile
 from fedbonsai.errors import ConfigError
+from fedbonsai.fleets.attacks import lying
 from fedbonsai.fleets.based import Based
 from fedbonsai.fleets.buffered import Buffered
 from fedbonsai.fleets.costs import Costs
+from fedbonsai.fleets.guard import Guard
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.pool import PoolFleet, findable
 from fedbonsai.fleets.timed import Clock, Timed
 from fedbonsai.fleets.wrappers import Flaky, Metered, Recorded
 from fedbonsai.model import Model
-from fedbonsai.objectives import Regression
+from fedbonsai.objectives import Classification, Regression
 from fedbonsai.runs import pretrained
 from fedbonsai.runs.config import ClockConfig, FleetConfig, RunConfig, local_training, too_many
 from fedbonsai.runs.dry import rehearse, told
 from fedbonsai.runs.shapes import advice
 from fedbonsai.runs.survey import question
 from fedbonsai.training.stacked.orders import Order
-from fedbonsai.tree import seed_of
+from fedbonsai.tree import generator, seed_of
 from fedbonsai.work import Episode
 
 
@@ -250,9 +252,29 @@ def fleet_of(
         fleet = timed(fleet)
     if (base or scaled) and config.wire:
         fleet = Based(fleet, base, ledger)
+    if not config.guard.idle:
+        fleet = Guard(fleet, config.guard)
     if config.record and answers is not None and not buffered:
         fleet = Recorded(fleet, answers)
     return fleet
+
+
+def with_liars(people: list[Client], config: RunConfig, held: Federation) -> tuple[list[Client], str]:
+    """The clients, of whom a share lies, and who.
+
+    Raises:
+        ConfigError: the attack is on classes, and none are learned.
+    """
+    how = config.fleet.liars
+    if how.attack.on_classes and not isinstance(config.objective, Classification):
+        raise ConfigError(
+            f"fleet.liars.attack = {how.attack.choice_name!r} is on classes, and objective.name = "
+            f"{config.objective.choice_name!r}; take another attack, such as sign-flip"
+        )
+    order = torch.randperm(len(people), generator=generator(seed_of(config.seed, "liars", -1, 0))).tolist()
+    places = sorted(order[: max(1, round(how.share * len(people)))])
+    names = ", ".join(people[place].id for place in places)
+    return lying(people, places, how.attack, held.classes), f"fleet.liars: {how.attack.choice_name} by {names}"
 
 
 def run_context(config: RunConfig, split: Path | None = None, answers: Path | None = None) -> RunContext:
@@ -297,6 +319,9 @@ def run_context(config: RunConfig, split: Path | None = None, answers: Path | No
     batch, told_of_it = together(config, start, held.supposed())
     config = replace(config, fleet=replace(config.fleet, batch=batch))
     people = clients(held, config.fleet.device)
+    if config.fleet.liars.share:
+        people, heard = with_liars(people, config, held)
+        said = (*said, heard)
     fleet = fleet_of(config.fleet, people, ledger, answers, timed, start.arch.base, asks, bool(config.buffer.size))
     empty = held.samples[:0]
     server = Client("server", config.seed, held.server if len(held.server) else empty, empty, config.fleet.device)

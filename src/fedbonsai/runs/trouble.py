@@ -78,8 +78,9 @@ def futile(config: RunConfig, rows: Sequence[Row], fresh: int, over: bool, folde
 def _reason(row: Row) -> str:
     """Why a round brought no update."""
     reasons = [
-        f"{each['clients']} silent, such as {each['client']}: {each['reason']}" for each in row.get("reasons", ())
+        f"{each['clients']} {'rejected' if each.get('rejected') else 'silent'}, such as {each['client']}: {each['reason']}"
+        for each in row.get("reasons", ())
     ]
-    if row.get("rejected"):
+    if row.get("rejected") and not any(each.get("rejected") for each in row.get("reasons", ())):
         reasons.append(f"answers of {row['rejected']} were damaged, not finite, or did not fit the network")
     return "; ".join(reasons or list(row.get("unanswered", ()))[-1:]) or "no answer was used"

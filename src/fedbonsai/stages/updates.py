@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+import statistics
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from torch import Tensor
 
 from fedbonsai import tree
-from fedbonsai.core import Answer, Answers, Client, Device, Fleet, Memory, Silence, forgetful
-from fedbonsai.errors import BadMessage, NotFinite, Unanswered
+from fedbonsai.core import Answer, Answers, Client, Fleet, Memory, forgetful
+from fedbonsai.errors import BadMessage, Unanswered
 from fedbonsai.stages.codec import Chain, Packed, TopK, apply
+from fedbonsai.stages.robust import Ballot, MeanRule, Plain
+from fedbonsai.stages.robust.ballot import STATISTICS
+from fedbonsai.stages.usable import Usable
 from fedbonsai.stages.weighting import Weighting, weights
 from fedbonsai.training.steps import Trained
 from fedbonsai.tree import Tree, Weights, part_of
 from fedbonsai.wire import message
 
-A = TypeVar("A")
-R = TypeVar("R")
-
 MOST = 1 << 40  # samples that a client can claim
-STATISTICS = ("running_mean", "running_var")  # of BatchNorm
+PLAIN = Plain()
 FEEDBACK = "feedback"  # what error feedback keeps, in a client's memory
 
 
@@ -95,47 +96,6 @@ def idle_ramp(chain: Chain, rounds: int) -> tuple[bool, str]:
     return idle, f"ramp = {rounds} has no effect without a sparsifier in uplink: set it to 0"
 
 
-class Usable(Generic[A, R]):
-    """Answers that can be used, each with what it was opened to; others are dropped, with what their clients kept.
-
-    Args:
-        answers: of a fleet.
-        fleet: that was asked.
-        opened: what an answer says, or None where it does not fit; `BadMessage` or `NotFinite` tells why.
-    """
-
-    def __init__(self, answers: Iterable[Answer[A]], fleet: Fleet, opened: Callable[[Answer[A]], R | None]) -> None:
-        self.refused: dict[Device, Silence] = {}
-        self._answers, self._fleet, self._opened = answers, fleet, opened
-
-    def __iter__(self) -> Iterator[tuple[Answer[A], R]]:
-        for answer in self._answers:
-            found, why = None, "its answer does not fit what was asked, or is not finite"
-            try:
-                found = self._opened(answer)
-            except (BadMessage, NotFinite) as error:
-                why = str(error)
-            if found is None:
-                self._fleet.reject(answer.device)
-                self.refused[answer.device] = Silence(answer.device, why)
-            else:
-                yield answer, found
-
-    @property
-    def dropped(self) -> int:
-        """Answers that could not be used."""
-        return len(self.refused)
-
-    @property
-    def silent(self) -> dict[Device, Silence]:
-        """Of whom there is nothing to use, and why: who did not answer, and whose answer was dropped."""
-        return {**(self._answers.silent if isinstance(self._answers, Answers) else {}), **self.refused}
-
-    def none(self, what: str = "update") -> Unanswered:
-        """That none could be used, with who had lost what it held."""
-        return Unanswered(f"no {what} could be used ({self.dropped} dropped)", forgetful(self.silent))
-
-
 @dataclass(frozen=True)
 class Combined:
     """What came of a round: the mean of the new weights (or of the changes), and figures about it."""
@@ -168,31 +128,43 @@ def combine(
     fleet: Fleet,
     how: Weighting | None = None,
     factors: Mapping[str, float] | None = None,
+    *,
+    coded: bool = False,
+    rule: MeanRule = PLAIN,
 ) -> Combined:
-    """Weighted mean of the updates; one that is damaged or not finite is dropped, with what its client kept.
+    """Mean of the updates; one that is damaged, not finite or of another kind is dropped, with what its client kept.
 
-    ``factors`` say by device how much more it counts (`sampling.Sticky`); not with distances. An answer to an earlier round's
-    request counts by its weight, and the mean change is as much smaller: ``sum n s change / sum n`` (FedBuff).
+    Without distances and by the plain rule updates are added as they come, in the memory of one. With distances they are
+    held packed and decoded once for the mean, once for its distances and once for the result; any other rule holds them
+    unpacked. An answer to an earlier round's request counts by its weight, and the mean change is as much smaller:
+    ``sum n s change / sum n`` (FedBuff).
 
-    Without distances updates are added as they come, in the memory of one. With distances they are held packed and
-    decoded once for the mean, once for its distances and once for the result.
+    Args:
+        answers: of the fleet.
+        start: weights from which devices trained.
+        fleet: that was asked.
+        how: what an update counts.
+        factors: by device, how much more it counts (`sampling.Sticky`); not with distances.
+        coded: whether devices were told to pack changes; else they send weights as they are.
+        rule: how many updates become one; all but the plain one let every device count alike.
 
     Raises:
-        Unanswered: no update could be used.
+        Unanswered: no update could be used, too few for the rule, or their mean exceeds its type.
     """
     how = how or Weighting()
+    usable = Usable(answers, fleet, lambda answer: _weights(answer.value, start, coded))
     if how.needs_distances:
-        return _by_distance(answers, start, fleet, how)
+        return _by_distance(usable, start, how)
+    if not rule.streams:
+        return _by_rule(usable, start, fleet, rule, coded)
     mean, total, loss, withheld, examples, damped = tree.Mean(), 0.0, 0.0, 0.0, 0, False
-    whole, devices, counts = True, list[str](), list[float]()
-    usable = Usable(answers, fleet, lambda answer: _weights(answer.value, start))
+    devices, counts = list[str](), list[float]()
     for answer, found in usable:
         share = answer.value.examples if how.prior == "examples" else 1
         if factors:
             share *= factors[answer.device.id]
         mean.add(found, share * answer.weight if answer.weight != 1 else share)
         damped = damped or answer.weight != 1
-        whole = not isinstance(answer.value.result, Packed | Parts)
         devices.append(answer.device.id)
         counts.append(share)
         withheld += share * answer.value.withheld
@@ -200,16 +172,21 @@ def combine(
     if not mean.weight:
         raise usable.none()
     shares = dict(zip(devices, (share / total for share in counts), strict=True))
-    result = mean.result()
+    found = _finite(mean)
     if damped:
-        result = {name: value * (mean.weight / total) for name, value in result.items()}
+        found = {name: value * (mean.weight / total) for name, value in found.items()}
     return Combined(
-        result, whole, examples, loss / total, usable.dropped, tuple(devices), shares, withheld=withheld / total
+        found, not coded, examples, loss / total, usable.dropped, tuple(devices), shares, withheld=withheld / total
     )
 
 
 def combine_if_any(
-    answers: Answers[Any], updates: Iterable[Answer[Update]], start: Tree, fleet: Fleet, skipped: Collection[str] = ()
+    answers: Answers[Any],
+    updates: Iterable[Answer[Update]],
+    start: Tree,
+    fleet: Fleet,
+    skipped: Collection[str] = (),
+    rule: MeanRule = PLAIN,
 ) -> Combined | None:
     """As `combine`; None where devices skipped or had lost what they held, and nothing else came.
 
@@ -219,23 +196,46 @@ def combine_if_any(
         start: weights from which devices trained.
         fleet: that was asked.
         skipped: who sent the mark of a skip, once all updates have been read.
+        rule: how many updates become one.
 
     Raises:
         Unanswered: no update could be used, and nothing was learned of any device.
     """
     try:
-        return combine(updates, start, fleet)
+        return combine(updates, start, fleet, rule=rule)
     except Unanswered:
         if not (skipped or forgetful(answers.silent)):
             raise
         return None
 
 
-def _by_distance(answers: Iterable[Answer[Update]], start: Tree, fleet: Fleet, how: Weighting) -> Combined:
+def _by_rule(usable: Usable[Update, Tree], start: Tree, fleet: Fleet, rule: MeanRule, coded: bool) -> Combined:
+    """What a rule makes of the updates; the loss is the median of those that are told, which one liar cannot move far."""
+    ballot, held = Ballot(rule, start), list[Answer[Update]]()
+    for answer, found in usable:
+        ballot.add(answer.device, found if coded else tree.subtract(found, start))
+        held.append(answer)
+    if not held:
+        raise usable.none()
+    elected = ballot.close(fleet)
+    usable.refused |= elected.refused
+    used = [answer for answer in held if answer.device.id in elected.shares]
+    return Combined(
+        elected.change if coded else elected.weights,
+        not coded,
+        sum(answer.value.examples for answer in used),
+        statistics.median(answer.value.loss for answer in used),
+        usable.dropped,
+        tuple(elected.shares),
+        dict(elected.shares),
+        withheld=statistics.fmean(answer.value.withheld for answer in used),
+    )
+
+
+def _by_distance(usable: Usable[Update, Tree], start: Tree, how: Weighting) -> Combined:
     held: list[Answer[Update]] = []
     norms: list[float] = []
     plain = tree.Mean()
-    usable = Usable(answers, fleet, lambda answer: _weights(answer.value, start))
     for answer, found in usable:
         change = found if isinstance(answer.value.result, Packed | Parts) else tree.subtract(found, start)
         held.append(answer)
@@ -274,7 +274,9 @@ def _finite(mean: tree.Mean) -> Weights:
     """The mean, which can still exceed its type where every part of it was finite."""
     found = mean.result()
     if not tree.finite(found):
-        raise Unanswered("the mean of the updates is beyond what its type holds; lower the learning rate")
+        raise Unanswered(
+            "the mean of the updates is beyond what its type holds; lower the learning rate, or set method.mean"
+        )
     return found
 
 
@@ -289,13 +291,14 @@ def statistics_of(weights: Tree) -> Weights:
     return {name: value for name, value in weights.items() if name.endswith(STATISTICS)}
 
 
-def _weights(value: Update, start: Tree) -> Tree | None:
+def _weights(value: Update, start: Tree, coded: bool) -> Tree | None:
     """Decoded weights or changes of an update, if they can be used.
 
     Raises:
-        BadMessage: it is damaged.
+        BadMessage: it is damaged, or weights where a change was asked for, or the other way round.
     """
-    coded = isinstance(value.result, Packed | Parts)
+    if coded != isinstance(value.result, Packed | Parts):
+        raise BadMessage(f"expected {'a packed change' if coded else 'weights as they are'}, got the other")
     found = value.result.change(start) if isinstance(value.result, Packed | Parts) else value.result
     forms = {n: (form.shape, form.dtype) for n, form in start.items() if form.is_floating_point() or not coded}
     fits = forms == {name: (form.shape, form.dtype) for name, form in found.items()}

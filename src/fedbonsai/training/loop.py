@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from fedbonsai.core import Client
 from fedbonsai.model import Model, cached_module
+from fedbonsai.training.lies import Liar
 from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.training.sparse import sparse_form
 from fedbonsai.training.stacked.orders import Order, handed
@@ -39,6 +40,10 @@ def train(
     Raises:
         ConfigError: the client has no samples.
     """
+    if isinstance(me, Liar):
+        return me.lie(
+            lambda client: train(model, client, sgd, mask, hook=hook, loss=loss, shift=shift, frozen=frozen), model
+        )
     prepare(me)
     order = Order(model, me, sgd, mask, hook, shift, frozenset(frozen))
     if loss is None and (ended := handed(order)) is not None:

@@ -31,7 +31,7 @@ class Link(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["content-length"]))
         SEEN.append((self.path, self.headers.get("flwr-signature"), body))
         HEADERS.append({name.lower() for name in self.headers})
-        self.send_response(401 if self.path.endswith("refused") else 200)
+        self.send_response(int(self.headers.get("x-refuse", 401 if self.path.endswith("refused") else 200)))
         self.send_header("Content-Length", str(len(body)))
         self.send_header("X-Answer", "yes")
         self.end_headers()
@@ -63,11 +63,11 @@ def door(tmp_path_factory):
     link.server_close()
 
 
-def ask(door, path, body=b"", method="POST", chunked=False, **more):
+def ask(door, path, body=b"", method="POST", chunked=False, headers=None, **more):
     port, files = door
     connection = http.client.HTTPSConnection("localhost", port, context=ssl.create_default_context(cafile=files[0]))
     SEEN.clear()
-    headers = {"flwr-signature": "abc"} | more
+    headers = {"flwr-signature": "abc", **(headers or {}), **more}
     if chunked:
         body = iter([body[:10], body[10:]])
     connection.request(method, path, body, headers, encode_chunked=chunked)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -207,6 +208,16 @@ class Federation:
     def last_seen(self) -> dict[str, float]:
         """When devices were last at the gate, in seconds since 1970, by their names."""
         return sightings(self.seen)
+
+    def named(self, header: bytes) -> str:
+        """The device whose public key a header holds, in base 64 as Flower sends it; "a device" where it is not known."""
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
+
+        for name, held in self._registered().items():
+            key = load_ssh_public_key(held["key"].encode())
+            if b64encode(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)) == header:
+                return name
+        return "a device"
 
     def enrol(self) -> list[str]:
         """Let in devices whose public keys came into the folder, put out those whose keys went; a line for each."""

@@ -286,7 +286,7 @@ class FlowerFleet(Remembers):
                 letter.reply = None
                 raise BadMessage("the reply is to another request")
         except BadMessage as error:
-            letter.trouble = plain(str(error))
+            letter.trouble, letter.refused = plain(str(error)), not reply.has_error()
             return False
         spool.put(number, payload)
         return not letter.reply.receipt.silent
@@ -295,7 +295,7 @@ class FlowerFleet(Remembers):
         """The answer in a letter, with what it says of the device's memory."""
         device, reply = letter.device, letter.reply
         if reply is None:
-            return Silence(device, letter.trouble, letter.down, letter.up)
+            return Silence(device, letter.trouble, letter.down, letter.up, refused=letter.refused)
         if reply.lost:
             self._slots.keep(device.id, {})  # what it had is gone: it begins anew
         if reply.receipt.silent:
@@ -308,7 +308,7 @@ class FlowerFleet(Remembers):
             value = decode(payload, self._limit)
             check(task, value, "answer")
         except BadMessage as error:
-            return Silence(device, plain(str(error)), letter.down, letter.up)
+            return Silence(device, plain(str(error)), letter.down, letter.up, refused=True)
         self._slots.keep(device.id, reply.kept.kept() if reply.kept else {})
         return Answer(device, value, letter.down, letter.up)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx
 
 from fedbonsai.fleets.flower.listener import Asgi, Listener, Receive, Send
+from fedbonsai.fleets.flower.quota import Quota
 
 OPEN = re.compile(rb"/v1/fleet(/[a-z0-9-]+)+")  # what devices ask for, as it is written on the wire
 LARGEST = 16 << 20  # bytes of one request; Flower cuts arrays into objects of 5 MB
@@ -26,7 +27,7 @@ HELD = 1 << 30  # bytes of all requests that are being read; whoever comes then 
 BODY = 600.0  # seconds in which a request must have come
 IDLE = 60.0  # seconds without a byte of it
 CONNECTIONS = 2048  # at a time
-KEY = b"flwr-public-key"  # header in which a device names the key that signed the request
+WHO = b"flwr-public-key"  # header in which a device names the key that signed the request; the SuperLink checks that it did
 HOP = {  # headers that concern one connection, or say who asked: the SuperLink would believe them from this machine
     b"connection",
     b"content-length",
@@ -59,11 +60,15 @@ class Gate(Listener):
         ca: authority that signed the certificate.
         certificate: of the server.
         key: of the certificate.
+        quota: how much each device may send; None: as much as it likes.
     """
 
-    def __init__(self, host: str, port: int, inner: int, ca: Path, certificate: Path, key: Path) -> None:
+    def __init__(
+        self, host: str, port: int, inner: int, ca: Path, certificate: Path, key: Path, quota: Quota | None = None
+    ) -> None:
         files = {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
         super().__init__(self._serve, host, port, CONNECTIONS, "--host or --port", **files)
+        self._quota = quota
         self._inner, self._ca = f"https://127.0.0.1:{inner}", ca
         self._client: httpx.AsyncClient | None = None
         self._held = 0  # bytes that requests have announced
@@ -90,11 +95,19 @@ class Gate(Listener):
                 base_url=self._inner, verify=verify, limits=limits, timeout=120, trust_env=False
             )
         headers = [(name, value) for name, value in scope["headers"] if name not in HOP]
+        who = dict(scope["headers"]).get(WHO, b"")
+        if self._quota is not None and who and not self._quota.allows(who, _announced(scope)):
+            await _say(send, 429)
+            return
         try:
             async with self._room(_announced(scope)):
                 body = b"".join([part async for part in _body(receive)])
                 request = self._client.build_request("POST", path.decode(), headers=headers, content=body)
                 answer = await self._client.send(request, stream=True)
+                if who and answer.is_success:  # it took the signature, so these are not more than there are devices
+                    self.seen[who] = time.time()
+                    if self._quota is not None:
+                        self._quota.spend(who, len(body))
         except TooLarge:
             await _say(send, 413)
             return
@@ -104,10 +117,6 @@ class Gate(Listener):
         except httpx.HTTPError:
             await _say(send, 502)
             return
-        if answer.status_code == 200 and (key := dict(scope["headers"]).get(KEY)):
-            self.seen[key] = (
-                time.time()
-            )  # the SuperLink took its signature, so these are not more than there are devices
         kept = [(name.lower(), value) for name, value in answer.headers.raw if name.lower() not in HOP]
         await send({"type": "http.response.start", "status": answer.status_code, "headers": kept})
         try:

@@ -26,6 +26,8 @@ from fedbonsai.stages.broadcast import Broadcast, Downlink, Merged, Sent, groupe
 from fedbonsai.stages.codec import Chain
 from fedbonsai.stages.codec.feedback import names_with_feedback
 from fedbonsai.stages.requests import requests_for
+from fedbonsai.stages.robust import MeanRule
+from fedbonsai.stages.robust import Plain as PlainMean
 from fedbonsai.stages.sampling import Drawn, Sticky, cohort
 from fedbonsai.stages.settings import NOT_NEGATIVE, POSITIVE, out_of_range, raise_all, when
 from fedbonsai.stages.updates import Combined, apply_update, combine, idle_ramp, ramped
@@ -116,6 +118,8 @@ class Averaging:
     """First rounds in which all values of an update are sent."""
     weighting: Weighting = Weighting()
     """How updates count: by samples, and with `beta` by distance."""
+    mean: MeanRule = PlainMean()
+    """How many updates become one: `plain`, or one that a few liars cannot turn."""
     aggregate_feedback: bool = False
     """Pack what an update differs by from the last global change, so that no device keeps a residual (CAFe)."""
     rate: float = 1.0
@@ -168,6 +172,14 @@ class Averaging:
                     f"server = {self.server.choice_name}: ef21 sends changes of an estimate, no steps: use ef14",
                 ),
             )
+            + self.mean.beside(
+                {
+                    "ef21 sends changes of an estimate": self.uplink.estimates,
+                    "weighting says how much each device counts": self.weighting != Weighting(),
+                    "sticky counts devices by how likely they were asked": self.sticky.group > 0,
+                    "aggregate_feedback needs the mean of what devices left out": self.aggregate_feedback,
+                }
+            )
             + self.sticky.faults(self.cohort)
             + out_of_range(self, ramp=NOT_NEGATIVE, rate=POSITIVE)
         )
@@ -185,6 +197,7 @@ class Averaging:
                 self.weighting.needs_distances,
                 "weights by distance compare the changes of one round: leave method.weighting out",
             ),
+            (not self.mean.streams, "a robust mean lets every answer count alike, old ones too: leave method.mean out"),
             (self.aggregate_feedback, "aggregate_feedback is of the last round's change: use ef14"),
             (self.sticky.group > 0, "buffer.concurrency draws who works: leave method.sticky out"),
             (
@@ -226,7 +239,9 @@ class Averaging:
         sent = grouped(held, drawn.devices, common, self.downlink)
         answers = fleet.ask(train, requests_for(sent, request))
         try:
-            combined = combine(answers, start, fleet, self.weighting, drawn.factors)
+            combined = combine(
+                answers, start, fleet, self.weighting, drawn.factors, coded=bool(uplink.stages), rule=self.mean
+            )
         except Unanswered as error:
             if not error.forgot:
                 raise

@@ -13,6 +13,7 @@ from math import nan
 
 from torch import Tensor
 
+from fedbonsai import tree
 from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Device, Fleet, Memory, forgetful, task
 from fedbonsai.methods.registry import method
@@ -24,6 +25,7 @@ from fedbonsai.stages.pruning.readjust import MaskedMean, Readjustment, changed,
 from fedbonsai.stages.pruning.trading import epochs_of_trade, trained_with_trade, under_own_masks
 from fedbonsai.stages.pruning.under_masks import averaged, packed
 from fedbonsai.stages.requests import requests_for
+from fedbonsai.stages.robust import Ballot, MeanRule, Plain
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import raise_all
 from fedbonsai.stages.updates import Update, Usable
@@ -100,6 +102,8 @@ class FedDST:
     """Weights whose names contain one of these are never pruned."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""
+    mean: MeanRule = Plain()
+    """How many updates become one: `plain`, or one that a few liars cannot turn."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -123,7 +127,7 @@ class FedDST:
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
         if fraction := self.readjustment.fraction(t):
             return self.readjusting(state, t, fleet, devices, fraction)
-        combined, held = averaged(state.model, state.held, self.optimizer, devices, state.seed, t, fleet)
+        combined, held = averaged(state.model, state.held, self.optimizer, devices, state.seed, t, fleet, self.mean)
         if combined is None:
             return replace(state, held=held)  # all had lost the masks; they get them next time
         model = state.model.replace(combined.mean)
@@ -135,24 +139,35 @@ class FedDST:
         arch, sgd = state.model.arch, self.optimizer
         send = requests_for(sent, lambda part: Readjust(arch, part, sgd, fraction, self.after, self.batch))
         answers = fleet.ask(readjust, send, at_least=0)
-        mean, loss, heard = MaskedMean(), 0.0, list[str]()
+        mean, loss, total, heard = MaskedMean(), 0.0, 0, list[str]()
+        ballot, start = Ballot(self.mean, state.model.weights), state.model.weights
         usable = Usable(answers, fleet, lambda answer: opened(answer.value, state))
         for answer, (weights, masks) in usable:
-            mean.add(weights, masks, answer.value.update.examples)
+            if self.mean.streams:
+                mean.add(weights, masks, answer.value.update.examples)
+            else:  # what a device pruned is a vote for 0, or few could gather where others keep nothing
+                ballot.add(answer.device, tree.subtract(weights, start))
+            total += answer.value.update.examples
             loss += answer.value.update.examples * answer.value.update.loss
             heard.append(answer.device.id)
         if not heard:
             if forgetful(answers.silent):
                 return replace(state, held=state.held.silent(answers.silent))
             raise usable.none()
-        weights, masks = cut_back(mean.result(state.model.weights), state.held.masks)
+        if self.mean.streams:
+            found = mean.result(start)
+        else:
+            elected = ballot.close(fleet)
+            found, heard = elected.weights, list(elected.shares)
+            usable.refused |= elected.refused
+        weights, masks = cut_back(found, state.held.masks)
         model = state.model.replace(weights)
         return replace(
             state,
             model=model,
             held=state.held.received(heard).silent(answers.silent).renewed(masks),
             costs=figures(model, masks, state.size, self.optimizer),
-            loss=loss / mean.weight,
+            loss=loss / total,
             dropped=usable.dropped,
             traded=changed(state.held.masks, masks) // 2,
         )

@@ -15,11 +15,13 @@ from fedbonsai.core import Client, Fleet
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
 from fedbonsai.stages.requests import requests_for
+from fedbonsai.stages.robust import MeanRule, Plain
 from fedbonsai.stages.sampling import cohort
+from fedbonsai.stages.settings import raise_all
 from fedbonsai.stages.static_norm import settled
 from fedbonsai.stages.width.capacity import Capacity, Shares
 from fedbonsai.stages.width.division import Division, divided
-from fedbonsai.stages.width.holders import Output, Weigh, averaged, output_of
+from fedbonsai.stages.width.holders import Output, Weigh, averaged, output_of, weighed_by
 from fedbonsai.stages.width.slices import window
 from fedbonsai.stages.width.submodel import Train, train
 from fedbonsai.training.optimizers import SGD, Optimizer
@@ -55,6 +57,12 @@ class FedRolex:
     """How devices count: `equal`, or by `examples`."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""
+    mean: MeanRule = Plain()
+    """How many updates become one: `plain`, or one that a few liars cannot turn."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot stand together."""
+        raise_all(weighed_by(self.weigh, self.mean))
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """The initial model, which may be wider than any device bears.
@@ -74,7 +82,7 @@ class FedRolex:
             lambda part: Train(part.model, self.optimizer, part.ratio if self.scale else 1.0, state.output.classes),
         )
         answers = fleet.ask(train, send)
-        found = averaged(answers, slices, state.model.weights, fleet, self.weigh, state.output)
+        found = averaged(answers, slices, state.model.weights, fleet, self.weigh, state.output, self.mean)
         model = settled(state.model.replace(found.weights), devices, self.optimizer.batch, fleet)
         return replace(state, model=model, loss=found.loss, dropped=found.dropped, held=found.held)
 

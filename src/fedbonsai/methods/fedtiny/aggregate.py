@@ -14,8 +14,9 @@ from fedbonsai.core import Answer, Answers, Fleet
 from fedbonsai.errors import BadMessage
 from fedbonsai.methods.fedtiny.client import Trained
 from fedbonsai.stages.masked_upload import Skip, changed
-from fedbonsai.stages.pruning.grow_prune import mean_gradients
+from fedbonsai.stages.pruning.grow_prune import mean_gradients, shortened
 from fedbonsai.stages.pruning.places import Gradients, checked
+from fedbonsai.stages.robust import MeanRule
 from fedbonsai.stages.updates import Combined, Update, combine_if_any
 from fedbonsai.tree import Tree, Weights
 
@@ -30,7 +31,13 @@ class Aggregate:
 
 
 def aggregate(
-    answers: Answers[Trained | Skip], start: Tree, masks: Tree, counts: Mapping[str, int], coded: bool, fleet: Fleet
+    answers: Answers[Trained | Skip],
+    start: Tree,
+    masks: Tree,
+    counts: Mapping[str, int],
+    coded: bool,
+    fleet: Fleet,
+    rule: MeanRule,
 ) -> Aggregate:
     """Means over the devices whose answers can be used.
 
@@ -41,6 +48,7 @@ def aggregate(
         counts: gradients that were asked for, by layer.
         coded: devices send changes of the weights, as `stages.masked_upload` has it, or the mark of a skip.
         fleet: that was asked.
+        rule: how many updates become one. Under all but the plain one no device's gradients count more than the median device's.
 
     Raises:
         Unanswered: no answer could be used.
@@ -64,7 +72,7 @@ def aggregate(
                 update = Update(found, value.examples, value.steps, value.loss)
             yield Answer(answer.device, update, answer.down, answer.up, answer.work)
 
-    combined = combine_if_any(answers, updates(), start, fleet, skipped)
-    shares = combined.shares if combined else {}
-    mean = mean_gradients([(share, gradients[id]) for id, share in shares.items()])
+    combined = combine_if_any(answers, updates(), start, fleet, skipped, rule)
+    found = {id: (share, gradients[id]) for id, share in combined.shares.items()} if combined else {}
+    mean = mean_gradients(list(found.values()) if rule.streams else shortened(list(found.values())))
     return Aggregate(combined, mean, tuple(skipped))

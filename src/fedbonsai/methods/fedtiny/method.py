@@ -32,6 +32,7 @@ from fedbonsai.stages.pruning.gates import Gate, Open
 from fedbonsai.stages.pruning.grow_prune import adjust
 from fedbonsai.stages.pruning.masks import prunable
 from fedbonsai.stages.requests import requests_for
+from fedbonsai.stages.robust import MeanRule, Plain
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import SHARE, out_of_range, raise_all
 from fedbonsai.stages.updates import statistics_of
@@ -90,6 +91,8 @@ class FedTiny:
     """Devices asked in a round; 0 means all."""
     uplink: Chain = field(default_factory=Chain)
     """Codecs of the way up, of changes of kept weights; empty sends weights as they are, or exact changes with a gate."""
+    mean: MeanRule = Plain()
+    """How many updates become one: `plain`, or one that a few liars cannot turn."""
     gate: Gate = field(default_factory=Open)
     """When a device uploads: `open`, `loss`, `agreement` or `chance`; one that skips does not count in the round."""
 
@@ -164,7 +167,7 @@ class FedTiny:
         answers = fleet.ask(
             train, requests_for(requests, lambda request: Selective(request, rule)) if rule else requests
         )
-        found = aggregate(answers, weights, masks, counts, rule is not None, fleet)
+        found = aggregate(answers, weights, masks, counts, rule is not None, fleet, self.mean)
         combined, skips = found.combined, len(found.skipped)
         used = combined.devices if combined else ()
         adjusted = adjust(combined.mean if combined else weights, masks, found.gradients, counts)

@@ -17,12 +17,13 @@ from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
 from fedbonsai.stages.needs import classes_needed
 from fedbonsai.stages.requests import requests_for
+from fedbonsai.stages.robust import MeanRule, Plain
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import raise_all, when
 from fedbonsai.stages.static_norm import settled
 from fedbonsai.stages.width.capacity import Capacity, Shares
 from fedbonsai.stages.width.division import Division, divided, narrowed_to_widest
-from fedbonsai.stages.width.holders import Weigh, averaged
+from fedbonsai.stages.width.holders import Weigh, averaged, weighed_by
 from fedbonsai.stages.width.slices import Slice, window
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.wire import message
@@ -57,11 +58,14 @@ class FjORD:
     """How devices count: `equal`, or by `examples`."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""
+    mean: MeanRule = Plain()
+    """How many updates become one: `plain`, or one that a few liars cannot turn."""
 
     def __post_init__(self) -> None:
         """Refuse what are no shares."""
         wrong = not self.widths or not all(0 < width <= 1 for width in self.widths)
-        raise_all(when((wrong, f"widths = {list(self.widths)}: expected shares in (0, 1]")))
+        faults = when((wrong, f"widths = {list(self.widths)}: expected shares in (0, 1]"))
+        raise_all(faults + weighed_by(self.weigh, self.mean))
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """The initial model, as wide as the widest device.
@@ -82,7 +86,7 @@ class FjORD:
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
         slices = state.division.slices(state.model, devices)
         answers = fleet.ask(train, requests_for(slices, lambda part: self.request(state, part)))
-        found = averaged(answers, slices, state.model.weights, fleet, self.weigh)
+        found = averaged(answers, slices, state.model.weights, fleet, self.weigh, rule=self.mean)
         model = settled(state.model.replace(found.weights), devices, self.optimizer.batch, fleet)
         return replace(state, model=model, loss=found.loss, dropped=found.dropped, held=found.held)
 

@@ -21,6 +21,7 @@ from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
 from fedbonsai.stages.codec import Chain
 from fedbonsai.stages.needs import one_input_needed
+from fedbonsai.stages.robust import MeanRule, Plain
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import Update, combine, update
 from fedbonsai.training.optimizers import SGD, Optimizer
@@ -120,6 +121,8 @@ class Moon:
     """T: cosines are divided by it."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""
+    mean: MeanRule = Plain()
+    """How many updates become one: `plain`, or one that a few liars cannot turn."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -145,7 +148,7 @@ class Moon:
         """Broadcast, train, average by examples."""
         request = Train(state.model, self.optimizer, self.mu, self.temperature)
         answers = fleet.ask(train, dict.fromkeys(cohort(fleet.devices, self.cohort, state.seed, t), request))
-        combined = combine(answers, state.model.weights, fleet)
+        combined = combine(answers, state.model.weights, fleet, rule=self.mean)
         return State(state.model.replace(combined.mean), state.seed, combined.loss, combined.dropped)
 
     def model(self, state: State) -> Model:

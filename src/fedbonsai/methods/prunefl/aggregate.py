@@ -5,6 +5,7 @@ Jiang et al., TNNLS 2023. Answers are opened one by one; the importances of an u
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -18,6 +19,7 @@ from fedbonsai.methods.prunefl.client import Result
 from fedbonsai.methods.prunefl.importance import Wanted
 from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.pruning.masks import masked
+from fedbonsai.stages.robust import Ballot, MeanRule
 from fedbonsai.stages.updates import MOST, Combined, Update, combine_if_any
 from fedbonsai.tree import Tree, Weights
 
@@ -39,7 +41,9 @@ class Aggregate:
     values: int | None
 
 
-def aggregate(answers: Answers[Result], start: Tree, masks: Tree, wanted: Wanted, lr: float, fleet: Fleet) -> Aggregate:
+def aggregate(
+    answers: Answers[Result], start: Tree, masks: Tree, wanted: Wanted, lr: float, fleet: Fleet, rule: MeanRule
+) -> Aggregate:
     """The mean and the sum over the devices whose answers can be used.
 
     Args:
@@ -49,11 +53,13 @@ def aggregate(answers: Answers[Result], start: Tree, masks: Tree, wanted: Wanted
         wanted: what devices were to do with importances.
         lr: learning rate of the round.
         fleet: that was asked.
+        rule: how many updates become one, and how importances do: then their sum is so many times what the rule makes of them.
 
     Raises:
         Unanswered: no answer could be used.
     """
     z, rest = {name: torch.zeros_like(start[name]) for name in masks}, 0.0
+    ballot, rests = Ballot(rule, z), list[float]()
 
     def updates() -> Iterator[Answer[Update]]:
         """Weights under the masks; an update that is damaged goes on empty, so that `combine` drops it."""
@@ -65,14 +71,23 @@ def aggregate(answers: Answers[Result], start: Tree, masks: Tree, wanted: Wanted
                     raise BadMessage("expected packed weights")
                 found = value.update.result.dense(start, masks)
                 if wanted.asked:
-                    z = tree.add(z, importance_of(value, found, start, masks, lr if wanted.derived else 0.0))
-                    rest += value.rest
+                    own = importance_of(value, found, start, masks, lr if wanted.derived else 0.0)
+                    if rule.streams:
+                        z = tree.add(z, own)
+                        rest += value.rest
+                    else:
+                        ballot.add(answer.device, own)
+                        rests.append(value.rest)
                 weights = masked(found, masks)
             except BadMessage:
                 pass
             yield Answer(answer.device, replace(value.update, result=weights), answer.down, answer.up, answer.work)
 
-    combined = combine_if_any(answers, updates(), start, fleet)
+    combined = combine_if_any(answers, updates(), start, fleet, rule=rule)
+    if len(ballot):
+        count = len(ballot)
+        z = {name: count * value for name, value in ballot.close(fleet).change.items()}
+        rest = count * statistics.median(rests)
     values = sum(int((~mask).sum()) if wanted.derived else mask.numel() for mask in masks.values())
     return Aggregate(combined, z, rest, values if wanted.asked else None)
 

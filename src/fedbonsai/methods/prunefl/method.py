@@ -35,6 +35,7 @@ from fedbonsai.stages.pruning.per_time import halved, reconfigured
 from fedbonsai.stages.pruning.time_model import Measured, Seconds, TimeModel
 from fedbonsai.stages.pruning.under_masks import names_of
 from fedbonsai.stages.requests import requests_for
+from fedbonsai.stages.robust import MeanRule, Plain
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, PART, SHARE, out_of_range, raise_all, when
 from fedbonsai.training.optimizers import SGD, Optimizer
@@ -81,6 +82,8 @@ class PruneFL:
     """Local training; `steps` is E and must be set."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""
+    mean: MeanRule = Plain()
+    """How many updates become one: `plain`, or one that a few liars cannot turn."""
     interval: int = 50
     """Rounds from one reconfiguration to the next; the first is in round `interval`."""
     fraction: float = 0.3
@@ -167,7 +170,7 @@ class PruneFL:
         sent = held.send(weights, devices, seed_of(state.seed, "down", t, 0))
         requests = requests_for(sent, lambda part: Train(arch, part, sgd, wanted))
         answers = fleet.ask(train, requests_for(requests, lambda request: OwnTrain(request, own)) if own else requests)
-        found = aggregate(answers, weights, masks, wanted, sgd.lr, fleet)
+        found = aggregate(answers, weights, masks, wanted, sgd.lr, fleet, self.mean)
         if found.combined is None:  # all had lost the masks that they get next time
             return replace(state, held=held.silent(map(Device, forgetful(answers.silent))))
         combined, used = found.combined, found.combined.devices

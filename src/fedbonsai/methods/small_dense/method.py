@@ -18,6 +18,7 @@ from fedbonsai.model import Model
 from fedbonsai.stages.codec import Chain
 from fedbonsai.stages.needs import all_trained_needed
 from fedbonsai.stages.pruning.count import Cost
+from fedbonsai.stages.robust import MeanRule, Plain
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import Update, combine, update
 from fedbonsai.training.optimizers import SGD, Optimizer
@@ -62,6 +63,8 @@ class SmallDense:
     """Largest share of the full network's trained values that the narrower one has."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""
+    mean: MeanRule = Plain()
+    """How many updates become one: `plain`, or one that a few liars cannot turn."""
 
     def __post_init__(self) -> None:
         """Refuse what is no share."""
@@ -84,7 +87,7 @@ class SmallDense:
         """Broadcast, train, average by examples."""
         request = Train(state.model, self.optimizer)
         answers = fleet.ask(train, dict.fromkeys(cohort(fleet.devices, self.cohort, state.seed, t), request))
-        combined = combine(answers, state.model.weights, fleet)
+        combined = combine(answers, state.model.weights, fleet, rule=self.mean)
         model = state.model.replace(combined.mean)
         return replace(state, model=model, loss=combined.loss, dropped=combined.dropped)
 

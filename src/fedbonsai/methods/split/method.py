@@ -110,7 +110,7 @@ class Split:
         back, shared = Part.fresh(sub(arch, "back"), rest), self.version == 2
         seed = seed_of(state.seed, "split", t, 0)
         result = sequential.train(fleet, requests, back, self.optimizer.at(t), self.gradients, seed, shared)
-        mean = combined(result.answers, result.silent, down, fleet, self.weighting)
+        mean = combined(result.answers, result.silent, down, fleet, self.weighting, bool(uplink.stages))
         down.note("", mean.devices, result.silent)
         learned = sequential.averaged(result.backs, mean.shares, shared)
         if not shared and self.rate != 1:
@@ -181,7 +181,7 @@ class LocalLoss:
         result = local_loss.train_parts(
             fleet, requests, back, self.optimizer.at(t), self.activations, seed, shown=t % self.every == 0
         )
-        mean = combined(result.answers, result.silent, down, fleet, self.weighting)
+        mean = combined(result.answers, result.silent, down, fleet, self.weighting, bool(uplink.stages))
         down.note("", mean.devices, result.silent)
         return stepped(state, trained, down, mean, self.rate, learned=result.backs[""])
 
@@ -306,7 +306,7 @@ class Clusters:
         result = relay.train(
             fleet, clusters, config, lambda device: sent["fronts"][device], lambda device, j: sent[f"backs.{j}"][device]
         )
-        mean = combined(result.answers, result.silent, down, fleet, self.weighting)
+        mean = combined(result.answers, result.silent, down, fleet, self.weighting, bool(config.uplink.stages))
         for id in result.members.keys() - mean.devices:  # a cluster counts as a whole, and so does what it kept
             for member in result.members[id]:
                 fleet.reject(Device(member))

@@ -164,6 +164,7 @@ def combined(
     down: Descent,
     fleet: Fleet,
     weighting: Weighting,
+    coded: bool,
 ) -> Combined:
     """Mean of the updates that a conversation brought.
 
@@ -171,7 +172,7 @@ def combined(
         Unanswered: none could be used; it names who fell silent because it had lost what it held.
     """
     try:
-        return combine(answers, down.start, fleet, weighting)
+        return combine(answers, down.start, fleet, weighting, coded=coded)
     except Unanswered as error:
         raise Unanswered(str(error), forgetful(silent)) from None
 

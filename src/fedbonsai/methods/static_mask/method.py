@@ -38,6 +38,7 @@ from fedbonsai.stages.pruning.criteria import (
 from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.masks import Masks, masked
 from fedbonsai.stages.pruning.under_masks import averaged, names_of
+from fedbonsai.stages.robust import MeanRule, Plain
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import SHARE, out_of_range, raise_all, when
 from fedbonsai.training.optimizers import SGD, Optimizer
@@ -88,6 +89,8 @@ class StaticMask:
     """Weights whose names contain one of these are never pruned."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""
+    mean: MeanRule = Plain()
+    """How many updates become one: `plain`, or one that a few liars cannot turn."""
 
     def __post_init__(self) -> None:
         """Refuse settings that have no meaning or no effect."""
@@ -141,7 +144,7 @@ class StaticMask:
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """FedAvg under the masks; where the schedule says so, prune."""
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
-        combined, held = averaged(state.model, state.held, self.optimizer, devices, state.seed, t, fleet)
+        combined, held = averaged(state.model, state.held, self.optimizer, devices, state.seed, t, fleet, self.mean)
         if combined is None:
             return replace(state, held=held)  # all had lost the masks; they get them next time
         start, mean = state.model, state.model.replace(combined.mean)

@@ -7,6 +7,8 @@ active weights of the least magnitude are pruned. A layer's count never changes.
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedbonsai import tree
 from fedbonsai.stages.codec.bits import Ints
 from fedbonsai.stages.pruning.masks import Masks, keep_top
 from fedbonsai.stages.pruning.places import Gradients
@@ -33,6 +36,16 @@ def mean_gradients(answers: Sequence[tuple[float, Gradients]]) -> Gradients:
         distinct, which = np.unique(places, return_inverse=True)
         found[name] = distinct, torch.from_numpy(np.bincount(which, values, len(distinct)))
     return found
+
+
+def shortened(answers: Sequence[tuple[float, Gradients]]) -> list[tuple[float, Gradients]]:
+    """Shares so lowered that no device's gradients of a round count for more than the median of their norms."""
+    norms = [math.sqrt(sum(tree.norm({"": v}) ** 2 for _, v in sent.values())) for _, sent in answers]
+    most = statistics.median(norms) if norms else 0.0
+    return [
+        (share * most / norm if norm > most else share, sent)
+        for (share, sent), norm in zip(answers, norms, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.held_masks import HeldMasks, Sent, pack, received
 from fedbonsai.stages.pruning.masks import prunable
 from fedbonsai.stages.requests import requests_for
-from fedbonsai.stages.updates import Combined, Update, combine_if_any
+from fedbonsai.stages.robust import MeanRule
+from fedbonsai.stages.updates import PLAIN, Combined, Update, combine_if_any
 from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.tree import Tree, seed_of
 from fedbonsai.wire import message
@@ -50,7 +51,14 @@ def packed(trained: training.Trained, masks: Tree, seed: int) -> Update:
 
 
 def averaged(
-    model: Model, held: HeldMasks, sgd: Optimizer, devices: Sequence[Device], seed: int, t: int, fleet: Fleet
+    model: Model,
+    held: HeldMasks,
+    sgd: Optimizer,
+    devices: Sequence[Device],
+    seed: int,
+    t: int,
+    fleet: Fleet,
+    rule: MeanRule = PLAIN,
 ) -> tuple[Combined | None, HeldMasks]:
     """One round: what came of it, and who holds the masks; nothing came where all who were asked had lost the masks.
 
@@ -62,13 +70,14 @@ def averaged(
         seed: of the run.
         t: round.
         fleet: the clients.
+        rule: how many updates become one.
 
     Raises:
         Unanswered: no update could be used.
     """
     sent = held.send(model.weights, devices, seed_of(seed, "down", t, 0))
     answers = fleet.ask(train, requests_for(sent, lambda part: Train(model.arch, part, sgd)))
-    combined = combine_if_any(answers, opened(answers, model.weights, held.masks), model.weights, fleet)
+    combined = combine_if_any(answers, opened(answers, model.weights, held.masks), model.weights, fleet, rule=rule)
     return combined, held.received(combined.devices if combined else ()).silent(answers.silent)
 
 

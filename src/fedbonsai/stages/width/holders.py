@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -17,8 +18,9 @@ from fedbonsai.stages.pruning.count import Size
 from fedbonsai.stages.pruning.masks import Masks
 from fedbonsai.stages.pruning.readjust import MaskedMean
 from fedbonsai.stages.pruning.units import example
+from fedbonsai.stages.robust import Ballot, MeanRule
 from fedbonsai.stages.static_norm import learned
-from fedbonsai.stages.updates import MOST, Usable
+from fedbonsai.stages.updates import MOST, PLAIN, Usable
 from fedbonsai.stages.width.slices import Slice
 from fedbonsai.stages.width.submodel import Trained
 from fedbonsai.tree import Tree, Weights
@@ -79,6 +81,7 @@ def averaged(
     fleet: Fleet,
     weigh: Weigh,
     output: Output = ALL,
+    rule: MeanRule = PLAIN,
 ) -> Averaged:
     """Put each answer where its values are in the whole, and average.
 
@@ -89,22 +92,37 @@ def averaged(
         fleet: that was asked.
         weigh: whether devices count alike, or by samples.
         output: whose rows count for devices that have the class.
+        rule: how many updates become one; of all but the plain one the loss is the median of the devices'.
 
     Raises:
         Unanswered: no answer could be used.
     """
     mean, loss, examples, held = MaskedMean(), 0.0, 0, list[float]()
+    ballot, losses = Ballot(rule, weights), list[float]()
     total = tree.size(learned(weights))
     usable = Usable(answers, fleet, lambda each: opened(each, slices[each.device], weights, output))
     for each, (whole, masks) in usable:
         update = each.value.update
-        mean.add(whole, masks, update.examples if weigh == "examples" else 1)
+        if rule.streams:
+            mean.add(whole, masks, update.examples if weigh == "examples" else 1)
+        else:
+            ballot.add(each.device, tree.subtract(whole, weights), masks)
         loss, examples = loss + update.examples * update.loss, examples + update.examples
+        losses.append(update.loss)
         held.append(tree.size(learned(slices[each.device].model.weights)) / total)
     if not held:
         raise usable.none()
-    found = {**weights, **mean.result(weights)}
-    return Averaged(found, loss / examples, usable.dropped, sum(held) / len(held))
+    share = sum(held) / len(held)
+    if rule.streams:
+        return Averaged({**weights, **mean.result(weights)}, loss / examples, usable.dropped, share)
+    elected = ballot.close(fleet)
+    usable.refused |= elected.refused
+    return Averaged(elected.weights, statistics.median(losses), usable.dropped, share)
+
+
+def weighed_by(weigh: Weigh, rule: MeanRule) -> list[str]:
+    """A fault where devices shall count by samples under a rule that lets all count alike; set weigh = 'equal'."""
+    return rule.beside({"weigh = 'examples' counts devices by samples": weigh == "examples"})
 
 
 def opened(each: Answer[Trained], part: Slice, weights: Tree, output: Output) -> tuple[Weights, Masks] | None:
