@@ -9,6 +9,7 @@ from typing import Any, Literal
 from fedbonsai.data.config import DataConfig
 from fedbonsai.errors import ConfigError
 from fedbonsai.objectives import Classification, Objective
+from fedbonsai.runs import private
 from fedbonsai.stages.sampling import Sticky
 from fedbonsai.stages.settings import PROBABILITY, Range, out_of_range, raise_all
 from fedbonsai.stages.width.capacity import ByProfile, unplaced
@@ -193,6 +194,8 @@ class BudgetConfig:
     """Simulated seconds in which the busiest device received, computed or sent."""
     device_joules: float = 0.0
     """Joules of the device that spent most."""
+    epsilon: float = 0.0
+    """Epsilon of differential privacy, at `method.privacy.delta`: the run ends before the round that would exceed it."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -204,7 +207,7 @@ class BudgetConfig:
     @property
     def timed(self) -> list[str]:
         """Names of the budgets that only a clock can keep."""
-        return [name for name, value in vars(self).items() if value and not name.endswith("bytes")]
+        return [name for name, value in vars(self).items() if value and not name.endswith(("bytes", "epsilon"))]
 
 
 @dataclass(frozen=True)
@@ -267,7 +270,7 @@ class RunConfig:
         if self.clock.devices and not self.fleet.wire:
             faults.append("clock.devices needs fleet.wire: a clock counts the seconds of real bytes")
         method = _placed(_scheduled(self.method, self.rounds), self.clock.devices)
-        faults += unplaced(getattr(method, "capacity", None))
+        faults += unplaced(getattr(method, "capacity", None)) + private.faults(self)
         if faults:
             raise ValueError("; ".join(faults))
         object.__setattr__(self, "method", method)

@@ -273,12 +273,21 @@ def _faults(error: BaseException, path: str) -> list[tuple[str, str]]:
         return found
     if isinstance(error, ForbiddenExtraKeysError):
         known = [field.name for field in fields(cast(Any, error.cl))]
-        return [(f"{path}.{name}", _unknown(name, known)) for name in sorted(error.extra_fields)]
+        lacks: Mapping[str, str] = getattr(error.cl, "lacks", {})
+        return [
+            (f"{path}.{name}", _lacking(error.cl, lacks.get(name, "")) or _unknown(name, known))
+            for name in sorted(error.extra_fields)
+        ]
     if isinstance(error, KeyError):
         return [(path, f"{error.args[0]!r} is missing")]
     if isinstance(error, TypeError) and "NoneType" not in str(error):
         return [(path, f"{error}; expected a {'list' if 'not iterable' in str(error) else 'table'}")]
     return [(path, str(error))]
+
+
+def _lacking(cls: type[Any], why: str) -> str:
+    """Why a class does without a setting that its kin have, where it says so (`lacks`)."""
+    return why and f"method {getattr(cls, 'method_name', cls.__name__)!r} cannot have it, since {why}"
 
 
 def _unknown(name: str, known: list[str]) -> str:

@@ -299,6 +299,18 @@ def _weights(value: Update, start: Tree) -> Tree | None:
     return {name: found[name] for name in forms}  # in the server's order, whatever the client's was
 
 
+def change_of(value: Update, start: Tree) -> Weights | None:
+    """What an update changed, of floating tensors, if it can be used.
+
+    Raises:
+        BadMessage: it is damaged.
+    """
+    found = _weights(value, start)
+    if found is None or isinstance(value.result, Packed | Parts):
+        return None if found is None else dict(found)
+    return tree.subtract(found, start)
+
+
 def apply_update(weights: Tree, start: Tree, combined: Combined, rate: float = 1.0) -> Weights:
     """The new weights of the server.
 
