@@ -49,7 +49,7 @@ def faults(config: RunConfig) -> list[str]:
         ),
         (
             real and privacy.draws == "seed",
-            "privacy.draws = 'seed': who knows the seed takes the noise of real devices away; set method.privacy.draws = 'system'",
+            "privacy.draws = 'seed': who knows the seed takes real devices' noise away; set method.privacy.draws = 'system'",
         ),
     )
 
