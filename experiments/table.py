@@ -1,7 +1,7 @@
 """The tables of numbers, made from the committed JSON of experiments and benchmarks.
 
 python -m experiments.table           # print docs/results.md, which has all of them
-python -m experiments.table --write   # write docs/results.md and the sections of README.md and docs/export.md
+python -m experiments.table --write   # write docs/results.md and the sections of README.md, docs/export.md and docs/privacy.md
 
 The README shows the runs that a ``plan.toml`` lists under ``tool.results.highlights``, and how many bytes a goal took.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.plans import experiments, highlights, plan_of
+from experiments.privacy_table import privacy
 from experiments.reported import Reported, statement, verdict
 from experiments.task_table import tasks
 from fedbonsai.arch import Arch, networks
@@ -29,7 +30,7 @@ from fedbonsai.training.optimizers import SGD
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results.md"
-EXPORT = ROOT / "docs" / "export.md"
+EXPORT, GUIDE = ROOT / "docs" / "export.md", ROOT / "docs" / "privacy.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 IMAGES = {"digits": (1, 8, 10), "mnist": (1, 28, 10), "cifar10": (3, 32, 10)}  # channels, pixels, classes
@@ -62,7 +63,7 @@ FIRST = ["experiment", "setting", "data", "seeds", "accuracy, %", "95 % interval
 FIRST += ["kept", "parameters"]
 COUNTS = ["MMACs", "memory, kB"]
 LAST = ["commit", "machine", "its paper or code"]
-TASKS = "tasks"
+TASKS, PRIVACY = "tasks", "privacy"  # with tables of their own
 
 
 def section() -> str:
@@ -85,13 +86,19 @@ def page() -> str:
         *ACCURACY,
         *COUNTED,
         "",
-        *table([group for group in groups() if group[0] != TASKS], [*FIRST, *COUNTS, *LAST]),
+        *table([group for group in groups() if group[0] not in (TASKS, PRIVACY)], [*FIRST, *COUNTS, *LAST]),
         "",
     ]
     lines += ["## Tasks", "", *tasks(names(TASKS), results_of(TASKS)), ""]
+    lines += ["## Privacy", "", *guide(), ""]
     lines += ["## Not run", "", *absent(), "", "## Bytes to a goal", "", *reach(), "", *fewest(), ""]
     lines += ["## Speed", "", *speed(), "", "## Size", "", *sizes()]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def guide() -> list[str]:
+    """Accuracy against epsilon, for docs/privacy.md."""
+    return privacy(names(PRIVACY), results_of(PRIVACY), data_of)
 
 
 def table(shown: list[Group], columns: list[str]) -> list[str]:
@@ -449,8 +456,9 @@ def main() -> None:
         return
     put(ROOT / "README.md", section())
     put(EXPORT, "\n".join(exports()))
+    put(GUIDE, "\n".join(guide()))
     PAGE.write_text(page(), encoding="utf-8")
-    print("wrote docs/results.md and the sections of README.md and docs/export.md")
+    print("wrote docs/results.md and the sections of README.md, docs/export.md and docs/privacy.md")
 
 
 if __name__ == "__main__":

@@ -65,6 +65,11 @@ def test_an_account_adds_up_what_was_released_and_keeps_equal_rounds_together():
     assert epsilon((Release(1.0, 2.0, 2),), 1e-5) == pytest.approx(epsilon((Release(1.0, two),), 1e-5), rel=1e-12)
 
 
+def test_hardly_any_noise_is_a_number_too():
+    assert 1e11 < epsilon((Release(0.1, 1e-6),), 1e-5) < 1e13
+    assert epsilon((Release(0.1, 0.0499),), 1e-5) >= epsilon((Release(0.1, 0.0501),), 1e-5)
+
+
 def test_the_least_noise_for_an_epsilon():
     noise = noise_for(2.0, 1e-5, 0.1, 50)
     assert epsilon((Release(0.1, noise, 50),), 1e-5) <= 2.0 < epsilon((Release(0.1, 0.99 * noise, 50),), 1e-5)

@@ -273,11 +273,7 @@ def _faults(error: BaseException, path: str) -> list[tuple[str, str]]:
         return found
     if isinstance(error, ForbiddenExtraKeysError):
         known = [field.name for field in fields(cast(Any, error.cl))]
-        lacks: Mapping[str, str] = getattr(error.cl, "lacks", {})
-        return [
-            (f"{path}.{name}", _lacking(error.cl, lacks.get(name, "")) or _unknown(name, known))
-            for name in sorted(error.extra_fields)
-        ]
+        return [(f"{path}.{name}", _unknown(name, known, error.cl)) for name in sorted(error.extra_fields)]
     if isinstance(error, KeyError):
         return [(path, f"{error.args[0]!r} is missing")]
     if isinstance(error, TypeError) and "NoneType" not in str(error):
@@ -285,12 +281,9 @@ def _faults(error: BaseException, path: str) -> list[tuple[str, str]]:
     return [(path, str(error))]
 
 
-def _lacking(cls: type[Any], why: str) -> str:
-    """Why a class does without a setting that its kin have, where it says so (`lacks`)."""
-    return why and f"method {getattr(cls, 'method_name', cls.__name__)!r} cannot have it, since {why}"
-
-
-def _unknown(name: str, known: list[str]) -> str:
+def _unknown(name: str, known: list[str], cls: Any) -> str:
+    if why := getattr(cls, "lacks", {}).get(name):  # a method says so of what its kin have
+        return f"method {cls.method_name!r} cannot have it, since {why}"
     near = get_close_matches(name, known, 1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"there is no such setting; {hint}known here: {', '.join(known)}"

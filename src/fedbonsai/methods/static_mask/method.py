@@ -20,6 +20,7 @@ from fedbonsai import training, tree
 from fedbonsai.core import Client, Fleet
 from fedbonsai.errors import ConfigError
 from fedbonsai.methods.registry import method
+from fedbonsai.methods.static_mask.private import privately_averaged
 from fedbonsai.model import Model, cached_module
 from fedbonsai.stages.held_masks import HeldMasks
 from fedbonsai.stages.needs import descent_needed
@@ -27,7 +28,6 @@ from fedbonsai.stages.privacy.accountant import Account
 from fedbonsai.stages.privacy.round import check
 from fedbonsai.stages.privacy.round import figures as private_figures
 from fedbonsai.stages.privacy.settings import Privacy
-from fedbonsai.stages.privacy.under_masks import privately_averaged
 from fedbonsai.stages.pruning.criteria import (
     Budget,
     Criterion,

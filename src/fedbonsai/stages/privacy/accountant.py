@@ -21,6 +21,7 @@ from fedbonsai.wire import message
 FRACTIONS = tuple(1 + step / 8 for step in range(1, 72) if step % 8)  # between 1 and 10
 WHOLE = (*range(2, 65), 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)
 ORDERS = (*FRACTIONS, *WHOLE)
+FINE = 0.05  # noise, in clips, from which on orders between whole ones are worth their time
 MOST = 1e4  # noise, in clips, above which `noise_for` does not look
 
 
@@ -99,7 +100,9 @@ def _divergences(rate: float, noise: float) -> tuple[float, ...]:
     """Rényi divergences of one release, by order; that of the sum with the device to the sum without is the larger one."""
     if rate == 1:
         return tuple(order / (2 * noise**2) for order in ORDERS)
-    return (*(_numeric(rate, noise, order) for order in FRACTIONS), *(_whole(rate, noise, order) for order in WHOLE))
+    # divergences grow with the order; below that noise the next whole one says enough of a privacy that is none
+    between = _numeric if noise >= FINE else lambda rate, noise, order: _whole(rate, noise, math.ceil(order))
+    return (*(between(rate, noise, order) for order in FRACTIONS), *(_whole(rate, noise, order) for order in WHOLE))
 
 
 def _whole(rate: float, noise: float, order: int) -> float:
