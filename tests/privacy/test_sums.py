@@ -63,6 +63,7 @@ def test_codes_of_a_clipped_change():
     assert codes(torch.zeros(2), 1.0).tolist() == [0, 0]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     st.lists(st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False), min_size=1, max_size=40),

@@ -76,6 +76,8 @@ def loop(
     checkpoint = Checkpoint(folder) if folder else None
     held = checkpoint.load() if checkpoint else None
     private.check(config, len(scene.fleet.devices), scene.ask is not None)
+    if held is None:
+        private.note(config, len(scene.fleet.devices), folder)
     scene = surveyed(config, scene, run, folder, held is None)
     fleet = Counted(scene.fleet)
     scene = replace(scene, fleet=fleet)

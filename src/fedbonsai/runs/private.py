@@ -12,6 +12,7 @@ from fedbonsai.stages.settings import when
 
 if TYPE_CHECKING:
     from fedbonsai.runs.config import RunConfig
+    from fedbonsai.runs.folder import Folder
 
 
 def privacy_of(method: object) -> Privacy | None:
@@ -80,6 +81,13 @@ def check(config: RunConfig, devices: int, asks: bool) -> None:
             f"budget.epsilon = {budget:g}: the first round alone costs {first:.3g} at noise {privacy.noise:g}; all "
             f"{config.rounds} rounds fit with method.privacy.noise = {needed:.3g}"
         )
+
+
+def note(config: RunConfig, devices: int, folder: Folder | None) -> None:
+    """Say in ``run.json``, and so in reports, what all rounds of a private run will cost."""
+    told = planned(config, devices)
+    if told and folder is not None and folder.info.exists():
+        folder.set_info(notes={**folder.noted().get("notes", {}), "privacy": told.removeprefix("privacy: ")})
 
 
 def spent(method: Any, state: Any) -> dict[str, float]:
