@@ -236,7 +236,8 @@ def data_of(result: Mapping[str, Any]) -> str:
     asked = configuration["method"].get("cohort", 0)
     some = f" ({asked} a round)" if asked else ""
     part = f" ({data['limit']} images)" if data.get("limit") else ""
-    how = PARTITIONS[data["partition"]].format(**data | {"alpha": f"{data['alpha']:g}"})
+    facts = {"alpha": f"{data['alpha']:g}", "by": data.get("by") or data.get("client", "")}
+    how = PARTITIONS[data["partition"]].format(**data | facts)
     return f"{data['name']}{part}, {data['clients'] or 'all'} clients{some}, {how}"
 
 
