@@ -26,6 +26,8 @@ GUIDES = {
     "Your own model and data": "your-own-model-and-data.md",
     "Data of any kind": "data.md",
     "What goes with what": "tasks.md",
+    "Differential privacy": "privacy.md",
+    "What each recipe bears": "trust.md",
     "Begin with weights that exist": "pretrained.md",
     "Your own method": "your-own-method.md",
     "Your own gate, criterion or codec stage": "extend.md",

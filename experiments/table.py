@@ -1,7 +1,7 @@
 """The tables of numbers, made from the committed JSON of experiments and benchmarks.
 
 python -m experiments.table           # print docs/results.md, which has all of them
-python -m experiments.table --write   # write docs/results.md and the sections of README.md, docs/export.md and docs/robust.md
+python -m experiments.table --write   # write docs/results.md and the sections of README.md and of docs/export, robust and privacy
 
 The README shows the runs that a ``plan.toml`` lists under ``tool.results.highlights``, and how many bytes a goal took.
 """
@@ -20,6 +20,7 @@ from typing import Any
 
 from experiments.attack_table import attacks
 from experiments.plans import experiments, highlights, plan_of
+from experiments.privacy_table import privacy
 from experiments.reported import Reported, statement, verdict
 from experiments.task_table import tasks
 from experiments.time_table import times as waiting_times
@@ -31,7 +32,7 @@ from fedbonsai.training.optimizers import SGD
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results.md"
-EXPORT = ROOT / "docs" / "export.md"
+EXPORT, GUIDE = ROOT / "docs" / "export.md", ROOT / "docs" / "privacy.md"
 ROBUST = ROOT / "docs" / "robust.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -65,7 +66,7 @@ FIRST = ["experiment", "setting", "data", "seeds", "accuracy, %", "95 % interval
 FIRST += ["kept", "parameters"]
 COUNTS = ["MMACs", "memory, kB"]
 LAST = ["commit", "machine", "its paper or code"]
-TASKS = "tasks"
+TASKS, PRIVACY = "tasks", "privacy"  # with tables of their own
 
 
 def section() -> str:
@@ -88,14 +89,20 @@ def page() -> str:
         *ACCURACY,
         *COUNTED,
         "",
-        *table([group for group in groups() if group[0] != TASKS], [*FIRST, *COUNTS, *LAST]),
+        *table([group for group in groups() if group[0] not in (TASKS, PRIVACY)], [*FIRST, *COUNTS, *LAST]),
         "",
     ]
     lines += ["## Tasks", "", *tasks(names(TASKS), results_of(TASKS)), ""]
+    lines += ["## Privacy", "", *guide(), ""]
     lines += ["## Not run", "", *absent(), "", "## Bytes to a goal", "", *reach(), "", *fewest(), ""]
     lines += ["## Seconds to a goal", "", *waiting_times(names("buffered"), results_of("buffered")), ""]
     lines += ["## Speed", "", *speed(), "", "## Size", "", *sizes()]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def guide() -> list[str]:
+    """Accuracy against epsilon, for docs/privacy.md."""
+    return privacy(names(PRIVACY), results_of(PRIVACY), data_of)
 
 
 def table(shown: list[Group], columns: list[str]) -> list[str]:
@@ -233,7 +240,8 @@ def data_of(result: Mapping[str, Any]) -> str:
     asked = configuration["method"].get("cohort", 0)
     some = f" ({asked} a round)" if asked else ""
     part = f" ({data['limit']} images)" if data.get("limit") else ""
-    how = PARTITIONS[data["partition"]].format(**data | {"alpha": f"{data['alpha']:g}"})
+    facts = {"alpha": f"{data['alpha']:g}", "by": data.get("by") or data.get("client", "")}
+    how = PARTITIONS[data["partition"]].format(**data | facts)
     return f"{data['name']}{part}, {data['clients'] or 'all'} clients{some}, {how}"
 
 
@@ -454,8 +462,9 @@ def main() -> None:
     put(ROOT / "README.md", section())
     put(EXPORT, "\n".join(exports()))
     put(ROBUST, "\n".join(attacks()))
+    put(GUIDE, "\n".join(guide()))
     PAGE.write_text(page(), encoding="utf-8")
-    print("wrote docs/results.md and the sections of README.md, docs/export.md and docs/robust.md")
+    print("wrote docs/results.md and the sections of README.md, docs/export.md, docs/robust.md and docs/privacy.md")
 
 
 if __name__ == "__main__":

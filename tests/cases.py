@@ -32,6 +32,7 @@ class Case:
     settings: Mapping[str, object] = field(default_factory=dict)
     label: str = ""
     learns: str = "accuracy"  # the figure that must rise: personal models are judged by their own
+    private: bool = False  # its rounds release noise, whoever is silent, and tell no losses of devices
 
     def __str__(self) -> str:
         return "-".join(part for part in (self.recipe, self.preset, self.label) if part)
@@ -77,6 +78,12 @@ CASES = [
         label="against-last",
     ),
     Case("qsgd", **AVERAGING),
+    Case(
+        "dp-fedavg",
+        **AVERAGING,
+        settings={"method.cohort": 3, "method.privacy.noise": 0.05, "data.valid": 0.1, "data.minimum": 10},
+        private=True,
+    ),
     Case("fedavg-momentum", **AVERAGING),
     Case("fedadam", **AVERAGING),
     Case("fedyogi", **AVERAGING),
@@ -176,6 +183,15 @@ CASES = [
             ("iterative-pruning", {"method.schedule": {"first": 0, "every": 1, "times": 3}}),
             ("lottery-ticket", {"method.schedule.first": 1}),
         )
+    ),
+    Case(
+        "random-mask",
+        asks=1,
+        down=frozenset({"under-masks/train@1"}),
+        up=frozenset({"update@1"}),
+        settings={"method.cohort": 3, "method.privacy": {"clip": 0.5, "noise": 0.05, "delta": 1e-3}},
+        label="private",
+        private=True,
     ),
     Case(
         "feddst",

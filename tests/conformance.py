@@ -8,6 +8,7 @@ they work, restart after every round, silence, seeds, purity, learning, and a ca
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -252,8 +253,12 @@ def test_one_silent_client_does_not_stop_a_round(case):
 @each
 def test_when_all_are_silent_nothing_is_averaged(case):
     held = people(case)
+    fleet = Silent(LocalFleet(held), {person.id for person in held})
+    if case.private:
+        assert stage(case).method.account(decode(states(case, fleet)[-1])).releases[0].rounds == ROUNDS
+        return
     with pytest.raises(Unanswered):
-        states(case, Silent(LocalFleet(held), {person.id for person in held}))
+        states(case, fleet)
 
 
 @pytest.mark.slow
@@ -293,12 +298,8 @@ LIKE_ANOTHER = {  # they learn as another row does, of which they change a codec
     *("fedprox", "fedavg-cohort", "qsgd", "dgc", "ef21", "fedavg-momentum", "fedyogi", "fedadagrad"),
     *("random-mask", "static-magnitude", "sparse-collaborative-split-2", "wireless-baselines-fedavg"),
     *("fl-pqsu-random-skip", "fl-pqsu-lazy", "fedtiny-gated", "wireless-pruning-published", "prunefl-personal"),
-    *(
-        "fedrolex",
-        "snip",
-        "iterative-pruning",
-        "stc-merged",
-    ),  # heterofl, synflow, lottery-ticket and stc stand for them
+    # heterofl, synflow, lottery-ticket and stc stand for these
+    *("fedrolex", "snip", "iterative-pruning", "stc-merged", "random-mask-private"),
 }
 
 
@@ -319,7 +320,7 @@ def test_it_learns(case):
     last = loop(config, made, "run").rows[-1]
     assert last[case.learns] > max(0.75, first.accuracy + 0.3)
     assert last["loss"] < first.loss
-    assert math.isfinite(last["train_loss"])
+    assert case.private or math.isfinite(last["train_loss"])
 
 
 HEADINGS = (
@@ -341,5 +342,5 @@ def test_the_card_has_its_headings_and_names_every_setting(name):
     places = [card.find(heading) for heading in HEADINGS]
     assert -1 not in places, f"missing: {[h for h, p in zip(HEADINGS, places, strict=True) if p < 0]}"
     assert places == sorted(places)
-    for setting in methods()[name].__dataclass_fields__:
+    for setting in (entry.name for entry in fields(methods()[name])):
         assert f"`{setting}`" in card, f"the card does not explain {setting}"

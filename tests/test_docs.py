@@ -233,11 +233,12 @@ def test_links_lead_somewhere(document):
 
 @pytest.mark.slow
 def test_the_tables_are_those_of_the_results():
-    from experiments.table import EXPORT, PAGE, ROBUST, attacks, exports, held, page, section
+    from experiments.table import EXPORT, GUIDE, PAGE, ROBUST, attacks, exports, guide, held, page, section
 
     assert held(ROOT / "README.md") == section(), "run: python -m experiments.table --write"
     assert held(EXPORT) == "\n".join(exports()), "run: python -m experiments.table --write"
     assert held(ROBUST) == "\n".join(attacks()), "run: python -m experiments.table --write"
+    assert held(GUIDE) == "\n".join(guide()), "run: python -m experiments.table --write"
     assert PAGE.read_text() == page(), "run: python -m experiments.table --write"
 
 

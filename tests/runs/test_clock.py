@@ -15,7 +15,7 @@ from fedbonsai.reports.files import picture
 from fedbonsai.reports.series import together
 from fedbonsai.reports.terminal import show
 from fedbonsai.runs import recipes
-from fedbonsai.runs.config import BudgetConfig, ClockConfig
+from fedbonsai.runs.limits import BudgetConfig, ClockConfig
 from fedbonsai.runs.run import execute, load
 
 QUICK = {

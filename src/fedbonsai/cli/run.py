@@ -68,6 +68,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     reached = f"{run.measure.words} {run.measure.plain(run.score)}"
     print(f"{reached} on the test set after {rounds} ({run.info['reason']})")
     print(f"{moved['up']:.2f} MB up, {moved['down']:.2f} MB down; everything is in {folder}")
+    if run.epsilon == run.epsilon:
+        print(f"epsilon {run.epsilon:.4g} at delta {run.config.method.privacy.delta:g} (docs/privacy.md)")  # type: ignore[attr-defined]
     if config.clock.devices:
         print(
             f"{simulated(run.seconds)} of simulated time, {energy(run.joules)} of all devices ({config.clock.devices})"

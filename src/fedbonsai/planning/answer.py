@@ -16,7 +16,7 @@ from fedbonsai.planning.quantities import said
 from fedbonsai.planning.question import Question
 from fedbonsai.planning.search import Candidate, Search, described
 from fedbonsai.reports.costs import Table
-from fedbonsai.runs.config import BudgetConfig, ClockConfig
+from fedbonsai.runs.limits import BudgetConfig, ClockConfig
 from fedbonsai.runs.structure import unstructure
 from fedbonsai.sweeps.statistics import Estimate, front, paired
 

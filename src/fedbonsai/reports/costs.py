@@ -10,7 +10,10 @@ from dataclasses import dataclass, replace
 from fedbonsai.reports.anatomy import remaining
 from fedbonsai.reports.series import AXES, Axis, Series, goal_of
 
-SHOWN = {"rounds": "rounds", "bytes": "MB", "seconds": "simulated s", "energy": "J", "work": "device MMACs"}
+SHOWN = {
+    **{"rounds": "rounds", "bytes": "MB", "seconds": "simulated s", "energy": "J", "epsilon": "epsilon"},
+    "work": "device MMACs",
+}
 
 
 @dataclass(frozen=True)

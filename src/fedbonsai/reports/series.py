@@ -45,6 +45,7 @@ AXES = (
     Axis("bytes", ("total_bytes_up", "total_bytes_down"), "megabytes moved, both directions", 1e-6, True),
     Axis("seconds", ("simulated_seconds",), "simulated seconds", 1.0, True),
     Axis("energy", ("total_joules",), "joules, all devices together", 1.0, True),
+    Axis("epsilon", ("epsilon",), "epsilon of differential privacy, each at its own delta"),
     Axis("work", ("total_macs",), "multiplications on all devices, millions", 1e-6, True),
 )
 

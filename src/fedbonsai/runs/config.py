@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from math import inf
 from typing import Any, Literal
 
 from fedbonsai.data.config import DataConfig
@@ -12,7 +11,9 @@ from fedbonsai.fleets.attacks import Attack, SignFlip
 from fedbonsai.fleets.buffer import Buffer
 from fedbonsai.fleets.guard import GuardConfig
 from fedbonsai.objectives import Classification, Objective
+from fedbonsai.runs import private
 from fedbonsai.runs.buffered import unbuffered
+from fedbonsai.runs.limits import BudgetConfig, ClockConfig
 from fedbonsai.stages.robust import MeanRule
 from fedbonsai.stages.sampling import Sticky
 from fedbonsai.stages.settings import PROBABILITY, Range, out_of_range, raise_all
@@ -173,78 +174,6 @@ class FleetConfig:
 
 
 @dataclass(frozen=True)
-class ClockConfig:
-    """A virtual clock: which devices and links the clients are said to have, and how long the server waits."""
-
-    devices: str = ""
-    """Device profile by name or path, or several with shares: `raspberry-pi-4 0.7, jetson-nano 0.3`. Empty: no clock."""
-    link: str = ""
-    """Link by name or path, or several with shares; empty is the one that each device profile names."""
-    deadline: float = 0.0
-    """If positive: seconds that the server waits, in a round, for the answers to one question; later ones are dropped."""
-    first: int = 0
-    """If positive: in a round the server goes on with this many answers, the earliest; later ones are dropped."""
-    availability: float = 1.0
-    """Share of each simulated day in which a device can be reached; the hours are drawn for each device."""
-    dropout: float = 0.0
-    """Probability that a device gives up in the middle of a task."""
-    stragglers: float = 0.0
-    """Probability that a device computes slowly in a round."""
-    slowdown: float = 5.0
-    """How many times slower a straggler computes."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot be meant, and settings without a clock that they could concern."""
-        faults = [
-            f"{name} = {getattr(self, name)}: expected {want}"
-            for name, want, fine in (
-                ("deadline", "seconds >= 0", 0 <= self.deadline < inf),
-                ("first", "a number >= 0", self.first >= 0),
-                ("availability", "a share in (0, 1]", 0 < self.availability <= 1),
-                ("dropout", "a probability in [0, 1)", 0 <= self.dropout < 1),
-                ("stragglers", "a probability in [0, 1]", 0 <= self.stragglers <= 1),
-                ("slowdown", "a factor >= 1", 1 <= self.slowdown < inf),
-            )
-            if not fine
-        ]
-        idle = [entry.name for entry in fields(self) if getattr(self, entry.name) != entry.default]
-        if idle and not self.devices:
-            faults.append(f"devices is empty, so there is no clock that {', '.join(idle)} could concern")
-        if faults:
-            raise ValueError("; ".join(faults))
-
-
-@dataclass(frozen=True)
-class BudgetConfig:
-    """What a run may spend; it ends after the round in which a budget is used up. 0 is no limit."""
-
-    bytes: int = 0
-    """Bytes of all devices, both directions."""
-    seconds: float = 0.0
-    """Simulated seconds of the whole run."""
-    joules: float = 0.0
-    """Joules of all devices."""
-    device_bytes: int = 0
-    """Bytes of the device that moved most."""
-    device_seconds: float = 0.0
-    """Simulated seconds in which the busiest device received, computed or sent."""
-    device_joules: float = 0.0
-    """Joules of the device that spent most."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot be meant."""
-        if faults := [
-            f"{name} = {value}: expected a number >= 0" for name, value in vars(self).items() if not 0 <= value < inf
-        ]:
-            raise ValueError("; ".join(faults))
-
-    @property
-    def timed(self) -> list[str]:
-        """Names of the budgets that only a clock can keep."""
-        return [name for name, value in vars(self).items() if value and not name.endswith("bytes")]
-
-
-@dataclass(frozen=True)
 class RunConfig:
     """A run."""
 
@@ -311,7 +240,7 @@ class RunConfig:
         first = self.fleet.flower.first if real else self.clock.first
         faults += unbuffered(self.method, self.buffer, real or bool(self.clock.devices), first)
         method = _placed(_scheduled(self.method, self.rounds), self.clock.devices)
-        faults += unplaced(getattr(method, "capacity", None))
+        faults += unplaced(getattr(method, "capacity", None)) + private.faults(self)
         if faults:
             raise ValueError("; ".join(faults))
         object.__setattr__(self, "method", method)

@@ -18,7 +18,7 @@ from fedbonsai.fleets.costs import Totals
 from fedbonsai.fleets.counted import Counted
 from fedbonsai.model import Model
 from fedbonsai.objectives import Measure
-from fedbonsai.runs import former
+from fedbonsai.runs import former, private
 from fedbonsai.runs.config import RunConfig
 from fedbonsai.runs.folder import Checkpoint, Folder
 from fedbonsai.runs.layers import layers
@@ -75,6 +75,9 @@ def loop(
     """
     checkpoint = Checkpoint(folder) if folder else None
     held = checkpoint.load() if checkpoint else None
+    private.check(config, len(scene.fleet.devices), scene.ask is not None)
+    if held is None:
+        private.note(config, len(scene.fleet.devices), folder)
     scene = surveyed(config, scene, run, folder, held is None)
     fleet = Counted(scene.fleet)
     scene = replace(scene, fleet=fleet)
@@ -101,7 +104,7 @@ def loop(
             with doing("before the first round"):
                 state = _begin(config, scene, fleet, run, checkpoint, folder)
         where = folder.path if folder else None
-        ended, failed = _ended(config, scene, rows) if rows else "", ""
+        ended, failed = _ended(config, scene, rows, state) if rows else "", ""
         for t in each("rounds", range(config.rounds), first=last + 1):
             if ended or (failed := futile(config, rows, t - last - 1, False, where)):
                 break
@@ -113,7 +116,7 @@ def loop(
             rows.append(row)
             for observer in watching:
                 observer.round(row, method.model(state))
-            ended = _ended(config, scene, rows)
+            ended = _ended(config, scene, rows, state)
         failed = failed or futile(config, rows, len(rows), True, where)
     finally:
         for observer in watching:
@@ -176,7 +179,7 @@ def _round(
             spent = scene.costs.take() if scene.costs is not None else []
             heard = counted.take()
             came = {"skipped": skipped, **heard}
-            last = t == config.rounds - 1 or bool(_used_up(config, scene)) or over(came)
+            last = t == config.rounds - 1 or bool(_used_up(config, scene, state)) or over(came)
             row = _row(config, scene, t, attempt, state, came, before, time.perf_counter() - start, last)
             row = joined(row, _simulated(scene, spent) | heard)
             if notes:
@@ -211,13 +214,13 @@ def _row(
         row[f"total_bytes_{way}"] = total[way]
     # without an update, the method's figures are those of a round before
     own = {} if fruitless(came) else {name: float(value) for name, value in scene.method.metrics(state).items()}
-    row = joined(row, own)
+    row = joined(row, own | private.spent(scene.method, state))
     if (t + 1) % config.evaluate_every == 0 or last:
         model, device = scene.method.model(state), config.fleet.device
         with doing(f"testing on {len(scene.federation.test):,} samples"):
             test = evaluate(model, scene.federation.test, device)
         with doing("testing on the clients' validation parts"):
-            own = _own(scene, model, device)
+            own = {} if private.privacy_of(scene.method) else _own(scene, model, device)
         row = joined(row, {**test.measures, "loss": test.loss, **own})
         if kept := layers(model, scene.model):
             row["layers"] = kept
@@ -271,14 +274,14 @@ def _simulated(scene: RunContext, spent: list[dict[str, Any]]) -> dict[str, Any]
     }
 
 
-def _ended(config: RunConfig, scene: RunContext, rows: list[dict[str, Any]]) -> str:
+def _ended(config: RunConfig, scene: RunContext, rows: list[dict[str, Any]], state: Any) -> str:
     """Why the run ends after its last row; empty if it goes on."""
     measure = config.objective.measure
     if config.target and measure.reached(rows[-1].get(_judged(rows, measure), nan), config.target):
         return "target reached"
     if config.patience and (since := _flat(rows, measure)) >= config.patience:
         return f"validation {measure.words} was at its best {since} rounds ago"
-    return _used_up(config, scene)
+    return _used_up(config, scene, state)
 
 
 def _judged(rows: list[dict[str, Any]], measure: Measure) -> str:
@@ -301,8 +304,8 @@ def _flat(rows: list[dict[str, Any]], measure: Measure) -> int:
     return sum(not fruitless(row) for row in rows[best + 1 : taken[-1] + 1])
 
 
-def _used_up(config: RunConfig, scene: RunContext) -> str:
-    """Which budget is used up; empty if none is."""
+def _used_up(config: RunConfig, scene: RunContext, state: Any) -> str:
+    """Which budget is used up, or would be exceeded by another round; empty if none is."""
     budget, moved = config.budget, scene.ledger
     limits = [
         (budget.bytes, sum(moved.total.values()), "bytes", "bytes"),
@@ -329,4 +332,4 @@ def _used_up(config: RunConfig, scene: RunContext) -> str:
     for limit, spent, name, unit in limits:
         if limit and spent >= limit:
             return f"budget.{name} of {limit:g} used up: {spent:g} {unit}"
-    return ""
+    return private.used_up(config, len(scene.fleet.devices), state)

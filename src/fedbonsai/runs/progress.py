@@ -16,6 +16,7 @@ from fedbonsai.fleets.envelope import failure
 from fedbonsai.model import Model
 from fedbonsai.runs.config import RunConfig, asked_of, local_training
 from fedbonsai.runs.loop import Observer
+from fedbonsai.runs.private import planned
 from fedbonsai.runs.setup import RunContext, clients
 from fedbonsai.runs.shown import Screen, span
 from fedbonsai.runs.trouble import of_round
@@ -114,6 +115,7 @@ def estimate(config: RunConfig, scene: RunContext, first: int) -> str:
         f"estimate: {rounds} rounds of {asked} devices, about {took} of training here, with what comes before them; "
         f"about {size(found.bytes)} moved if nothing is compressed "
         f"(model {size(found.model)}); some {size(found.disk)} of disk, {size(free)} free"
+        + (f"\n{told}" if (told := planned(config, len(scene.federation.ids))) else "")
     )
 
 
@@ -133,6 +135,7 @@ def line(config: RunConfig, row: Mapping[str, Any], left: float) -> str:
     measure = config.objective.measure
     parts += [f"{measure.words} {measure.plain(row[measure.name])}"] if measure.name in row else []
     parts += [f"loss {row['train_loss']:.4f}"] if "train_loss" in row else []
+    parts += [f"epsilon {row['epsilon']:.3g}"] if "epsilon" in row else []
     parts += [f"up {size(row['total_bytes_up'])}", f"down {size(row['total_bytes_down'])}"]
     if "simulated_seconds" in row:
         parts += [f"simulated {simulated(row['simulated_seconds'])}", energy(row["total_joules"])]

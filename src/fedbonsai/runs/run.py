@@ -106,6 +106,11 @@ class Run:
         return float(self.metrics[-1].get("simulated_seconds", "nan")) if self.metrics else float("nan")
 
     @property
+    def epsilon(self) -> float:
+        """Epsilon of the whole run, at the delta of its method; not a number where it is not private."""
+        return float(self.metrics[-1].get("epsilon", "nan")) if self.metrics else float("nan")
+
+    @property
     def joules(self) -> float:
         """Joules of all devices over the whole run; not a number without a clock."""
         return float(self.metrics[-1].get("total_joules", "nan")) if self.metrics else float("nan")

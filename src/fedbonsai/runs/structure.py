@@ -276,7 +276,7 @@ def _faults(error: BaseException, path: str) -> list[tuple[str, str]]:
         return found
     if isinstance(error, ForbiddenExtraKeysError):
         known = [field.name for field in fields(cast(Any, error.cl))]
-        return [(f"{path}.{name}", _unknown(name, known)) for name in sorted(error.extra_fields)]
+        return [(f"{path}.{name}", _unknown(name, known, error.cl)) for name in sorted(error.extra_fields)]
     if isinstance(error, KeyError):
         return [(path, f"{error.args[0]!r} is missing")]
     if isinstance(error, TypeError) and "NoneType" not in str(error):
@@ -284,7 +284,9 @@ def _faults(error: BaseException, path: str) -> list[tuple[str, str]]:
     return [(path, str(error))]
 
 
-def _unknown(name: str, known: list[str]) -> str:
+def _unknown(name: str, known: list[str], cls: Any) -> str:
+    if why := getattr(cls, "lacks", {}).get(name):  # a method says so of what its kin have
+        return f"method {cls.method_name!r} cannot have it, since {why}"
     near = get_close_matches(name, known, 1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"there is no such setting; {hint}known here: {', '.join(known)}"

@@ -21,6 +21,7 @@ def summary(run: Run) -> list[tuple[str, str]]:
         ("rounds", f"{len(run.metrics)} of {run.config.rounds}"),
         (best.words, best.text(run.score) if run.score == run.score else ""),
         ("moved", f"{moved:.4g} MB"),
+        ("epsilon", f"{run.epsilon:.4g}" if run.epsilon == run.epsilon else ""),
         ("simulated", f"{run.seconds:.4g} s, {run.joules:.4g} J" if run.seconds == run.seconds else ""),
     ]
     return [(name, value) for name, value in rows if value]

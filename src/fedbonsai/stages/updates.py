@@ -307,6 +307,19 @@ def _weights(value: Update, start: Tree, coded: bool) -> Tree | None:
     return {name: found[name] for name in forms}  # in the server's order, whatever the client's was
 
 
+def change_of(value: Update, start: Tree) -> Weights | None:
+    """What an update changed, of floating tensors, if it can be used.
+
+    Raises:
+        BadMessage: it is damaged.
+    """
+    coded = isinstance(value.result, Packed | Parts)
+    found = _weights(value, start, coded)
+    if found is None:
+        return None
+    return dict(found) if coded else tree.subtract(found, start)
+
+
 def apply_update(weights: Tree, start: Tree, combined: Combined, rate: float = 1.0) -> Weights:
     """The new weights of the server.
 

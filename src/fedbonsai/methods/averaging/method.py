@@ -25,6 +25,9 @@ from fedbonsai.model import Model
 from fedbonsai.stages.broadcast import Broadcast, Downlink, Merged, Sent, grouped, last_change
 from fedbonsai.stages.codec import Chain
 from fedbonsai.stages.codec.feedback import names_with_feedback
+from fedbonsai.stages.privacy.accountant import Account
+from fedbonsai.stages.privacy.round import Sample, check, figures, private_mean, sample
+from fedbonsai.stages.privacy.settings import Privacy
 from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.robust import MeanRule
 from fedbonsai.stages.robust import Plain as PlainMean
@@ -42,7 +45,8 @@ class State:
     """Global model, the run's seed, what clients hold, and figures of the last round.
 
     ``estimate`` and ``examples`` are of EF21 alone: the mean of the clients' estimates, and the samples of all clients.
-    ``moments`` are what the server's optimiser remembers, ``group`` the devices from which most of a cohort is drawn.
+    ``moments`` are what the server's optimiser remembers, ``group`` the devices from which most of a cohort is drawn,
+    ``account`` what private rounds have released.
     """
 
     model: Model
@@ -57,6 +61,7 @@ class State:
         default_factory=dict[str, Mapping[str, Tensor]], metadata=OPTIONAL
     )
     group: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
+    account: Account = field(default=Account(), metadata=OPTIONAL)
 
 
 @message("averaging/weighed@1")
@@ -126,6 +131,8 @@ class Averaging:
     """The server's step."""
     server: ServerOptimizer = Plain()
     """How the server steps: `plain` (FedAvg), `momentum` (FedAvgM), `adagrad`, `adam` or `yogi`."""
+    privacy: Privacy = Privacy()
+    """Differential privacy of each device's data (DP-FedAvg): `clip`, `noise`, `delta`, `quantile`, `draws`."""
 
     def __post_init__(self) -> None:
         """Refuse settings that have no effect or no meaning."""
@@ -178,8 +185,18 @@ class Averaging:
                     "weighting says how much each device counts": self.weighting != Weighting(),
                     "sticky counts devices by how likely they were asked": self.sticky.group > 0,
                     "aggregate_feedback needs the mean of what devices left out": self.aggregate_feedback,
+                    "privacy clips every change and needs their sum": self.privacy.on,
                 }
             )
+            + when(
+                (
+                    self.privacy.on
+                    and (self.weighting != Weighting() or self.sticky.group > 0 or self.aggregate_feedback),
+                    "privacy.clip: devices count alike and are asked by chance alone, and an update is what was learned here: "
+                    "leave weighting, sticky and aggregate_feedback out",
+                ),
+            )
+            + self.privacy.faults(self.uplink)
             + self.sticky.faults(self.cohort)
             + out_of_range(self, ramp=NOT_NEGATIVE, rate=POSITIVE)
         )
@@ -197,6 +214,7 @@ class Averaging:
                 self.weighting.needs_distances,
                 "weights by distance compare the changes of one round: leave method.weighting out",
             ),
+            (self.privacy.on, "privacy samples devices anew in each round: leave method.privacy out"),
             (not self.mean.streams, "a robust mean lets every answer count alike, old ones too: leave method.mean out"),
             (self.aggregate_feedback, "aggregate_feedback is of the last round's change: use ef14"),
             (self.sticky.group > 0, "buffer.concurrency draws who works: leave method.sticky out"),
@@ -208,7 +226,13 @@ class Averaging:
         )
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
-        """The initial model; EF21 weighs by all samples, so it asks how many there are."""
+        """The initial model; EF21 weighs by all samples, so it asks how many there are.
+
+        Raises:
+            ConfigError: privacy is wanted that a model or a fleet cannot have.
+        """
+        if self.privacy.on:
+            check(self.privacy, model, fleet, self.cohort)
         examples = 0
         if self.uplink.estimates:
             examples = sum(
@@ -237,11 +261,18 @@ class Averaging:
             return Anew(made, since) if since else made
 
         sent = grouped(held, drawn.devices, common, self.downlink)
-        answers = fleet.ask(train, requests_for(sent, request))
+        answers = fleet.ask(train, requests_for(sent, request), 0 if self.privacy.on else 1)
         try:
-            combined = combine(
-                answers, start, fleet, self.weighting, drawn.factors, coded=bool(uplink.stages), rule=self.mean
-            )
+            if isinstance(drawn, Sample):
+                model, seed = state.model, state.seed
+                combined, account = private_mean(
+                    self.privacy, answers, model, start, fleet, drawn, state.account, seed, t
+                )
+                state = replace(state, account=account)
+            else:
+                combined = combine(
+                    answers, start, fleet, self.weighting, drawn.factors, coded=bool(uplink.stages), rule=self.mean
+                )
         except Unanswered as error:
             if not error.forgot:
                 raise
@@ -257,7 +288,7 @@ class Averaging:
             loss=combined.loss,
             dropped=combined.dropped,
             withheld=combined.withheld,
-            group=drawn.group,
+            group=drawn.group if isinstance(drawn, Drawn) else (),
         )
         if isinstance(state, Weighed):
             state = replace(state, spread=combined.spread)
@@ -272,8 +303,10 @@ class Averaging:
             state, since = replace(state, estimate={}), t + 1
         return Restarted(state, since) if since else state
 
-    def _cohort(self, state: State, t: int, fleet: Fleet) -> Drawn:
+    def _cohort(self, state: State, t: int, fleet: Fleet) -> Drawn | Sample:
         """Who is asked."""
+        if self.privacy.on:
+            return sample(self.privacy, fleet.devices, self.cohort, state.seed, t)
         if self.sticky.group:
             return self.sticky.draw(fleet.devices, self.cohort, state.group, state.seed, t)
         return Drawn(cohort(fleet.devices, self.cohort, state.seed, t))
@@ -293,11 +326,17 @@ class Averaging:
         """The global model."""
         return state.state.model if isinstance(state, Restarted) else state.model
 
+    def account(self, state: State | Restarted) -> Account:
+        """What private rounds have released."""
+        return (state.state if isinstance(state, Restarted) else state).account
+
     def metrics(self, state: State | Restarted) -> Mapping[str, float]:
         """Mean training loss; updates dropped as damaged or not finite; norm of what feedback holds back by the update's.
 
-        With weights by distance also their range and the mean distance.
+        With weights by distance also their range and the mean distance; with privacy no losses, which are raw data.
         """
         state = state.state if isinstance(state, Restarted) else state
+        if self.privacy.on:
+            return figures(self.privacy, state.account, state.dropped)
         spread = state.spread if isinstance(state, Weighed) else {}
         return {"train_loss": state.loss, "dropped": state.dropped, "withheld": state.withheld, **spread}

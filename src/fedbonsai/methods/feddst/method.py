@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field, replace
 from math import nan
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -87,6 +88,11 @@ def readjust(request: Readjust, me: Client, memory: Memory) -> tuple[Readjusted,
 @method("feddst")
 class FedDST:
     """Sparse FedAvg with masks that clients readjust."""
+
+    lacks: ClassVar = {
+        "privacy": "devices choose by their own gradients which weights regrow, and vote with whole masks, beside any "
+        "clipped sum"
+    }
 
     optimizer: Optimizer = field(default_factory=lambda: SGD(epochs=2))
     """Local training by epochs."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field, replace
 from math import nan
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -155,6 +155,8 @@ def client_network(of: str, options: Mapping[str, Any], classes: int) -> nn.Modu
 @method("fedgkt")
 class FedGKT:
     """Small client networks and a larger server network that teach each other by logits."""
+
+    lacks: ClassVar = {"privacy": "devices send what their layers make of every single sample, and its target"}
 
     optimizer: Optimizer = field(default_factory=SGD)
     """Training of a client's network."""

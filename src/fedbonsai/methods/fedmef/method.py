@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field, replace
 from math import nan
+from typing import ClassVar
 
 from fedbonsai import tree
 from fedbonsai.core import Client, Fleet, forgetful
@@ -51,6 +52,10 @@ class State:
 @method("fedmef")
 class FedMef:
     """Federated dynamic pruning with budget-aware extrusion and activation pruning."""
+
+    lacks: ClassVar = {
+        "privacy": "weights regrow where single devices' gradients are largest, which devices name without noise"
+    }
 
     optimizer: Optimizer = field(default_factory=SGD)
     """Local training."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field, replace
 from math import nan
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -57,6 +57,11 @@ class State:
 @method("fedpm")
 class FedPM:
     """Federated probabilistic masks over frozen random weights."""
+
+    lacks: ClassVar = {
+        "privacy": "what devices send is a drawn mask, of which one device can turn every bit: noise for all of them "
+        "leaves nothing"
+    }
 
     optimizer: Optimizer = field(default_factory=lambda: Adam(lr=0.1))
     """Local training, of the scores."""

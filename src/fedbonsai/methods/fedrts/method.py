@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field, replace
 from math import nan
+from typing import ClassVar
 
 import torch
 
@@ -53,6 +54,11 @@ class State:
 @method("fedrts")
 class FedRTS:
     """Federated robust pruning by Thompson sampling."""
+
+    lacks: ClassVar = {
+        "privacy": "devices name the places of their largest gradients, and their votes on every weight are counted "
+        "without noise"
+    }
 
     optimizer: Optimizer = field(default_factory=SGD)
     """Local training."""

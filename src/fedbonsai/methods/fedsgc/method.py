@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field, replace
 from math import nan
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -51,6 +52,11 @@ class State:
 @method("fedsgc")
 class FedSGC:
     """Sparse FedAvg with masks that clients readjust by gradient congruity."""
+
+    lacks: ClassVar = {
+        "privacy": "devices choose by their own gradients which weights regrow, and vote with whole masks, beside any "
+        "clipped sum"
+    }
 
     optimizer: Optimizer = field(default_factory=lambda: SGD(epochs=2))
     """Local training by epochs."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from math import ceil, floor, nan
-from typing import Literal
+from typing import ClassVar, Literal
 
 from fedbonsai.core import Client, Device, Fleet, forgetful
 from fedbonsai.errors import ConfigError
@@ -74,6 +74,11 @@ def whole(density: float, values: int) -> int:
 @method("fedtiny")
 class FedTiny:
     """Sparse FedAvg from a selected candidate, whose masks are adjusted by the devices' largest gradients."""
+
+    lacks: ClassVar = {
+        "privacy": "candidates are chosen by devices' losses and statistics, and weights regrow where devices name "
+        "large gradients, without noise"
+    }
 
     optimizer: Optimizer = field(default_factory=SGD)
     """Local training."""

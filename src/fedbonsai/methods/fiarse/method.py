@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field, replace
 from math import nan
+from typing import ClassVar
 
 from fedbonsai import tree
 from fedbonsai.core import Answer, Client, Fleet
@@ -46,6 +47,10 @@ class State:
 @method("fiarse")
 class FIARSE:
     """FedAvg of parts, each the largest weights of the global network."""
+
+    lacks: ClassVar = {
+        "privacy": "a coordinate is averaged over the devices that hold it, so that its sum has no fixed number of parts"
+    }
 
     optimizer: Optimizer = field(default_factory=SGD)
     """Local training."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field, replace
 from math import nan
+from typing import ClassVar
 
 from fedbonsai.core import Client, Fleet
 from fedbonsai.methods.fjord.client import Train, train
@@ -45,6 +46,10 @@ class State:
 @method("fjord")
 class FjORD:
     """FedAvg with ordered dropout."""
+
+    lacks: ClassVar = {
+        "privacy": "a coordinate is averaged over the devices that hold it, so that its sum has no fixed number of parts"
+    }
 
     optimizer: Optimizer = field(default_factory=SGD)
     """Local training."""

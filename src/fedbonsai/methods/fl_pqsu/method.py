@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from fedbonsai.core import Client, Fleet
 from fedbonsai.errors import Unanswered
@@ -58,6 +58,11 @@ class State:
 @method("fl-pqsu")
 class FlPqsu:
     """Pruning, quantization and selective updating."""
+
+    lacks: ClassVar = {
+        "privacy": "a device's loss decides whether it sends, and the newest upload of one that does not counts again "
+        "and again"
+    }
 
     optimizer: Optimizer = field(default_factory=SGD)
     """Training on the clients and on the server's own samples; momentum starts at zero in every round."""

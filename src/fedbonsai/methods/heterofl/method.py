@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field, replace
 from math import nan
+from typing import ClassVar
 
 from fedbonsai.core import Client, Fleet
 from fedbonsai.methods.registry import method
@@ -43,6 +44,10 @@ class State:
 @method("heterofl")
 class HeteroFL:
     """FedAvg of networks of several widths, each the first channels of the wider ones."""
+
+    lacks: ClassVar = {
+        "privacy": "a coordinate is averaged over the devices that hold it, so that its sum has no fixed number of parts"
+    }
 
     optimizer: Optimizer = field(default_factory=SGD)
     """Local training."""

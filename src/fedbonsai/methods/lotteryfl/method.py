@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field, replace
 from math import nan
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -126,6 +127,8 @@ def smaller(weights: Tree, masks: Tree, rate: float) -> Masks:
 @method("lotteryfl")
 class LotteryFL:
     """FedAvg of personal tickets."""
+
+    lacks: ClassVar = {"privacy": "a device prunes by its own validation accuracy, and its mask shows in what it sends"}
 
     optimizer: Optimizer = field(default_factory=SGD)
     """Local training."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field
 from math import nan
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -112,6 +113,10 @@ def contrast(features: Tensor, towards: Tensor, away: Tensor, temperature: float
 @method("moon")
 class Moon:
     """FedAvg with a contrastive term between the local, the global and the client's last model."""
+
+    lacks: ClassVar = {
+        "privacy": "a device keeps its own last model and learns from it in later rounds, which the account does not follow"
+    }
 
     optimizer: Optimizer = field(default_factory=SGD)
     """Local training."""

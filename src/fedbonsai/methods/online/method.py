@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import field, replace
 from math import nan
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -85,6 +86,8 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Trained, Memory]:
 @method("online")
 class Online:
     """FedAvg under a magnitude mask whose size is found online, by loss per second."""
+
+    lacks: ClassVar = {"privacy": "devices send samples of their own"}
 
     optimizer: Optimizer = field(default_factory=lambda: SGD(lr=0.1, steps=5))
     """Local training; `steps` is E and must be set."""

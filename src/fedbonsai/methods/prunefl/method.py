@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from math import nan
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -77,6 +77,10 @@ class State:
 @method("prunefl")
 class PruneFL:
     """Initial pruning at one device, then FedAvg with a mask that adapts to importance per second."""
+
+    lacks: ClassVar = {
+        "privacy": "one device's data make the first mask, and sums of squared gradients that nobody clips the next ones"
+    }
 
     optimizer: Optimizer = field(default_factory=lambda: SGD(lr=0.1, steps=5))
     """Local training; `steps` is E and must be set."""

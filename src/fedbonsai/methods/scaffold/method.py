@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field
 from math import nan
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -77,6 +78,11 @@ def zeros(like: tree.Tree) -> tree.Weights:
 @method("scaffold")
 class Scaffold:
     """FedAvg whose local steps are corrected for client drift by control variates."""
+
+    lacks: ClassVar = {
+        "privacy": "control variates are a second sum of devices' data, which nobody clips, and devices keep theirs "
+        "between rounds"
+    }
 
     optimizer: Optimizer = field(default_factory=SGD)
     """Local training; without momentum."""

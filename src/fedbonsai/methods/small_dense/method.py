@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field, replace
 from math import nan
+from typing import ClassVar
 
 from fedbonsai import training
 from fedbonsai.core import Client, Fleet, Memory, task
@@ -56,6 +57,10 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Update, Memory]:
 @method("small-dense")
 class SmallDense:
     """FedAvg of a narrower network."""
+
+    lacks: ClassVar = {
+        "privacy": "it is FedAvg of a narrower network: take method averaging with narrower model.options"
+    }
 
     optimizer: Optimizer = field(default_factory=SGD)
     """Local training."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field, replace
 from math import nan
+from typing import ClassVar
 
 import torch
 
@@ -49,6 +50,11 @@ class State:
 @method("sparsyfed")
 class SparsyFed:
     """Sparse federated training by re-parametrised weights and one cut."""
+
+    lacks: ClassVar = {
+        "privacy": "a coordinate is averaged over the devices that kept it by their own data, so that its sum has no "
+        "fixed number of parts"
+    }
 
     optimizer: Optimizer = field(default_factory=SGD)
     """Local training, of theta."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -60,6 +60,10 @@ def behind(model: Model) -> Weights:
 @method("split")
 class Split:
     """SplitFed: the front on the device, the back on the server, batch by batch (T1 and T1' of specs/collaborative §1.2)."""
+
+    lacks: ClassVar = {
+        "privacy": "activations and gradients of single samples cross the cut, which no clipped sum covers"
+    }
 
     optimizer: Optimizer = field(default_factory=SGD)
     """Training of both parts; momentum buffers are reset in every round."""
@@ -129,6 +133,8 @@ class Split:
 @method("local-loss")
 class LocalLoss:
     """The front learns from a head of its own, the back from activations that only go up (T2 of specs/collaborative §1.2)."""
+
+    lacks: ClassVar = {"privacy": "activations of single samples go up, which no clipped sum covers"}
 
     optimizer: Optimizer = field(default_factory=SGD)
     """Training of all parts; momentum buffers are reset in every round."""
@@ -207,6 +213,10 @@ def ensemble(model: Model, count: int, seed: int) -> Model:
 @method("clusters")
 class Clusters:
     """Sparse collaborative learning: clusters of devices train an ensemble (T3 of specs/collaborative §1.2)."""
+
+    lacks: ClassVar = {
+        "privacy": "activations and gradients of single samples cross the cut, which no clipped sum covers"
+    }
 
     optimizer: Optimizer = field(default_factory=SGD)
     """Training of all parts; momentum buffers are reset in every round."""

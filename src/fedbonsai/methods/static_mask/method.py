@@ -20,9 +20,14 @@ from fedbonsai import training, tree
 from fedbonsai.core import Client, Fleet
 from fedbonsai.errors import ConfigError
 from fedbonsai.methods.registry import method
+from fedbonsai.methods.static_mask.private import privately_averaged
 from fedbonsai.model import Model, cached_module
 from fedbonsai.stages.held_masks import HeldMasks
 from fedbonsai.stages.needs import descent_needed
+from fedbonsai.stages.privacy.accountant import Account
+from fedbonsai.stages.privacy.round import check
+from fedbonsai.stages.privacy.round import figures as private_figures
+from fedbonsai.stages.privacy.settings import Privacy
 from fedbonsai.stages.pruning.criteria import (
     Budget,
     Criterion,
@@ -43,7 +48,7 @@ from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.settings import SHARE, out_of_range, raise_all, when
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import seed_of
-from fedbonsai.wire import message
+from fedbonsai.wire import OPTIONAL, message
 
 
 @message("static-mask/state@1")
@@ -51,7 +56,7 @@ class State:
     """Model with exact zeros, masks and their holders, and figures.
 
     ``initial`` are the weights to go back to, as long as a pruning may come; ``done`` counts prunings, ``size`` is of an
-    image, ``costs`` are of training under the masks.
+    image, ``costs`` are of training under the masks, ``account`` is what private rounds have released.
     """
 
     model: Model
@@ -63,6 +68,7 @@ class State:
     done: int = 0
     loss: float = nan
     dropped: int = 0
+    account: Account = field(default=Account(), metadata=OPTIONAL)
 
 
 @method("static-mask")
@@ -91,6 +97,8 @@ class StaticMask:
     """Devices asked in a round; 0 means all."""
     mean: MeanRule = Plain()
     """How many updates become one: `plain`, or one that a few liars cannot turn."""
+    privacy: Privacy = Privacy()
+    """Differential privacy of each device's data, on kept weights (DP-FedAvg): `clip`, `noise`, `delta`, `quantile`, `draws`."""
 
     def __post_init__(self) -> None:
         """Refuse settings that have no meaning or no effect."""
@@ -116,7 +124,13 @@ class StaticMask:
                 self.rewind == "init" and schedule.first + (schedule.times - 1) * schedule.every < 0,
                 "rewind = 'init' has no effect on a mask made before training: set schedule.first >= 0",
             ),
+            (
+                self.privacy.on and criterion.own_density,
+                "criterion 'run': the mask is made of another run's data, which this run's account does not hold; take another "
+                "criterion, or leave privacy out",
+            ),
         )
+        faults += self.mean.beside({"privacy clips every change and needs their sum": self.privacy.on})
         raise_all(out_of_range(self, density=SHARE) + faults)
 
     def samples_before(self, people: Sequence[Client], server: Client, workers: int) -> float:
@@ -127,8 +141,11 @@ class StaticMask:
         """All-ones masks, and the pruning that comes before any round.
 
         Raises:
-            ConfigError: nothing may be pruned, or the server has no samples to take a gradient of.
+            ConfigError: nothing may be pruned, the server has no samples to take a gradient of, or privacy is wanted that the
+                model cannot have.
         """
+        if self.privacy.on:
+            check(self.privacy, model, fleet, self.cohort)
         masks = {name: torch.ones_like(model.weights[name], dtype=torch.bool) for name in names_of(model, self.never)}
         if self.criterion.source == "server" and not len(server.train):
             raise ConfigError("criterion.data = 'server': the server has no samples; set data.server, or 'devices'")
@@ -143,8 +160,14 @@ class StaticMask:
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """FedAvg under the masks; where the schedule says so, prune."""
-        devices = cohort(fleet.devices, self.cohort, state.seed, t)
-        combined, held = averaged(state.model, state.held, self.optimizer, devices, state.seed, t, fleet, self.mean)
+        if self.privacy.on:
+            combined, held, account = privately_averaged(
+                self.privacy, state.model, state.held, self.optimizer, self.cohort, state.account, state.seed, t, fleet
+            )
+            state = replace(state, account=account)
+        else:
+            devices = cohort(fleet.devices, self.cohort, state.seed, t)
+            combined, held = averaged(state.model, state.held, self.optimizer, devices, state.seed, t, fleet, self.mean)
         if combined is None:
             return replace(state, held=held)  # all had lost the masks; they get them next time
         start, mean = state.model, state.model.replace(combined.mean)
@@ -204,6 +227,12 @@ class StaticMask:
         """The global model, exactly zero where it is pruned."""
         return state.model
 
+    def account(self, state: State) -> Account:
+        """What private rounds have released."""
+        return state.account
+
     def metrics(self, state: State) -> Mapping[str, float]:
-        """Mean training loss, dropped updates, weights kept, and what training under the masks costs."""
+        """Mean training loss (not with privacy), dropped updates, weights kept, and what training under the masks costs."""
+        if self.privacy.on:
+            return {**private_figures(self.privacy, state.account, state.dropped), **state.costs}
         return {"train_loss": state.loss, "dropped": state.dropped, **state.costs}

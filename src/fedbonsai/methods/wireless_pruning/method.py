@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import field, fields, replace
 from math import inf, isfinite
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -82,6 +82,11 @@ class State:
 @method("wireless-pruning")
 class WirelessPruning:
     """Shared weights pruned for each device and round so that the round is in time; personal ones stay on the device."""
+
+    lacks: ClassVar = {
+        "privacy": "how far a device prunes follows from its number of samples, and a coordinate is averaged over those "
+        "that hold it"
+    }
 
     optimizer: Optimizer = field(default_factory=SGD)
     """Local training of the shared part (tau_u, eta_u), or of both parts in one pass."""
