@@ -281,7 +281,7 @@ def test_state_travels_and_has_a_name(case, reference):
 LIKE_ANOTHER = {  # they learn as another row does, of which they change a codec, a draw or a step of the server
     *("fedprox", "fedavg-cohort", "qsgd", "dgc", "ef21", "fedavg-momentum", "fedyogi", "fedadagrad"),
     *("random-mask", "static-magnitude", "sparse-collaborative-split-2", "wireless-baselines-fedavg"),
-    *("fl-pqsu-random-skip", "fedtiny-gated"),
+    *("fl-pqsu-random-skip", "fedtiny-gated", "random-mask-secure"),
 }
 
 

@@ -12,6 +12,7 @@ GROUND = {
     "choice",
     "disk",
     "errors",
+    "identity",
     "inputs",
     "lock",
     "measured",
@@ -27,6 +28,7 @@ CORE = MODEL | {"work", "core", "training"}
 MAY = {  # package or module directly under fedbonsai -> what it may import of its siblings
     "errors": set(),
     "disk": {"errors"},
+    "identity": {"errors"},
     "lock": set(),
     "measured": {"places", "telling"},
     "modules": {"errors"},

@@ -18,15 +18,29 @@ from torch import Tensor
 from fedbonsai import tree
 from fedbonsai.core import Client, Fleet, forgetful
 from fedbonsai.errors import Unanswered
-from fedbonsai.methods.averaging.client import Again, Anew, Count, How, Train, count, train
+from fedbonsai.methods.averaging.client import (
+    Again,
+    Anew,
+    Count,
+    How,
+    Secretly,
+    Train,
+    count,
+    train,
+    train_in_secret,
+)
 from fedbonsai.methods.averaging.server import Plain, ServerOptimizer
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
 from fedbonsai.stages.broadcast import Broadcast, Downlink, Merged, Sent, grouped, last_change
 from fedbonsai.stages.codec import Chain
 from fedbonsai.stages.codec.feedback import names_with_feedback
+from fedbonsai.stages.codec.sparsifiers import RandK
 from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.sampling import Drawn, Sticky, cohort
+from fedbonsai.stages.secure.layout import layout
+from fedbonsai.stages.secure.server import ordered, summed
+from fedbonsai.stages.secure.settings import OPEN, Secure, refused
 from fedbonsai.stages.settings import NOT_NEGATIVE, POSITIVE, out_of_range, raise_all, when
 from fedbonsai.stages.updates import Combined, apply_update, combine, idle_ramp, ramped
 from fedbonsai.stages.weighting import Weighting
@@ -40,7 +54,8 @@ class State:
     """Global model, the run's seed, what clients hold, and figures of the last round.
 
     ``estimate`` and ``examples`` are of EF21 alone: the mean of the clients' estimates, and the samples of all clients.
-    ``moments`` are what the server's optimiser remembers, ``group`` the devices from which most of a cohort is drawn.
+    ``moments`` are what the server's optimiser remembers, ``group`` the devices from which most of a cohort is drawn,
+    ``clipped`` the share of values that a secure sum cut.
     """
 
     model: Model
@@ -55,6 +70,7 @@ class State:
         default_factory=dict[str, Mapping[str, Tensor]], metadata=OPTIONAL
     )
     group: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
+    clipped: float = field(default=0.0, metadata=OPTIONAL)
 
 
 @message("averaging/weighed@1")
@@ -122,6 +138,8 @@ class Averaging:
     """The server's step."""
     server: ServerOptimizer = Plain()
     """How the server steps: `plain` (FedAvg), `momentum` (FedAvgM), `adagrad`, `adam` or `yogi`."""
+    secure: Secure = OPEN
+    """Sum updates up in secret, so that the server sees none of them: `bits` and more (docs/secure.md)."""
 
     def __post_init__(self) -> None:
         """Refuse settings that have no effect or no meaning."""
@@ -169,11 +187,31 @@ class Averaging:
                 ),
             )
             + self.sticky.faults(self.cohort)
+            + self._in_the_open()
+            + self.secure.faults(self.cohort)
             + out_of_range(self, ramp=NOT_NEGATIVE, rate=POSITIVE)
         )
 
+    def _in_the_open(self) -> list[str]:
+        """What needs to see each update, where they are summed up in secret."""
+        sparse = self.uplink.sparsifier
+        known = not self.uplink.stages or (isinstance(sparse, RandK) and len(self.uplink.stages) == 1)
+        uses = {
+            "uplink": (
+                not known,
+                "codes are of fixed point, of coordinates that all devices know: leave it empty, or [{randk = 0.1}]",
+            ),
+            "weighting": (self.weighting != Weighting(), "updates are weighed by secure.examples"),
+            "sticky": (self.sticky.group > 0, "weighs each device by its own factor"),
+            "aggregate_feedback": (self.aggregate_feedback, "packs what each device differs by"),
+            "ramp": (self.ramp > 0, "widens an uplink by topk"),
+            "warmup": (self.warmup > 0, "widens an uplink by topk"),
+        }
+        return refused(self.secure, uses)
+
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """The initial model; EF21 weighs by all samples, so it asks how many there are."""
+        self.secure.ready(self.cohort or len(fleet.devices))
         examples = 0
         if self.uplink.estimates:
             examples = sum(
@@ -202,9 +240,18 @@ class Averaging:
             return Anew(made, since) if since else made
 
         sent = grouped(held, drawn.devices, common, self.downlink)
-        answers = fleet.ask(train, requests_for(sent, request))
+        asked = requests_for(sent, request)
         try:
-            combined = combine(answers, start, fleet, self.weighting, drawn.factors)
+            if self.secure:
+                order = ordered(self.secure, len(asked), seed_of(state.seed, "secure", t, 0))
+                places = layout(start, {}, self.uplink.sparsifier, order.seed)
+                secret = requests_for(asked, lambda made: Secretly(made, order))  # type: ignore[arg-type]  # Anew is of EF21 alone
+                done = summed(fleet, train_in_secret, secret, order, start, places)
+                combined, silent = done.combined, done.silent
+            else:
+                answers = fleet.ask(train, asked)
+                combined = combine(answers, start, fleet, self.weighting, drawn.factors)
+                silent = answers.silent
         except Unanswered as error:
             if not error.forgot:
                 raise
@@ -213,7 +260,7 @@ class Averaging:
         if self.aggregate_feedback:
             combined = restored(combined, {device.id: part for device, part in sent.items()}, start)
         if self.downlink.delta:
-            held = held.received(combined.devices).needs_full(forgetful(answers.silent))
+            held = held.received(combined.devices).needs_full(forgetful(silent))
         state = replace(
             state,
             broadcast=held,
@@ -221,6 +268,7 @@ class Averaging:
             dropped=combined.dropped,
             withheld=combined.withheld,
             group=drawn.group,
+            clipped=combined.clipped,
         )
         if isinstance(state, Weighed):
             state = replace(state, spread=combined.spread)
@@ -231,7 +279,7 @@ class Averaging:
         if not ef21:
             return replace(state, model=state.model.replace(apply_update(weights, start, combined, self.rate)))
         state = self._estimated(state, combined)
-        if forgetful(answers.silent):
+        if forgetful(silent):
             state, since = replace(state, estimate={}), t + 1
         return Restarted(state, since) if since else state
 
@@ -259,8 +307,9 @@ class Averaging:
     def metrics(self, state: State | Restarted) -> Mapping[str, float]:
         """Mean training loss; updates dropped as damaged or not finite; norm of what feedback holds back by the update's.
 
-        With weights by distance also their range and the mean distance.
+        With weights by distance also their range and the mean distance; with a secure sum the share of values that it cut.
         """
         state = state.state if isinstance(state, Restarted) else state
         spread = state.spread if isinstance(state, Weighed) else {}
-        return {"train_loss": state.loss, "dropped": state.dropped, "withheld": state.withheld, **spread}
+        cut = {"clipped": state.clipped} if self.secure else {}
+        return {"train_loss": state.loss, "dropped": state.dropped, "withheld": state.withheld, **spread, **cut}

@@ -39,10 +39,11 @@ from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.masks import Masks, masked
 from fedbonsai.stages.pruning.under_masks import averaged, names_of
 from fedbonsai.stages.sampling import cohort
+from fedbonsai.stages.secure.settings import OPEN, Secure
 from fedbonsai.stages.settings import SHARE, out_of_range, raise_all, when
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import seed_of
-from fedbonsai.wire import message
+from fedbonsai.wire import OPTIONAL, message
 
 
 @message("static-mask/state@1")
@@ -50,7 +51,7 @@ class State:
     """Model with exact zeros, masks and their holders, and figures.
 
     ``initial`` are the weights to go back to, as long as a pruning may come; ``done`` counts prunings, ``size`` is of an
-    image, ``costs`` are of training under the masks.
+    image, ``costs`` are of training under the masks, ``clipped`` is the share of values that a secure sum cut.
     """
 
     model: Model
@@ -62,6 +63,7 @@ class State:
     done: int = 0
     loss: float = nan
     dropped: int = 0
+    clipped: float = field(default=0.0, metadata=OPTIONAL)
 
 
 @method("static-mask")
@@ -88,6 +90,8 @@ class StaticMask:
     """Weights whose names contain one of these are never pruned."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""
+    secure: Secure = OPEN
+    """Sum updates up in secret, so that the server sees none of them: `bits` and more (docs/secure.md)."""
 
     def __post_init__(self) -> None:
         """Refuse settings that have no meaning or no effect."""
@@ -114,7 +118,7 @@ class StaticMask:
                 "rewind = 'init' has no effect on a mask made before training: set schedule.first >= 0",
             ),
         )
-        raise_all(out_of_range(self, density=SHARE) + faults)
+        raise_all(out_of_range(self, density=SHARE) + faults + self.secure.faults(self.cohort))
 
     def samples_before(self, people: Sequence[Client], server: Client, workers: int) -> float:
         """Samples of the server's gradients."""
@@ -126,6 +130,7 @@ class StaticMask:
         Raises:
             ConfigError: nothing may be pruned, or the server has no samples to take a gradient of.
         """
+        self.secure.ready(self.cohort or len(fleet.devices))
         masks = {name: torch.ones_like(model.weights[name], dtype=torch.bool) for name in names_of(model, self.never)}
         if self.criterion.source == "server" and not len(server.train):
             raise ConfigError("criterion.data = 'server': the server has no samples; set data.server, or 'devices'")
@@ -141,11 +146,13 @@ class StaticMask:
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """FedAvg under the masks; where the schedule says so, prune."""
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
-        combined, held = averaged(state.model, state.held, self.optimizer, devices, state.seed, t, fleet)
+        combined, held = averaged(state.model, state.held, self.optimizer, devices, state.seed, t, fleet, self.secure)
         if combined is None:
             return replace(state, held=held)  # all had lost the masks; they get them next time
         start, mean = state.model, state.model.replace(combined.mean)
-        state = replace(state, model=mean, held=held, loss=combined.loss, dropped=combined.dropped)
+        state = replace(
+            state, model=mean, held=held, loss=combined.loss, dropped=combined.dropped, clipped=combined.clipped
+        )
         if not self.schedule.due(state.done, t):
             return state
 
@@ -202,5 +209,6 @@ class StaticMask:
         return state.model
 
     def metrics(self, state: State) -> Mapping[str, float]:
-        """Mean training loss, dropped updates, weights kept, and what training under the masks costs."""
-        return {"train_loss": state.loss, "dropped": state.dropped, **state.costs}
+        """Mean training loss, dropped updates, weights kept, what training under the masks costs, and values cut in secret."""
+        cut = {"clipped": state.clipped} if self.secure else {}
+        return {"train_loss": state.loss, "dropped": state.dropped, **state.costs, **cut}
