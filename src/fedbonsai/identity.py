@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from fedbonsai.errors import ConfigError, Silent
 
@@ -27,9 +27,29 @@ MARKS = 4096  # spent marks that a device keeps; older ones are of rounds whose 
 PURPOSE = b"fedbonsai/identity/1\0"  # the key also signs what Flower wants signed; no text serves both
 
 
+class Identity(Protocol):
+    """What a device can say, of whom it believes what, and what it does once."""
+
+    def sign(self, text: bytes) -> bytes:
+        """A signature of 96 bytes (ECDSA, SHA-384)."""
+        ...
+
+    def knows(self, device: str, text: bytes, signature: bytes) -> bool:
+        """Whether the device of that id signed this text."""
+        ...
+
+    def spend(self, what: bytes) -> None:
+        """Mark what is done once and never again, whatever memory a server has the device start from.
+
+        Raises:
+            Silent: it was done, or the mark cannot be written.
+        """
+        ...
+
+
 @dataclass(frozen=True)
-class Identity:
-    """A device's key, whom it knows, and what it must not do twice.
+class Enrolled:
+    """A device of a federation: its key, whom it knows, and what it must not do twice.
 
     Attributes:
         key: private.
@@ -43,20 +63,16 @@ class Identity:
     spent: set[str] = field(default_factory=set[str])
 
     def sign(self, text: bytes) -> bytes:
-        """A signature of 96 bytes (ECDSA, SHA-384)."""
+        """By the key that let it in."""
         return _signed(self.key, text)
 
     def knows(self, device: str, text: bytes, signature: bytes) -> bool:
-        """Whether a device of the roster signed this text."""
+        """By the roster; who is not in it is not believed."""
         held = self.roster.get(device)
         return held is not None and _verified(held, text, signature)
 
     def spend(self, what: bytes) -> None:
-        """Mark what is done once and never again, whatever memory a server has the device start from.
-
-        Raises:
-            Silent: it was done, or the mark cannot be written.
-        """
+        """By a file of its own, which outlives the process."""
         name = hashlib.sha256(PURPOSE + what).hexdigest()
         try:
             if name in self.spent:
@@ -82,21 +98,51 @@ class Identity:
                     file.unlink()
 
 
-class Simulated(Identity):
+@dataclass(frozen=True)
+class Simulated:
     """A device of a simulation: keys follow from ids, and everybody is known."""
 
-    def __init__(self, device: str) -> None:
-        super().__init__(_drawn(device), {})
+    device: str
+
+    def sign(self, text: bytes) -> bytes:
+        """By the key that follows from its id."""
+        return _signed(drawn(self.device), text)
 
     def knows(self, device: str, text: bytes, signature: bytes) -> bool:
-        """Whether the device of that id signed this text."""
-        return _verified(_drawn(device).public_key(), text, signature)
+        """By the key that follows from that id."""
+        return _verified(drawn(device).public_key(), text, signature)
 
     def spend(self, what: bytes) -> None:
         """Nothing: a simulated device is in whichever process works for it, and its memory tells what it did."""
 
 
-def read_identity(key: Path, roster: Path, marks: Path, device: str) -> Identity:
+class Unenrolled:
+    """A device that was given no roster: it takes part in nothing where devices must know each other."""
+
+    WHY = "no roster of the federation's devices is here: fedbonsai join --roster FILE (docs/secure.md)"
+
+    def sign(self, text: bytes) -> bytes:
+        """Never.
+
+        Raises:
+            Silent: always.
+        """
+        raise Silent(self.WHY)
+
+    def knows(self, device: str, text: bytes, signature: bytes) -> bool:
+        """Nobody."""
+        return False
+
+    def spend(self, what: bytes) -> None:
+        """Never.
+
+        Raises:
+            Silent: always.
+        """
+        raise Silent(self.WHY)
+
+
+def read_identity(key: Path, roster: Path, marks: Path, device: str) -> Enrolled:
     """A device's identity from its files.
 
     Args:
@@ -123,7 +169,7 @@ def read_identity(key: Path, roster: Path, marks: Path, device: str) -> Identity
         raise ConfigError(
             f"--roster {roster} names {device!r} {how}; expected the lines of the .pub files of all devices, this one's too"
         )
-    return Identity(private, known, marks)
+    return Enrolled(private, known, marks)
 
 
 def read_roster(file: Path) -> dict[str, EllipticCurvePublicKey]:
@@ -160,13 +206,8 @@ def read_roster(file: Path) -> dict[str, EllipticCurvePublicKey]:
 
 
 @cache
-def simulated(device: str) -> Simulated:
-    """Identity of a simulated device."""
-    return Simulated(device)
-
-
-@cache
-def _drawn(device: str) -> EllipticCurvePrivateKey:
+def drawn(device: str) -> EllipticCurvePrivateKey:
+    """Key of a simulated device."""
     from cryptography.hazmat.primitives.asymmetric import ec
 
     number = int.from_bytes(hashlib.sha384(PURPOSE + device.encode()).digest(), "big") >> 1

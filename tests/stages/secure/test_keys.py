@@ -7,7 +7,7 @@ import pytest
 
 from fedbonsai.errors import ConfigError, Silent
 from fedbonsai.fleets.flower.certificates import make_device
-from fedbonsai.identity import Simulated, read_identity, read_roster
+from fedbonsai.identity import Simulated, Unenrolled, read_identity, read_roster
 from fedbonsai.stages.secure import keys
 from fedbonsai.stages.secure.graph import needed, neighbours
 
@@ -127,6 +127,13 @@ def test_a_roster_with_another_key_of_this_device_is_refused(files):
         read_identity(files / "a.key", files / "roster", files / "marks", "a")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_roster(files / "none")
+
+
+def test_a_device_without_a_roster_says_what_it_lacks():
+    for what in (Unenrolled().sign, Unenrolled().spend):
+        with pytest.raises(Silent, match="fedbonsai join --roster"):
+            what(b"text")
+    assert not Unenrolled().knows("a", b"text", Simulated("a").sign(b"text"))
 
 
 def test_simulated_devices_have_keys_that_follow_from_their_ids():

@@ -11,7 +11,7 @@ from fedbonsai.core import Answers, Client, Samples, Scope, Silence, scope, task
 from fedbonsai.errors import Unanswered
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Wrapper
-from fedbonsai.identity import Identity, simulated
+from fedbonsai.identity import Enrolled, drawn
 from fedbonsai.stages.secure import device
 from fedbonsai.stages.secure.device import SECURE, Agreement, Keys, Order, Survivors, bits_of, commit
 from fedbonsai.stages.secure.layout import layout
@@ -253,9 +253,8 @@ class Held:
         self.order = ordered(NEAREST, count, 0)
         ids = [str(i + 1) for i in range(count)]
         made = {id: Client(id, 0, NONE, NONE) for id in ids}
-        real = simulated("1")
-        roster = {id: simulated(id).key.public_key() for id in ids}
-        self.me = replace(made["1"], identity=Identity(real.key, roster, tmp_path / "marks"))
+        roster = {id: drawn(id).public_key() for id in ids}
+        self.me = replace(made["1"], identity=Enrolled(drawn("1"), roster, tmp_path / "marks"))
         made["1"] = self.me
         self.people, self.memory, self.told = made, {}, {}
         for id, one in made.items():

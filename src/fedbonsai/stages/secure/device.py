@@ -15,7 +15,7 @@ import numpy as np
 
 from fedbonsai.core import Client, Memory, task
 from fedbonsai.errors import BadMessage, Silent
-from fedbonsai.identity import Identity, simulated
+from fedbonsai.identity import Identity, Simulated
 from fedbonsai.stages.codec.draws import ROUNDING, Draws
 from fedbonsai.stages.secure import keys
 from fedbonsai.stages.secure.fixed import HIGHEST, LOSS, Frame, add, frame, subtract
@@ -320,4 +320,4 @@ def _held(session: bytes, memory: Memory, *names: str) -> dict[str, Any]:
 
 
 def _identity(me: Client) -> Identity:
-    return me.identity or simulated(me.id)
+    return me.identity or Simulated(me.id)
