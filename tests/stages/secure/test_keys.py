@@ -14,10 +14,11 @@ from fedbonsai.stages.secure.graph import needed, neighbours
 
 def test_two_neighbours_find_the_same_mask_and_nobody_else_does():
     a, b, c = (bytes([i]) * 16 for i in range(3))
-    mask = keys.mask_between(a, keys.public(b), b"s", 100)
-    assert mask == keys.mask_between(b, keys.public(a), b"s", 100)
-    assert mask != keys.mask_between(c, keys.public(a), b"s", 100)
-    assert mask != keys.mask_between(a, keys.public(b), b"another session", 100)
+    one, two, three = (keys.private(secret) for secret in (a, b, c))
+    mask = keys.mask_between(one, keys.public(b), b"s", 100)
+    assert mask == keys.mask_between(two, keys.public(a), b"s", 100)
+    assert mask != keys.mask_between(three, keys.public(a), b"s", 100)
+    assert mask != keys.mask_between(one, keys.public(b), b"another session", 100)
     assert mask != keys.own_mask(a, b"s", 100)
 
 
@@ -35,19 +36,19 @@ def test_the_stream_is_aes_128_in_counter_mode():
 @pytest.mark.parametrize("bad", [b"", bytes(31), bytes(32)])
 def test_what_is_no_public_key_is_refused(bad):
     with pytest.raises(Silent, match="not a public key"):
-        keys.common(bytes(16), bad, b"mask")
+        keys.common(keys.private(bytes(16)), bad, b"mask")
     assert not keys.usable(bad)
     assert keys.usable(keys.public(bytes(16)))
 
 
 def test_shares_travel_sealed_and_only_their_way():
     a, b = os.urandom(16), os.urandom(16)
-    sealed = keys.seal(a, keys.public(b), b"s/a/b", b"x" * 32)
+    sealed = keys.seal(keys.private(a), keys.public(b), b"s/a/b", b"x" * 32)
     assert len(sealed) == keys.SEALED
-    assert keys.unseal(b, keys.public(a), b"s/a/b", sealed) == b"x" * 32
+    assert keys.unseal(keys.private(b), keys.public(a), b"s/a/b", sealed) == b"x" * 32
     for route, text in ((b"s/b/a", sealed), (b"s/a/b", sealed[:-1] + bytes([sealed[-1] ^ 1]))):
         with pytest.raises(Silent, match="altered"):
-            keys.unseal(b, keys.public(a), route, text)
+            keys.unseal(keys.private(b), keys.public(a), route, text)
 
 
 def test_any_three_of_five_shares_tell_a_secret_and_two_do_not():

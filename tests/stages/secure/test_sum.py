@@ -326,5 +326,5 @@ def held_sealed(held, ids):
     for id in ids[1:]:
         secrets = device.Secrets.read(held.memory[id][SECURE]["secrets"])
         route = device.said(held.order.session, id, "1")
-        again += device.keys.seal(secrets.box, held.told["1"].box, route, bytes(32))
+        again += device.keys.seal(device.keys.private(secrets.box), held.told["1"].box, route, bytes(32))
     return again

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from fedbonsai.training.steps import Trained
 from fedbonsai.tree import Tree
 from fedbonsai.tree import subtract as difference
 from fedbonsai.wire import message
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 SECURE = "secure"  # in a client's memory
 SESSION = 16  # bytes
@@ -199,9 +202,10 @@ def share(request: Neighbours, me: Client, memory: Memory) -> tuple[Shares, Memo
             raise Silent(f"the keys of {peer.device!r} are not signed by that device, as the roster here has it")
     identity.spend(said("share", request.session))
     secrets = Secrets.read(held["secrets"])
+    box = keys.private(secrets.box)
     shares = [keys.split(secret, request.threshold, count) for secret in (secrets.mask, secrets.own)]
     sealed = b"".join(
-        keys.seal(secrets.box, peer.keys.box, said(request.session, me.id, peer.device), mask + own)
+        keys.seal(box, peer.keys.box, said(request.session, me.id, peer.device), mask + own)
         for peer, mask, own in zip(request.peers, *shares, strict=True)
     )
     peers = tuple((peer.device, peer.keys.mask, peer.keys.box) for peer in request.peers)
@@ -217,20 +221,20 @@ def mask(request: Inbox, me: Client, memory: Memory) -> tuple[Masked, Memory]:
         raise Silent(f"shares of {len(there)} neighbours are there, {held['threshold']} are needed")
     _identity(me).spend(said("mask", request.session))
     secrets, form = Secrets.read(held["secrets"]), frame(*held["form"])
-    shares: dict[str, bytes] = {}
+    shared, mailbox, shares = keys.private(secrets.mask), keys.private(secrets.box), dict[str, bytes]()
     words = [row.copy() for row in form.unpack(held["codes"])]
     add(words, form.mask(keys.own_mask(secrets.own, request.session, form.stream)))
     for place, (device, key, box) in enumerate(there):
         sealed = request.sealed[SEALED * place : SEALED * (place + 1)]
-        shares[device] = keys.unseal(secrets.box, box, said(request.session, device, me.id), sealed)
-        between(words, form, secrets.mask, key, request.session, me.id < device)
+        shares[device] = keys.unseal(mailbox, box, said(request.session, device, me.id), sealed)
+        between(words, form, shared, key, request.session, me.id < device)
     kept = {"session": request.session, "threshold": held["threshold"], "shares": shares}
     return Masked(form.pack(words)), {**memory, SECURE: kept}
 
 
-def between(words: Any, form: Frame, secret: bytes, other: bytes, session: bytes, first: bool) -> None:
+def between(words: Any, form: Frame, key: X25519PrivateKey, other: bytes, session: bytes, first: bool) -> None:
     """Put a mask that two neighbours share onto the words, in place: the first of them adds what the other takes away."""
-    shared = form.mask(keys.mask_between(secret, other, session, form.stream))
+    shared = form.mask(keys.mask_between(key, other, session, form.stream))
     (add if first else subtract)(words, shared)
 
 

@@ -69,14 +69,14 @@ def public(secret: bytes) -> bytes:
 def usable(key: bytes) -> bool:
     """Whether bytes are a public key with which secrets can be agreed on."""
     try:
-        common(bytes(SECRET), key, b"")
+        common(private(bytes(SECRET)), key, b"")
     except Silent:
         return False
     return True
 
 
-def common(secret: bytes, other: bytes, purpose: bytes) -> bytes:
-    """A key of 16 bytes that the holders of two secrets find alike, each by the public key of the other.
+def common(key: X25519PrivateKey, other: bytes, purpose: bytes) -> bytes:
+    """A key of 16 bytes that the holders of two private keys find alike, each by the public key of the other.
 
     Raises:
         Silent: the other's is no public key.
@@ -84,15 +84,15 @@ def common(secret: bytes, other: bytes, purpose: bytes) -> bytes:
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
     try:
-        agreed = private(secret).exchange(X25519PublicKey.from_public_bytes(other))
+        agreed = key.exchange(X25519PublicKey.from_public_bytes(other))
     except ValueError as error:  # of another length, or a point that makes every secret alike
         raise Silent(f"not a public key: {error}") from None
     return _derived(agreed, purpose, SECRET)
 
 
-def mask_between(secret: bytes, other: bytes, session: bytes, count: int) -> bytes:
+def mask_between(key: X25519PrivateKey, other: bytes, session: bytes, count: int) -> bytes:
     """Random bytes that two neighbours find alike."""
-    return expand(common(secret, other, b"mask" + session), count)
+    return expand(common(key, other, b"mask" + session), count)
 
 
 def own_mask(secret: bytes, session: bytes, count: int) -> bytes:
@@ -109,21 +109,21 @@ def expand(key: bytes, count: int) -> bytes:
     return Cipher(AES(key), CTR(ZERO)).encryptor().update(bytes(count))
 
 
-def seal(secret: bytes, other: bytes, route: bytes, text: bytes) -> bytes:
+def seal(key: X25519PrivateKey, other: bytes, route: bytes, text: bytes) -> bytes:
     """Encrypt shares for a neighbour: AES-GCM under a key of this route alone.
 
     Args:
-        secret: of the sender's box.
+        key: of the sender's box.
         other: public key of the receiver's box.
         route: session, sender, receiver.
         text: a share of each secret.
     """
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-    return AESGCM(common(secret, other, b"box" + route)).encrypt(bytes(NONCE), text, route)
+    return AESGCM(common(key, other, b"box" + route)).encrypt(bytes(NONCE), text, route)
 
 
-def unseal(secret: bytes, other: bytes, route: bytes, sealed: bytes) -> bytes:
+def unseal(key: X25519PrivateKey, other: bytes, route: bytes, sealed: bytes) -> bytes:
     """Inverse of `seal`, at the receiver's.
 
     Raises:
@@ -133,7 +133,7 @@ def unseal(secret: bytes, other: bytes, route: bytes, sealed: bytes) -> bytes:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     try:
-        return AESGCM(common(secret, other, b"box" + route)).decrypt(bytes(NONCE), sealed, route)
+        return AESGCM(common(key, other, b"box" + route)).decrypt(bytes(NONCE), sealed, route)
     except InvalidTag:
         raise Silent("shares that were altered on their way") from None
 

@@ -249,9 +249,9 @@ class Conversation:
                 own = keys.own_mask(self._secret(id, found[id], True), self._session, self._form.stream)
                 subtract(self.total, self._form.mask(own))
             elif survivors := [other for other in self._around[id] if other in alive]:
-                secret = self._secret(id, found[id], False)
+                key = keys.private(self._secret(id, found[id], False))
                 for other in survivors:  # the part that it would have sent
-                    between(self.total, self._form, secret, self._told[other].mask, self._session, id < other)
+                    between(self.total, self._form, key, self._told[other].mask, self._session, id < other)
 
     def _secret(self, id: str, shares: Mapping[int, bytes], survived: bool) -> bytes:
         """A secret from its shares.
