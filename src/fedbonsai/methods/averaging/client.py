@@ -106,7 +106,7 @@ def train_in_secret(request: Secretly, me: Client, memory: Memory) -> tuple[Keys
     told, start, memory = _begun(request.train, memory)
     trained = training.train(Model(told.arch, start), me, told.sgd)
     places = layout(start, {}, told.uplink.sparsifier, request.order.seed)
-    return commit(request.order, trained, start, places, me, memory)
+    return commit(request.order, trained, start, places, told.sgd, me, memory)
 
 
 def _begun(request: Train | Again, memory: Memory) -> tuple[Train, Weights, Memory]:

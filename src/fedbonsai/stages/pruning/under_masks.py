@@ -58,7 +58,8 @@ def train_in_secret(request: Secretly, me: Client, memory: Memory) -> tuple[Keys
     told = request.train
     start, masks, memory = received(told.sent, told.arch, memory)
     trained = training.train(Model(told.arch, start), me, told.sgd, mask=masks)
-    return commit(request.order, trained, start, layout(start, masks, None, request.order.seed), me, memory)
+    places = layout(start, masks, None, request.order.seed)
+    return commit(request.order, trained, start, places, (told.sgd, masks), me, memory)
 
 
 def packed(trained: training.Trained, masks: Tree, seed: int) -> Update:

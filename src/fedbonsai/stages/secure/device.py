@@ -25,7 +25,7 @@ from fedbonsai.stages.secure.settings import Secure
 from fedbonsai.training.steps import Trained
 from fedbonsai.tree import Tree
 from fedbonsai.tree import subtract as difference
-from fedbonsai.wire import message
+from fedbonsai.wire import encode, message
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -57,7 +57,10 @@ class Open:
 
 @message("secure/keys@1")
 class Keys:
-    """Public keys of a device for one round, and the digest of its own mask's secret, signed by its identity."""
+    """Public keys of a device for one round, and the digest of its own mask's secret.
+
+    Its identity signed them together with the order, the model from which it trained, and how.
+    """
 
     mask: bytes
     box: bytes
@@ -137,7 +140,7 @@ class Revealed:
 
 
 def commit(
-    order: Order, trained: Trained, start: Tree, places: Layout, me: Client, memory: Memory
+    order: Order, trained: Trained, start: Tree, places: Layout, alike: object, me: Client, memory: Memory
 ) -> tuple[Keys | Open, Memory]:
     """Code an update, keep it until it is asked for, and tell the keys under which it will be masked.
 
@@ -146,6 +149,8 @@ def commit(
         trained: what local training gave.
         start: from which it began.
         places: coordinates that are summed up.
+        alike: what else all devices must have been told alike, such as how to train: a server that has all but one learn
+            nothing would see the update of that one.
         me: the client.
         memory: of the client.
 
@@ -159,8 +164,10 @@ def commit(
         return Open(payload), rest
     secrets = Secrets.drawn()
     mask, box, check = keys.public(secrets.mask), keys.public(secrets.box), digest(secrets.own)
-    signature = _identity(me).sign(said("keys", order.session, me.id, mask, box, check))
-    held = {"session": order.session, "secrets": secrets.raw, "form": form, "codes": payload}
+    # signed and not sent: who was told otherwise finds that no signature holds
+    told = hashlib.sha256(encode((order, alike, dict(start)))).digest()
+    signature = _identity(me).sign(said("keys", told, me.id, mask, box, check))
+    held = {"session": order.session, "told": told, "secrets": secrets.raw, "form": form, "codes": payload}
     return Keys(mask, box, check, signature), {**rest, SECURE: held}
 
 
@@ -197,9 +204,12 @@ def share(request: Neighbours, me: Client, memory: Memory) -> tuple[Shares, Memo
     for peer in request.peers:
         k = peer.keys
         if not identity.knows(
-            peer.device, said("keys", request.session, peer.device, k.mask, k.box, k.check), k.signature
+            peer.device, said("keys", held["told"], peer.device, k.mask, k.box, k.check), k.signature
         ):
-            raise Silent(f"the keys of {peer.device!r} are not signed by that device, as the roster here has it")
+            raise Silent(
+                f"the keys of {peer.device!r} are not signed by the device of that name on the roster here, or it was told to "
+                "train another model or otherwise"
+            )
     identity.spend(said("share", request.session))
     secrets = Secrets.read(held["secrets"])
     box = keys.private(secrets.box)
