@@ -24,8 +24,10 @@ from fedbonsai.core import Answer, Answers, Client, Memory, Samples, Scope, Sile
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Wrapper
 from fedbonsai.model import Model
-from fedbonsai.stages.secure.device import Keys, Open, Order, commit
+from fedbonsai.stages.secure.codes import coded
+from fedbonsai.stages.secure.device import commit
 from fedbonsai.stages.secure.layout import Layout, layout
+from fedbonsai.stages.secure.messages import Keys, Open, Order
 from fedbonsai.stages.secure.server import ordered, summed
 from fedbonsai.stages.secure.settings import Secure
 from fedbonsai.training.steps import Trained
@@ -72,7 +74,8 @@ def update(network: str) -> Trained:
 def pretend(request: Pretend, me: Client, memory: Memory) -> tuple[Keys | Open, Memory]:
     """An update that was made before."""
     name = request.network
-    return commit(request.order, update(name), start(name), places(name), None, me, memory)
+    given = coded(request.order, update(name), start(name), places(name), me.seed)
+    return commit(request.order, given, (start(name),), me, memory)
 
 
 class Watched(Wrapper):

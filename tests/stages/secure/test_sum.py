@@ -9,13 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedbonsai.core import Answers, Client, Samples, Scope, Silence, scope, task
-from fedbonsai.errors import Unanswered
+from fedbonsai.errors import Silent, Unanswered
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.wrappers import Wrapper
 from fedbonsai.identity import Enrolled, drawn
-from fedbonsai.stages.secure import device
-from fedbonsai.stages.secure.device import SECURE, Agreement, Keys, Order, Survivors, bits_of, commit
+from fedbonsai.stages.secure import device, keys
+from fedbonsai.stages.secure.codes import coded
+from fedbonsai.stages.secure.device import SECURE, bits_of, commit
+from fedbonsai.stages.secure.keys import Secrets
 from fedbonsai.stages.secure.layout import layout
+from fedbonsai.stages.secure.messages import Agreement, Inbox, Keys, Neighbours, Order, Peer, Survivors
 from fedbonsai.stages.secure.server import ordered, summed
 from fedbonsai.stages.secure.settings import Secure
 from fedbonsai.training.steps import Trained
@@ -45,7 +48,7 @@ def pretend(order: Order, me: Client, memory: dict) -> tuple[Keys, dict]:
     """A device whose update is its number, and which has ten times as many samples."""
     number = float(me.id)
     trained = Trained({"w": torch.tensor([number, -number, 100.0])}, 10 * int(me.id), 1, number)
-    return commit(order, trained, START, layout(START, {}, None, 0), None, me, memory)
+    return commit(order, coded(order, trained, START, layout(START, {}, None, 0), me.seed), (START,), me, memory)
 
 
 class Dropping(Wrapper):
@@ -275,15 +278,13 @@ class Held:
         session, ids = self.order.session, list(self.people)
         around = {id: [other for other in ids if other != id] for id in ids}
         if step >= 1:
-            asked = {
-                id: device.Neighbours(session, 3, tuple(device.Peer(o, self.told[o]) for o in around[id])) for id in ids
-            }
+            asked = {id: Neighbours(session, 3, tuple(Peer(o, self.told[o]) for o in around[id])) for id in ids}
             self.asks = asked
             sealed = {id: self.say(id, device.share, asked[id]).sealed for id in ids}
         if step >= 2:
             part = {(a, b): sealed[a][48 * i : 48 * (i + 1)] for a in ids for i, b in enumerate(around[a])}
             self.inbox = {
-                id: device.Inbox(session, bits_of([True] * 4), b"".join(part[o, id] for o in around[id])) for id in ids
+                id: Inbox(session, bits_of([True] * 4), b"".join(part[o, id] for o in around[id])) for id in ids
             }
             self.before = dict(self.memory)
             for id in ids:
@@ -292,7 +293,7 @@ class Held:
 
 
 def refuses(held, task, request):
-    with pytest.raises(device.Silent) as caught:
+    with pytest.raises(Silent) as caught:
         held.say("1", task, request)
     return str(caught.value)
 
@@ -322,7 +323,7 @@ def test_a_device_signs_one_list_and_shares_once_in_a_session(tmp_path):
     held = Held(tmp_path)
     session, ids = held.until(1)
     assert "shares were given before" in refuses(held, device.share, held.asks["1"])
-    held.say("1", device.mask, device.Inbox(session, bits_of([True] * 4), held_sealed(held, ids)))
+    held.say("1", device.mask, Inbox(session, bits_of([True] * 4), held_sealed(held, ids)))
     held.say("1", device.agree, Survivors(session, tuple(ids)))
     assert "signed before" in refuses(held, device.agree, Survivors(session, tuple(ids[:4])))
 
@@ -331,7 +332,7 @@ def held_sealed(held, ids):
     """Shares for device 1, given anew by the others' secrets."""
     again = b""
     for id in ids[1:]:
-        secrets = device.Secrets.read(held.memory[id][SECURE]["secrets"])
+        secrets = Secrets.read(held.memory[id][SECURE]["secrets"])
         route = device.said(held.order.session, id, "1")
-        again += device.keys.seal(device.keys.private(secrets.box), held.told["1"].box, route, bytes(32))
+        again += keys.seal(keys.private(secrets.box), held.told["1"].box, route, bytes(32))
     return again

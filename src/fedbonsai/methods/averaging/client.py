@@ -12,8 +12,10 @@ from fedbonsai.errors import Forgotten
 from fedbonsai.model import Model
 from fedbonsai.stages.broadcast import Sent, last_change, received
 from fedbonsai.stages.codec import Chain
-from fedbonsai.stages.secure.device import Keys, Open, Order, commit
+from fedbonsai.stages.secure.codes import coded
+from fedbonsai.stages.secure.device import commit
 from fedbonsai.stages.secure.layout import layout
+from fedbonsai.stages.secure.messages import Keys, Open, Order
 from fedbonsai.stages.updates import FEEDBACK, Update, update
 from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.tree import Weights
@@ -106,7 +108,8 @@ def train_in_secret(request: Secretly, me: Client, memory: Memory) -> tuple[Keys
     told, start, memory = _begun(request.train, memory)
     trained = training.train(Model(told.arch, start), me, told.sgd)
     places = layout(start, {}, told.uplink.sparsifier, request.order.seed)
-    return commit(request.order, trained, start, places, told.sgd, me, memory)
+    given = coded(request.order, trained, start, places, me.seed)
+    return commit(request.order, given, (told.sgd, start), me, memory)
 
 
 def _begun(request: Train | Again, memory: Memory) -> tuple[Train, Weights, Memory]:

@@ -18,8 +18,10 @@ from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.held_masks import HeldMasks, Sent, pack, received
 from fedbonsai.stages.pruning.masks import prunable
 from fedbonsai.stages.requests import requests_for
-from fedbonsai.stages.secure.device import Keys, Open, Order, commit
+from fedbonsai.stages.secure.codes import coded
+from fedbonsai.stages.secure.device import commit
 from fedbonsai.stages.secure.layout import layout
+from fedbonsai.stages.secure.messages import Keys, Open, Order
 from fedbonsai.stages.secure.server import ordered, summed
 from fedbonsai.stages.secure.settings import OPEN, Secure
 from fedbonsai.stages.updates import Combined, Update, combine_if_any
@@ -59,7 +61,8 @@ def train_in_secret(request: Secretly, me: Client, memory: Memory) -> tuple[Keys
     start, masks, memory = received(told.sent, told.arch, memory)
     trained = training.train(Model(told.arch, start), me, told.sgd, mask=masks)
     places = layout(start, masks, None, request.order.seed)
-    return commit(request.order, trained, start, places, (told.sgd, masks), me, memory)
+    given = coded(request.order, trained, start, places, me.seed)
+    return commit(request.order, given, (told.sgd, masks, start), me, memory)
 
 
 def packed(trained: training.Trained, masks: Tree, seed: int) -> Update:

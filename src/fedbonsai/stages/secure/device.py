@@ -16,16 +16,24 @@ import numpy as np
 from fedbonsai.core import Client, Memory, task
 from fedbonsai.errors import BadMessage, Silent
 from fedbonsai.identity import Identity, Simulated
-from fedbonsai.stages.codec.draws import ROUNDING, Draws
 from fedbonsai.stages.secure import keys
-from fedbonsai.stages.secure.fixed import HIGHEST, LOSS, Frame, add, frame, subtract
+from fedbonsai.stages.secure.codes import Coded
+from fedbonsai.stages.secure.fixed import Frame, add, frame, subtract
 from fedbonsai.stages.secure.keys import SEALED, SECRET, Secrets
-from fedbonsai.stages.secure.layout import Layout
-from fedbonsai.stages.secure.settings import Secure
-from fedbonsai.training.steps import Trained
-from fedbonsai.tree import Tree
-from fedbonsai.tree import subtract as difference
-from fedbonsai.wire import encode, message
+from fedbonsai.stages.secure.messages import (
+    Agreed,
+    Agreement,
+    Inbox,
+    Keys,
+    Masked,
+    Neighbours,
+    Open,
+    Order,
+    Revealed,
+    Shares,
+    Survivors,
+)
+from fedbonsai.wire import encode
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -35,159 +43,29 @@ SESSION = 16  # bytes
 CHECK = 16  # bytes of the digest by which a secret is known again
 
 
-@message("secure/order@1")
-class Order:
-    """What a device is told before it trains: how updates are summed up in this session, and of how many devices.
-
-    ``seed`` is the same for all devices; it draws the coordinates where a part of them stands for the whole.
-    """
-
-    session: bytes
-    how: Secure
-    devices: int
-    seed: int
-
-
-@message("secure/open@1")
-class Open:
-    """Codes in the open, to compare with."""
-
-    payload: bytes
-
-
-@message("secure/keys@1")
-class Keys:
-    """Public keys of a device for one round, and the digest of its own mask's secret.
-
-    Its identity signed them together with the order, the model from which it trained, and how.
-    """
-
-    mask: bytes
-    box: bytes
-    check: bytes
-    signature: bytes
-
-
-@message("secure/peer@1")
-class Peer:
-    """A neighbour and its keys."""
-
-    device: str
-    keys: Keys
-
-
-@message("secure/neighbours@1")
-class Neighbours:
-    """With whom a device shares masks, in order, and how many of them tell its secrets."""
-
-    session: bytes
-    threshold: int
-    peers: tuple[Peer, ...]
-
-
-@message("secure/shares@1")
-class Shares:
-    """A share of both secrets for each neighbour, encrypted, in the order of the neighbours."""
-
-    sealed: bytes
-
-
-@message("secure/inbox@1")
-class Inbox:
-    """The neighbours' shares for a device; a bit for each neighbour says whose are there."""
-
-    session: bytes
-    there: bytes
-    sealed: bytes
-
-
-@message("secure/masked@1")
-class Masked:
-    """Codes under masks."""
-
-    payload: bytes
-
-
-@message("secure/survivors@1")
-class Survivors:
-    """Who sent masked codes: the devices of the sum."""
-
-    session: bytes
-    devices: tuple[str, ...]
-
-
-@message("secure/agreed@1")
-class Agreed:
-    """A device's signature under the list of survivors."""
-
-    signature: bytes
-
-
-@message("secure/agreement@1")
-class Agreement:
-    """Signatures of neighbours under the list, one after another; a bit for each neighbour says whose are there."""
-
-    session: bytes
-    there: bytes
-    signatures: bytes
-
-
-@message("secure/revealed@1")
-class Revealed:
-    """One share for each neighbour whose shares were in the inbox: of its own mask if it survived, else of its shared masks."""
-
-    shares: bytes
-
-
 def commit(
-    order: Order, trained: Trained, start: Tree, places: Layout, alike: object, me: Client, memory: Memory
+    order: Order, given: Coded, alike: tuple[object, ...], me: Client, memory: Memory
 ) -> tuple[Keys | Open, Memory]:
-    """Code an update, keep it until it is asked for, and tell the keys under which it will be masked.
+    """Keep codes until they are asked for, and tell the keys under which they will be masked.
 
     Args:
         order: of the server.
-        trained: what local training gave.
-        start: from which it began.
-        places: coordinates that are summed up.
-        alike: what else all devices must have been told alike, such as how to train: a server that has all but one learn
-            nothing would see the update of that one.
+        given: to the sum.
+        alike: what all devices must have been told alike, such as the model and how to train: a server that has all but one
+            learn nothing would see the update of that one.
         me: the client.
         memory: of the client.
-
-    Raises:
-        NotFinite: training gave values that are NaN or infinite; the client counts as silent.
     """
-    change = difference(trained.finite().weights, start)
-    form, payload = coded(order, change, trained.examples, trained.loss, places, me.seed)
     rest = {name: value for name, value in memory.items() if name != SECURE}
     if not order.how.masked:
-        return Open(payload), rest
+        return Open(given.payload), rest
     secrets = Secrets.drawn()
     mask, box, check = keys.public(secrets.mask), keys.public(secrets.box), digest(secrets.own)
     # signed and not sent: who was told otherwise finds that no signature holds
-    told = hashlib.sha256(encode((order, alike, dict(start)))).digest()
+    told = hashlib.sha256(encode((order, *alike))).digest()
     signature = _identity(me).sign(said("keys", told, me.id, mask, box, check))
-    held = {"session": order.session, "told": told, "secrets": secrets.raw, "form": form, "codes": payload}
+    held = {"session": order.session, "told": told, "secrets": secrets.raw, "form": given.form, "codes": given.payload}
     return Keys(mask, box, check, signature), {**rest, SECURE: held}
-
-
-def coded(
-    order: Order, change: Tree, examples: int, loss: float, places: Layout, seed: int
-) -> tuple[tuple[int, int, int, float, int], bytes]:
-    """A weighed update in fixed point: the arguments of its frame, and its bytes without masks."""
-    how = order.how
-    weight = min(examples, how.examples) if how.examples else 1
-    share = weight / how.examples if how.examples else 1.0
-    learned, measured = places.gather(change)
-    form = (len(learned), len(measured), how.bits, how.clip, order.devices)
-    made = frame(*form)
-    wide, parameters, statistics = made.fields
-    chance = [Draws(seed, place, ROUNDING) if how.rounding == "stochastic" else None for place in range(2)]
-    codes, cut = parameters.codes(learned * share, chance[0].uniform(len(learned)) if chance[0] else None)
-    finer, more = statistics.codes(measured * share, chance[1].uniform(len(measured)) if chance[1] else None)
-    weighed = round(min(max(loss, -HIGHEST), HIGHEST) * LOSS) * weight if loss == loss else 0
-    numbers = np.array([weight, weighed, cut + more], np.int64)
-    return form, made.pack([wide.words(numbers), parameters.words(codes), statistics.words(finer)])
 
 
 @task("secure/share")
