@@ -61,6 +61,37 @@ def test_sixteen_bits_are_nearly_the_mean_of_updates_that_are_seen():
         assert torch.equal(ends[0][name] == 0, value == 0) or not name.endswith("weight")
 
 
+PM = {"model.options": {"widths": [64]}, "method.optimizer": {"name": "adam", "lr": 0.3, "batch": 10, "epochs": 1}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "network", [{}, {"model.name": "cnn-bn", "model.options": {"norm": "batch"}}], ids=["mlp", "statistics"]
+)
+def test_masks_of_fedpm_are_counted_in_secret_as_in_the_open(network):
+    made = [
+        Case("fedpm", 5, frozenset(), frozenset(), settings={**PM, **network, **secure})
+        for secure in ({"method.secure": {"bits": 1}}, {"method.secure": {"bits": 1, "masked": False}}, {})
+    ]
+    masked, open_, plain = (states(each, rounds=2) for each in made)
+    assert masked == open_
+    first, shown = decode(masked[1]), decode(plain[1])
+    assert all(torch.equal(value, shown.ones[name]) for name, value in first.ones.items())
+    assert first.total == shown.total == 4
+    for name, value in first.statistics.items():
+        assert torch.allclose(value, shown.statistics[name], atol=1e-4), name
+    assert bool(first.statistics) == bool(network)
+
+
+def test_what_fedpm_cannot_do_with_a_setting_is_refused():
+    for secure, why in (
+        ({"bits": 8}, "are masks, of 1 bit; set it to 1"),
+        ({"bits": 1, "clip": 0.3}, "leave clip out"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            Case("fedpm", 5, frozenset(), frozenset(), settings={**PM, "method.secure": secure}).config()
+
+
 def test_what_needs_to_see_updates_is_refused_by_name_before_anything_runs():
     for settings, why in (
         ({"method.uplink": [{"topk": 0.1}]}, "uplink cannot be with secure: .* leave it empty"),
@@ -74,7 +105,8 @@ def test_what_needs_to_see_updates_is_refused_by_name_before_anything_runs():
             {"method.secure": {"bits": 8, "masked": False, "neighbours": 4}},
             "masked = false draws no masks: leave neighbours",
         ),
-        ({"method.secure": {"bits": 1}}, "bits = 1: expected 0, or 2 to 16"),
+        ({"method.secure": {"bits": 1}}, "bits = 1: a code of an update has a sign"),
+        ({"method.secure": {"bits": 17}}, "bits = 17: expected 0 to 16"),
         ({"method.secure": {"bits": 8, "neighbours": 5}}, "neighbours = 5: expected 0, or an even number"),
         ({"method.secure": {"bits": 8, "threshold": 0.4}}, r"threshold = 0.4: expected a share in \[0.5, 1\)"),
     ):

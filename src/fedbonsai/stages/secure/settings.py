@@ -14,7 +14,7 @@ from fedbonsai.wire import message
 FEWEST = 3  # devices of a sum: of two, each knows the other's part
 MOST = 1 << 15  # devices of a sum: the wide fields of `fixed` hold theirs
 EXAMPLES = 1 << 20  # by which an update can be weighed
-BITS = Range("0, or 2 to 16", lambda value: value == 0 or 2 <= value <= 16)
+BITS = Range("0 to 16", lambda value: 0 <= value <= 16)
 SHARES = Range("a share in [0.5, 1)", lambda value: 0.5 <= value < 1)
 NEIGHBOURS = Range("0, or an even number of at least 4", lambda value: value == 0 or (value >= 4 and value % 2 == 0))
 WEIGHED = Range(f"0 to {EXAMPLES}", lambda value: 0 <= value <= EXAMPLES)
@@ -25,7 +25,7 @@ class Secure:
     """A sum of fixed-point codes of which the server learns nothing but the sum."""
 
     bits: int = 0
-    """Bits of a code, signed; with log2 of the cohort it is what a value takes on the wire. 0: updates travel in the open."""
+    """Bits of a code, signed, 2 or more, or 1 of a mask; log2 of the cohort comes on top. 0: updates travel in the open."""
     clip: float = 0.1
     """Largest magnitude of a coordinate of an update that a code can tell; what is beyond is cut to it, and counted."""
     examples: int = 0
@@ -60,11 +60,28 @@ class Secure:
     def __bool__(self) -> bool:
         return self.bits > 0
 
-    def faults(self, cohort: int) -> list[str]:
-        """Reasons why it cannot be with cohorts of ``cohort`` devices (0: all there are)."""
-        if not self or not cohort or FEWEST <= cohort <= MOST:
+    def faults(self, cohort: int, masks: bool = False) -> list[str]:
+        """Reasons why it cannot be.
+
+        Args:
+            cohort: devices of a round; 0: all there are.
+            masks: what is summed up are masks, not updates.
+        """
+        if not self:
             return []
-        return [f"cohort = {cohort}: a secure sum is one of {FEWEST} to {MOST} devices"]
+        idle = [name for name in ("clip", "examples") if getattr(self, name) != getattr(Secure, name)]
+        return when(
+            (
+                0 < cohort < FEWEST or cohort > MOST,
+                f"cohort = {cohort}: a secure sum is one of {FEWEST} to {MOST} devices",
+            ),
+            (
+                not masks and self.bits == 1,
+                "secure.bits = 1: a code of an update has a sign, so it takes 2 bits or more",
+            ),
+            (masks and self.bits > 1, f"secure.bits = {self.bits}: what is summed up are masks, of 1 bit; set it to 1"),
+            (masks and bool(idle), f"secure sums up masks, which count alike: leave {' and '.join(idle)} out"),
+        )
 
     def ready(self, devices: int) -> None:
         """Refuse, before anything is trained, what lacks devices or a package here.
