@@ -211,7 +211,7 @@ class Averaging:
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """The initial model; EF21 weighs by all samples, so it asks how many there are."""
-        self.secure.ready(self.cohort or len(fleet.devices))
+        self.secure.ready(fleet, self.cohort)
         examples = 0
         if self.uplink.estimates:
             examples = sum(

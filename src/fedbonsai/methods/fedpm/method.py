@@ -106,7 +106,7 @@ class FedPM:
         Raises:
             ConfigError: the network has weights of its own, or the range coder is not installed.
         """
-        self.secure.ready(self.cohort or len(fleet.devices))
+        self.secure.ready(fleet, self.cohort)
         all_trained_needed(model, "fedpm", "puts random signs in the place of all parameters")
         if model.drawn < 0:
             raise ConfigError(

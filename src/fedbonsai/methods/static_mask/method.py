@@ -130,7 +130,7 @@ class StaticMask:
         Raises:
             ConfigError: nothing may be pruned, or the server has no samples to take a gradient of.
         """
-        self.secure.ready(self.cohort or len(fleet.devices))
+        self.secure.ready(fleet, self.cohort)
         masks = {name: torch.ones_like(model.weights[name], dtype=torch.bool) for name in names_of(model, self.never)}
         if self.criterion.source == "server" and not len(server.train):
             raise ConfigError("criterion.data = 'server': the server has no samples; set data.server, or 'devices'")

@@ -7,6 +7,7 @@ from dataclasses import fields
 from importlib.util import find_spec
 from typing import Literal
 
+from fedbonsai.core import Fleet
 from fedbonsai.errors import ConfigError
 from fedbonsai.stages.settings import POSITIVE, Range, out_of_range, raise_all, when
 from fedbonsai.wire import message
@@ -83,14 +84,19 @@ class Secure:
             (masks and bool(idle), f"secure sums up masks, which count alike: leave {' and '.join(idle)} out"),
         )
 
-    def ready(self, devices: int) -> None:
+    def ready(self, fleet: Fleet, cohort: int) -> None:
         """Refuse, before anything is trained, what lacks devices or a package here.
+
+        Args:
+            fleet: the clients.
+            cohort: devices of a round; 0: all there are.
 
         Raises:
             ConfigError: it does.
         """
         if not self:
             return
+        devices = cohort or len(fleet.devices)
         if not FEWEST <= devices <= MOST:
             raise ConfigError(
                 f"{devices} devices take part in a round: a secure sum is one of {FEWEST} to {MOST}; "
