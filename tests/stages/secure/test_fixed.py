@@ -62,7 +62,7 @@ def test_sums_are_exact_whatever_masks_came_in_between(data):
 
 def test_a_frame_has_wide_fields_codes_and_finer_ones_and_nothing_else():
     form = frame(10, 3, 8, 0.1, devices=100)
-    assert [field.width for field in form.fields] == [64, 15, 31]
+    assert [field.width for field in form.fields] == [64, 15, 31, 15]
     assert form.size == 3 * 8 + 19 + 12
     with pytest.raises(BadMessage, match=r"54 bytes of masked codes, expected 55"):
         form.unpack(bytes(54))

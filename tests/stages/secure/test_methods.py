@@ -61,6 +61,37 @@ def test_sixteen_bits_are_nearly_the_mean_of_updates_that_are_seen():
         assert torch.equal(ends[0][name] == 0, value == 0) or not name.endswith("weight")
 
 
+TINY = {**NORM, "method.growth": {"interval": 1, "stop": 3}, "method.selection": {"by": "none"}}
+
+
+@pytest.mark.slow
+def test_fedtiny_adjusts_masks_by_gradients_that_nobody_sees():
+    how = {"bits": 16, "clip": 1.0, "examples": 60, "rounding": "nearest"}
+    masked, open_ = (states(case("fedtiny", TINY, **how, masked=masked), rounds=2) for masked in (True, False))
+    assert masked == open_
+    plain = states(Case("fedtiny", 1, frozenset(), frozenset(), settings=TINY), rounds=1)
+    first, shown = decode(masked[1]), decode(plain[1])
+    assert first.traded == shown.traded > 0
+    # devices' gradients count by the largest of each, in the open as they are: most places are the same
+    same = sum(int((mask == shown.held.masks[name]).sum()) for name, mask in first.held.masks.items())
+    assert same >= sum(mask.numel() for mask in shown.held.masks.values()) - shown.traded
+    grown = {name: mask & ~decode(masked[0]).held.masks[name] for name, mask in first.held.masks.items()}
+    assert sum(int(mask.sum()) for mask in grown.values()) == first.traded
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"method.selection": {"by": "adaptive"}}, "selection.by cannot be with secure: .* set it to 'none'"),
+        ({"method.uplink": ["ef14", {"affine": 8}]}, "uplink cannot be with secure"),
+        ({"method.gate": {"name": "chance", "share": 0.5}}, "gate cannot be with secure"),
+    ],
+)
+def test_what_fedtiny_shows_of_single_devices_is_refused(settings, why):
+    with pytest.raises(ConfigError, match=why):
+        case("fedtiny", {**TINY, **settings}).config()
+
+
 PM = {"model.options": {"widths": [64]}, "method.optimizer": {"name": "adam", "lr": 0.3, "batch": 10, "epochs": 1}}
 
 

@@ -179,7 +179,7 @@ class FedPM:
         ones = {
             name: value + part.view_as(value) for (name, value), part in zip(state.ones.items(), parts, strict=True)
         }
-        measured = found.measured.astype(np.float64) * (form.fields[-1].step / found.weight)
+        measured = found.measured.astype(np.float64) * (form.fields[2].step / found.weight)
         change = places.scatter(np.empty(0), measured, state.statistics)
         return replace(
             state,

@@ -174,13 +174,23 @@ def subtract(total: Sequence[Words], less: Sequence[Words]) -> None:
         np.subtract(sums, row, out=sums)
 
 
-def frame(learned: int, measured: int, bits: int, clip: float, devices: int) -> Frame:
-    """What one device sends: wide fields, codes of what was learned, and finer ones of running statistics."""
+def frame(learned: int, measured: int, bits: int, clip: float, devices: int, wanted: int = 0) -> Frame:
+    """What one device sends: wide fields, codes of what was learned, finer ones of running statistics, and what else is wanted.
+
+    Args:
+        learned: coordinates of parameters.
+        measured: of running statistics.
+        bits: of a code.
+        clip: largest magnitude of a coordinate of parameters.
+        devices: that are asked.
+        wanted: values in [-1, 1] beside the update, such as gradients by the largest of them.
+    """
     fine = min(FINE, 32 - (devices - 1).bit_length())
     return Frame(
         (
             Field(WIDE, 64 - (devices - 1).bit_length(), devices),
             Field(learned, bits, devices, clip),
             Field(measured, fine, devices, RANGE),
+            Field(wanted, bits, devices),
         )
     )

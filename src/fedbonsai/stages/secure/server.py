@@ -17,7 +17,7 @@ from fedbonsai.stages.secure.conversation import Conversation, Talk
 from fedbonsai.stages.secure.device import CHECK, SESSION
 from fedbonsai.stages.secure.fixed import LOSS, Codes, Frame, Words, add, frame
 from fedbonsai.stages.secure.keys import PUBLIC
-from fedbonsai.stages.secure.layout import Layout
+from fedbonsai.stages.secure.layout import Floats, Layout
 from fedbonsai.stages.secure.messages import Keys, Open, Order
 from fedbonsai.stages.secure.settings import FEWEST, Secure
 from fedbonsai.stages.updates import Combined
@@ -34,6 +34,7 @@ class Sums:
         cut: values that were cut.
         learned: sums of codes.
         measured: sums of the finer codes of running statistics.
+        wanted: sums of codes of what was asked for beside.
         devices: how many are in the sums.
         stayed: those that answered to the end.
         silent: the others.
@@ -45,6 +46,7 @@ class Sums:
     cut: int
     learned: Codes
     measured: Codes
+    wanted: Codes
     devices: int
     stayed: tuple[str, ...]
     silent: Mapping[Device, Silence]
@@ -53,10 +55,11 @@ class Sums:
 
 @dataclass(frozen=True)
 class Summed:
-    """What came of a secure sum of updates: the mean change, and who was silent in any step."""
+    """What came of a secure sum of updates: the mean change, that of what else was wanted, and who was silent in any step."""
 
     combined: Combined
     silent: Mapping[Device, Silence]
+    wanted: Floats
 
 
 def ordered(how: Secure, devices: int, seed: int) -> Order:
@@ -71,7 +74,13 @@ def ordered(how: Secure, devices: int, seed: int) -> Order:
 
 
 def summed(
-    fleet: Fleet, task: Task[Any, Any], requests: Mapping[Device, Any], order: Order, start: Tree, places: Layout
+    fleet: Fleet,
+    task: Task[Any, Any],
+    requests: Mapping[Device, Any],
+    order: Order,
+    start: Tree,
+    places: Layout,
+    wanted: int = 0,
 ) -> Summed:
     """Ask devices to train, and learn the mean of their updates alone.
 
@@ -82,14 +91,15 @@ def summed(
         order: of this session.
         start: weights from which devices train.
         places: coordinates that are summed up.
+        wanted: values that each device adds to them.
 
     Raises:
         Unanswered: too few devices stayed for their masks to be taken away; nothing is known of any update then.
     """
     how = order.how
-    form = frame(*places.counts(start), how.bits, how.clip, order.devices)
+    form = frame(*places.counts(start), how.bits, how.clip, order.devices, wanted)
     found = sums(fleet, task, requests, order, form)
-    _, parameters, statistics = form.fields
+    _, parameters, statistics, others = form.fields
     scale = (how.examples or 1) / found.weight
     mean = places.scatter(
         found.learned.astype(np.float64) * (parameters.step * scale),
@@ -100,7 +110,9 @@ def summed(
     combined = Combined(
         not_below_zero(mean, start), False, found.weight, found.loss, found.dropped, found.stayed, clipped=cut
     )
-    return Summed(combined, found.silent)
+    return Summed(
+        combined, found.silent, found.wanted.astype(np.float64) * (others.step * scale) if wanted else np.empty(0)
+    )
 
 
 def sums(fleet: Fleet, task: Task[Any, Any], requests: Mapping[Device, Any], order: Order, form: Frame) -> Sums:
@@ -130,13 +142,22 @@ def sums(fleet: Fleet, task: Task[Any, Any], requests: Mapping[Device, Any], ord
             alive.append(id)
         talk.enough(len(alive), 1)
         stayed = alive
-    wide, learned, measured = form.signed(total)
+    wide, learned, measured, wanted = form.signed(total)
     weight, loss, cut = (int(number) for number in wide)
     most = (order.how.examples or 1) * len(requests)
     if not 0 < weight <= most:
         raise Unanswered(f"the updates weigh {weight} together, expected 1 to {most}: a device lied")
     return Sums(
-        weight, loss / LOSS / weight, cut, learned, measured, len(alive), tuple(stayed), talk.silent, talk.dropped
+        weight,
+        loss / LOSS / weight,
+        cut,
+        learned,
+        measured,
+        wanted,
+        len(alive),
+        tuple(stayed),
+        talk.silent,
+        talk.dropped,
     )
 
 
