@@ -35,6 +35,8 @@ GUIDES = {
     "Devices that lie": "robust.md",
     "Side by side with others": "peers.md",
     "Real devices": "flower.md",
+    "A secure sum": "secure.md",
+    "Threat model": "threat-model.md",
     "Take the model home": "export.md",
     "Reproduce a paper": "reproduce.md",
     "All results": "results.md",

@@ -43,6 +43,11 @@ class Case:
 
 AVERAGING = {"asks": 1, "down": frozenset({"averaging/train@1"}), "up": frozenset({"update@1"})}
 WIDTH = {"asks": 1, "down": frozenset({"width/train@1"}), "up": frozenset({"width/trained@1"})}
+SECURE = {
+    "asks": 5,
+    "up": frozenset(f"secure/{name}@1" for name in ("keys", "shares", "masked", "agreed", "revealed")),
+}
+STEPS = frozenset(f"secure/{name}@1" for name in ("neighbours", "inbox", "survivors", "agreement"))
 CASES = [
     Case("fedavg", **AVERAGING),
     Case("fedprox", **AVERAGING),
@@ -301,6 +306,20 @@ CASES = [
             ("wireless-pruning", "published"),
             ("wireless-baselines", "fedavg"),
         )
+    ),
+    Case(
+        "fedavg",
+        **SECURE,
+        down=STEPS | {"averaging/secure@1"},
+        settings={"method.secure": {"bits": 8, "clip": 0.2, "examples": 60}},
+        label="secure",
+    ),
+    Case(
+        "random-mask",
+        **SECURE,
+        down=STEPS | {"under-masks/secure@1"},
+        settings={"method.density": 0.3, "method.secure": {"bits": 8, "clip": 0.2, "examples": 60}},
+        label="secure",
     ),
     # mixtures of docs/composing.md; personal heads, and clients as in the first row
     Case(

@@ -299,7 +299,7 @@ LIKE_ANOTHER = {  # they learn as another row does, of which they change a codec
     *("random-mask", "static-magnitude", "sparse-collaborative-split-2", "wireless-baselines-fedavg"),
     *("fl-pqsu-random-skip", "fl-pqsu-lazy", "fedtiny-gated", "wireless-pruning-published", "prunefl-personal"),
     # heterofl, synflow, lottery-ticket and stc stand for these
-    *("fedrolex", "snip", "iterative-pruning", "stc-merged", "random-mask-private"),
+    *("fedrolex", "snip", "iterative-pruning", "stc-merged", "random-mask-private", "random-mask-secure"),
 }
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedbonsai.errors import ConfigError, Unanswered
+from fedbonsai.identity import Identity
 from fedbonsai.model import Model
 from fedbonsai.wire import message
 from fedbonsai.work import Work
@@ -130,6 +131,7 @@ class Client:
     device: str = "cpu"  # torch device
     augment: bool = False  # random crop and flip of training images
     round: int = 0  # by which schedules go
+    identity: Identity | None = None  # to other devices; None where it is simulated
 
     def normalised(self, scale: Scale) -> Client:
         """The same client, whose inputs are normalised otherwise."""

@@ -36,13 +36,14 @@ def free_port():
 class Place:
     """A server and its devices in one folder."""
 
-    def __init__(self, folder: Path, addresses: tuple[str, ...] = ("localhost",)) -> None:
+    def __init__(self, folder: Path, addresses: tuple[str, ...] = ("localhost",), count: int = CLIENTS) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.federation, self.port = folder, folder / "federation", free_port()
         self.page = free_port()
         self.running: dict[str, subprocess.Popen] = {}
         self.call("keys", "server", *addresses, "--folder", str(self.federation))
-        for number in range(CLIENTS):
+        self.count, self.data = count, DATA | {"data.clients": count}
+        for number in range(count):
             self.call("keys", "device", f"{number:03}", "--folder", str(folder / "keys"))
             (self.federation / "devices" / f"{number:03}.pub").write_bytes(
                 (folder / "keys" / f"{number:03}.pub").read_bytes()
@@ -67,7 +68,7 @@ class Place:
 
     def join(self, name, part=0, ca: Path | None = None, *more: str, server="", inside=()) -> None:
         """Start a device; ``inside`` is a command that puts it elsewhere."""
-        data = {key: value for key, value in (SMALL | DATA).items() if key.startswith("data.")}
+        data = {key: value for key, value in (SMALL | self.data).items() if key.startswith("data.")}
         self.start(
             f"join-{name}",
             *("join", server or f"localhost:{self.port}", "--ca", str(ca or self.federation / "ca.crt")),
@@ -112,10 +113,10 @@ class Place:
             {
                 **SMALL,
                 **case.settings,
-                **DATA,
+                **self.data,
                 "rounds": 1,
                 "fleet.kind": "flower",
-                "fleet.flower": {"folder": str(self.federation), "devices": CLIENTS, "deadline": 120.0},
+                "fleet.flower": {"folder": str(self.federation), "devices": self.count, "deadline": 120.0},
                 **more,
             },
         )

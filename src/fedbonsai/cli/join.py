@@ -49,6 +49,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--part", type=int, default=-1, help="for trials, instead of --data: which client's part it has"
     )
     parser.add_argument("--recipe", default="", help="for trials: the recipe whose data settings divide the data")
+    parser.add_argument(
+        "--roster", type=Path, help="public keys of all devices (lines of their .pub files), for runs with a secure sum"
+    )
     parser.add_argument("--folder", type=Path, default=None, help="its memory (default: ~/.local/share/fedbonsai/NAME)")
     parser.add_argument("--device", default="cpu", help="torch device")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
@@ -78,6 +81,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         )
     folder: Path = (args.folder or Path.home() / ".local" / "share" / "fedbonsai" / name).resolve()
     device = _device(args, rest, name, folder)
+    device.identity()
     _make(folder)
     held = hold(folder / "join.lock")
     if held is None:
@@ -160,7 +164,10 @@ def _device(args: argparse.Namespace, rest: list[str], name: str, folder: Path) 
     data = str(Path(args.data).resolve()) if args.data and there else args.data
     imports = tuple(part for part in args.imports.split(",") if part)
     apart = DeviceConfig.valid if args.valid is None else args.valid
-    return DeviceConfig(name, str(folder), data, apart, args.part, trial, seed, args.device, args.threads, imports)
+    files = {"key": str(args.key.resolve()), "roster": str(args.roster.resolve()) if args.roster else ""}
+    return DeviceConfig(
+        name, str(folder), data, apart, args.part, trial, seed, args.device, args.threads, imports, **files
+    )
 
 
 def _make(folder: Path) -> None:

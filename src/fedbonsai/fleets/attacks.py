@@ -220,5 +220,7 @@ def lying(clients: Sequence[Client], places: Sequence[int], attack: Attack, clas
         made[place] = replace(clients[place], train=attack.poisoned(clients[place].train, classes))
     ring = Ring([made[place] for place in places])
     for place, one in zip(places, ring.members, strict=True):
-        made[place] = Liar(one.id, one.seed, one.train, one.valid, one.device, one.augment, one.round, attack, ring)
+        made[place] = Liar(
+            one.id, one.seed, one.train, one.valid, one.device, one.augment, one.round, one.identity, attack, ring
+        )
     return made

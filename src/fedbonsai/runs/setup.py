@@ -35,8 +35,8 @@ from fedbonsai.model import Model
 from fedbonsai.objectives import Classification, Regression
 from fedbonsai.runs import pretrained
 from fedbonsai.runs.config import FleetConfig, RunConfig, local_training, too_many
-from fedbonsai.runs.limits import ClockConfig
 from fedbonsai.runs.dry import rehearse, told
+from fedbonsai.runs.limits import ClockConfig
 from fedbonsai.runs.shapes import advice
 from fedbonsai.runs.survey import question
 from fedbonsai.training.stacked.orders import Order

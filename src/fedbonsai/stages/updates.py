@@ -109,6 +109,7 @@ class Combined:
     shares: dict[str, float] = field(default_factory=dict[str, float])
     distances: dict[str, float] = field(default_factory=dict[str, float])
     withheld: float = 0.0
+    clipped: float = 0.0  # share of values that a secure sum cut
 
     @property
     def spread(self) -> dict[str, float]:

@@ -16,6 +16,7 @@ from fedbonsai.fleets.flower.memory import Store
 from fedbonsai.fleets.flower.names import check_name
 from fedbonsai.fleets.flower.samples import Own, Part
 from fedbonsai.fleets.flower.worker import Source, Worker
+from fedbonsai.identity import Identity, Unenrolled, read_identity
 from fedbonsai.text import text_of
 
 
@@ -43,6 +44,10 @@ class DeviceConfig:
     """Threads of torch."""
     imports: tuple[str, ...] = ()
     """Modules to import first: methods and networks of one's own."""
+    key: str = ""
+    """Its private key."""
+    roster: str = ""
+    """Public keys of all devices, as who runs the federation gave them to it; none: it takes part in no secure sum."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -65,6 +70,16 @@ class DeviceConfig:
             return Part(DataConfig.of(self.trial), self.seed, self.part)
         return Own(self.data, self.valid, self.name)
 
+    def identity(self) -> Identity:
+        """Who it is to other devices.
+
+        Raises:
+            ConfigError: key or roster cannot be read, or do not belong together.
+        """
+        if not self.roster:
+            return Unenrolled()
+        return read_identity(Path(self.key), Path(self.roster), Path(self.folder) / "spent", self.name)
+
     def worker(self) -> Worker:
         """Who does its work in this process.
 
@@ -74,7 +89,7 @@ class DeviceConfig:
         torch.set_num_threads(self.threads)
         for name in self.imports:
             bring(name)
-        return Worker(self.name, self.source(), Store(Path(self.folder) / "memory"), self.device)
+        return Worker(self.name, self.source(), Store(Path(self.folder) / "memory"), self.device, self.identity())
 
 
 def read_device(path: Path) -> DeviceConfig:

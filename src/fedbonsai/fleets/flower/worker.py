@@ -17,6 +17,7 @@ from fedbonsai.fleets.faults import unnumbered
 from fedbonsai.fleets.flower.frames import Form, Reply, Request, check, hold_form, open_head, whole
 from fedbonsai.fleets.flower.hello import VERSION, WIRE, Card, Hello, codecs, tasks
 from fedbonsai.fleets.flower.memory import Lost, Store
+from fedbonsai.identity import Identity
 from fedbonsai.wire import LIMIT, decode, encode
 
 NOTHING = b""
@@ -37,10 +38,13 @@ class Worker:
         source: its data; raises `ConfigError` where they do not fit the form.
         store: its memory.
         torch_device: where it computes, such as ``cuda``.
+        identity: to other devices; None where it is simulated.
     """
 
-    def __init__(self, device: str, source: Source, store: Store, torch_device: str = "cpu") -> None:
-        self.device, self.store = device, store
+    def __init__(
+        self, device: str, source: Source, store: Store, torch_device: str = "cpu", identity: Identity | None = None
+    ) -> None:
+        self.device, self.store, self._identity = device, store, identity
         bases.keep_in(store.bases)
         self._source, self._torch_device = source, torch_device
         self._held: tuple[Form, Client] | None = None
@@ -111,7 +115,10 @@ class Worker:
         stored = replace(form, scale="")
         if self._held is None or self._held[0] != stored:
             train, valid = self._source(wanted := whole(stored))
-            self._held = stored, Client(self.device, 0, train, valid, self._torch_device, wanted.augment)
+            self._held = (
+                stored,
+                Client(self.device, 0, train, valid, self._torch_device, wanted.augment, identity=self._identity),
+            )
         client = self._held[1]
         return client.normalised(_scale(form.scale)) if form.scale else client
 

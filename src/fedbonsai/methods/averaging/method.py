@@ -18,7 +18,18 @@ from torch import Tensor
 from fedbonsai import tree
 from fedbonsai.core import Client, Fleet, forgetful
 from fedbonsai.errors import Unanswered
-from fedbonsai.methods.averaging.client import Again, Anew, Count, How, Train, count, train
+from fedbonsai.methods.averaging.client import (
+    Again,
+    Anew,
+    Count,
+    How,
+    Secretly,
+    Train,
+    count,
+    train,
+    train_in_secret,
+)
+from fedbonsai.methods.averaging.faults import of_buffered, of_settings
 from fedbonsai.methods.averaging.server import Plain, ServerOptimizer
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
@@ -32,8 +43,11 @@ from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.robust import MeanRule
 from fedbonsai.stages.robust import Plain as PlainMean
 from fedbonsai.stages.sampling import Drawn, Sticky, cohort
-from fedbonsai.stages.settings import NOT_NEGATIVE, POSITIVE, out_of_range, raise_all, when
-from fedbonsai.stages.updates import Combined, apply_update, combine, idle_ramp, ramped
+from fedbonsai.stages.secure.layout import layout
+from fedbonsai.stages.secure.server import ordered, summed
+from fedbonsai.stages.secure.settings import OPEN, Secure
+from fedbonsai.stages.settings import raise_all
+from fedbonsai.stages.updates import Combined, apply_update, combine, ramped
 from fedbonsai.stages.weighting import Weighting
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import Tree, seed_of
@@ -46,7 +60,7 @@ class State:
 
     ``estimate`` and ``examples`` are of EF21 alone: the mean of the clients' estimates, and the samples of all clients.
     ``moments`` are what the server's optimiser remembers, ``group`` the devices from which most of a cohort is drawn,
-    ``account`` what private rounds have released.
+    ``clipped`` the share of values that a secure sum cut, ``account`` what private rounds have released.
     """
 
     model: Model
@@ -62,6 +76,7 @@ class State:
     )
     group: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
     account: Account = field(default=Account(), metadata=OPTIONAL)
+    clipped: float = field(default=0.0, metadata=OPTIONAL)
 
 
 @message("averaging/weighed@1")
@@ -133,106 +148,26 @@ class Averaging:
     """How the server steps: `plain` (FedAvg), `momentum` (FedAvgM), `adagrad`, `adam` or `yogi`."""
     privacy: Privacy = Privacy()
     """Differential privacy of each device's data (DP-FedAvg): `clip`, `noise`, `delta`, `quantile`, `draws`."""
+    secure: Secure = OPEN
+    """Sum updates up in secret, so that the server sees none of them: `bits` and more (docs/secure.md)."""
 
     def __post_init__(self) -> None:
         """Refuse settings that have no effect or no meaning."""
-        sparse, feedback = self.uplink.sparsifier, self.uplink.feedback
-        reset = feedback.reset if feedback is not None and feedback.estimates else 0
-        raise_all(
-            when(
-                (
-                    bool(self.warmup) and (sparse is None or sparse.share is None),
-                    f"warmup = {self.warmup} has no effect without a share of topk in uplink: leave it out",
-                ),
-                idle_ramp(self.uplink, self.ramp),
-                (
-                    self.warmup > 0 and self.ramp > 0,
-                    f"warmup = {self.warmup} and ramp = {self.ramp} both widen the first rounds: leave one out",
-                ),
-                (
-                    reset > 0,
-                    f"ef21.reset = {reset}: the server keeps one mean of all estimates, of which it "
-                    "cannot take one device's back; leave reset out",
-                ),
-                (
-                    self.uplink.estimates and (self.weighting != Weighting() or self.ramp > 0),
-                    "ef21 sends changes of an estimate, which neither weighting nor ramp can change: use ef14",
-                ),
-                (
-                    self.aggregate_feedback and not (self.uplink.stages and self.downlink.delta),
-                    "aggregate_feedback needs codecs in uplink, and devices that know the last global change: set "
-                    "downlink.delta = true",
-                ),
-                (
-                    self.aggregate_feedback
-                    and (feedback is not None or self.weighting.needs_distances or self.ramp > 0),
-                    "aggregate_feedback takes the place of ef14 and ef21, and sends no updates that a ramp or weights by "
-                    "distance could use: leave one out",
-                ),
-                (
-                    self.sticky.group > 0 and (self.uplink.estimates or self.weighting.needs_distances),
-                    "sticky counts updates by how likely their devices were asked, which neither ef21 nor weights by "
-                    "distance bear: leave one out",
-                ),
-                (
-                    self.uplink.estimates and self.server != Plain(),
-                    f"server = {self.server.choice_name}: ef21 sends changes of an estimate, no steps: use ef14",
-                ),
-            )
-            + self.mean.beside(
-                {
-                    "ef21 sends changes of an estimate": self.uplink.estimates,
-                    "weighting says how much each device counts": self.weighting != Weighting(),
-                    "sticky counts devices by how likely they were asked": self.sticky.group > 0,
-                    "aggregate_feedback needs the mean of what devices left out": self.aggregate_feedback,
-                    "privacy clips every change and needs their sum": self.privacy.on,
-                }
-            )
-            + when(
-                (
-                    self.privacy.on
-                    and (self.weighting != Weighting() or self.sticky.group > 0 or self.aggregate_feedback),
-                    "privacy.clip: devices count alike and are asked by chance alone, and an update is what was learned here: "
-                    "leave weighting, sticky and aggregate_feedback out",
-                ),
-            )
-            + self.privacy.faults(self.uplink)
-            + self.sticky.faults(self.cohort)
-            + out_of_range(self, ramp=NOT_NEGATIVE, rate=POSITIVE)
-        )
+        raise_all(of_settings(self))
 
     def buffered(self) -> list[str]:
         """Reasons why rounds cannot end with the first answers while other devices work on; empty where they can."""
-        return when(
-            (
-                not self.uplink.stages,
-                "devices must send changes, since what they began from is not the model of now: set method.uplink, to "
-                "['fp32'] if nothing shall be lost",
-            ),
-            (self.uplink.estimates, "ef21's estimates need each round's answers in that round: use ef14"),
-            (
-                self.weighting.needs_distances,
-                "weights by distance compare the changes of one round: leave method.weighting out",
-            ),
-            (self.privacy.on, "privacy samples devices anew in each round: leave method.privacy out"),
-            (not self.mean.streams, "a robust mean lets every answer count alike, old ones too: leave method.mean out"),
-            (self.aggregate_feedback, "aggregate_feedback is of the last round's change: use ef14"),
-            (self.sticky.group > 0, "buffer.concurrency draws who works: leave method.sticky out"),
-            (
-                self.downlink.delta,
-                "downlink.delta must know which version a device holds, which answers of earlier rounds do not say: leave it "
-                "out; a chain that sends the model coded can stay",
-            ),
-        )
+        return of_buffered(self)
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
         """The initial model; EF21 weighs by all samples, so it asks how many there are.
 
         Raises:
-            ConfigError: privacy is wanted that a model or a fleet cannot have.
+            ConfigError: privacy or a secure sum is wanted that a model or a fleet cannot have.
         """
         if self.privacy.on:
             check(self.privacy, model, fleet, self.cohort)
+        self.secure.ready(fleet, self.cohort)
         examples = 0
         if self.uplink.estimates:
             examples = sum(
@@ -261,18 +196,27 @@ class Averaging:
             return Anew(made, since) if since else made
 
         sent = grouped(held, drawn.devices, common, self.downlink)
-        answers = fleet.ask(train, requests_for(sent, request), 0 if self.privacy.on else 1)
+        asked = requests_for(sent, request)
         try:
-            if isinstance(drawn, Sample):
+            if self.secure:
+                order = ordered(self.secure, len(asked), seed_of(state.seed, "secure", t, 0))
+                places = layout(start, {}, self.uplink.sparsifier, order.seed)
+                secret = requests_for(asked, lambda made: Secretly(made, order))  # type: ignore[arg-type]  # Anew is of EF21 alone
+                done = summed(fleet, train_in_secret, secret, order, start, places)
+                combined, silent = done.combined, done.silent
+            elif isinstance(drawn, Sample):
+                answers = fleet.ask(train, asked, 0)
                 model, seed = state.model, state.seed
                 combined, account = private_mean(
                     self.privacy, answers, model, start, fleet, drawn, state.account, seed, t
                 )
-                state = replace(state, account=account)
+                state, silent = replace(state, account=account), answers.silent
             else:
+                answers = fleet.ask(train, asked)
                 combined = combine(
                     answers, start, fleet, self.weighting, drawn.factors, coded=bool(uplink.stages), rule=self.mean
                 )
+                silent = answers.silent
         except Unanswered as error:
             if not error.forgot:
                 raise
@@ -281,7 +225,7 @@ class Averaging:
         if self.aggregate_feedback:
             combined = restored(combined, {device.id: part for device, part in sent.items()}, start)
         if self.downlink.delta:
-            held = held.received(combined.devices).needs_full(forgetful(answers.silent))
+            held = held.received(combined.devices).needs_full(forgetful(silent))
         state = replace(
             state,
             broadcast=held,
@@ -289,6 +233,7 @@ class Averaging:
             dropped=combined.dropped,
             withheld=combined.withheld,
             group=drawn.group if isinstance(drawn, Drawn) else (),
+            clipped=combined.clipped,
         )
         if isinstance(state, Weighed):
             state = replace(state, spread=combined.spread)
@@ -299,7 +244,7 @@ class Averaging:
         if not ef21:
             return replace(state, model=state.model.replace(apply_update(weights, start, combined, self.rate)))
         state = self._estimated(state, combined)
-        if forgetful(answers.silent):
+        if forgetful(silent):
             state, since = replace(state, estimate={}), t + 1
         return Restarted(state, since) if since else state
 
@@ -333,10 +278,12 @@ class Averaging:
     def metrics(self, state: State | Restarted) -> Mapping[str, float]:
         """Mean training loss; updates dropped as damaged or not finite; norm of what feedback holds back by the update's.
 
-        With weights by distance also their range and the mean distance; with privacy no losses, which are raw data.
+        With weights by distance also their range and the mean distance; with privacy no losses, which are raw data; with a
+        secure sum the share of values that it cut.
         """
         state = state.state if isinstance(state, Restarted) else state
         if self.privacy.on:
             return figures(self.privacy, state.account, state.dropped)
         spread = state.spread if isinstance(state, Weighed) else {}
-        return {"train_loss": state.loss, "dropped": state.dropped, "withheld": state.withheld, **spread}
+        cut = {"clipped": state.clipped} if self.secure else {}
+        return {"train_loss": state.loss, "dropped": state.dropped, "withheld": state.withheld, **spread, **cut}

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fedbonsai import tree
 from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Memory, task
 from fedbonsai.methods.fedpm.drawn import packed_draw
@@ -18,8 +20,14 @@ from fedbonsai.methods.fedpm.frozen import frozen, still
 from fedbonsai.methods.fedpm.levels import Coder, levels_of
 from fedbonsai.model import Model
 from fedbonsai.stages.pruning.masks import Masks
+from fedbonsai.stages.secure.codes import chance, framed
+from fedbonsai.stages.secure.device import commit
+from fedbonsai.stages.secure.fixed import frame
+from fedbonsai.stages.secure.layout import layout
+from fedbonsai.stages.secure.messages import Keys, Open, Order
 from fedbonsai.stages.updates import statistics_of
 from fedbonsai.training.optimizers import Optimizer
+from fedbonsai.training.steps import Trained
 from fedbonsai.training.through import train_through
 from fedbonsai.tree import Tree, Weights, generator, seed_of
 from fedbonsai.wire import message
@@ -49,6 +57,14 @@ class Sampled:
     loss: float
 
 
+@message("fedpm/secure@1")
+class Secretly:
+    """A request whose mask is summed up in secret."""
+
+    train: Train
+    order: Order
+
+
 @task("fedpm/train")
 def train(request: Train, me: Client, memory: Memory) -> tuple[Sampled, Memory]:
     """Train the scores of masks over frozen weights, each step under a mask drawn anew, and send one draw.
@@ -56,6 +72,27 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Sampled, Memory]:
     Raises:
         NotFinite: a score is NaN or infinite; the client counts as silent.
     """
+    found, drawn, levels = _trained(request, me)
+    packed = packed_draw(drawn, levels, request.steps, request.coder)
+    return Sampled(packed, statistics_of(found.weights), found.examples, found.loss), memory
+
+
+@task("fedpm/secure")
+def train_in_secret(request: Secretly, me: Client, memory: Memory) -> tuple[Keys | Open, Memory]:
+    """The same, of which only keys are told yet; a weight that the draw keeps is the code 0, another one -1."""
+    told, order = request.train, request.order
+    found, drawn, _ = _trained(told, me)
+    masks = np.concatenate([mask.reshape(-1).numpy() for mask in drawn.values()])
+    change = tree.subtract(statistics_of(found.weights), told.statistics)
+    _, measured = layout(told.statistics, {}, None, 0).gather(change)
+    form = (len(masks), len(measured), order.how.bits, 1.0, order.devices, 0)
+    none = np.empty(0, np.int64)
+    finer, cut = frame(*form).fields[2].codes(measured, chance(order.how, me.seed, 1, len(measured)))
+    return commit(order, framed(form, 1, found.loss, cut, masks.astype(np.int64) - 1, finer, none), (told,), me, memory)
+
+
+def _trained(request: Train, me: Client) -> tuple[Trained, Masks, Weights]:
+    """Trained scores and running statistics, a draw of the mask, and the levels that came."""
     weights = frozen(request.arch, request.seed)
     levels = levels_of(dict(request.levels), request.steps, weights)
     start = {name: scores(probability(value, request.steps, request.margin)) for name, value in levels.items()}
@@ -69,9 +106,7 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Sampled, Memory]:
     model = Model(request.arch, {**still(request.arch), **request.statistics, **weights})
     found = train_through(model, me, request.optimizer, use, start).finite()
     drawn = draw({name: found.weights[name].sigmoid() for name in weights}, seed_of(me.seed, "sent", 0, 0))
-    packed = packed_draw(drawn, levels, request.steps, request.coder)
-    sent = Sampled(packed, statistics_of(found.weights), found.examples, found.loss)
-    return sent, memory
+    return found, drawn, levels
 
 
 def probability(levels: Tensor, steps: int, margin: float) -> Tensor:

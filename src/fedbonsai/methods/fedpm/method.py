@@ -7,19 +7,20 @@ sends one draw back, and the server takes the mode of the Beta posterior that th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from math import nan
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedbonsai import tree
 from fedbonsai.arch import Arch
-from fedbonsai.core import Client, Fleet
+from fedbonsai.core import Client, Device, Fleet
 from fedbonsai.errors import ConfigError
-from fedbonsai.methods.fedpm.client import Sampled, Train, draw, probability, train
+from fedbonsai.methods.fedpm.client import Sampled, Secretly, Train, draw, probability, train, train_in_secret
 from fedbonsai.methods.fedpm.drawn import draw_of
 from fedbonsai.methods.fedpm.frozen import frozen, names_of, still
 from fedbonsai.methods.fedpm.levels import MOST, Coder, packed_levels, rounded
@@ -29,6 +30,10 @@ from fedbonsai.stages.codec import ranges
 from fedbonsai.stages.needs import all_trained_needed
 from fedbonsai.stages.pruning.masks import Masks
 from fedbonsai.stages.sampling import cohort
+from fedbonsai.stages.secure.fixed import frame
+from fedbonsai.stages.secure.layout import layout
+from fedbonsai.stages.secure.server import not_below_zero, ordered, sums
+from fedbonsai.stages.secure.settings import OPEN, Secure
 from fedbonsai.stages.settings import COUNT, Range, out_of_range, raise_all, when
 from fedbonsai.stages.updates import MOST as SAMPLES
 from fedbonsai.stages.updates import Usable, statistics_of
@@ -77,6 +82,8 @@ class FedPM:
     """Of masks and probabilities: what every installation has, or the range coder, nearer to the entropy."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""
+    secure: Secure = OPEN
+    """Sum masks up in secret, so that the server sees none of them: `bits = 1` and more (docs/secure.md)."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -90,6 +97,7 @@ class FedPM:
                     f"optimizer.sparse = {self.optimizer.sparse!r}: masks are drawn for each batch; set it to 'off'",
                 ),
             )
+            + self.secure.faults(self.cohort, masks=True)
         )
 
     @property
@@ -103,6 +111,7 @@ class FedPM:
         Raises:
             ConfigError: the network has weights of its own, or the range coder is not installed.
         """
+        self.secure.ready(fleet, self.cohort)
         all_trained_needed(model, "fedpm", "puts random signs in the place of all parameters")
         if model.drawn < 0:
             raise ConfigError(
@@ -137,7 +146,11 @@ class FedPM:
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
         fresh = state.rounds >= self.reset
         ones = {name: torch.zeros_like(value) if fresh else value for name, value in state.ones.items()}
-        mean, loss, total = tree.Mean(), 0.0, 0 if fresh else state.total
+        state = replace(state, ones=ones, total=0 if fresh else state.total, rounds=1 if fresh else state.rounds + 1)
+        state = replace(state, draw=seed_of(state.seed, "network", t, 0))
+        if self.secure:
+            return self._in_secret(state, request, devices, t, fleet)
+        mean, loss, total = tree.Mean(), 0.0, state.total
         usable = Usable(
             fleet.ask(train, dict.fromkeys(devices, request)),
             fleet,
@@ -154,11 +167,32 @@ class FedPM:
             state,
             ones=ones,
             total=total,
-            rounds=1 if fresh else state.rounds + 1,
             statistics=mean.result() if state.statistics else {},
-            draw=seed_of(state.seed, "network", t, 0),
             loss=loss / mean.weight,
             dropped=usable.dropped,
+        )
+
+    def _in_secret(self, state: State, request: Train, devices: Sequence[Device], t: int, fleet: Fleet) -> State:
+        """Count which weights the devices' masks keep, and see no mask."""
+        order = ordered(self.secure, len(devices), seed_of(state.seed, "secure", t, 0))
+        places = layout(state.statistics, {}, None, 0)
+        form = frame(tree.size(state.ones), places.counts(state.statistics)[1], self.secure.bits, 1.0, len(devices))
+        found = sums(fleet, train_in_secret, dict.fromkeys(devices, Secretly(request, order)), order, form)
+        # a device that lies can leave the range of what masks add up to
+        kept = torch.from_numpy((found.learned + found.devices).clip(0, found.devices))
+        parts = kept.split([value.numel() for value in state.ones.values()])
+        ones = {
+            name: value + part.view_as(value) for (name, value), part in zip(state.ones.items(), parts, strict=True)
+        }
+        measured = found.measured.astype(np.float64) * (form.fields[2].step / found.weight)
+        change = places.scatter(np.empty(0), measured, state.statistics)
+        return replace(
+            state,
+            ones=ones,
+            total=state.total + found.devices,
+            statistics=tree.add(state.statistics, not_below_zero(change, state.statistics)),
+            loss=found.loss,
+            dropped=found.dropped,
         )
 
     def steps(self, state: State) -> int:

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 
 from fedbonsai.core import Client, Device, Fleet, forgetful
 from fedbonsai.errors import ConfigError
-from fedbonsai.methods.fedtiny.aggregate import aggregate
+from fedbonsai.methods.fedtiny.aggregate import aggregate, aggregate_in_secret
 from fedbonsai.methods.fedtiny.client import Selective, Train, train
 from fedbonsai.methods.fedtiny.growth import Growth
 from fedbonsai.methods.fedtiny.pool import Selection, pool
@@ -34,18 +34,21 @@ from fedbonsai.stages.pruning.masks import prunable
 from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.robust import MeanRule, Plain
 from fedbonsai.stages.sampling import cohort
+from fedbonsai.stages.secure.server import ordered
+from fedbonsai.stages.secure.settings import OPEN, Secure, refused
 from fedbonsai.stages.settings import SHARE, out_of_range, raise_all
 from fedbonsai.stages.updates import statistics_of
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import Weights, seed_of, size
-from fedbonsai.wire import message
+from fedbonsai.wire import OPTIONAL, message
 
 
 @message("fedtiny/state@1")
 class State:
     """Model, masks and who holds them, the run's seed, an image's size, the candidate chosen, and figures.
 
-    ``counts`` are those of the last round's growth, ``paper`` its bytes down and up, ``selected`` those of the selection.
+    ``counts`` are those of the last round's growth, ``paper`` its bytes down and up, ``selected`` those of the selection,
+    ``clipped`` the share of values that a secure sum cut.
     """
 
     model: Model
@@ -60,6 +63,7 @@ class State:
     dropped: int = 0
     traded: int = 0
     skips: int = 0
+    clipped: float = field(default=0.0, metadata=OPTIONAL)
 
 
 def whole(density: float, values: int) -> int:
@@ -100,10 +104,26 @@ class FedTiny:
     """How many updates become one: `plain`, or one that a few liars cannot turn."""
     gate: Gate = field(default_factory=Open)
     """When a device uploads: `open`, `loss`, `agreement` or `chance`; one that skips does not count in the round."""
+    secure: Secure = OPEN
+    """Sum updates and gradients up in secret, so that the server sees none of them: `bits` and more (docs/secure.md)."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        raise_all(masked_upload.faults(self.uplink, self.gate) + out_of_range(self, density=SHARE))
+        uses = {
+            "uplink": (bool(self.uplink.stages), "codes are of fixed point"),
+            "gate": (not self.gate.always, "who skips is no part of a sum"),
+            "mean": (not self.mean.streams, "a robust mean looks at each change"),
+            "selection.by": (
+                self.selection.by != "none",
+                "devices would tell statistics and losses in the open; set it to 'none'",
+            ),
+        }
+        raise_all(
+            masked_upload.faults(self.uplink, self.gate)
+            + out_of_range(self, density=SHARE)
+            + refused(self.secure, uses)
+            + self.secure.faults(self.cohort)
+        )
 
     def samples_before(self, people: Sequence[Client], server: Client, workers: int) -> float:
         """Samples of the selection: two passes forward for each candidate, of which three take as long as a step."""
@@ -147,6 +167,7 @@ class FedTiny:
         Raises:
             ConfigError: the network has no batch normalisation, or too few weights that may be pruned.
         """
+        self.secure.ready(fleet, self.cohort)
         how, (forms, budget) = self.selection, self.allowed(model)
         if not statistics_of(model.weights):
             raise ConfigError(
@@ -168,15 +189,20 @@ class FedTiny:
         requests = requests_for(
             sent, lambda part: Train(state.model.arch, part, self.optimizer, counts, self.growth.batch)
         )
-        rule = masked_upload.rule_of(self.uplink, self.gate, t)
-        answers = fleet.ask(
-            train, requests_for(requests, lambda request: Selective(request, rule)) if rule else requests
-        )
-        found = aggregate(answers, weights, masks, counts, rule is not None, fleet, self.mean)
+        if self.secure:
+            order = ordered(self.secure, len(devices), seed_of(state.seed, "secure", t, 0))
+            found, forgot = aggregate_in_secret(fleet, requests, order, weights, masks, counts)
+        else:
+            rule = masked_upload.rule_of(self.uplink, self.gate, t)
+            answers = fleet.ask(
+                train, requests_for(requests, lambda request: Selective(request, rule)) if rule else requests
+            )
+            found = aggregate(answers, weights, masks, counts, rule is not None, fleet, self.mean)
+            forgot = map(Device, forgetful(answers.silent))
         combined, skips = found.combined, len(found.skipped)
         used = combined.devices if combined else ()
         adjusted = adjust(combined.mean if combined else weights, masks, found.gradients, counts)
-        held = held.received([*used, *found.skipped]).silent(map(Device, forgetful(answers.silent)))
+        held = held.received([*used, *found.skipped]).silent(forgot)
         state = replace(state, held=held.renewed(adjusted.masks))
         paper = round_bytes(weights, masks, counts, len(devices), len(used))
         if combined is None:  # all skipped, or had lost the masks that they get next time
@@ -190,6 +216,7 @@ class FedTiny:
             dropped=combined.dropped,
             traded=adjusted.regrown,
             skips=skips,
+            clipped=combined.clipped,
         )
 
     def model(self, state: State) -> Model:
@@ -197,7 +224,10 @@ class FedTiny:
         return state.model
 
     def metrics(self, state: State) -> Mapping[str, float]:
-        """Loss, dropped updates, size and cost of the model (`figures`), weights regrown, candidate, the paper's bytes, skips."""
+        """Loss, dropped updates, size and cost of the model (`figures`), weights regrown, candidate, the paper's bytes, skips.
+
+        With a secure sum the share of values that it cut.
+        """
         return {
             "train_loss": state.loss,
             "dropped": state.dropped,
@@ -209,4 +239,5 @@ class FedTiny:
             "paper_down": state.paper[0],
             "paper_up": state.paper[1],
             **({} if self.gate.always else {"skips": state.skips}),
+            **({"clipped": state.clipped} if self.secure else {}),
         }

@@ -45,6 +45,7 @@ from fedbonsai.stages.pruning.masks import Masks, masked
 from fedbonsai.stages.pruning.under_masks import averaged, names_of
 from fedbonsai.stages.robust import MeanRule, Plain
 from fedbonsai.stages.sampling import cohort
+from fedbonsai.stages.secure.settings import OPEN, Secure, refused
 from fedbonsai.stages.settings import SHARE, out_of_range, raise_all, when
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import seed_of
@@ -56,7 +57,8 @@ class State:
     """Model with exact zeros, masks and their holders, and figures.
 
     ``initial`` are the weights to go back to, as long as a pruning may come; ``done`` counts prunings, ``size`` is of an
-    image, ``costs`` are of training under the masks, ``account`` is what private rounds have released.
+    image, ``costs`` are of training under the masks, ``clipped`` is the share of values that a secure sum cut, ``account`` what
+    private rounds have released.
     """
 
     model: Model
@@ -69,6 +71,7 @@ class State:
     loss: float = nan
     dropped: int = 0
     account: Account = field(default=Account(), metadata=OPTIONAL)
+    clipped: float = field(default=0.0, metadata=OPTIONAL)
 
 
 @method("static-mask")
@@ -99,6 +102,8 @@ class StaticMask:
     """How many updates become one: `plain`, or one that a few liars cannot turn."""
     privacy: Privacy = Privacy()
     """Differential privacy of each device's data, on kept weights (DP-FedAvg): `clip`, `noise`, `delta`, `quantile`, `draws`."""
+    secure: Secure = OPEN
+    """Sum updates up in secret, so that the server sees none of them: `bits` and more (docs/secure.md)."""
 
     def __post_init__(self) -> None:
         """Refuse settings that have no meaning or no effect."""
@@ -130,8 +135,14 @@ class StaticMask:
                 "criterion, or leave privacy out",
             ),
         )
-        faults += self.mean.beside({"privacy clips every change and needs their sum": self.privacy.on})
-        raise_all(out_of_range(self, density=SHARE) + faults)
+        needs = {
+            "privacy clips every change and needs their sum": self.privacy.on,
+            "secure shows no single change": bool(self.secure),
+        }
+        faults += self.mean.beside(needs) + refused(
+            self.secure, {"privacy": (self.privacy.on, "clips each update at the server")}
+        )
+        raise_all(out_of_range(self, density=SHARE) + faults + self.secure.faults(self.cohort))
 
     def samples_before(self, people: Sequence[Client], server: Client, workers: int) -> float:
         """Samples of the server's gradients."""
@@ -146,6 +157,7 @@ class StaticMask:
         """
         if self.privacy.on:
             check(self.privacy, model, fleet, self.cohort)
+        self.secure.ready(fleet, self.cohort)
         masks = {name: torch.ones_like(model.weights[name], dtype=torch.bool) for name in names_of(model, self.never)}
         if self.criterion.source == "server" and not len(server.train):
             raise ConfigError("criterion.data = 'server': the server has no samples; set data.server, or 'devices'")
@@ -167,11 +179,15 @@ class StaticMask:
             state = replace(state, account=account)
         else:
             devices = cohort(fleet.devices, self.cohort, state.seed, t)
-            combined, held = averaged(state.model, state.held, self.optimizer, devices, state.seed, t, fleet, self.mean)
+            combined, held = averaged(
+                state.model, state.held, self.optimizer, devices, state.seed, t, fleet, self.mean, self.secure
+            )
         if combined is None:
             return replace(state, held=held)  # all had lost the masks; they get them next time
         start, mean = state.model, state.model.replace(combined.mean)
-        state = replace(state, model=mean, held=held, loss=combined.loss, dropped=combined.dropped)
+        state = replace(
+            state, model=mean, held=held, loss=combined.loss, dropped=combined.dropped, clipped=combined.clipped
+        )
         if not self.schedule.due(state.done, t):
             return state
 
@@ -232,7 +248,8 @@ class StaticMask:
         return state.account
 
     def metrics(self, state: State) -> Mapping[str, float]:
-        """Mean training loss (not with privacy), dropped updates, weights kept, and what training under the masks costs."""
+        """Mean training loss (not with privacy), dropped updates, weights kept, costs of training, values cut in secret."""
         if self.privacy.on:
             return {**private_figures(self.privacy, state.account, state.dropped), **state.costs}
-        return {"train_loss": state.loss, "dropped": state.dropped, **state.costs}
+        cut = {"clipped": state.clipped} if self.secure else {}
+        return {"train_loss": state.loss, "dropped": state.dropped, **state.costs, **cut}
