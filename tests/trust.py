@@ -6,8 +6,8 @@ setting: one more is one more `Column`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedbonsai.errors import ConfigError
@@ -15,13 +15,17 @@ from fedbonsai.fleets.wrappers import Wrapper
 from fedbonsai.runs import recipes
 from fedbonsai.runs.loop import Outcome, loop
 from fedbonsai.runs.setup import run_context
+from fedbonsai.wire import encode
 from tests.cases import SMALL
 
 PAGE = Path(__file__).parents[1] / "docs" / "trust.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
 MANY = {"data.clients": 40, "data.limit": 600, "data.minimum": 1, "rounds": 1}  # no cohort is larger
 OWN: Mapping[str, Mapping[str, object]] = {  # what a recipe needs on digits
+    "feddst": {"method.optimizer.epochs": 2},
     "fedpm": {"method.optimizer.name": "sgd"},
+    "fedtiny": {"model.name": "cnn-bn", "model.options": {"norm": "batch"}},
+    "fedtiny-gated": {"model.name": "cnn-bn", "model.options": {"norm": "batch"}},
     "motion": {"data.transforms": []},
 }
 
@@ -32,32 +36,48 @@ class Column:
 
     words: str
     settings: Mapping[str, object]
-    shows: Callable[[Outcome], bool]
-    """Whether a run had it."""
+    shows: Callable[[Outcome, Callable[[], Outcome], Collection[str]], bool]
+    """Whether a run had it, by how it ended, how the recipe ends without it, and the tasks that devices did."""
+    own: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """Settings that a recipe needs instead."""
 
 
 COLUMNS = (
     Column(
         "central differential privacy",
         {"method.privacy": {"clip": 0.5, "delta": 1e-3}},
-        lambda outcome: outcome.rows[-1]["epsilon"] > 0,
+        lambda ended, *_: ended.rows[-1]["epsilon"] > 0,
+    ),
+    Column(
+        "secure sum",
+        {"method.secure": {"bits": 8}},
+        lambda _, __, tasks: "secure/reveal" in tasks,
+        {"fedpm": {"method.secure": {"bits": 1}}},
+    ),
+    Column(
+        "robust mean",
+        {"method.mean": "median"},
+        lambda ended, plain, _: encode(ended.state) != encode(plain().state),
     ),
 )
 
 
 class Watched(Wrapper):
-    """Says whether clients were asked for anything."""
+    """Says what clients were asked for."""
 
-    asked = False
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.asked = set()
 
     def ask(self, task, send, at_least=1):
-        self.asked = True
+        self.asked.add(task.name)
         return self.inner.ask(task, send, at_least)
 
 
 def outcome(recipe: str, column: Column) -> str:
     """``yes``, or why it is refused."""
-    settings = {**SMALL, **MANY, **OWN.get(recipe, {}), **column.settings}
+    small = {**SMALL, **MANY, **OWN.get(recipe, {})}
+    settings = {**small, **column.own.get(recipe, column.settings)}
     fleet: Watched | None = None
     try:
         config = recipes.load(recipe, "", settings)
@@ -66,8 +86,14 @@ def outcome(recipe: str, column: Column) -> str:
         ended = loop(config, made, "run")
     except ConfigError as error:
         assert fleet is None or not fleet.asked, f"{recipe} refuses {column.words} only after clients worked"
-        return " ".join(str(error).split())
-    assert column.shows(ended), f"{recipe} runs without {column.words}"
+        said = " ".join(str(error).split())
+        return said.partition("; known here")[0].partition("; did you mean")[0].partition(" known here")[0]
+
+    def plain() -> Outcome:
+        config = recipes.load(recipe, "", small)
+        return loop(config, run_context(config), "run")
+
+    assert column.shows(ended, plain, fleet.asked), f"{recipe} runs without {column.words}"
     return "yes"
 
 
