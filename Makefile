@@ -14,7 +14,7 @@ OLDEST_TESTS ?= $(addprefix tests/,runs fleets codec wire data sparse export rep
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-flower test-oldest check lint quick fuzz bench experiments docs wheel clean
+.PHONY: help setup demo test test-all test-flower test-arm test-oldest check lint quick fuzz bench experiments docs wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,12 @@ test-all: $(READY)  ## the tests and every case of what a few cases stand for, w
 
 test-flower: $(READY)  ## real Flower daemons on this machine, with TLS and authentication (minutes)
 	FEDBONSAI_LIVE=1 $(BIN)/python -m pytest -q -s tests/flower_live
+
+# root, debootstrap and qemu-user-static are needed: see tests/arm/rootfs.sh
+test-arm: $(READY)  ## an emulated device with a 64-bit ARM processor: its install, payloads, rounds (ten minutes and more)
+	rm -rf .arm/dist && $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w .arm/dist .
+	sh tests/arm/rootfs.sh $(CURDIR)/.arm/root .arm/dist/*.whl
+	FEDBONSAI_ARM=$(CURDIR)/.arm/root $(BIN)/python -m pytest -q -s tests/arm
 
 test-oldest: $(OLDEST)/.ready  ## tests in .venv-oldest, with the lowest versions that pyproject.toml allows (OLDEST_TORCH=2.13.0)
 	$(OLDEST)/bin/python -m pytest -W default -m "not slow" $(OLDEST_TESTS)

@@ -204,7 +204,7 @@ def test_a_stale_change_counts_less_and_the_step_is_as_much_shorter():
         weight = Buffer(1).weight(stale)
         return Answer(Device(id), Update(packed, examples, 1, 0.0), stale=stale, weight=weight)
 
-    combined = combine([answer("a", 4.0, 1, 0), answer("b", 1.0, 3, 3)], start, LocalFleet([]))
+    combined = combine([answer("a", 4.0, 1, 0), answer("b", 1.0, 3, 3)], start, LocalFleet([]), coded=True)
     assert combined.mean["w"].item() == pytest.approx(1.375)
     assert isinstance(answer("a", 4.0, 1, 0).value.result, Packed)
 

@@ -97,6 +97,36 @@ CASES = [
             ("fjord", {}),
         )
     ),
+    *(
+        ("`averaging`: `secure` with codecs", recipe, {"method__secure": {"bits": 8}, **more}, "cannot be with secure")
+        for recipe, more in (
+            ("topk", {}),
+            ("fedavg", {"method__weighting": {"beta": 1.0}}),
+            ("fedavg", {"method__cohort": 3, "method__sticky": {"group": 3, "fresh": 1}}),
+        )
+    ),
+    ("`fedtiny`: `secure` with", "fedtiny", {"method__secure": {"bits": 8}}, "selection.by cannot be with secure"),
+    *(
+        ("two of `mean`, `privacy`, `secure`", recipe, two, why)
+        for recipe in ("fedavg", "random-mask")
+        for two, why in (
+            ({"method__mean": "median", "method__privacy": {"clip": 1.0, "delta": 1e-3}}, "privacy clips every change"),
+            ({"method__mean": "median", "method__secure": {"bits": 8}}, "secure shows no single change"),
+            (
+                {"method__privacy": {"clip": 1.0, "delta": 1e-3}, "method__secure": {"bits": 8}},
+                "privacy cannot be with secure",
+            ),
+        )
+    ),
+    *(
+        (
+            "`buffer.size` with",
+            recipe,
+            {"buffer__size": 2, "clock__devices": "raspberry-pi-4", **more},
+            "buffer.size = 2",
+        )
+        for recipe, more in (("fedavg", {}), ("ef21", {}), ("fedtiny", {}), ("topk", {"method__mean": "median"}))
+    ),
     ("`averaging`: `ef21` with `reset`", "ef21", {"method__uplink": [{"ef21": 3}, {"topk": 0.1}]}, "ef21.reset = 3"),
     ("`ef14` around a chain that loses nothing", "fedavg", {"method__uplink": ["ef14", "entropy"]}, "ef14"),
     ("`wireless-pruning`: `feedback` with 32 bits", "wireless-pruning", {"method__feedback": True}, "lose nothing"),
@@ -137,5 +167,5 @@ def test_what_has_no_meaning_is_refused_with_the_reason(tmp_path, row, recipe, s
 def test_every_row_of_the_page_has_a_case():
     text = COMPOSING.read_text().partition("## What is refused, and why")[2].partition("\n## ")[0]
     rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")][1:]
-    assert len(rows) == 19
+    assert len(rows) == 23
     assert {row for row in rows for case in CASES if row.startswith(case[0])} == set(rows)

@@ -156,9 +156,9 @@ def test_a_target_is_of_the_devices_own_models_where_a_method_has_them():
     config = quick(target=0.8)
     scene = run_context(config)
     row = {"round": 0, "skipped": False, "answered": 4, "valid_accuracy": 0.9}
-    assert _ended(config, scene, [row]) == "target reached"
-    assert _ended(config, scene, [{**row, "personal_accuracy": 0.7}]) == ""
-    assert _ended(config, scene, [{**row, "valid_accuracy": 0.1, "personal_accuracy": 0.8}]) == "target reached"
+    assert _ended(config, scene, [row], None) == "target reached"
+    assert _ended(config, scene, [{**row, "personal_accuracy": 0.7}], None) == ""
+    assert _ended(config, scene, [{**row, "valid_accuracy": 0.1, "personal_accuracy": 0.8}], None) == "target reached"
 
 
 def test_rounds_that_nobody_answers_are_retried_then_skipped(tmp_path):
