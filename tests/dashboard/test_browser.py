@@ -1,7 +1,6 @@
 """The page in Chromium: at two widths, dark and light, with 200 devices and with none, without a script."""
 
 import io
-import shutil
 import time
 
 import pytest
@@ -11,6 +10,7 @@ from fedbonsai.dashboard.facts import Facts
 from fedbonsai.dashboard.server import Dashboard
 from fedbonsai.fleets.flower.processes import free_port
 from fedbonsai.lock import hold
+from tests import browser
 from tests.dashboard.places import federation_in, many
 
 pytestmark = pytest.mark.slow
@@ -20,15 +20,8 @@ PAPER = {"light": (255, 255, 255), "dark": (0x14, 0x18, 0x1C)}
 
 @pytest.fixture(scope="module")
 def chromium():
-    sync = pytest.importorskip("playwright.sync_api")
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium on this machine")
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-    with sync.sync_playwright() as tool:
-        made = tool.chromium.launch(executable_path=browser, args=quiet)
+    with browser.chromium() as made:
         yield made
-        made.close()
 
 
 def served(federation):
