@@ -289,6 +289,7 @@ def test_tables_of_cards_are_those_of_the_results_that_they_name():
     assert seen >= 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", sorted(file.parent.name for file in (ROOT / "experiments").glob("*/checks.py")))
 def test_lists_of_checks_are_those_of_the_results(folder, capsys):
     import runpy

@@ -84,6 +84,7 @@ def test_a_chain_knows_them_by_name_and_a_payload_by_code(own, spec):
         assert error[x["conv.weight"].abs() > x["conv.weight"].abs().max() / 64].max() <= 0.5 + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", CHAINS, ids=str)
 def test_damaged_bytes_are_a_bad_message(own, spec):
     x = tree()
@@ -100,6 +101,7 @@ def test_damaged_bytes_are_a_bad_message(own, spec):
                 assert all(bool(value.isfinite().all()) for value in found.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["local", "pool"])
 def test_a_run_uses_them(own, tmp_path, kind):
     done = run(

@@ -61,14 +61,17 @@ def undeclared(folder: Path, allowed: set[str]) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_what_the_library_imports_is_declared():
     assert not undeclared(ROOT / "src", declared(*USERS))
 
 
+@pytest.mark.slow
 def test_what_the_tests_import_is_declared():
     assert not undeclared(ROOT / "tests", declared(*EXTRAS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     ["import httpx", "def f():\n    from httpx import get", "import_module('httpx.x')", "need('httpx')"],

@@ -98,7 +98,9 @@ def watch(command: Sequence[str], environment: Mapping[str, str], folder: Path, 
                 looked = time.perf_counter()
                 if PROC.exists():
                     family.look()
-                time.sleep(max(0.1, 20 * (time.perf_counter() - looked)))  # looking takes a twentieth of the time
+                now = time.perf_counter()
+                rest = max(0.1, 20 * (now - looked))  # looking takes a twentieth of the time
+                time.sleep(max(0.0, min(rest, begin + limit - now)))
             seconds = time.perf_counter() - begin
         finally:
             _end(process, family)

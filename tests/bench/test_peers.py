@@ -207,6 +207,7 @@ def looks(monkeypatch, tmp_path):
     return file
 
 
+@pytest.mark.slow
 @linux
 def test_all_processes_of_a_command_are_counted_even_those_that_left_it(tmp_path, looks):
     looked = f"os.path.getsize({str(looks)!r})"

@@ -275,6 +275,7 @@ def test_a_run_whose_checkpoint_was_deleted_is_exported_all_the_same(personal, t
     assert "checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_who_has_no_personal_model_is_told_so_and_the_table_names_the_dense_one(runs, capsys):
     path = str(runs["fl-pqsu"].path)
     assert main(["export", path, "--to", "compact", "--client", "000"]) == 2

@@ -97,6 +97,7 @@ def of_before(folder, topology):
     (folder / "config.toml").write_text(tomli_w.dumps(table | {"rounds": 4}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topology", ["flat", "split", "local-loss", "clusters"])
 def test_a_run_of_before_goes_on(topology, tmp_path):
     config = recipes.load("sparse-collaborative", "", {**SMALL, "method.topology": topology, "rounds": 4})

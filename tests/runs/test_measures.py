@@ -210,6 +210,7 @@ def test_personal_models_are_judged_by_the_measure_and_the_bad_end():
     }
 
 
+@pytest.mark.slow
 def test_devices_on_which_a_measure_has_no_meaning_do_not_count():
     data, model = BINARY.data(), BINARY.model()
     people = clients(data)

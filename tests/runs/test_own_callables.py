@@ -32,6 +32,7 @@ def module(tmp_path, monkeypatch):
     sys.modules.pop("callable_nets", None)
 
 
+@pytest.mark.slow
 def test_it_trains_the_same_in_process_and_in_workers():
     settings = {**SMALL, "model.name": "callable_nets:build", "model.options": {"width": 6}}
     given = {key.replace(".", "__"): value for key, value in settings.items()}

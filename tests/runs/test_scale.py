@@ -43,6 +43,7 @@ def begun(tmp_path_factory):
     return set(next(line for line in done.stdout.splitlines() if line.startswith("IMPORTED")).split()[1:])
 
 
+@pytest.mark.slow
 def test_a_run_begins_without_what_it_does_not_need(begun):
     assert "fedbonsai.runs.loop" in begun
     assert sorted(begun & NOT_WANTED) == []
@@ -60,6 +61,7 @@ def test_a_method_is_found_by_its_name_however_its_room_is_called():
     assert find_method("static_mask") is None, "a room's name is no method's"
 
 
+@pytest.mark.slow
 def test_a_shipped_name_is_taken_before_its_room_is_imported():
     code = (
         "from fedbonsai.methods.registry import method, method_class\n"

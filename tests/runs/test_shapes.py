@@ -22,6 +22,7 @@ def flat(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "transforms", "kind", "setting"),
     [

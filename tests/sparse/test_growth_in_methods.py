@@ -151,6 +151,7 @@ def alike(ours, theirs):
     assert ours.loss == pytest.approx(theirs.loss, rel=1e-3, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_fedtiny_grows_alike(shown):
     sgd = SGD(lr=0.05, momentum=0.9, batch=8)
     how = FedTiny(optimizer=sgd, density=0.3, growth=Growth(2, 8, blocks=2), selection=Selection(pool=2))
@@ -176,6 +177,7 @@ def pruner(importance, sparse):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("importance", ["round", "interval"])
 def test_prunefl_reconfigures_alike(importance):
     theirs, _ = run(pruner(importance, "off"), rounds=7, model=MLP)

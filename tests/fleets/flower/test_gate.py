@@ -180,6 +180,7 @@ INNER = b"POST /v1/control/start-run HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\
 HEAD = b"POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "raw",
     [

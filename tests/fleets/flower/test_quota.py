@@ -34,6 +34,7 @@ def test_what_was_sent_drains_within_an_hour():
     assert not quota._levels  # nothing is kept of who has not sent of late
 
 
+@pytest.mark.slow
 def test_the_gate_refuses_by_the_size_that_is_announced(door):
     _, files = door
     quota = Quota(5000)
@@ -51,6 +52,7 @@ def test_the_gate_refuses_by_the_size_that_is_announced(door):
         made.close()
 
 
+@pytest.mark.slow
 def test_what_the_link_refused_costs_nobody(door):
     _, files = door
     quota = Quota(5000)

@@ -230,6 +230,7 @@ def refused(gate, settings):
     ) or (gate == "agreement" and "after_skip" in settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gate", "way"), [(gate, way) for gate in GATES for way in WAYS if not refused(gate, way[3])])
 def test_selective_updating(gate, way):
     up, feedback, way, settings = way
