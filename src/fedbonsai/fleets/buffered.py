@@ -14,11 +14,10 @@ from typing import Any, TypeVar
 
 from fedbonsai.core import Answer, Answers, Device, Fleet, Memory, SavedMemory, Scope, Silence, Task
 from fedbonsai.devices.clock import Macs, Times, joules
-from fedbonsai.devices.link import Ask
 from fedbonsai.fleets.based import GIVEN
 from fedbonsai.fleets.buffer import Buffer
 from fedbonsai.fleets.costs import Costs
-from fedbonsai.fleets.timed import Clock, Cost, Question, Timed, granted
+from fedbonsai.fleets.timed import Clock, Cost, Question, Timed, known_of
 from fedbonsai.wire import OWN, decode, encode, message
 from fedbonsai.work import Work
 
@@ -104,10 +103,7 @@ class Buffered(Timed):
         return Answers(self._arrivals(scope), at_least)
 
     def _depart(self, scope: Scope, number: int, task: Task[Any, Any], send: Mapping[Device, Any]) -> None:
-        shared = len({id(request) for request in send.values()}) == 1
-        hertz = {device.id: found for device, request in send.items() if (found := granted(request)) is not None}
-        link = Ask(tuple(device.id for device in send), scope.seed, scope.round, shared, hertz)
-        asked = Question(scope, number, self.costs.now, link, 0.0, 0)
+        asked = Question(scope, number, self.costs.now, known_of(scope, send), 0.0, 0)
         answers = self.inner.ask(task, send, 0)
         for answer in answers:
             self._leave(asked, answer, encode(answer.value))

@@ -105,15 +105,8 @@ class Timed(Wrapper):
         scope, number = self.where()
         away = self._away(scope, list(send), wait=task not in GIVEN)
         reached = {device: request for device, request in send.items() if device not in away}
-        known = Ask(
-            tuple(device.id for device in reached),
-            scope.seed,
-            scope.round,
-            len({id(request) for request in reached.values()}) == 1,
-            {device.id: hertz for device, request in reached.items() if (hertz := granted(request)) is not None},
-        )
         rules = (self.clock.deadline, self.clock.first) if scope.round >= 0 else (0.0, 0)
-        asked = Question(scope, number, self.costs.now, known, *rules)
+        asked = Question(scope, number, self.costs.now, known_of(scope, reached), *rules)
         answers = self.inner.ask(task, reached, 0)
         run = self._first(asked, answers) if asked.first else self._all(asked, answers)
 
@@ -221,6 +214,17 @@ def _end(asked: Question, silent: list[Silence], costs: list[Cost]) -> float:
 def _read(spool: BinaryIO, begin: int, stop: int) -> Any:
     spool.seek(begin)
     return decode(spool.read(stop - begin), OWN)
+
+
+def known_of(scope: Scope, send: Mapping[Device, object]) -> Ask:
+    """What links may know of an ask."""
+    return Ask(
+        tuple(device.id for device in send),
+        scope.seed,
+        scope.round,
+        len({id(request) for request in send.values()}) == 1,
+        {device.id: hertz for device, request in send.items() if (hertz := granted(request)) is not None},
+    )
 
 
 def granted(request: object) -> float | None:

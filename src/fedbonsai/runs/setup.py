@@ -247,16 +247,17 @@ def fleet_of(
     fleet = Metered(fleet, ledger)
     if config.flaky:
         fleet = Flaky(fleet, config.flaky)
-    if config.record and answers is not None and buffered:  # what was asked, in whichever round it is answered
-        fleet = Recorded(fleet, answers)
+    recorded = answers if config.record else None
+    if recorded is not None and buffered:  # what was asked, in whichever round it is answered
+        fleet = Recorded(fleet, recorded)
     if timed is not None:
         fleet = timed(fleet)
     if (base or scaled) and config.wire:
         fleet = Based(fleet, base, ledger)
     if not config.guard.idle:
         fleet = Guard(fleet, config.guard)
-    if config.record and answers is not None and not buffered:
-        fleet = Recorded(fleet, answers)
+    if recorded is not None and not buffered:
+        fleet = Recorded(fleet, recorded)
     return fleet
 
 
