@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from fedbonsai.forked import context, process
 from tests.moments import HANGS
 
 ROOT = Path(__file__).parents[1]
@@ -173,23 +174,25 @@ def test_blocks_run(document, tmp_path):
 
 def played(document: Path, home: Path) -> Path:
     """The folder in which a document was played, in a process of its own."""
-    environment = {
-        **os.environ,
-        "HF_HOME": str(home / "hub"),
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),  # this file imports from tests
-    }
-    folder = home / "folder"
+    folder, said = home / "folder", home / "said.txt"
     folder.mkdir()
-    done = subprocess.run(
-        [sys.executable, __file__, str(document)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=HANGS,
-    )
-    assert not done.returncode, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    worker = process(context(), play_in, folder, said, document)
+    worker.start()
+    worker.join(HANGS)
+    worker.kill()
+    assert worker.exitcode == 0, said.read_text()[-6000:]
     return folder
+
+
+def play_in(folder: Path, said: Path, document: Path) -> None:
+    """What such a process does; all that it says goes into a file."""
+    with said.open("wb", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(folder)
+    os.environ["HF_HOME"] = str(folder.parent / "hub")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])  # of processes that the document starts
+    play(document)
 
 
 @pytest.mark.slow
@@ -298,6 +301,3 @@ def test_lists_of_checks_are_those_of_the_results(folder, capsys):
     written = (ROOT / "experiments" / folder / "checks.md").read_text()
     assert capsys.readouterr().out.strip() == written.strip(), f"run: python -m experiments.{folder}.checks --write"
 
-
-if __name__ == "__main__":
-    play(Path(sys.argv[1]))
