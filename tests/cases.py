@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+
+import pytest
+from _pytest.mark import ParameterSet
 
 from fedbonsai.runs import recipes
 
@@ -358,3 +361,17 @@ CASES = [
         learns="personal_accuracy",
     ),
 ]
+ALIKE = {  # rows that keep and send what another one does, of which they change a draw, a score or a step of the server
+    *("fedprox", "fedavg-cohort", "qsgd", "fedyogi", "fedadagrad", "random-mask", "static-magnitude"),
+    *("sparse-collaborative-split-2", "wireless-baselines-fedavg", "fedrolex", "snip", "iterative-pruning"),
+}
+LEARNS_ALIKE = ALIKE | {  # and rows that keep and send something else, but learn as another one does
+    *("sparse-collaborative", "dgc", "ef21", "fedavg-momentum", "fl-pqsu-random-skip", "fl-pqsu-lazy", "fedtiny-gated"),
+    *("wireless-pruning-published", "prunefl-personal", "stc-merged", "random-mask-private", "random-mask-secure"),
+}
+
+
+def some(cases: Sequence[Case], alike: Collection[str]) -> list[ParameterSet]:
+    """Rows of a slow test: those that others stand for are left to `make test-all`."""
+    left = pytest.mark.exhaustive
+    return [pytest.param(case, marks=[pytest.mark.slow, *[left] * (str(case) in alike)]) for case in cases]

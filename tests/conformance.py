@@ -27,7 +27,7 @@ from fedbonsai.runs.loop import loop
 from fedbonsai.runs.setup import RunContext, clients, federation, initial_model, run_context
 from fedbonsai.training.evaluate import evaluate
 from fedbonsai.wire import decode, encode, name_of
-from tests.cases import CASES, ROUNDS, Case
+from tests.cases import ALIKE, CASES, LEARNS_ALIKE, ROUNDS, Case, some
 from tests.digests import digests, machine, recorded
 from tests.mortal import Killed, Mortal
 
@@ -210,8 +210,7 @@ def untouched(tmp_path_factory):
     return kept(whole)
 
 
-@pytest.mark.slow
-@each
+@pytest.mark.parametrize("case", some(CASES, ALIKE), ids=str)
 @pytest.mark.parametrize("t", [-1, 1, *also(0, *range(2, ROUNDS))])
 def test_a_run_that_is_killed_in_any_round_ends_in_the_same_state(case, reference, untouched, tmp_path, t):
     config, folder = case.config(), Folder(tmp_path / "run")
@@ -294,25 +293,7 @@ def test_state_travels_and_has_a_name(case, reference):
     assert "@" in name_of(state)
 
 
-LIKE_ANOTHER = {  # they learn as another row does, of which they change a codec, a draw or a step of the server
-    *("fedprox", "fedavg-cohort", "qsgd", "dgc", "ef21", "fedavg-momentum", "fedyogi", "fedadagrad"),
-    *("random-mask", "static-magnitude", "sparse-collaborative-split-2", "wireless-baselines-fedavg"),
-    *("fl-pqsu-random-skip", "fl-pqsu-lazy", "fedtiny-gated", "wireless-pruning-published", "prunefl-personal"),
-    # heterofl, synflow, lottery-ticket and stc stand for these
-    *("fedrolex", "snip", "iterative-pruning", "stc-merged", "random-mask-private", "random-mask-secure"),
-}
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(
-            case, marks=[*[pytest.mark.slow] * (number > 0), *[pytest.mark.exhaustive] * (str(case) in LIKE_ANOTHER)]
-        )
-        for number, case in enumerate(CASES)
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("case", [CASES[0], *some(CASES[1:], LEARNS_ALIKE)], ids=str)
 def test_it_learns(case):
     config = case.config(rounds=12, **{"data.limit": 0})
     made = run_context(config)

@@ -300,4 +300,3 @@ def test_lists_of_checks_are_those_of_the_results(folder, capsys):
     runpy.run_module(f"experiments.{folder}.checks", run_name="__main__")
     written = (ROOT / "experiments" / folder / "checks.md").read_text()
     assert capsys.readouterr().out.strip() == written.strip(), f"run: python -m experiments.{folder}.checks --write"
-

@@ -259,7 +259,7 @@ def test_onnx_takes_each_input_by_its_name(finished, int8, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["executorch", "compact", "safetensors"])
+@pytest.mark.parametrize("name", [pytest.param("executorch", marks=pytest.mark.exhaustive), "compact", "safetensors"])
 def test_other_formats_take_the_row(finished, name, tmp_path):
     trained = Trained.of(finished)
     kind, file = FORMATS[name], tmp_path / "net"

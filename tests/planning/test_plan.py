@@ -90,10 +90,18 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_killed_twice_and_resumed_it_gives_the_same_bytes(whole, tmp_path):
+@pytest.mark.parametrize(
+    "moments",
+    [
+        [("finals/*/run.json", 1)],
+        pytest.param([("trials/*/metrics.jsonl", 2), ("finals/*/run.json", 1)], marks=pytest.mark.exhaustive),
+    ],
+    ids=["once", "twice"],
+)
+def test_killed_and_resumed_it_gives_the_same_bytes(whole, tmp_path, moments):
     plan = tmp_path / "plan"
-    killed(tmp_path, lambda: len(list(plan.glob("trials/*/metrics.jsonl"))) >= 2)
-    killed(tmp_path, lambda: bool(list(plan.glob("finals/*/run.json"))))
+    for files, count in moments:
+        killed(tmp_path, lambda files=files, count=count: len(list(plan.glob(files))) >= count)
     assert begun(tmp_path).wait(HANGS) == 0
     assert told(plan) == told(whole)
     assert (plan / "plan.html").exists()

@@ -37,6 +37,7 @@ NETS = {
     "gru": (Arch("gru", {"length": 9, "features": 4, "classes": 5, "hidden": 7, "layers": 2}), (9, 4)),
     "tiny-transformer": (Arch("tiny-transformer", {"length": 9, "features": 4, "classes": 5}), (9, 4)),
 }
+DEEPER = {"resnet-tiny"}  # of layers that cnn-bn has
 SIZES = (24, 30, 17, 24, 5, 9)  # batches of 8: whole ones, short ones, one of a single sample, which joins another
 
 
@@ -71,7 +72,10 @@ def apart(ended, alone):
     )
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n != "mlp" else []) for n in NETS])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n != "mlp") + [pytest.mark.exhaustive] * (n in DEEPER)) for n in NETS],
+)
 @pytest.mark.parametrize(
     "sgd",
     [

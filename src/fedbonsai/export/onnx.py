@@ -71,7 +71,8 @@ def _kernels_chosen_anew() -> Generator[None]:
     """Let torch choose kernels of recurrent layers anew, inside and after.
 
     Its exporter (2.13) puts others in their place for a while, and forgets that the choice of before is kept: a second export
-    would write a fixed length. Read in torch/export/_patches.py and torch/_ops.py.
+    would write a fixed length. Read in torch/export/_patches.py and torch/_ops.py. The loop over steps is compiled for the
+    length that it saw first, also that of another network, and compiled again for any length once that is forgotten.
     """
 
     def forget() -> None:
@@ -79,6 +80,7 @@ def _kernels_chosen_anew() -> Generator[None]:
             getattr(getattr(torch.ops.aten, name).input, "_dispatch_cache", dict[Any, Any]()).clear()
 
     forget()
+    torch.compiler.reset()
     try:
         yield
     finally:

@@ -11,13 +11,11 @@ from fedbonsai.runs.folder import Folder
 from fedbonsai.runs.loop import loop
 from fedbonsai.runs.setup import clients, run_context
 from fedbonsai.wire import decode, encode
-from tests.cases import CASES, ROUNDS
+from tests.cases import ALIKE, CASES, ROUNDS, some
 from tests.conformance import Killed, Mortal, people, stage, states
 from tests.fleets.flower.nodes import fleet_of, grid_of, workers
 from tests.runs.test_trouble import quick, uneven
 
-SUITE = [pytest.param(case, marks=[pytest.mark.slow] if number else []) for number, case in enumerate(CASES)]
-each = pytest.mark.parametrize("case", SUITE, ids=str)
 SYSTEMS = {
     *("fedavg", "fl-pqsu", "prunefl", "fedtiny", "wireless-pruning"),
     *("sparse-collaborative", "sparse-collaborative-split"),
@@ -39,8 +37,7 @@ def in_process(case):
     return KNOWN[str(case)]
 
 
-@pytest.mark.slow
-@each
+@pytest.mark.parametrize("case", some(CASES, ALIKE), ids=str)
 def test_same_state_over_flower(case, tmp_path):
     assert states(case, fleet_of(people(case), tmp_path, FORM)) == in_process(case)
 
