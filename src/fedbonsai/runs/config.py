@@ -16,7 +16,14 @@ from fedbonsai.runs.buffered import unbuffered
 from fedbonsai.runs.limits import BudgetConfig, ClockConfig
 from fedbonsai.stages.robust import MeanRule
 from fedbonsai.stages.sampling import Sticky
-from fedbonsai.stages.settings import PROBABILITY, Range, out_of_range, raise_all
+from fedbonsai.stages.settings import (
+    COUNT,
+    NOT_NEGATIVE,
+    PROBABILITY,
+    Range,
+    out_of_range,
+    raise_all,
+)
 from fedbonsai.stages.width.capacity import ByProfile, unplaced
 from fedbonsai.training.optimizers import SGD, Optimizer
 
@@ -98,19 +105,14 @@ class FlowerConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        faults = [
-            f"{name} = {getattr(self, name)}: expected {want}"
-            for name, want, fine in (
-                ("devices", "at least 1", self.devices >= 1),
-                ("at_least", "0, or up to devices", 0 <= self.at_least <= self.devices),
-                ("patience", "seconds >= 0", self.patience >= 0),
-                ("deadline", "seconds > 0", self.deadline > 0),
-                ("first", "a number >= 0", self.first >= 0),
-            )
-            if not fine
-        ]
-        if faults:
-            raise ValueError("; ".join(faults))
+        ranges = {
+            "devices": COUNT,
+            "at_least": Range("0, or up to devices", lambda value: 0 <= value <= self.devices),
+            "patience": Range("seconds >= 0", lambda value: value >= 0),  # also for ever
+            "deadline": Range("seconds > 0", lambda value: value > 0),
+            "first": NOT_NEGATIVE,
+        }
+        raise_all(out_of_range(self, **ranges))
 
 
 @dataclass(frozen=True)
@@ -215,19 +217,17 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
         goal = self.objective.measure.refusal(self.target) if self.target else ""
-        faults = [
-            f"{name} = {getattr(self, name)}: expected {want}"
-            for name, want, fine in (
-                ("rounds", "at least 1", self.rounds >= 1),
-                ("evaluate_every", "at least 1", self.evaluate_every >= 1),
-                ("target", goal, not goal),
-                ("patience", "a number of rounds >= 0", self.patience >= 0),
-                ("retries", "a number >= 0", self.retries >= 0),
-                ("fruitless", "a number >= 0", self.fruitless >= 0),
-                ("seed", "a number >= 0", self.seed >= 0),
-            )
-            if not fine
-        ]
+        rounds = Range("a number of rounds >= 0", NOT_NEGATIVE.holds)
+        faults = out_of_range(
+            self,
+            rounds=COUNT,
+            evaluate_every=COUNT,
+            target=Range(goal, lambda _: not goal),
+            patience=rounds,
+            retries=NOT_NEGATIVE,
+            fruitless=NOT_NEGATIVE,
+            seed=NOT_NEGATIVE,
+        )
         if self.data.clients and not self.data.split and self.fleet.kind != "flower":
             faults += too_many(self.method, self.data.clients)
         if self.fleet.kind == "flower":
@@ -241,8 +241,7 @@ class RunConfig:
         faults += unbuffered(self.method, self.buffer, real or bool(self.clock.devices), first)
         method = _placed(_scheduled(self.method, self.rounds), self.clock.devices)
         faults += unplaced(getattr(method, "capacity", None)) + private.faults(self)
-        if faults:
-            raise ValueError("; ".join(faults))
+        raise_all(faults)
         object.__setattr__(self, "method", method)
 
 

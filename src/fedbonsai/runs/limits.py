@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from math import inf
+
+from fedbonsai.stages.settings import (
+    COUNT,
+    NOT_NEGATIVE,
+    PART,
+    PROBABILITY,
+    SECONDS,
+    SHARE,
+    Range,
+    out_of_range,
+    raise_all,
+)
 
 
 @dataclass(frozen=True)
@@ -29,23 +40,19 @@ class ClockConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant, and settings without a clock that they could concern."""
-        faults = [
-            f"{name} = {getattr(self, name)}: expected {want}"
-            for name, want, fine in (
-                ("deadline", "seconds >= 0", 0 <= self.deadline < inf),
-                ("first", "a number >= 0", self.first >= 0),
-                ("availability", "a share in (0, 1]", 0 < self.availability <= 1),
-                ("dropout", "a probability in [0, 1)", 0 <= self.dropout < 1),
-                ("stragglers", "a probability in [0, 1]", 0 <= self.stragglers <= 1),
-                ("slowdown", "a factor >= 1", 1 <= self.slowdown < inf),
-            )
-            if not fine
-        ]
+        faults = out_of_range(
+            self,
+            deadline=SECONDS,
+            first=NOT_NEGATIVE,
+            availability=SHARE,
+            dropout=Range("a probability in [0, 1)", PART.holds),
+            stragglers=PROBABILITY,
+            slowdown=Range("a factor >= 1", COUNT.holds),
+        )
         idle = [entry.name for entry in fields(self) if getattr(self, entry.name) != entry.default]
         if idle and not self.devices:
             faults.append(f"devices is empty, so there is no clock that {', '.join(idle)} could concern")
-        if faults:
-            raise ValueError("; ".join(faults))
+        raise_all(faults)
 
 
 @dataclass(frozen=True)
@@ -69,10 +76,7 @@ class BudgetConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        if faults := [
-            f"{name} = {value}: expected a number >= 0" for name, value in vars(self).items() if not 0 <= value < inf
-        ]:
-            raise ValueError("; ".join(faults))
+        raise_all(out_of_range(self, **dict.fromkeys(vars(self), NOT_NEGATIVE)))
 
     @property
     def timed(self) -> list[str]:

@@ -18,6 +18,7 @@ class Range:
 COUNT = Range("at least 1", lambda value: 1 <= value < inf)
 TWO = Range("at least 2", lambda value: value >= 2)
 NOT_NEGATIVE = Range("a number >= 0", lambda value: 0 <= value < inf)
+SECONDS = Range("seconds >= 0", NOT_NEGATIVE.holds)
 POSITIVE = Range("a number > 0", lambda value: 0 < value < inf)
 SHARE = Range("a share in (0, 1]", lambda value: 0 < value <= 1)
 PROBABILITY = Range("a probability in [0, 1]", lambda value: 0 <= value <= 1)
