@@ -40,4 +40,4 @@ def begun(environment: Mapping[str, str], function: Callable[..., Any], *argumen
 def process(made: BaseContext, function: Callable[..., Any], *arguments: Any, daemon: bool = False) -> BaseProcess:
     """A worker that does a function of a module, not started yet."""
     given = (dict(os.environ), function, *arguments)
-    return made.Process(target=begun, args=given, daemon=daemon)  # type: ignore[attr-defined]
+    return made.Process(target=begun, args=given, daemon=daemon)  # type: ignore[attr-defined] - each context has it, their base does not
