@@ -324,6 +324,18 @@ CASES = [
         settings={"method.density": 0.3, "method.secure": {"bits": 8, "clip": 0.2, "examples": 60}},
         label="secure",
     ),
+    Case(
+        "random-mask",
+        **SECURE,
+        down=STEPS | {"under-masks/secure@1"},
+        settings={
+            "method.density": 0.3,
+            "method.privacy": {"clip": 0.5, "noise": 0.05, "delta": 1e-3, "where": "devices"},
+            "method.secure": {"bits": 16, "threshold": 0.5},
+        },
+        label="private-by-devices",
+        private=True,
+    ),
     # mixtures of docs/composing.md; personal heads, and clients as in the first row
     Case(
         "wireless-feedback",
@@ -368,6 +380,7 @@ ALIKE = {  # rows that keep and send what another one does, of which they change
 LEARNS_ALIKE = ALIKE | {  # and rows that keep and send something else, but learn as another one does
     *("sparse-collaborative", "dgc", "ef21", "fedavg-momentum", "fl-pqsu-random-skip", "fl-pqsu-lazy", "fedtiny-gated"),
     *("wireless-pruning-published", "prunefl-personal", "stc-merged", "random-mask-private", "random-mask-secure"),
+    "random-mask-private-by-devices",
 }
 
 

@@ -49,6 +49,11 @@ COLUMNS = (
         lambda ended, *_: ended.rows[-1]["epsilon"] > 0,
     ),
     Column(
+        "distributed differential privacy",
+        {"method.privacy": {"clip": 0.5, "delta": 1e-3, "where": "devices"}, "method.secure": {"bits": 16}},
+        lambda ended, _, tasks: ended.rows[-1]["epsilon"] > 0 and "secure/reveal" in tasks,
+    ),
+    Column(
         "secure sum",
         {"method.secure": {"bits": 8}},
         lambda _, __, tasks: "secure/reveal" in tasks,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedbonsai.errors import ConfigError
 from fedbonsai.stages.privacy.accountant import Account, Release, epsilon, noise_for
-from fedbonsai.stages.privacy.round import rate_of
+from fedbonsai.stages.privacy.round import release_rate
 from fedbonsai.stages.privacy.settings import Privacy
 from fedbonsai.stages.settings import when
 
@@ -79,7 +79,7 @@ def check(config: RunConfig, devices: int, asks: bool) -> None:
             "data: clients would be asked for sums of their raw data before the first round, by which inputs are normalised and "
             "which no noise covers; take standardise = 'server', with data.server samples of its own, or leave privacy out"
         )
-    budget, delta, rate = config.budget.epsilon, privacy.delta, rate_of(_cohort(config.method), devices)
+    budget, delta, rate = config.budget.epsilon, privacy.delta, release_rate(privacy, _cohort(config.method), devices)
     if budget and (first := Account().with_release(rate, privacy.noise).epsilon(delta)) > budget:
         needed = noise_for(budget, delta, rate, config.rounds)
         raise ConfigError(
@@ -107,7 +107,7 @@ def used_up(config: RunConfig, devices: int, state: Any) -> str:
     if privacy is None or not budget:
         return ""
     account: Account = method.account(state)  # type: ignore[attr-defined] - whoever has the setting keeps the account
-    rate = rate_of(_cohort(method), devices)
+    rate = release_rate(privacy, _cohort(method), devices)
     after = account.with_release(rate, privacy.noise).epsilon(privacy.delta)
     if after <= budget:
         return ""
@@ -120,7 +120,7 @@ def planned(config: RunConfig, devices: int) -> str:
     privacy, budget = privacy_of(config.method), config.budget.epsilon
     if privacy is None:
         return ""
-    rate = rate_of(_cohort(config.method), devices)
+    rate = release_rate(privacy, _cohort(config.method), devices)
     total = epsilon((Release(rate, privacy.noise, config.rounds),), privacy.delta)
     told = f"privacy: epsilon {total:.3g} at delta {privacy.delta:g} after {config.rounds} rounds"
     if budget and total > budget:

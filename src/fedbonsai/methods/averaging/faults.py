@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fedbonsai.methods.averaging.server import Plain
 from fedbonsai.stages.codec.sparsifiers import RandK
+from fedbonsai.stages.privacy.devices import faults as of_noise
 from fedbonsai.stages.secure.settings import refused
 from fedbonsai.stages.settings import NOT_NEGATIVE, POSITIVE, out_of_range, when
 from fedbonsai.stages.updates import idle_ramp
@@ -77,6 +78,7 @@ def of_settings(how: Averaging) -> list[str]:
             ),
         )
         + how.privacy.faults(how.uplink)
+        + of_noise(how.privacy, how.secure)
         + how.sticky.faults(how.cohort)
         + in_the_open(how)
         + how.secure.faults(how.cohort)
@@ -124,6 +126,5 @@ def in_the_open(how: Averaging) -> list[str]:
         "aggregate_feedback": (how.aggregate_feedback, "packs what each device differs by"),
         "ramp": (how.ramp > 0, "widens an uplink by topk"),
         "warmup": (how.warmup > 0, "widens an uplink by topk"),
-        "privacy": (how.privacy.on, "clips each update at the server"),
     }
     return refused(how.secure, uses)

@@ -37,6 +37,7 @@ from fedbonsai.stages.broadcast import Broadcast, Downlink, Merged, Sent, groupe
 from fedbonsai.stages.codec import Chain
 from fedbonsai.stages.codec.feedback import names_with_feedback
 from fedbonsai.stages.privacy.accountant import Account
+from fedbonsai.stages.privacy.devices import shared_noise
 from fedbonsai.stages.privacy.round import Sample, check, figures, private_mean, sample
 from fedbonsai.stages.privacy.settings import Privacy
 from fedbonsai.stages.requests import requests_for
@@ -147,7 +148,7 @@ class Averaging:
     server: ServerOptimizer = Plain()
     """How the server steps: `plain` (FedAvg), `momentum` (FedAvgM), `adagrad`, `adam` or `yogi`."""
     privacy: Privacy = Privacy()
-    """Differential privacy of each device's data (DP-FedAvg): `clip`, `noise`, `delta`, `quantile`, `draws`."""
+    """Differential privacy of each device's data (DP-FedAvg): `clip`, `noise`, `delta` and more (docs/privacy.md)."""
     secure: Secure = OPEN
     """Sum updates up in secret, so that the server sees none of them: `bits` and more (docs/secure.md)."""
 
@@ -166,7 +167,7 @@ class Averaging:
             ConfigError: privacy or a secure sum is wanted that a model or a fleet cannot have.
         """
         if self.privacy.on:
-            check(self.privacy, model, fleet, self.cohort)
+            check(self.privacy, model, fleet, self.cohort, self.secure)
         self.secure.ready(fleet, self.cohort)
         examples = 0
         if self.uplink.estimates:
@@ -199,11 +200,14 @@ class Averaging:
         asked = requests_for(sent, request)
         try:
             if self.secure:
-                order = ordered(self.secure, len(asked), seed_of(state.seed, "secure", t, 0))
+                noise = shared_noise(self.privacy, self.secure, len(asked))
+                order = ordered(self.secure, len(asked), seed_of(state.seed, "secure", t, 0), noise)
                 places = layout(start, {}, self.uplink.sparsifier, order.seed)
                 secret = requests_for(asked, lambda made: Secretly(made, order))  # type: ignore[arg-type]  # Anew is of EF21 alone
                 done = summed(fleet, train_in_secret, secret, order, start, places)
                 combined, silent = done.combined, done.silent
+                if noise:
+                    state = replace(state, account=state.account.with_release(1.0, self.privacy.noise))
             elif isinstance(drawn, Sample):
                 answers = fleet.ask(train, asked, 0)
                 model, seed = state.model, state.seed
@@ -250,7 +254,7 @@ class Averaging:
 
     def _cohort(self, state: State, t: int, fleet: Fleet) -> Drawn | Sample:
         """Who is asked."""
-        if self.privacy.on:
+        if self.privacy.on and not self.secure:
             return sample(self.privacy, fleet.devices, self.cohort, state.seed, t)
         if self.sticky.group:
             return self.sticky.draw(fleet.devices, self.cohort, state.group, state.seed, t)

@@ -25,6 +25,8 @@ from fedbonsai.model import Model, cached_module
 from fedbonsai.stages.held_masks import HeldMasks
 from fedbonsai.stages.needs import descent_needed
 from fedbonsai.stages.privacy.accountant import Account
+from fedbonsai.stages.privacy.devices import faults as of_noise
+from fedbonsai.stages.privacy.devices import shared_noise
 from fedbonsai.stages.privacy.round import check
 from fedbonsai.stages.privacy.round import figures as private_figures
 from fedbonsai.stages.privacy.settings import Privacy
@@ -45,7 +47,7 @@ from fedbonsai.stages.pruning.masks import Masks, masked
 from fedbonsai.stages.pruning.under_masks import averaged, names_of
 from fedbonsai.stages.robust import MeanRule, Plain
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.secure.settings import OPEN, Secure, refused
+from fedbonsai.stages.secure.settings import OPEN, Secure
 from fedbonsai.stages.settings import SHARE, out_of_range, raise_all, when
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import seed_of
@@ -101,7 +103,7 @@ class StaticMask:
     mean: MeanRule = Plain()
     """How many updates become one: `plain`, or one that a few liars cannot turn."""
     privacy: Privacy = Privacy()
-    """Differential privacy of each device's data, on kept weights (DP-FedAvg): `clip`, `noise`, `delta`, `quantile`, `draws`."""
+    """Differential privacy of each device's data, on kept weights: `clip`, `noise`, `delta` and more (docs/privacy.md)."""
     secure: Secure = OPEN
     """Sum updates up in secret, so that the server sees none of them: `bits` and more (docs/secure.md)."""
 
@@ -139,9 +141,7 @@ class StaticMask:
             "privacy clips every change and needs their sum": self.privacy.on,
             "secure shows no single change": bool(self.secure),
         }
-        faults += self.mean.beside(needs) + refused(
-            self.secure, {"privacy": (self.privacy.on, "clips each update at the server")}
-        )
+        faults += self.mean.beside(needs) + of_noise(self.privacy, self.secure)
         raise_all(out_of_range(self, density=SHARE) + faults + self.secure.faults(self.cohort))
 
     def samples_before(self, people: Sequence[Client], server: Client, workers: int) -> float:
@@ -156,7 +156,7 @@ class StaticMask:
                 model cannot have.
         """
         if self.privacy.on:
-            check(self.privacy, model, fleet, self.cohort)
+            check(self.privacy, model, fleet, self.cohort, self.secure)
         self.secure.ready(fleet, self.cohort)
         masks = {name: torch.ones_like(model.weights[name], dtype=torch.bool) for name in names_of(model, self.never)}
         if self.criterion.source == "server" and not len(server.train):
@@ -172,16 +172,19 @@ class StaticMask:
 
     def round(self, state: State, t: int, fleet: Fleet) -> State:
         """FedAvg under the masks; where the schedule says so, prune."""
-        if self.privacy.on:
+        if self.privacy.on and not self.secure:
             combined, held, account = privately_averaged(
                 self.privacy, state.model, state.held, self.optimizer, self.cohort, state.account, state.seed, t, fleet
             )
             state = replace(state, account=account)
         else:
             devices = cohort(fleet.devices, self.cohort, state.seed, t)
+            noise = shared_noise(self.privacy, self.secure, len(devices))
             combined, held = averaged(
-                state.model, state.held, self.optimizer, devices, state.seed, t, fleet, self.mean, self.secure
+                state.model, state.held, self.optimizer, devices, state.seed, t, fleet, self.mean, self.secure, noise
             )
+            if noise and combined is not None:
+                state = replace(state, account=state.account.with_release(1.0, self.privacy.noise))
         if combined is None:
             return replace(state, held=held)  # all had lost the masks; they get them next time
         start, mean = state.model, state.model.replace(combined.mean)

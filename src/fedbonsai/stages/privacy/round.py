@@ -14,9 +14,11 @@ from fedbonsai.core import Answer, Device, Fleet
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model, cached_module
 from fedbonsai.stages.privacy.accountant import Account
+from fedbonsai.stages.privacy.devices import shared_noise
 from fedbonsai.stages.privacy.fixed_point import UNITS, codes
 from fedbonsai.stages.privacy.noise import draws, whole_normal
 from fedbonsai.stages.privacy.settings import COUNTING, SPEED, Privacy
+from fedbonsai.stages.secure.settings import OPEN, Secure
 from fedbonsai.stages.updates import STATISTICS, Combined, Update, Usable, change_of
 from fedbonsai.tree import Tree, Weights, seed_of
 
@@ -44,6 +46,16 @@ def rate_of(cohort: int, devices: int) -> float:
     return cohort / devices if cohort else 1.0
 
 
+def release_rate(privacy: Privacy, cohort: int, devices: int) -> float:
+    """The rate that the account is told: 1 where devices add the noise, since the server knows whom it asks.
+
+    Raises:
+        ConfigError: more are wanted than there are.
+    """
+    rate = rate_of(cohort, devices)
+    return 1.0 if privacy.by_devices else rate
+
+
 def sample(privacy: Privacy, devices: Sequence[Device], cohort: int, seed: int, t: int) -> Sample:
     """A Poisson sample of the devices, in their order; it may be empty.
 
@@ -60,16 +72,24 @@ def sample(privacy: Privacy, devices: Sequence[Device], cohort: int, seed: int, 
     return Sample(chosen, rate, rate * len(devices))
 
 
-def check(privacy: Privacy, model: Model, fleet: Fleet, cohort: int) -> None:
+def check(privacy: Privacy, model: Model, fleet: Fleet, cohort: int, secure: Secure = OPEN) -> None:
     """Refuse, before anything is trained, what the guarantee does not cover or cannot hold for.
 
     Raises:
-        ConfigError: statistics of batch normalisation would travel, delta is too large, or the noise too large for a quantile.
+        ConfigError: statistics of batch normalisation would travel, delta is too large, the noise too large for a quantile, or
+            a device's share of it too small.
     """
     if measured := [name for name in model.weights if name.endswith(STATISTICS)]:
         raise ConfigError(
             f"privacy.clip = {privacy.clip:g}: {measured[0]} and {len(measured) - 1} more of model {model.arch.name!r} are "
             "means of devices' raw data, and no clipped changes: take a network without BatchNorm (model.options.norm = 'group')"
+        )
+    parameters = cached_module(model).parameters
+    beside = [name for name, value in model.weights.items() if value.is_floating_point() and name not in parameters]
+    if privacy.by_devices and beside:
+        raise ConfigError(
+            f"privacy.where = 'devices': {beside[0]} and {len(beside) - 1} more of model {model.arch.name!r} are no parameters, "
+            "and devices would add noise to them: take a network without them, or where = 'server'"
         )
     count = len(fleet.devices)
     if privacy.delta * count >= 1:
@@ -81,6 +101,7 @@ def check(privacy: Privacy, model: Model, fleet: Fleet, cohort: int) -> None:
         privacy.update_noise(rate_of(cohort, count) * count)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    shared_noise(privacy, secure, cohort or count)
 
 
 def private_mean(

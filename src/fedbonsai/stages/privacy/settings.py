@@ -31,6 +31,10 @@ class Privacy:
     """Probability that epsilon leaves open; below one by the number of devices."""
     quantile: float = 0.0
     """If not 0: the clip begins as set and then follows this quantile of the norms, which takes a part of the noise."""
+    where: Literal["server", "devices"] = "server"
+    """Who clips and adds noise: the server, which sees every change, or the devices under `secure`, each a share of it."""
+    colluders: int = 0
+    """With `where` = `devices`: how many of a round may work with the server; their noise does not count."""
     draws: Literal["seed", "system"] = "seed"
     """Whence noise and samples: the run's `seed` (a simulation, which protects nobody) or the `system`'s entropy."""
 
@@ -38,12 +42,16 @@ class Privacy:
         """Refuse what has no meaning, or no effect without a clip."""
         idle = [entry.name for entry in fields(self) if getattr(self, entry.name) != entry.default]
         raise_all(
-            out_of_range(self, clip=NOT_NEGATIVE, noise=POSITIVE, delta=DELTA, quantile=PART)
+            out_of_range(self, clip=NOT_NEGATIVE, noise=POSITIVE, delta=DELTA, quantile=PART, colluders=NOT_NEGATIVE)
             + when(
+                (
+                    self.colluders > 0 and self.where == "server",
+                    "colluders has no effect where the server adds the noise: set where = 'devices'",
+                ),
                 (
                     not self.clip and bool(idle),
                     f"clip = 0 is no privacy, so {', '.join(idle)} has no effect: set a clip",
-                )
+                ),
             )
         )
 
@@ -51,6 +59,11 @@ class Privacy:
     def on(self) -> bool:
         """Whether there is any."""
         return self.clip > 0
+
+    @property
+    def by_devices(self) -> bool:
+        """Whether devices clip and add noise."""
+        return self.on and self.where == "devices"
 
     def update_noise(self, expected: float) -> float:
         """Deviation of the noise on the sum of the changes, by the clip.

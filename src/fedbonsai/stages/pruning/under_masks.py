@@ -22,7 +22,7 @@ from fedbonsai.stages.robust import MeanRule
 from fedbonsai.stages.secure.codes import coded
 from fedbonsai.stages.secure.device import commit
 from fedbonsai.stages.secure.layout import layout
-from fedbonsai.stages.secure.messages import Keys, Open, Order
+from fedbonsai.stages.secure.messages import NONE, Keys, Noise, Open, Order
 from fedbonsai.stages.secure.server import ordered, summed
 from fedbonsai.stages.secure.settings import OPEN, Secure
 from fedbonsai.stages.updates import PLAIN, Combined, Update, combine_if_any
@@ -85,6 +85,7 @@ def averaged(
     fleet: Fleet,
     rule: MeanRule = PLAIN,
     secure: Secure = OPEN,
+    noise: Noise = NONE,
 ) -> tuple[Combined | None, HeldMasks]:
     """One round: what came of it, and who holds the masks; nothing came where all who were asked had lost the masks.
 
@@ -98,6 +99,7 @@ def averaged(
         fleet: the clients.
         rule: how many updates become one.
         secure: how updates are summed up in secret, if they are.
+        noise: that devices add then.
 
     Raises:
         Unanswered: no update could be used.
@@ -105,7 +107,8 @@ def averaged(
     sent = held.send(model.weights, devices, seed_of(seed, "down", t, 0))
     requests = requests_for(sent, lambda part: Train(model.arch, part, sgd))
     if secure:
-        return _in_secret(model, held, requests, ordered(secure, len(devices), seed_of(seed, "secure", t, 0)), fleet)
+        order = ordered(secure, len(devices), seed_of(seed, "secure", t, 0), noise)
+        return _in_secret(model, held, requests, order, fleet)
     answers = fleet.ask(train, requests)
     combined = combine_if_any(answers, opened(answers, model.weights, held.masks), model.weights, fleet, rule=rule)
     return combined, held.received(combined.devices if combined else ()).silent(answers.silent)

@@ -77,6 +77,7 @@ class Conversation:
         self._talk, self._session, self._form, self._told = talk, order.session, form, told
         self._devices = {one.id: one for one in devices}
         self._around = neighbours(list(told), order.how.neighbours, seed_of(order.seed, "neighbours", -1, 0))
+        self._fewest = fewest(order)
         self._least = {id: needed(len(around), order.how.threshold) for id, around in self._around.items()}
         self.total = form.zeros()
         self.alive: list[str] = []
@@ -104,7 +105,7 @@ class Conversation:
         shared: dict[str, dict[str, bytes]] = {}
         for id, sealed in self._ask(device.share, asked, lambda id, value: value.sealed, self._size(SEALED)):
             shared[id] = dict(zip(self._around[id], _parts(sealed, SEALED), strict=True))
-        self._talk.enough(len(shared), FEWEST)
+        self._talk.enough(len(shared), self._fewest)
         return shared
 
     def _mask(self, shared: Mapping[str, Mapping[str, bytes]]) -> None:
@@ -117,14 +118,14 @@ class Conversation:
         for id, words in self._ask(device.mask, inboxes, lambda _, value: self._form.unpack(value.payload)):
             add(self.total, words)
             self.alive.append(id)
-        self._talk.enough(len(self.alive), FEWEST)
+        self._talk.enough(len(self.alive), self._fewest)
 
     def _agree(self) -> dict[str, bytes]:
         """Signatures under the one list of survivors."""
         listed = Survivors(self._session, tuple(self.alive))
         asked = dict.fromkeys(self.alive, listed)
         found = dict(self._ask(device.agree, asked, lambda _, value: value.signature, lambda _: SIGNATURE))
-        self._talk.enough(len(found), FEWEST)
+        self._talk.enough(len(found), self._fewest)
         return found
 
     def _reveal(self, shared: Mapping[str, object], signatures: Mapping[str, bytes]) -> dict[str, dict[int, bytes]]:
@@ -191,11 +192,16 @@ class Conversation:
 
         def opened(answer: Answer[Any]) -> V:
             found = read(answer.device.id, answer.value)
-            if size is not None and len(found) != (wanted := size(answer.device.id)):  # type: ignore[arg-type]
-                raise BadMessage(f"{len(found)} bytes in a {type(answer.value).__name__}, expected {wanted}")  # type: ignore[arg-type]
+            if size is not None and len(found) != (wanted := size(answer.device.id)):  # type: ignore[arg-type] - of bytes alone
+                raise BadMessage(f"{len(found)} bytes in a {type(answer.value).__name__}, expected {wanted}")  # type: ignore[arg-type] - as above
             return found
 
         return self._talk.ask(task, {self._devices[id]: request for id, request in requests.items()}, opened)
+
+
+def fewest(order: Order) -> int:
+    """Devices that a sum has at least: of two, each knows the other's part; of fewer than its noise needs, too much shows."""
+    return max(FEWEST if order.how.masked else 1, order.noise.least)
 
 
 def _parts(raw: bytes, size: int) -> list[bytes]:

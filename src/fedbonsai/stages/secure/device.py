@@ -64,7 +64,14 @@ def commit(
     # signed and not sent: who was told otherwise finds that no signature holds
     told = hashlib.sha256(encode((order, *alike))).digest()
     signature = _identity(me).sign(said("keys", told, me.id, mask, box, check))
-    held = {"session": order.session, "told": told, "secrets": secrets.raw, "form": given.form, "codes": given.payload}
+    held = {
+        "session": order.session,
+        "told": told,
+        "secrets": secrets.raw,
+        "form": given.form,
+        "codes": given.payload,
+        "others": max(0, order.noise.least - 1),  # without whose noise this device takes no mask away
+    }
     return Keys(mask, box, check, signature), {**rest, SECURE: held}
 
 
@@ -75,6 +82,8 @@ def share(request: Neighbours, me: Client, memory: Memory) -> tuple[Shares, Memo
     if "peers" in held:
         raise Silent("shares were given before")
     count, names = len(request.peers), [peer.device for peer in request.peers]
+    if count < held["others"]:
+        raise Silent(f"{count} neighbours, {held['others']} are needed for the noise of their sum")
     if count < 2 or not count < 2 * request.threshold <= 2 * count or len({*names, me.id}) != count + 1:
         raise Silent(
             f"{count} neighbours, {request.threshold} of whom tell a secret: expected more than half of two or more others"
@@ -97,7 +106,8 @@ def share(request: Neighbours, me: Client, memory: Memory) -> tuple[Shares, Memo
         for peer, mask, own in zip(request.peers, *shares, strict=True)
     )
     peers = tuple((peer.device, peer.keys.mask, peer.keys.box) for peer in request.peers)
-    return Shares(sealed), {**memory, SECURE: {**held, "peers": peers, "threshold": request.threshold}}
+    threshold = max(request.threshold, held["others"])
+    return Shares(sealed), {**memory, SECURE: {**held, "peers": peers, "threshold": threshold}}
 
 
 @task("secure/mask")

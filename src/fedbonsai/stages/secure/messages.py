@@ -2,8 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import field
+
 from fedbonsai.stages.secure.settings import Secure
-from fedbonsai.wire import message
+from fedbonsai.wire import OPTIONAL, message
+
+
+@message("secure/noise@1")
+class Noise:
+    """What each device does so that the sum is private: it clips its update, and adds its share of noise (docs/privacy.md)."""
+
+    clip: float = 0.0
+    """L2 norm to which an update is clipped; 0: there is no noise."""
+    deviation: int = 0
+    """Standard deviation of a share, in codes."""
+    least: int = 0
+    """Devices that a sum must have; of fewer, devices take no mask away."""
+    system: bool = False
+    """Whether shares are drawn by the system's generator, or from the seed."""
+
+    def __bool__(self) -> bool:
+        return self.clip > 0
+
+
+NONE = Noise()
+"""No noise."""
 
 
 @message("secure/order@1")
@@ -17,6 +40,7 @@ class Order:
     how: Secure
     devices: int
     seed: int
+    noise: Noise = field(default=NONE, metadata=OPTIONAL)
 
 
 @message("secure/open@1")

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 import numpy as np
 
 from fedbonsai.core import Answer, Device, Fleet, Silence, Task
-from fedbonsai.errors import Unanswered
+from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.identity import SIGNATURE
 from fedbonsai.stages.secure import keys
-from fedbonsai.stages.secure.conversation import Conversation, Talk
+from fedbonsai.stages.secure.codes import form_of
+from fedbonsai.stages.secure.conversation import Conversation, Talk, fewest
 from fedbonsai.stages.secure.device import CHECK, SESSION
 from fedbonsai.stages.secure.fixed import LOSS, Codes, Frame, Words, add, frame
 from fedbonsai.stages.secure.keys import PUBLIC
 from fedbonsai.stages.secure.layout import Floats, Layout
-from fedbonsai.stages.secure.messages import Keys, Open, Order
-from fedbonsai.stages.secure.settings import FEWEST, Secure
+from fedbonsai.stages.secure.messages import NONE, Keys, Noise, Open, Order
+from fedbonsai.stages.secure.settings import Secure
 from fedbonsai.stages.updates import Combined
 from fedbonsai.tree import Tree, Weights
 
@@ -62,15 +65,16 @@ class Summed:
     wanted: Floats
 
 
-def ordered(how: Secure, devices: int, seed: int) -> Order:
+def ordered(how: Secure, devices: int, seed: int, noise: Noise = NONE) -> Order:
     """The order of a new session.
 
     Args:
         how: the settings.
         devices: that are asked.
         seed: of this round, the same for all devices.
+        noise: that devices add.
     """
-    return Order(os.urandom(SESSION), how, devices, seed)
+    return Order(os.urandom(SESSION), how, devices, seed, noise)
 
 
 def summed(
@@ -82,7 +86,7 @@ def summed(
     places: Layout,
     wanted: int = 0,
 ) -> Summed:
-    """Ask devices to train, and learn the mean of their updates alone.
+    """Ask devices to train, and learn the mean of their updates alone: with noise, their noisy sum over all who were asked.
 
     Args:
         fleet: the clients.
@@ -95,20 +99,33 @@ def summed(
 
     Raises:
         Unanswered: too few devices stayed for their masks to be taken away; nothing is known of any update then.
+        ConfigError: codes of clipped updates are so coarse that they would all be zero.
     """
-    how = order.how
-    form = frame(*places.counts(start), how.bits, how.clip, order.devices, wanted)
+    how, noise = order.how, order.noise
+    form = frame(*form_of(order, *places.counts(start), wanted))
+    if noise and form.fields[1].count > how.largest**2:
+        raise ConfigError(
+            f"secure.bits = {how.bits}: an update of {form.fields[1].count} coordinates that is as long as the clip has codes "
+            f"below 1, which are cut off to nothing; expected {math.isqrt(form.fields[1].count).bit_length() + 5} bits or more"
+        )
     found = sums(fleet, task, requests, order, form)
     _, parameters, statistics, others = form.fields
     scale = (how.examples or 1) / found.weight
+    step = noise.clip / how.largest / order.devices if noise else parameters.step * scale
     mean = places.scatter(
-        found.learned.astype(np.float64) * (parameters.step * scale),
+        found.learned.astype(np.float64) * step,
         found.measured.astype(np.float64) * (statistics.step * scale),
         start,
     )
     cut = found.cut / max(1, found.devices * (parameters.count + statistics.count))
     combined = Combined(
-        not_below_zero(mean, start), False, found.weight, found.loss, found.dropped, found.stayed, clipped=cut
+        not_below_zero(mean, start),
+        False,
+        found.weight,
+        nan if noise else found.loss,
+        found.dropped,
+        found.stayed,
+        clipped=cut,
     )
     return Summed(
         combined, found.silent, found.wanted.astype(np.float64) * (others.step * scale) if wanted else np.empty(0)
@@ -131,7 +148,7 @@ def sums(fleet: Fleet, task: Task[Any, Any], requests: Mapping[Device, Any], ord
     talk = Talk(fleet)
     if order.how.masked:
         told = dict(talk.ask(task, requests, _keys))
-        talk.enough(len(told), FEWEST)
+        talk.enough(len(told), fewest(order))
         masked = Conversation(talk, order, form, told, requests)
         masked.run()
         total, alive, stayed = masked.total, masked.alive, masked.stayed
@@ -140,7 +157,7 @@ def sums(fleet: Fleet, task: Task[Any, Any], requests: Mapping[Device, Any], ord
         for id, words in talk.ask(task, requests, lambda answer: _opened(answer.value, form)):
             add(total, words)
             alive.append(id)
-        talk.enough(len(alive), 1)
+        talk.enough(len(alive), fewest(order))
         stayed = alive
     wide, learned, measured, wanted = form.signed(total)
     weight, loss, cut = (int(number) for number in wide)

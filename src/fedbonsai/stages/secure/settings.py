@@ -61,6 +61,11 @@ class Secure:
     def __bool__(self) -> bool:
         return self.bits > 0
 
+    @property
+    def largest(self) -> int:
+        """The largest code."""
+        return (1 << (self.bits - 1)) - 1
+
     def faults(self, cohort: int, masks: bool = False) -> list[str]:
         """Reasons why it cannot be.
 
