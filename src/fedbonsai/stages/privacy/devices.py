@@ -17,9 +17,8 @@ from fedbonsai.stages.secure.messages import NONE, Noise
 from fedbonsai.stages.secure.settings import OPEN, Secure
 from fedbonsai.stages.settings import when
 
-COARSEST = (
-    3  # codes of a share's deviation; from there on what a sum of shares costs more than one Gaussian is below 1e-23
-)
+# codes of a share's deviation: from there on what a sum of shares costs more than one Gaussian is below 1e-23
+COARSEST = 3
 
 
 def shared_noise(privacy: Privacy, secure: Secure, devices: int) -> Noise:
