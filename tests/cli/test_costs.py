@@ -62,7 +62,7 @@ def test_profile_refuses_before_it_measures(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [3, pytest.param(len(NETWORKS), marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("count", [5, pytest.param(len(NETWORKS), marks=pytest.mark.exhaustive)])
 def test_profile_measures_this_machine_and_a_run_can_use_it(capsys, monkeypatch, count):
     # the last network alone takes as long as all the others
     monkeypatch.setattr("fedbonsai.devices.measure.NETWORKS", NETWORKS[:count])
