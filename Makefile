@@ -31,7 +31,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## FedAvg and five methods on digits, and a report of them
 	$(BIN)/python demo.py
 
-test: $(READY)  ## the tests, in about twelve minutes on two idle cores
+test: $(READY)  ## the tests, in about eleven minutes on two idle cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not exhaustive"
 
 test-all: $(READY)  ## the tests and every case of what a few cases stand for, with freshly drawn examples
