@@ -55,6 +55,10 @@ def refuse(config: RunConfig) -> None:
             (bool(config.patience), "patience: the server does not see the devices' validation parts"),
             (bool(config.clock.devices), "clock.devices: real devices take real time"),
             (not config.fleet.wire, "fleet.wire = false: real devices always use the wire"),
+            (
+                config.fleet.record and bool(config.buffer.size),
+                "fleet.record with buffer.size: answers come in later rounds than they were asked in, and could not be replayed",
+            ),
         )
         if bad
     ]

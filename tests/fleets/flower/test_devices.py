@@ -176,6 +176,10 @@ def test_settings_without_a_meaning_for_devices_are_refused():
         given = {"fleet.kind": "flower", setting: value}
         with pytest.raises(ConfigError, match="excludes"):
             behind(None)(load("fedavg", "", given), None, None)
+    buffered = {"fleet.kind": "flower", "buffer.size": 2, "method.uplink": ["fp32"]}
+    refuse(load("fedavg", "", buffered))
+    with pytest.raises(ConfigError, match=r"fleet\.record with buffer\.size.* could not be replayed"):
+        behind(None)(load("fedavg", "", {**buffered, "fleet.record": True}), None, None)
 
 
 # --- certificates ---------------------------------------------------------------------------------------------------
