@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
-from _pytest.mark import ParameterSet
 
 from fedbonsai.runs import recipes
 
@@ -384,7 +384,7 @@ LEARNS_ALIKE = ALIKE | {  # and rows that keep and send something else, but lear
 }
 
 
-def some(cases: Sequence[Case], alike: Collection[str]) -> list[ParameterSet]:
+def some(cases: Sequence[Case], alike: Collection[str]) -> list[Any]:
     """Rows of a slow test: those that others stand for are left to `make test-all`."""
     left = pytest.mark.exhaustive
     return [pytest.param(case, marks=[pytest.mark.slow, *[left] * (str(case) in alike)]) for case in cases]
