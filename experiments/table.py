@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.attack_table import attacks
+from experiments.fair_table import fair, keeps_protocol
 from experiments.plans import experiments, highlights, plan_of
 from experiments.privacy_table import privacy
 from experiments.reported import Reported, statement, verdict
@@ -89,15 +90,21 @@ def page() -> str:
         *ACCURACY,
         *COUNTED,
         "",
-        *table([group for group in groups() if group[0] not in (TASKS, PRIVACY)], [*FIRST, *COUNTS, *LAST]),
+        *table([group for group in groups() if plain(group[0])], [*FIRST, *COUNTS, *LAST]),
         "",
     ]
+    lines += ["## By one protocol", "", *fair({name: results_of(name) for name in experiments()})]
     lines += ["## Tasks", "", *tasks(names(TASKS), results_of(TASKS)), ""]
     lines += ["## Privacy", "", *guide(), ""]
     lines += ["## Not run", "", *absent(), "", "## Bytes to a goal", "", *reach(), "", *fewest(), ""]
     lines += ["## Seconds to a goal", "", *waiting_times(names("buffered"), results_of("buffered")), ""]
     lines += ["## Speed", "", *speed(), "", "## Size", "", *sizes()]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def plain(experiment: str) -> bool:
+    """Whether an experiment stands in the table of accuracies, and has none of its own."""
+    return experiment not in (TASKS, PRIVACY) and not keeps_protocol(experiment)
 
 
 def guide() -> list[str]:

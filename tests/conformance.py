@@ -180,8 +180,7 @@ class Backwards(Wrapper):
         return Answers([got.get(device) or answers.silent[device] for device in send], at_least)
 
 
-@pytest.mark.slow
-@each
+@pytest.mark.parametrize("case", some(CASES, ALIKE), ids=str)
 def test_same_state_when_clients_work_in_another_order(case, reference):
     assert states(case, Backwards(LocalFleet(people(case)))) == reference(case)
 
@@ -261,8 +260,7 @@ def test_when_all_are_silent_nothing_is_averaged(case):
         states(case, fleet)
 
 
-@pytest.mark.slow
-@each
+@pytest.mark.parametrize("case", some(CASES, ALIKE), ids=str)
 def test_a_flaky_fleet_is_survived_and_still_decided_by_the_seed(case):
     config = case.config(retries=3)
 

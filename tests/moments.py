@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+from fedbonsai.forked import context, process
+
 HANGS = 900.0  # seconds after which a process counts as hanging; never reached by one that is only slow
 
 
@@ -26,14 +28,39 @@ def killed_and_resumed(words, runs, name, moments):
     (folder := runs / "moments").mkdir(parents=True)
     for moment in moments:
         (folder / moment).write_text(f"{signal.SIGKILL:d}")
-    process = started([*words, "--name", name, "--runs", str(runs)], folder, runs / name)
-    for _ in moments:
-        ended(process)
-        assert process.returncode == -signal.SIGKILL
-        process = started(["run", "--quiet", "--resume", str(runs / name)], folder, runs / name)
-    ended(process)
-    assert process.returncode == 0
+    told = by_script if "pool" in words else forked
+    begin = [*words, "--name", name, "--runs", str(runs)]
+    codes = [-signal.SIGKILL] * len(moments) + [0]
+    for line, code in zip(
+        [begin, *[["run", "--quiet", "--resume", str(runs / name)]] * len(moments)], codes, strict=True
+    ):
+        assert told(line, folder, runs / name) == code
     assert not list(folder.iterdir()), "not all moments came"
+
+
+def by_script(words, moments, run):
+    """The exit code of a process whose workers look for moments as it does."""
+    process = started(words, moments, run)
+    ended(process)
+    return process.returncode
+
+
+def forked(words, moments, run):
+    """The exit code of a process that begins with all modules imported; one that hangs is not left behind."""
+    made = process(context(), obey, words, moments, run)
+    made.start()
+    made.join(HANGS)
+    made.kill()
+    return made.exitcode
+
+
+def obey(words, moments, run):
+    """What such a process does: the command line, which looks for moments."""
+    from fedbonsai.cli import main
+
+    os.environ |= {"MOMENTS": str(moments), "RUN": str(run), "LEADER": str(os.getpid())}
+    watch()
+    sys.exit(main(words))
 
 
 def ended(process):

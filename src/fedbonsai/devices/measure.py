@@ -41,6 +41,7 @@ NETWORKS = (
 )
 BATCHES = (8, 32)
 REPEATS = 10
+FEWEST = 4  # repeats, where steps are so long that more of them take twice the time that was given
 LEAST = 3  # steps of a call beside the one that a call takes anyway
 
 
@@ -83,7 +84,7 @@ def timed(
         steps: to be timed.
         sample: shape of an input.
         batch: samples a step.
-        budget: seconds that all repeats of one step may take.
+        budget: seconds that all repeats of one step may take; where they take twice as long, the fewest are made.
         repeats: turns.
     """
     samples = Samples(torch.zeros(batch, *sample), torch.zeros(batch, dtype=torch.int64))
@@ -97,9 +98,14 @@ def timed(
             step.train(me, batch, 1)
         episodes.append(done[0])
     long, short = np.empty((2, repeats, len(steps)))
+    made = 0
     for turn in each(f"timing {len(steps)} steps in turns", range(repeats)):
         for place, step in enumerate(steps):
             long[turn, place], short[turn, place] = step.train(me, batch, many[place] + 1), step.train(me, batch, 1)
+        made = turn + 1
+        if made >= FEWEST and long[:made].sum() + short[:made].sum() > 2 * budget * len(steps):
+            break
+    long, short = long[:made], short[:made]
     if len(steps) == 1:
         seconds, spread = least(long[:, 0].tolist(), short[:, 0].tolist(), many[0])
         return [Point(seconds, spread, episodes[0])]

@@ -1,0 +1,142 @@
+"""Tables of the experiments that keep the protocol of docs/evidence.md: their plans have a budget of tuning and a patience."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isfinite, isnan
+from statistics import fmean
+from typing import Any
+
+from experiments.plans import experiments, plan_of
+from fedbonsai.objectives.base import measure_named
+from fedbonsai.sweeps.statistics import estimate, holm, paired
+from fedbonsai.sweeps.tables import signed, spread, verdict
+
+Results = Mapping[int, Mapping[str, Any]]  # of one row, by seed
+
+HEADING = [
+    "Rows of one table have the network, the split and the local epochs in common; each chose its learning rate on the clients'",
+    "validation parts, and each run ended when the validation measure got no better ([protocol](evidence.md)). The score is the",
+    "mean of the last five evaluated rounds; bytes are of a whole run, both ways, all devices; *samples* counts what was trained",
+    "on beside the baseline's; differences are paired by seed, with Student's 95 % interval and p after Holm over the rows of",
+    "the table. With three seeds a p by Holm is rarely small: *open* means that these seeds do not decide.",
+    "",
+]
+COLUMNS = [
+    "row",
+    "learning rate",
+    "rounds",
+    "seeds",
+    "mean",
+    "sd",
+    "95 % interval",
+    "difference",
+    "95 % interval",
+    "p by Holm",
+]
+COLUMNS += ["verdict", "parameters", "MB", "of its bytes", "samples"]
+
+
+def keeps_protocol(experiment: str) -> bool:
+    """Whether a plan tunes its rows and trains them until they are flat."""
+    plan = plan_of(experiment)
+    return bool(plan.tune.grid) and all(each.settings.get("patience") for each in plan.variants)
+
+
+def fair(results_of: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """The text, and a table for each such experiment.
+
+    Args:
+        results_of: committed results by experiment.
+    """
+    lines = [*HEADING]
+    for experiment in filter(keeps_protocol, experiments()):
+        rows = {
+            variant.name: {each["seed"]: each for each in results_of[experiment] if each["name"] == variant.name}
+            for variant in plan_of(experiment).variants
+        }
+        lines += [*table(experiment, {name: found for name, found in rows.items() if found}), ""]
+    return lines
+
+
+def table(experiment: str, rows: Mapping[str, Results]) -> list[str]:
+    """The lines of one experiment's table, with the baseline first among the words above it."""
+    plan = plan_of(experiment)
+    if plan.baseline not in rows:
+        return [f"### {experiment}", "", "No result of the baseline yet."]
+    measure = measure_named(next(iter(rows[plan.baseline].values()))["metric"])
+    own = any(
+        each["method metrics"].get(f"personal_{measure.name}") for found in rows.values() for each in found.values()
+    )
+    scores = {name: {seed: score(each, own) for seed, each in found.items()} for name, found in rows.items()}
+    base = rows[plan.baseline]
+    gaps = {name: paired(found, scores[plan.baseline]) for name, found in scores.items() if name != plan.baseline}
+    corrected = dict(zip(gaps, holm([gap.p for gap in gaps.values()]), strict=True))
+    lines = [
+        f"### {experiment}",
+        "",
+        f"{measure.headed(measure.words)}{' on the validation parts of the devices' if own else ''}, beside `{plan.baseline}`.",
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        "|---" * len(COLUMNS) + "|",
+    ]
+    for name, found in rows.items():
+        cells = [name, rate(found), mean(each["curve"][-1][0] for each in found.values()), str(len(found))]
+        cells += spread(measure, estimate(list(scores[name].values())))
+        gap = gaps.get(name)
+        if gap is None or not gap.n:
+            cells += [""] * 4
+        else:
+            p = corrected[name]
+            cells += [
+                signed(measure, gap.mean),
+                f"{signed(measure, gap.low)} to {signed(measure, gap.high)}" if isfinite(gap.half) else "",
+                "" if isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}",
+                verdict(measure, gap, p),
+            ]
+        both = found.keys() & base.keys()
+        cells += [
+            size(found),
+            f"{fmean(sum(each['bytes'].values()) for each in found.values()) / 1e6:.2f}",
+            ratio(
+                [sum(found[seed]["bytes"].values()) for seed in both],
+                [sum(base[seed]["bytes"].values()) for seed in both],
+            ),
+            ratio(
+                [found[seed]["trained examples"] for seed in both], [base[seed]["trained examples"] for seed in both]
+            ),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    commits = sorted({str(each["commit"]) for found in rows.values() for each in found.values()})
+    processors = sorted({each["processor"] for found in rows.values() for each in found.values()})
+    return [*lines, "", f"Commit {', '.join(commits)}; {', '.join(processors)}."]
+
+
+def score(result: Mapping[str, Any], own: bool) -> float:
+    """The mean of the last five evaluated rounds: on the test set, or on the devices' validation parts."""
+    if not own:
+        return float(result["last five"])
+    extra, metric = result["method metrics"], result["metric"]
+    return fmean((extra.get(f"personal_{metric}") or extra[f"valid_{metric}"])[-5:])
+
+
+def rate(found: Results) -> str:
+    """The learning rate that the trials chose for a row."""
+    rates = {each["configuration"]["method"]["optimizer"]["lr"] for each in found.values()}
+    return ", ".join(f"{each:g}" for each in sorted(rates))
+
+
+def size(found: Results) -> str:
+    """Parameters of the last model, where the method prunes."""
+    counts = [each["method metrics"].get("parameters") for each in found.values()]
+    return mean(each[-1] for each in counts if each) if all(counts) else ""
+
+
+def mean(values: Any) -> str:
+    """A mean without decimals."""
+    return f"{fmean(values):,.0f}"
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Ours over theirs; empty without a common seed."""
+    return f"{sum(ours) / sum(theirs):.3f}" if theirs else ""
