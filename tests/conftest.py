@@ -16,6 +16,9 @@ import torch
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # of processes that tests start: two that spin cost four times of one core
 settings.register_profile(
     "fedbonsai",
     deadline=None,

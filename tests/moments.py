@@ -19,7 +19,7 @@ HANGS = 900.0  # seconds after which a process counts as hanging; never reached 
 
 def started(words, moments, run=Path(), **more):
     """A process of the command line that looks for moments in a folder; ``run`` is where its run will be."""
-    more["env"] = {**os.environ, "OMP_NUM_THREADS": "1", "MOMENTS": str(moments), "RUN": str(run)}
+    more["env"] = {**os.environ, "MOMENTS": str(moments), "RUN": str(run)}
     return subprocess.Popen([sys.executable, __file__, *words], **more)
 
 

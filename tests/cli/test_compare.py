@@ -157,8 +157,7 @@ def under_way(moments, rounds):
 
 
 @pytest.mark.slow
-def test_killed_and_interrupted_comparisons_go_on_and_end_the_same(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_killed_and_interrupted_comparisons_go_on_and_end_the_same():
     killed = under_way(Path("moments"), 3)
     killed.kill()
     ended(killed)

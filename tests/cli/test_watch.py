@@ -1,7 +1,6 @@
 """``fedbonsai watch``, and other readers, on runs that are being written, killed, failed or finished."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -118,9 +117,8 @@ fedbonsai.run("fedavg", name="live", rounds=3, observers=[Wait()], **settings)
 
 @pytest.mark.slow
 def test_it_follows_a_run_to_its_end(monkeypatch, capsys):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    run = subprocess.Popen([sys.executable, "-c", FOLLOWED], env=environment, **pipes)
+    run = subprocess.Popen([sys.executable, "-c", FOLLOWED], **pipes)
     seen, looks = [], []
 
     def one_round_more(seconds):

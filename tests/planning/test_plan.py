@@ -45,12 +45,11 @@ def _elsewhere(tmp_path, monkeypatch):
 
 def begun(folder, *more):
     """A plan in a process of its own."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     # Ctrl-C is ignored where a shell started the tests in the background
     heard = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
     code = heard + "from fedbonsai.cli import main; sys.exit(main(sys.argv[1:]))"
     return subprocess.Popen(
-        [sys.executable, "-c", code, *PLAN, *more, "--runs", str(folder)], env=env, stdout=subprocess.DEVNULL
+        [sys.executable, "-c", code, *PLAN, *more, "--runs", str(folder)], stdout=subprocess.DEVNULL
     )
 
 

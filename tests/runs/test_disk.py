@@ -126,7 +126,7 @@ open("w.toml", "wb").write('name = "gr\\xf6\\xdfe"\\n[method]\\nname = "averagin
 ends += [main(["run", "w.toml", *{WORDS!r}]), main(["show", "w.toml"])]
 print(ends)
 """
-    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "OMP_NUM_THREADS": "1"}
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME", "FEDBONSAI_CACHE") if name in os.environ}
     done = subprocess.run([sys.executable, "-c", code], env=kept | ascii_only, cwd=tmp_path, capture_output=True)
     assert done.stdout.splitlines()[-1:] == [b"[0, 0, 0, 2, 0]"], done.stderr

@@ -50,7 +50,6 @@ START = "import sys; from fedbonsai.cli import main\nif __name__ == '__main__': 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     Path("cut.toml").write_text(PLAN)
 
 
