@@ -18,6 +18,7 @@ GUIDES = {
     "Reports and comparisons": "reports.md",
     "Sweeps": "sweeps.md",
     "Fair comparisons": "evidence.md",
+    "What the papers claim": "claims.md",
     "What it costs": "costs.md",
     "How a run grows": "scale.md",
     "Codecs": "codecs.md",

@@ -7,7 +7,7 @@ from math import isfinite, isnan
 from statistics import fmean
 from typing import Any
 
-from experiments.plans import experiments, plan_of
+from experiments.plans import experiments, highlights, plan_of
 from fedbonsai.objectives.base import measure_named
 from fedbonsai.sweeps.statistics import estimate, holm, paired
 from fedbonsai.sweeps.tables import signed, spread, verdict
@@ -51,12 +51,35 @@ def fair(results_of: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     """
     lines = [*HEADING]
     for experiment in filter(keeps_protocol, experiments()):
-        rows = {
-            variant.name: {each["seed"]: each for each in results_of[experiment] if each["name"] == variant.name}
-            for variant in plan_of(experiment).variants
-        }
-        lines += [*table(experiment, {name: found for name, found in rows.items() if found}), ""]
+        lines += [*table(experiment, by_row(experiment, results_of[experiment])), ""]
     return lines
+
+
+def by_row(experiment: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Results]:
+    """The results of an experiment's rows by seed, in the order of its plan; rows without any are left out."""
+    rows = {
+        variant.name: {each["seed"]: each for each in results if each["name"] == variant.name}
+        for variant in plan_of(experiment).variants
+    }
+    return {name: found for name, found in rows.items() if found}
+
+
+def short(experiment: str, results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The rows that the README shows: what they come to, their size and their bytes."""
+    rows = by_row(experiment, results)
+    shown = [name for name in rows if name in highlights(experiment)]
+    wanted = ["row", "seeds", "mean", "95 % interval", "parameters", "MB", "of its bytes"]
+    places = [COLUMNS.index(name) for name in wanted]
+    head, rule, *body = [line for line in table(experiment, rows) if line.startswith("|")]
+    kept = [head, rule, *(line for line in body if line.split("|")[1].strip() in shown)]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in kept]
+    return [
+        f"Movements told from phones and watches (`{experiment}`): accuracy in percent on five people of no device; each row",
+        "with the learning rate that suits it, trained until it is flat; megabytes of all devices, both ways, and their share of",
+        "FedAvg's.",
+        "",
+        *("| " + " | ".join(line[place] for place in places) + " |" for line in cells),
+    ]
 
 
 def table(experiment: str, rows: Mapping[str, Results]) -> list[str]:
@@ -65,9 +88,7 @@ def table(experiment: str, rows: Mapping[str, Results]) -> list[str]:
     if plan.baseline not in rows:
         return [f"### {experiment}", "", "No result of the baseline yet."]
     measure = measure_named(next(iter(rows[plan.baseline].values()))["metric"])
-    own = any(
-        each["method metrics"].get(f"personal_{measure.name}") for found in rows.values() for each in found.values()
-    )
+    own = any(personal(each) for found in rows.values() for each in found.values())
     scores = {name: {seed: score(each, own) for seed, each in found.items()} for name, found in rows.items()}
     base = rows[plan.baseline]
     gaps = {name: paired(found, scores[plan.baseline]) for name, found in scores.items() if name != plan.baseline}
@@ -112,11 +133,16 @@ def table(experiment: str, rows: Mapping[str, Results]) -> list[str]:
     return [*lines, "", f"Commit {', '.join(commits)}; {', '.join(processors)}."]
 
 
+def personal(result: Mapping[str, Any]) -> bool:
+    """Whether the devices of a run had models of their own, by which it is judged."""
+    return bool(result["method metrics"].get(f"personal_{result.get('metric', 'accuracy')}"))
+
+
 def score(result: Mapping[str, Any], own: bool) -> float:
     """The mean of the last five evaluated rounds: on the test set, or on the devices' validation parts."""
     if not own:
         return float(result["last five"])
-    extra, metric = result["method metrics"], result["metric"]
+    extra, metric = result["method metrics"], result.get("metric", "accuracy")
     return fmean((extra.get(f"personal_{metric}") or extra[f"valid_{metric}"])[-5:])
 
 

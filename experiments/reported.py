@@ -92,7 +92,7 @@ def verdict(said: Reported, name: str, rows: Mapping[str, Results], score: Score
     if claim.equal:
         others = [other for pattern in claim.beside if (other := nearest(name, pattern, rows, size))]
     else:
-        others = [other.replace("*", name.rpartition("-")[2]) for other in claim.beside]
+        others = [other for pattern in claim.beside for other in matching(name, pattern, rows)]
     pairs = {other: differences(rows[name], rows[other], claim.figure, score) for other in others if rows.get(other)}
     pairs = {other: values for other, values in pairs.items() if values}
     if not pairs:
@@ -105,6 +105,12 @@ def verdict(said: Reported, name: str, rows: Mapping[str, Results], score: Score
     if not claim.equal:
         return text
     return f"{text} ({of_size(rows[name], size):,.0f} parameters against {of_size(rows[other], size):,.0f})"
+
+
+def matching(name: str, pattern: str, rows: Mapping[str, Results]) -> list[str]:
+    """The row that a pattern names, a ``*`` in it being what follows the last dash of ``name``; none where it has no results."""
+    other = pattern.replace("*", name.rpartition("-")[2])
+    return [other] if rows.get(other) else []
 
 
 def nearest(name: str, pattern: str, rows: Mapping[str, Results], size: Score) -> str:

@@ -1,9 +1,10 @@
 """The tables of numbers, made from the committed JSON of experiments and benchmarks.
 
 python -m experiments.table           # print docs/results.md, which has all of them
-python -m experiments.table --write   # write docs/results.md and the sections of README.md and of docs/export, robust and privacy
+python -m experiments.table --write   # write docs/results.md and claims.md, and the sections of README.md and other documents
 
-The README shows the runs that a ``plan.toml`` lists under ``tool.results.highlights``, and how many bytes a goal took.
+The README shows how many bytes a goal took, a picture, and the runs of `fair_har` that its plan lists under
+``tool.results.highlights``.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ import argparse
 import json
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from experiments.attack_table import attacks
-from experiments.fair_table import fair, keeps_protocol
-from experiments.plans import experiments, highlights, plan_of
+from experiments.claims import claims
+from experiments.fair_table import fair, keeps_protocol, short
+from experiments.picture import TASKS as PICTURED
+from experiments.picture import Lines, draw, lines
+from experiments.plans import experiments, plan_of
 from experiments.privacy_table import privacy
 from experiments.reported import Reported, statement, verdict
 from experiments.task_table import tasks
@@ -33,11 +37,16 @@ from fedbonsai.training.optimizers import SGD
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results.md"
+CLAIMS = ROOT / "docs" / "claims.md"
 EXPORT, GUIDE = ROOT / "docs" / "export.md", ROOT / "docs" / "privacy.md"
 ROBUST = ROOT / "docs" / "robust.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
-IMAGES = {"digits": (1, 8, 10), "mnist": (1, 28, 10), "cifar10": (3, 32, 10)}  # channels, pixels, classes
+PICTURES = {"digits": (1, 8, 10), "mnist": (1, 28, 10), "cifar10": (3, 32, 10)}  # channels, pixels, classes
+INPUTS = {  # options that a network takes from the data, and the shape of one input
+    name: ({"channels": channels, "size": size, "classes": classes}, (channels, size, size))
+    for name, (channels, size, classes) in PICTURES.items()
+} | {"har-phone-watch": ({"features": 6, "length": 100, "classes": 5}, (100, 6))}
 PARTITIONS = {
     "iid": "IID",
     "dirichlet": "Dirichlet {alpha}",
@@ -68,12 +77,26 @@ FIRST += ["kept", "parameters"]
 COUNTS = ["MMACs", "memory, kB"]
 LAST = ["commit", "machine", "its paper or code"]
 TASKS, PRIVACY = "tasks", "privacy"  # with tables of their own
+FEWEST, FAIR = ("fedavg", "smallest"), "fair_har"  # runs of `fewest_bytes`, and the experiment, that the README shows
 
 
 def section() -> str:
     """Everything between the README's markers."""
-    shown = [group for group in groups() if group[1] in highlights(group[0])]
-    return "\n".join([*ACCURACY, "", *table(shown, [*FIRST, *LAST]), "", *reach()]).rstrip()
+    heads = [
+        "![Accuracy against megabytes and against parameters, a line for each method, on three tasks](docs/images/pareto.svg)",
+        "",
+        "Each line is a method at several densities; one that lies further up and left is better. Left column by the",
+        "[protocol](docs/evidence.md), the others by settings that were set by hand. Means over three seeds; tables with",
+        "intervals are in [all results](docs/results.md).",
+        "",
+    ]
+    return "\n".join([*heads, *fewest(FEWEST), "", *short(FAIR, results_of(FAIR))])
+
+
+def drawn() -> Lines:
+    """What the README's picture shows."""
+    there = {task: results_of(task) for task in PICTURED}
+    return lines(by_experiment(), {task: dense(found[0])["parameters"] for task, found in there.items() if found})
 
 
 def page() -> str:
@@ -96,10 +119,19 @@ def page() -> str:
     lines += ["## By one protocol", "", *fair({name: results_of(name) for name in experiments()})]
     lines += ["## Tasks", "", *tasks(names(TASKS), results_of(TASKS)), ""]
     lines += ["## Privacy", "", *guide(), ""]
-    lines += ["## Not run", "", *absent(), "", "## Bytes to a goal", "", *reach(), "", *fewest(), ""]
+    lines += ["## Not run", "", *absent(), "", "## Bytes to a goal", "", *reach(), "", *fewest(), "", *_parts(), ""]
     lines += ["## Seconds to a goal", "", *waiting_times(names("buffered"), results_of("buffered")), ""]
     lines += ["## Speed", "", *speed(), "", "## Size", "", *sizes()]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def claimed() -> str:
+    """The whole of docs/claims.md."""
+    everything = by_experiment()
+    seconds = json.loads((ROOT / "experiments/seconds_to_accuracy/seconds.json").read_text(encoding="utf-8"))
+    for result in seconds:
+        everything.setdefault("seconds_to_accuracy", {}).setdefault(result["name"], []).append(result)
+    return "\n".join(claims(everything)) + "\n"
 
 
 def plain(experiment: str) -> bool:
@@ -115,9 +147,7 @@ def guide() -> list[str]:
 def table(shown: list[Group], columns: list[str]) -> list[str]:
     """Rows of some settings under a heading, and the notes on what papers report."""
     notes: list[Reported] = []
-    everything: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for experiment, name, results in groups():
-        everything.setdefault(experiment, {})[name] = results
+    everything = by_experiment()
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for experiment, name, results in shown:
         cells = row(experiment, name, results)
@@ -171,6 +201,14 @@ def groups() -> list[Group]:
             found.setdefault(result["name"], []).append(result)
         every += [(experiment, name, results) for name, results in found.items() if results]
     return every
+
+
+def by_experiment() -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Results by experiment and setting."""
+    everything: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for experiment, name, results in groups():
+        everything.setdefault(experiment, {})[name] = results
+    return everything
 
 
 def names(experiment: str) -> list[str]:
@@ -228,16 +266,16 @@ def split(result: Mapping[str, Any]) -> bool:
 
 def dense(result: Mapping[str, Any]) -> dict[str, float]:
     """Size and cost of FedAvg's whole network, counted as the methods that prune count theirs."""
-    channels, size, classes = IMAGES[result["configuration"]["data"]["name"]]
+    options, shape = INPUTS[result["configuration"]["data"]["name"]]
     table = result["configuration"]["model"]
-    arch = Arch(table["name"], {"channels": channels, "size": size, "classes": classes, **table["options"]})
+    arch = Arch(table["name"], {**options, **table["options"]})
     taken = {name: value for name, value in arch.options.items() if name in signature(networks()[arch.name]).parameters}
     model = Model.init(Arch(arch.name, taken), 0)
     method = result["configuration"]["method"]
     given = dict(method.get("optimizer") or method["sgd"])
     given.pop("name", None)
     sgd = SGD(**given)
-    return figures(model, {}, (channels, size, size), sgd) | {"density": 1.0}
+    return figures(model, {}, shape, sgd) | {"density": 1.0}
 
 
 def data_of(result: Mapping[str, Any]) -> str:
@@ -296,8 +334,12 @@ def reach() -> list[str]:
     return lines if rows else []
 
 
-def fewest() -> list[str]:
-    """Bytes of each direction until the runs of `fewest_bytes` first reach two accuracies: mean over the seeds, and range."""
+def fewest(only: Sequence[str] = ()) -> list[str]:
+    """Bytes of each direction until the runs of `fewest_bytes` first reach two accuracies: mean over the seeds, and range.
+
+    Args:
+        only: names of the runs; empty: all.
+    """
     runs: dict[tuple[str, int], dict[str, Any]] = {}
     for file in sorted((ROOT / "experiments" / "fewest_bytes" / "results").glob("*.json")):
         result = json.loads(file.read_text(encoding="utf-8"))
@@ -306,13 +348,13 @@ def fewest() -> list[str]:
     for (name, _), result in runs.items():
         found.setdefault(name, []).append(result)
     lines = [
-        "Kilobytes until the test accuracy first reaches a goal, 10 of 100 clients a round, the network of 28,938 parameters;",
-        "mean over the seeds, and range. Experiment `fewest_bytes`: `smallest`, and the same with one part taken away or put in.",
+        "Kilobytes until the test accuracy on MNIST first reaches a goal, 10 of 100 clients a round, 28,938 parameters;",
+        "mean over the seeds, and range. Experiment `fewest_bytes`: FedAvg, `smallest`, and what differs from it in a part.",
         "",
         "| run | goal, % | seeds that reached it | rounds | kB down | kB up | kB, both | down, % |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    order = [variant.name for variant in plan_of("fewest_bytes").variants if variant.name in found]
+    order = [name for name in only or names("fewest_bytes") if name in found]
     for name, goal in ((name, goal) for name in order for goal in (0.964, 0.98)):
         curves = [result["curve"] for result in found[name] if result["configuration"]["target"] >= goal]
         hits = [next((row for row in curve if row[1] >= goal), None) for curve in curves]
@@ -327,7 +369,7 @@ def fewest() -> list[str]:
         rounds = ", ".join(str(row[0]) for row in there)
         cells = [name, f"{100 * goal:.1f}", f"{len(there)} of {len(hits)}", rounds, *(cells or [""] * 3), share]
         lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", *_parts()] if found else []
+    return lines
 
 
 def _parts() -> list[str]:
@@ -471,7 +513,11 @@ def main() -> None:
     put(ROBUST, "\n".join(attacks()))
     put(GUIDE, "\n".join(guide()))
     PAGE.write_text(page(), encoding="utf-8")
-    print("wrote docs/results.md and the sections of README.md, docs/export.md, docs/robust.md and docs/privacy.md")
+    CLAIMS.write_text(claimed(), encoding="utf-8")
+    draw(drawn())
+    print(
+        "wrote docs/results.md, docs/claims.md and the sections of README.md, docs/export.md, docs/robust.md, docs/privacy.md"
+    )
 
 
 if __name__ == "__main__":

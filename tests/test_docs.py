@@ -247,13 +247,27 @@ def test_links_lead_somewhere(document):
 
 @pytest.mark.slow
 def test_the_tables_are_those_of_the_results():
-    from experiments.table import EXPORT, GUIDE, PAGE, ROBUST, attacks, exports, guide, held, page, section
+    from experiments.table import (
+        CLAIMS,
+        EXPORT,
+        GUIDE,
+        PAGE,
+        ROBUST,
+        attacks,
+        claimed,
+        exports,
+        guide,
+        held,
+        page,
+        section,
+    )
 
     assert held(ROOT / "README.md") == section(), "run: python -m experiments.table --write"
     assert held(EXPORT) == "\n".join(exports()), "run: python -m experiments.table --write"
     assert held(ROBUST) == "\n".join(attacks()), "run: python -m experiments.table --write"
     assert held(GUIDE) == "\n".join(guide()), "run: python -m experiments.table --write"
     assert PAGE.read_text() == page(), "run: python -m experiments.table --write"
+    assert CLAIMS.read_text() == claimed(), "run: python -m experiments.table --write"
 
 
 COLUMNS = (("0.2", "0.1", "0.05", "0.01"), ("mixed", "few"))  # of tables in cards: how runs' names go on

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.wireless_pruning.times import last, share_of_time
+
 HERE = Path(__file__).parent
 Result = dict[str, Any]
 Line = tuple[str, str, str, bool | None]  # check, what it asks, measured, met (None: nothing is asked)
@@ -41,33 +43,12 @@ def load(folder: Path) -> dict[str, dict[int, Result]]:
     return found
 
 
-def last(result: Result, column: str) -> float:
-    """The last value of a column."""
-    return result["method metrics"][column][-1]
-
-
 def spread(values: Sequence[float], digits: int = 2) -> str:
     """Mean and standard deviation."""
     if missed := sum(not math.isfinite(value) for value in values):
         return f"{missed} of {len(values)} seeds do not reach it"
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
-
-
-def seconds_to(result: Result, goal: float) -> float | None:
-    """Seconds of the latency model until the personalised accuracy reached a goal."""
-    columns = result["method metrics"]
-    for accuracy, seconds in zip(columns["personal_accuracy"], columns["wireless_seconds"], strict=True):
-        if accuracy >= goal:
-            return seconds
-    return None
-
-
-def share_of_time(ours: Result, theirs: Result, points: float) -> float:
-    """Seconds to the accuracy that the reference ends with, less some points, by its own to the same; else infinite."""
-    goal = last(theirs, "personal_accuracy") - points / 100
-    mine, reference = seconds_to(ours, goal), seconds_to(theirs, goal)
-    return mine / reference if mine is not None and reference else math.inf
 
 
 def each(values: Sequence[float]) -> str:
