@@ -45,7 +45,8 @@ class Crew:
         self._moving = StackedMoving(params, self._sgd.slots(), start, shifts)
         self._keeps = {name: self._keep(name) for name in lead.mask or ()}
         self._counts = [steps(len(order.me.train), self._sgd) for order in orders]
-        self._random = [torch.Generator(self._device).manual_seed(order.me.seed) for order in orders]
+        drawing = () if self._net.folds else orders  # a network that folds draws nothing
+        self._random = [torch.Generator(self._device).manual_seed(order.me.seed) for order in drawing]
         self._few(len(orders))
 
     def _keep(self, name: str) -> Tensor:
@@ -84,8 +85,8 @@ class Crew:
                     sums[: self._active] += loss * torch.tensor(counts, device=self._device)
                 seen[: self._active] = [s + count for s, count in zip(seen, counts, strict=False)]
         weights, own, totals, ends = self._apart(), self._size(), sums.tolist(), last.tolist()
-        held = [own + sample_bytes(order.me) for order in orders]
-        return [Ended(*each) for each in zip(weights, self._counts, seen, totals, ends, held, strict=True)]
+        held, fine = [own + sample_bytes(order.me) for order in orders], self._finite()
+        return [Ended(*each) for each in zip(weights, self._counts, seen, totals, ends, held, fine, strict=True)]
 
     def _gradients(self, x: Tensor, y: Tensor, counts: Sequence[int]) -> tuple[Tensor, list[Tensor | None]]:
         """Mean losses [clients], and gradients [clients, ...] of all that is trained."""
@@ -147,6 +148,13 @@ class Crew:
             {name: (rows[name][i] if name in rows else value).clone() for name, value in order.model.weights.items()}
             for i, order in enumerate(self._orders)
         ]
+
+    def _finite(self) -> list[bool]:
+        """Of which clients all weights are finite, by their sums; one that is not may have left the range of its type."""
+        sums = [
+            value.sum(list(range(1, value.dim()))) if value.dim() > 1 else value for value in self._weights.values()
+        ]
+        return torch.stack([value.isfinite() for value in sums]).all(0).tolist()
 
     def _size(self) -> int:
         """Bytes that one client holds beside weights, a gradient, activations and samples."""

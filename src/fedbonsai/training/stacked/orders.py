@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 from torch import Tensor
@@ -29,7 +30,7 @@ class Order:
     shift: Tree | None = None
     frozen: frozenset[str] = frozenset()
 
-    @property
+    @cached_property
     def kind(self) -> tuple[object, ...]:
         """What orders that can be trained together have in common."""
         inputs, targets = self.me.train.stored, self.me.train.y
@@ -59,7 +60,7 @@ class Scan:
     training: bool = False
     slopes: bool = False
 
-    @property
+    @cached_property
     def kind(self) -> tuple[object, ...]:
         """What scans that can be done together have in common."""
         inputs, targets = self.samples.stored, self.samples.y
