@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedbonsai.cached_module import CachedModule
+from fedbonsai.training.own_loss import Made, Make
 from fedbonsai.training.stacked.layers import unrollable, unrolled
 from fedbonsai.tree import Tree
 
@@ -34,11 +35,11 @@ class Folding:
                 self._layers.append((layer, {name: names[id(value)] for name, value in own.items()}))
                 layer.forward = MethodType(_linear if isinstance(layer, nn.Linear) else _recurrent, layer)
 
-    def __call__(self, weights: Tree, x: Tensor) -> Tensor:
-        """Outputs [clients, samples, ...] of inputs [clients, samples, ...], with weights [clients, ...] by name."""
+    def __call__(self, make: Make, weights: Tree, x: Tensor) -> Made:
+        """What is made of inputs, each [clients, samples, ...], with weights [clients, ...] by name."""
         for layer, names in self._layers:
             layer.stacked = {name: weights[whole] for name, whole in names.items()}
-        return self._module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return tuple([value.unflatten(0, x.shape[:2]) for value in make(self._module, x.flatten(0, 1))])
 
 
 def foldable(net: CachedModule) -> bool:

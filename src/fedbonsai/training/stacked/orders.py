@@ -14,13 +14,14 @@ from torch import Tensor
 from fedbonsai.core import Client, Samples
 from fedbonsai.model import Model
 from fedbonsai.training.optimizers import Optimizer
+from fedbonsai.training.own_loss import OwnLoss
 from fedbonsai.training.steps import Ended, Hook
 from fedbonsai.tree import Tree, Weights
 
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """One client's local training; the fields are the arguments of `loop.train`."""
+    """One client's local training; the fields are the arguments of `loop.train`, and of losses those that can be stacked."""
 
     model: Model
     me: Client
@@ -29,6 +30,7 @@ class Order:
     hook: Hook | None = None
     shift: Tree | None = None
     frozen: frozenset[str] = frozenset()
+    loss: OwnLoss | None = None
 
     @cached_property
     def kind(self) -> tuple[object, ...]:
@@ -43,6 +45,7 @@ class Order:
             tuple(self.mask or ()),
             self.shift is None,
             self.frozen,
+            None if self.loss is None else self.loss.form,
         )
 
 
