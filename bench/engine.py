@@ -28,6 +28,7 @@ from bench.record import interleaved, save
 from fedbonsai.arch import Arch, keeping
 from fedbonsai.core import Client, Fleet, Samples, Scope, scope
 from fedbonsai.devices.footprint import _resident
+from fedbonsai.fleets.allocator import keep_memory
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.pool import PoolFleet
 from fedbonsai.methods.averaging.method import Averaging
@@ -185,6 +186,7 @@ def main() -> None:
     if args.peak:
         measure_peak(*args.peak)
         return
+    keep_memory()  # as `fedbonsai run` does, and workers
     result: dict[str, object] = {"threads of the plain loop": 1 if args.busy else args.threads}
     print(
         "| network | clients a round | who | seconds | ratio to plain loop | largest difference |\n|---|---|---|---|---|---|"

@@ -100,9 +100,12 @@ def norm(tree: Tree) -> float:
 
 def finite(tree: Tree) -> bool:
     """Whether no value is NaN or infinite."""
-    # a sum that has one of them is not finite; one that is not may have left the range of its type
-    floating = (value.detach() for value in tree.values() if value.is_floating_point())
-    return all(math.isfinite(value.sum().item()) or bool(value.isfinite().all()) for value in floating)
+    for (
+        value
+    ) in tree.values():  # a sum that has one of them is not finite; one that is not may have left the range of its type
+        if value.is_floating_point() and not math.isfinite(value.sum().item()) and not value.isfinite().all():
+            return False
+    return True
 
 
 def same(left: Tensor, right: Tensor) -> bool:
@@ -181,7 +184,7 @@ class Mean:
         """
         if not weight >= 0:
             raise ValueError(f"weight {weight}: expected a number >= 0, such as a count of examples")
-        values = [value.to(_accumulator(value.dtype)) for value in tree.values()]
+        values = [value if value.dtype in EXACT else value.to(_accumulator(value.dtype)) for value in tree.values()]
         if not self._first:
             self._first = dict(tree)
             self._sums = [value * weight for value in values]
@@ -210,7 +213,10 @@ class Mean:
         }
 
 
+EXACT = frozenset((torch.float32, torch.float64))  # types in which values of themselves are summed
+
+
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
     if not dtype.is_floating_point:
         return torch.float64
-    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
+    return dtype if dtype in EXACT else torch.float32

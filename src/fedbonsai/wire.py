@@ -49,7 +49,6 @@ DTYPES = (
     torch.float64,
 )
 _CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
-_SIZES = tuple(dtype.itemsize for dtype in DTYPES)
 _NAME = re.compile(r"[a-z0-9][a-z0-9/_.-]*@[0-9]+")
 
 NONE, FALSE, TRUE, INT, FLOAT, STR, BYTES, TENSOR, TUPLE, DICT, CLASS, AGAIN = range(12)
@@ -94,7 +93,7 @@ def name_of(value: object) -> str:
 class _Writer:
     def __init__(self) -> None:
         self.header = bytearray()
-        self.buffers: list[tuple[int, memoryview]] = []  # alignment, data
+        self.buffers: list[tuple[int, Any]] = []  # alignment, and memory of one piece
         self.classes: dict[tuple[type[Any], tuple[str, ...]], int] = {}
 
     def varint(self, value: int) -> None:
@@ -143,19 +142,30 @@ class _Writer:
         elif hasattr(type(value), "wire_name"):
             self.instance(value, depth)
         elif isinstance(value, (dict, Mapping)):  # the first is found at once, the second by a search
-            header.append(DICT)
-            table = cast("Mapping[object, object]", value)
-            self.varint(len(table))
-            for key, item in table.items():
-                if not isinstance(key, str):
-                    raise TypeError(f"mapping key {key!r}: only strings travel as keys")
-                self.text(key)
-                self.value(item, depth + 1)
+            self.table(cast("Mapping[object, object]", value), depth)
         else:
             raise TypeError(
                 f"a {type(value).__qualname__} does not travel; "
                 "use plain values, tensors, tuples, dicts or a class with @message"
             )
+
+    def table(self, table: Mapping[object, object], depth: int) -> None:
+        kind = _kind_of(table) if depth < DEPTH else None
+        if kind is not None and (known := _heads.get(kind)) is not None:
+            self.header += known
+            for item in table.values():
+                self.data(cast(Tensor, item))
+            return
+        begin = len(self.header)
+        self.header.append(DICT)
+        self.varint(len(table))
+        for key, item in table.items():
+            if not isinstance(key, str):
+                raise TypeError(f"mapping key {key!r}: only strings travel as keys")
+            self.text(key)
+            self.value(item, depth + 1)
+        if kind is not None and all(isinstance(item, Tensor) for item in table.values()):
+            _keep(_heads, kind, self.header[begin:], len(self.header) - begin)
 
     def instance(self, value: object, depth: int) -> None:
         cls: type[Any] = type(value)
@@ -186,12 +196,37 @@ class _Writer:
         self.varint(value.ndim)
         for size in value.shape:
             self.varint(size)
+        self.data(value)
+
+    def data(self, value: Tensor) -> None:
         flat = value.detach().cpu().contiguous()
         if value.dtype == torch.bool:
-            self.buffers.append((1, _bytes_of(np.packbits(flat.reshape(-1).numpy(), bitorder="little"))))
+            self.buffers.append((1, np.packbits(flat.reshape(-1).numpy(), bitorder="little")))
         elif flat.numel():
             plain = flat.view(torch.int16) if value.dtype == torch.bfloat16 else flat  # which NumPy does not have
-            self.buffers.append((_SIZES[code], _bytes_of(plain.numpy())))
+            self.buffers.append((value.dtype.itemsize, plain.numpy()))
+
+
+Kind = tuple[tuple[str, torch.dtype, torch.Size], ...]  # names, types and shapes of named tensors
+
+_heads: dict[Kind, bytearray] = {}  # how named tensors stand in a header: those of a model are written again and again
+LONGEST = 1 << 14  # bytes of such a part of a header that is kept
+
+
+def _kind_of(table: Mapping[Any, Any]) -> Kind | None:
+    """What the header of a mapping goes by if it holds tensors alone; None where something has neither type nor shape."""
+    try:
+        return tuple([(name, item.dtype, item.shape) for name, item in table.items()])
+    except AttributeError:
+        return None
+
+
+def _keep(kept: dict[Any, Any], key: object, value: object, size: int) -> None:
+    """Remember a part of a header of so many bytes, unless it is long."""
+    if size <= LONGEST:
+        if len(kept) >= 256:
+            kept.clear()
+        kept[key] = value
 
 
 @cache
@@ -220,10 +255,6 @@ def _optional_of(cls: type[Any]) -> tuple[tuple[str, object], ...]:
     )
 
 
-def _bytes_of(array: Any) -> memoryview:
-    return memoryview(array).cast("B")
-
-
 def encode(value: object) -> bytearray:
     """Encode a tree of values; tensors are copied once, into the buffer that is returned.
 
@@ -236,13 +267,13 @@ def encode(value: object) -> bytearray:
     if len(writer.header) > HEADER:
         raise ValueError(f"{len(writer.header)} bytes of names and small values, the limit is {HEADER}; use tensors")
     head = MAGIC + struct.pack("<I", len(writer.header))
-    parts: list[Buffer] = [head, writer.header]
+    parts: list[Any] = [head, writer.header]
     at = len(head) + len(writer.header)
     for align, data in writer.buffers:
         if pad := -at % align:
             parts.append(bytes(pad))
         parts.append(data)
-        at += pad + len(data)
+        at += pad + data.nbytes
     return bytearray().join(parts)
 
 
@@ -341,13 +372,7 @@ class _Reader:
         if tag == TUPLE:
             return tuple([self.value(depth + 1) for _ in range(self.count())])
         if tag == DICT:
-            table: dict[str, object] = {}
-            for _ in range(self.count()):
-                key = self.text()
-                if key in table:
-                    raise BadMessage(f"key {key!r} stands twice")
-                table[key] = self.value(depth + 1)
-            return table
+            return self.table(depth)
         if tag == CLASS:
             return self.instance(self.new_class(), depth)
         if tag == AGAIN:
@@ -356,6 +381,32 @@ class _Reader:
                 raise BadMessage(f"class number {index} of {len(self.classes)}")
             return self.instance(self.classes[index], depth)
         raise BadMessage(f"unknown tag {tag}")
+
+    def table(self, depth: int) -> dict[str, object]:
+        begin = self.at
+        first = bytes(self.data[begin : begin + FIRST])
+        plan = _plans.get(first) if depth < DEPTH else None
+        if plan is not None and self.limit >= plan.limit:
+            end = begin + len(plan.header)
+            if end <= self.end and bytes(self.data[begin:end]) == plan.header:  # it would be read as it was then
+                self.at = end
+                return {name: self.filled(*how) for name, how in plan.tensors}
+        table: dict[str, object] = {}
+        hows: list[tuple[str, How]] = []
+        for _ in range(self.count()):
+            key = self.text()
+            if key in table:
+                raise BadMessage(f"key {key!r} stands twice")
+            if self.at < self.end and self.data[self.at] == TENSOR and depth < DEPTH:
+                self.at += 1
+                hows.append((key, how := self.how()))
+                table[key] = self.filled(*how)
+            else:
+                table[key] = self.value(depth + 1)
+        if hows and len(hows) == len(table) and self.at - begin >= FIRST:
+            header = bytes(self.data[begin : self.at])
+            _keep(_plans, first, _Plan(header, hows, self.limit), len(header))
+        return table
 
     def new_class(self) -> tuple[type[Any], tuple[str, ...]]:
         name = self.text()
@@ -402,6 +453,10 @@ class _Reader:
             raise BadMessage(f"message {cls.wire_name!r} is not valid: {error}") from error
 
     def tensor(self) -> Tensor:
+        return self.filled(*self.how())
+
+    def how(self) -> How:
+        """Type, shape and number of values of a tensor."""
         code = self.byte()
         if code >= len(DTYPES):
             raise BadMessage(f"unknown dtype {code}")
@@ -409,9 +464,13 @@ class _Reader:
         if ndim > DIMENSIONS:
             raise BadMessage(f"tensor of {ndim} dimensions")
         shape = [self.varint() for _ in range(ndim)]
-        numel, dtype = math.prod(shape), DTYPES[code]
+        numel = math.prod(shape)
         if (numel or math.prod(max(size, 1) for size in shape)) > self.limit:
             raise BadMessage(f"tensor of shape {shape} is over the limit of {self.limit} values")
+        return DTYPES[code], shape, numel
+
+    def filled(self, dtype: torch.dtype, shape: list[int], numel: int) -> Tensor:
+        """A tensor with its values, which lie where the next buffer begins."""
         if dtype == torch.bool:
             size = (numel + 7) // 8
             start = self.buffer(size, 1)
@@ -422,8 +481,25 @@ class _Reader:
             return torch.from_numpy(bits.view(np.bool_)).reshape(shape)
         if not numel:
             return torch.empty(shape, dtype=dtype)
-        start = self.buffer(numel * _SIZES[code], _SIZES[code])
-        return torch.frombuffer(self.data, dtype=dtype, count=numel, offset=start).view(shape)
+        start = self.buffer(numel * dtype.itemsize, dtype.itemsize)
+        found = torch.frombuffer(self.data, dtype=dtype, count=numel, offset=start)
+        return found if len(shape) == 1 else found.view(shape)
+
+
+How = tuple[torch.dtype, list[int], int]  # type, shape and number of values of a tensor
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How named tensors were read whose header was these bytes, behind the tag, under a limit."""
+
+    header: bytes
+    tensors: list[tuple[str, How]]
+    limit: int
+
+
+FIRST = 16  # bytes of a header by which a plan is found
+_plans: dict[bytes, _Plan] = {}
 
 
 def decode(data: Buffer, limit: int = LIMIT) -> Any:

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from random import Random
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from fedbonsai import wire
 from fedbonsai.core import Device, Scope, scope
 from fedbonsai.errors import ConfigError, TaskFailed, Unanswered, exit_code
 from fedbonsai.fleets.crew import crew_size
-from fedbonsai.fleets.envelope import Receipt
+from fedbonsai.fleets.envelope import Heads, Receipt, envelope, receipt
 from fedbonsai.fleets.ledger import Ledger
 from fedbonsai.fleets.local import LocalFleet
 from fedbonsai.fleets.pool import PoolFleet
@@ -386,3 +387,15 @@ def test_a_module_that_a_worker_cannot_import_matters_only_to_a_task_that_needs_
 )
 def test_crews_are_about_equal_and_none_is_idle(tasks, batch, workers, size):
     assert crew_size(tasks, batch, workers) == size
+
+
+def test_bytes_of_heads_are_those_of_their_encoding():
+    heads, random = Heads(), Random(0)
+    for _ in range(200):
+        scope = Scope("a run", random.choice([0, 7]), 130, 0)
+        device = random.choice(["7", "0042", "\u00fc42", "x" * 200])
+        head = envelope(scope, 1, "some/task", device, random.choice([(-2, 0), (129, 1)]))
+        head = replace(head, seed=head.seed >> random.choice([0, 1, 7, 40, 62]))
+        silent = random.choice(["", "", "no \u00fc", "n" * 130])
+        assert heads.down(head) == len(encode(head))
+        assert heads.up(head, silent) == len(encode(receipt(head, silent)))

@@ -55,7 +55,13 @@ class Halved(Classification):
 
 @pytest.mark.parametrize(
     ("objective", "outputs", "y"),
-    [*CASES, (Classification(smoothing=0.1), *CASES[0][1:]), (Halved(), *CASES[0][1:])],
+    [
+        *CASES,
+        (Classification(smoothing=0.1), *CASES[0][1:]),
+        (Halved(), *CASES[0][1:]),
+        *((Classification(smoothing=0.1), normal(N, k), CASES[0][2]) for k in (9, 16)),
+        (Classification(weights=(1.0, 2.0, 0.5) * 7), normal(N, 21), CASES[0][2]),
+    ],
 )
 def test_several_batches_have_the_loss_of_each(objective, outputs, y):
     outputs, y = outputs[:36].unflatten(0, (3, 12)), y[:36].unflatten(0, (3, 12))

@@ -28,8 +28,8 @@ def people(sizes, scaled=False, shape=(1, 8, 8), augment=False):
 
 
 def test_a_short_batch_is_filled_up():
-    assert spread([(0, 2), (2, 5)], 3).view(2, 3).tolist() == [[0, 1, 1], [2, 3, 4]]
-    assert spread([(0, 3), (3, 6)], 3) is None
+    assert spread(((0, 2), (2, 5)), 3).view(2, 3).tolist() == [[0, 1, 1], [2, 3, 4]]
+    assert spread(((0, 3), (3, 6)), 3) is None
 
 
 @pytest.mark.parametrize("block", [1, 3000, 1 << 22])

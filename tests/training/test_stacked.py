@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -14,13 +15,14 @@ from fedbonsai import tree
 from fedbonsai.arch import Arch, keeping, network, networks
 from fedbonsai.cached_module import CachedModule
 from fedbonsai.core import Client, Samples
+from fedbonsai.errors import NotFinite
 from fedbonsai.fleets.crew import side_by_side
 from fedbonsai.model import Model
 from fedbonsai.objectives import Regression
 from fedbonsai.training import SGD, Adam, AdamW, train
 from fedbonsai.training.stacked import width
 from fedbonsai.training.stacked.fit import fit_together
-from fedbonsai.training.stacked.folded import foldable
+from fedbonsai.training.stacked.folded import Linear, foldable
 from fedbonsai.training.stacked.layers import unrolled
 from fedbonsai.training.stacked.orders import Order
 from fedbonsai.training.stacked.stackable import refusal
@@ -246,6 +248,41 @@ def test_small_networks_need_no_vmap(monkeypatch):
         begun = model(arch)
         with keeping():
             fit_together([Order(begun, c, SGD(batch=8)) for c in people(shape, 5)])
+
+
+def test_gradients_of_stacked_layers_are_those_of_torch_and_lie_as_the_weights_do():
+    random = torch.Generator().manual_seed(0)
+    x, weight, bias = (
+        torch.randn(shape, generator=random, dtype=torch.float64).requires_grad_()
+        for shape in ((3, 4, 5), (3, 2, 5), (3, 2))
+    )
+    for some in ((x, weight, bias), (x, weight, None)):
+        assert torch.autograd.gradcheck(Linear.apply, some)
+    made = torch.stack([nn.functional.linear(*each) for each in zip(x, weight, bias, strict=True)])
+    assert torch.allclose(Linear.apply(x, weight, bias), made)
+    (grad,) = torch.autograd.grad(Linear.apply(x, weight, bias).square().sum(), [weight])
+    assert grad.stride() == weight.stride()
+
+
+@pytest.mark.parametrize(
+    ("value", "finite"), [(1.0, True), (float("nan"), False), (float("inf"), False), (1e308, True)], ids=str
+)
+def test_weights_that_are_not_finite_are_found_among_those_of_others(value, finite):
+    arch, shape = NETS["mlp"]
+    begun = model(arch)
+    clients = people(shape, 10, (9, 9))
+    odd = {name: torch.full_like(w, value) if name == "classifier.bias" else w for name, w in begun.weights.items()}
+    orders = [Order(m, c, SGD(lr=0.0, batch=8)) for m, c in zip((begun, begun.replace(odd)), clients, strict=True)]
+    with keeping():
+        first, second = fit_together(orders)
+    assert first.finite
+    first.book(begun, clients[0], orders[0].sgd, None).finite()
+    ended = second.book(begun, clients[1], orders[1].sgd, None)
+    with nullcontext() if finite else pytest.raises(NotFinite):
+        ended.finite()
+    changed = replace(first.book(begun, clients[0], orders[0].sgd, None), weights={"w": torch.tensor(torch.nan)})
+    with pytest.raises(NotFinite):  # what was looked at is not what is there now
+        changed.finite()
 
 
 @pytest.mark.parametrize(

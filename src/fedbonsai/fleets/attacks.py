@@ -14,7 +14,7 @@ import torch
 
 from fedbonsai.choice import Choice, choice
 from fedbonsai.core import Client, Samples
-from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, out_of_range, raise_all
+from fedbonsai.settings import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, out_of_range, raise_all
 from fedbonsai.training.lies import Liar, Ring
 from fedbonsai.tree import Tree, Weights
 

@@ -15,7 +15,7 @@ import torch
 
 from fedbonsai.core import Device, Scope
 from fedbonsai.errors import ConfigError
-from fedbonsai.stages.settings import NOT_NEGATIVE, out_of_range, raise_all, when
+from fedbonsai.settings import NOT_NEGATIVE, out_of_range, raise_all, when
 from fedbonsai.tree import generator, seed_of
 
 

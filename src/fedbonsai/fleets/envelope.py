@@ -18,7 +18,7 @@ from fedbonsai import tree
 from fedbonsai.arch import keeping
 from fedbonsai.core import Client, Memory, Scope, Task
 from fedbonsai.errors import Failed, Silent, said
-from fedbonsai.wire import message
+from fedbonsai.wire import encode, message
 from fedbonsai.work import Work, collecting, note, spent
 
 
@@ -57,6 +57,25 @@ def envelope(scope: Scope, ask: int, task: str, device: str, base: tuple[int, in
 def receipt(head: Envelope, silent: str = "") -> Receipt:
     """Receipt that answers an envelope."""
     return Receipt(head.run, head.round, head.attempt, head.ask, head.device, silent)
+
+
+class Heads:
+    """Bytes of the heads of one ask, encoded; they go by the lengths of a few fields, so that most are known already."""
+
+    def __init__(self) -> None:
+        self._known: dict[object, int] = {}
+
+    def down(self, head: Envelope) -> int:
+        """Bytes of a request's head."""
+        key = len(head.device.encode()), head.seed.bit_length(), head.base
+        return self._known[key] if key in self._known else self._known.setdefault(key, len(encode(head)))
+
+    def up(self, head: Envelope, silent: str = "") -> int:
+        """Bytes of the head of its reply."""
+        key = len(head.device.encode()), silent
+        return (
+            self._known[key] if key in self._known else self._known.setdefault(key, len(encode(receipt(head, silent))))
+        )
 
 
 class Written(RuntimeError):

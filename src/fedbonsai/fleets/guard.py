@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from fedbonsai.core import Answer, Answers, Device, Fleet, Silence, Task
 from fedbonsai.fleets.wrappers import Wrapper
-from fedbonsai.stages.settings import NOT_NEGATIVE, out_of_range, raise_all, when
+from fedbonsai.settings import NOT_NEGATIVE, out_of_range, raise_all, when
 
 M = TypeVar("M")
 R = TypeVar("R")

@@ -12,7 +12,7 @@ from fedbonsai import tree
 from fedbonsai.core import Answer, Answers, Client, Device, Memory, Scale, Scope, Silence, Task
 from fedbonsai.errors import Failed, Forgotten, Silent
 from fedbonsai.fleets.crew import crew_size, side_by_side
-from fedbonsai.fleets.envelope import Envelope, blamed, envelope, perform, receipt
+from fedbonsai.fleets.envelope import Envelope, Heads, blamed, envelope, perform
 from fedbonsai.fleets.slots import Remembers
 from fedbonsai.telling import each
 from fedbonsai.wire import OWN, decode, encode
@@ -49,6 +49,7 @@ class LocalFleet(Remembers):
     ) -> Iterator[Answer[R] | Silence]:
         opened: tuple[object, Any, Sequence[Tensor]] = (None, None, ())  # equal messages are decoded once
         crew: list[_Call] = []
+        heads = Heads()
         together = crew_size(len(send), self._batch)
         for index, (device, request) in enumerate(each("devices", send.items())):
             head = envelope(scope, ask, task.name, device.id, self._slots.base(device.id))
@@ -57,28 +58,28 @@ class LocalFleet(Remembers):
                 received: Any = request if payloads is None else decode(payloads[index], OWN)
                 opened = (source, received, list(tree.tensors(received)))
             if payloads is not None:
-                down = len(encode(head)) + len(payloads[index])
+                down = heads.down(head) + len(payloads[index])
             # a copy, so that a task which writes into it and then fails leaves it as it was
             held = self._slots.memory(device.id)
             memory = decode(encode(held), OWN) if held else {}
             crew.append(_Call(task, device, head, *opened[1:], memory, down, self._clients[device.id], self._wire))
             if len(crew) == together or index == len(send) - 1:
-                yield from self._done(crew)
+                yield from self._done(crew, heads)
                 crew = []
 
-    def _done(self, crew: Sequence[_Call]) -> Iterator[Answer[Any] | Silence]:
+    def _done(self, crew: Sequence[_Call], heads: Heads) -> Iterator[Answer[Any] | Silence]:
         for call, outcome in zip(crew, side_by_side([call.perform for call in crew]), strict=True):
             try:
                 value, memory, work, reply = outcome.get()
             except Silent as error:
-                up = len(encode(receipt(call.head, str(error)))) if self._wire else 0
+                up = heads.up(call.head, str(error)) if self._wire else 0
                 trace = error.trace if isinstance(error, Failed) else ""
                 forgot = isinstance(error, Forgotten)
                 yield Silence(call.device, str(error), call.down, up, forgot, spent(error), fault=trace)
                 continue
             up = 0
             if self._wire:
-                up = len(encode(receipt(call.head))) + len(reply)
+                up = heads.up(call.head) + len(reply)
                 value = decode(reply, OWN)
             self._slots.keep(call.device.id, memory)
             yield Answer(call.device, value, call.down, up, work)

@@ -17,7 +17,7 @@ from fedbonsai.choice import homes
 from fedbonsai.core import Answer, Answers, Client, Device, Scale, Scope, Silence, Task
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.crew import crew_size
-from fedbonsai.fleets.envelope import envelope
+from fedbonsai.fleets.envelope import Heads, envelope
 from fedbonsai.fleets.local import post
 from fedbonsai.fleets.slots import Remembers
 from fedbonsai.fleets.worker import Books, Done, Job, packed, share, unpacked, work
@@ -106,7 +106,7 @@ class PoolFleet(Remembers):
         window = (2 * len(self._workers) + 2) * together
         waiting: dict[int, Answer[Any] | Silence] = {}
         serials: dict[int, int] = {}
-        ahead = 0
+        ahead, heads = 0, Heads()
         for turn in each("devices", range(len(devices))):
             while turn not in waiting:
                 while ahead < min(len(devices), turn + window) and (free := self._idlest()) is not None:
@@ -119,7 +119,7 @@ class PoolFleet(Remembers):
                         head = envelope(scope, ask, task.name, device.id, self._slots.base(device.id))
                         memory = packed(self._slots.memory(device.id))
                         job = Job(head, serials[id(frame)], task.run.__module__, memory)
-                        crew.append(_Post(index, device, job, frame, ahead, down=len(encode(head)) + len(frame)))
+                        crew.append(_Post(index, device, job, frame, ahead, down=heads.down(head) + len(frame)))
                     self._give(free, crew)
                     ahead += len(crew)
                 waiting.update(self._collect())

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from fedbonsai.objectives.base import Balanced, Objective, Reduction, means, objective
 
+ROW = 16  # scores; of fewer torch's softmax takes one value at a time, unless samples stand side by side
+
 
 @objective("classification")
 class Classification(Objective):
@@ -62,8 +64,10 @@ class Classification(Objective):
         """Mean loss of each batch [batches], of all samples at once."""
         if type(self).loss is not Classification.loss:  # of a loss of one's own nothing is known
             return super().losses(outputs, y)
-        flat, weights = outputs.flatten(0, 1), self._weights(outputs)
-        each = F.cross_entropy(flat, y.flatten(), weights, reduction="none", label_smoothing=self.smoothing).view_as(y)
+        scores, targets, weights = outputs.flatten(0, 1), y.flatten(), self._weights(outputs)
+        if scores.shape[1] < ROW:
+            scores, targets = scores.t().unsqueeze(0), targets.unsqueeze(0)
+        each = F.cross_entropy(scores, targets, weights, reduction="none", label_smoothing=self.smoothing).view_as(y)
         return each.mean(1) if weights is None else each.sum(1) / weights[y].sum(1)
 
     def weight(self, y: Tensor) -> float:

@@ -14,9 +14,7 @@ from fedbonsai.objectives import Classification, Objective
 from fedbonsai.runs import private
 from fedbonsai.runs.buffered import unbuffered
 from fedbonsai.runs.limits import BudgetConfig, ClockConfig
-from fedbonsai.stages.robust import MeanRule
-from fedbonsai.stages.sampling import Sticky
-from fedbonsai.stages.settings import (
+from fedbonsai.settings import (
     COUNT,
     NOT_NEGATIVE,
     PROBABILITY,
@@ -24,6 +22,8 @@ from fedbonsai.stages.settings import (
     out_of_range,
     raise_all,
 )
+from fedbonsai.stages.robust import MeanRule
+from fedbonsai.stages.sampling import Sticky
 from fedbonsai.stages.width.capacity import ByProfile, unplaced
 from fedbonsai.training.optimizers import SGD, Optimizer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from fedbonsai.stages.settings import (
+from fedbonsai.settings import (
     COUNT,
     NOT_NEGATIVE,
     PART,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fedbonsai.errors import ConfigError
+from fedbonsai.settings import when
 from fedbonsai.stages.privacy.accountant import Account, Release, epsilon, noise_for
 from fedbonsai.stages.privacy.round import release_rate
 from fedbonsai.stages.privacy.settings import Privacy
-from fedbonsai.stages.settings import when
 
 if TYPE_CHECKING:
     from fedbonsai.runs.config import RunConfig

@@ -22,10 +22,10 @@ from fedbonsai.arch import Arch
 from fedbonsai.core import Device, Memory
 from fedbonsai.errors import Forgotten
 from fedbonsai.model import Model, parameter_specs
+from fedbonsai.settings import NOT_NEGATIVE, SHARE, out_of_range, raise_all, when
 from fedbonsai.stages.catch_up import Merging, rounded
 from fedbonsai.stages.codec import Chain, Packed
 from fedbonsai.stages.mask_shift import bounded
-from fedbonsai.stages.settings import NOT_NEGATIVE, SHARE, out_of_range, raise_all, when
 from fedbonsai.tree import Tree, Weights, add, part_of, subtract
 from fedbonsai.wire import OPTIONAL, message
 

@@ -9,7 +9,7 @@ import torch
 
 from fedbonsai.core import Device
 from fedbonsai.errors import ConfigError
-from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, out_of_range, raise_all, when
+from fedbonsai.settings import COUNT, NOT_NEGATIVE, out_of_range, raise_all, when
 from fedbonsai.tree import generator, seed_of
 
 

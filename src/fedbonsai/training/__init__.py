@@ -5,6 +5,7 @@ from fedbonsai.training.evaluate import Score, evaluate, evaluate_each
 from fedbonsai.training.gradients import draws, gradient, gradients
 from fedbonsai.training.loop import train
 from fedbonsai.training.optimizers import SGD, Adam, AdamW, Moving, Optimizer, optimizer
+from fedbonsai.training.own_loss import Made, OwnLoss, outputs
 from fedbonsai.training.sparse import train_growing
 from fedbonsai.training.steps import Hook, Loss, Trained
 
@@ -14,8 +15,10 @@ __all__ = [
     "AdamW",
     "Hook",
     "Loss",
+    "Made",
     "Moving",
     "Optimizer",
+    "OwnLoss",
     "Score",
     "Trained",
     "Views",
@@ -27,6 +30,7 @@ __all__ = [
     "gradient",
     "gradients",
     "optimizer",
+    "outputs",
     "train",
     "train_growing",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +45,10 @@ def batches(me: Client, sgd: Optimizer, block: int = BLOCK) -> Iterator[Samples]
                 yield Samples(x[begin - start : end - start], part.y[begin - start : end - start])
 
 
-def epochs(count: int, sgd: Optimizer, random: torch.Generator) -> Iterator[tuple[Tensor, list[tuple[int, int]]]]:
+Cuts = tuple[tuple[int, int], ...]
+
+
+def epochs(count: int, sgd: Optimizer, random: torch.Generator) -> Iterator[tuple[Tensor, Cuts]]:
     """Order of the samples and the cuts into batches, epoch by epoch: whole epochs, or exactly ``sgd.steps`` batches."""
     cuts = cut(count, sgd.batch)
     left = steps(count, sgd)
@@ -53,12 +57,13 @@ def epochs(count: int, sgd: Optimizer, random: torch.Generator) -> Iterator[tupl
         left -= len(cuts)
 
 
-def cut(count: int, batch: int) -> list[tuple[int, int]]:
+@lru_cache(1024)
+def cut(count: int, batch: int) -> Cuts:
     """First and last place of each batch of an epoch."""
     begins = list(range(0, count, batch))
     if len(begins) > 1 and batch > 1 and count - begins[-1] == 1:
         begins.pop()
-    return list(zip(begins, [*begins[1:], count], strict=True))
+    return tuple(zip(begins, [*begins[1:], count], strict=True))
 
 
 def steps(count: int, sgd: Optimizer) -> int:

@@ -8,6 +8,7 @@ from fedbonsai.core import Client
 from fedbonsai.model import Model, cached_module
 from fedbonsai.training.lies import Liar
 from fedbonsai.training.optimizers import Optimizer
+from fedbonsai.training.own_loss import OwnLoss
 from fedbonsai.training.sparse import sparse_form
 from fedbonsai.training.stacked.orders import Order, handed
 from fedbonsai.training.steps import Hook, Loss, Trained, fit, prepare
@@ -33,7 +34,7 @@ def train(
         sgd: optimiser and its settings. With a hook, a loss of one's own, or on an accelerator nothing is computed sparsely.
         mask: by parameter name, True where a weight is kept; elsewhere it is exactly zero after every step.
         hook: sees the gradients of every step, before momentum and mask.
-        loss: what is minimised instead of the objective's loss.
+        loss: what is minimised instead of the objective's loss; an `OwnLoss` where clients shall learn by it in batches too.
         shift: by parameter name, what is added to the gradients of every step: after the clip, before momentum.
         frozen: names of parameters that stay as they are, of which no gradient is taken; ``work`` counts whole passes.
 
@@ -45,8 +46,9 @@ def train(
             lambda client: train(model, client, sgd, mask, hook=hook, loss=loss, shift=shift, frozen=frozen), model
         )
     prepare(me)
-    order = Order(model, me, sgd, mask, hook, shift, frozenset(frozen))
-    if loss is None and (ended := handed(order)) is not None:
+    own = loss if isinstance(loss, OwnLoss) else None
+    order = Order(model, me, sgd, mask, hook, shift, frozenset(frozen), own)
+    if loss is own and (ended := handed(order)) is not None:
         return ended.book(model, me, sgd, mask)
     if hook is None and loss is None and (net := sparse_form(model, me, sgd, mask)) is not None:
         compact = net.compact(shift) if shift is not None else None

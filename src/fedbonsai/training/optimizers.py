@@ -5,19 +5,37 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import field, replace
-from math import inf
 from typing import Any, ClassVar, Literal, TypeVar, cast, dataclass_transform
 
 import torch
 from torch import Tensor
 
 from fedbonsai.choice import Choice, registered
+from fedbonsai.settings import COUNT, NOT_NEGATIVE, PART, POSITIVE, PROBABILITY, Range, one_of, out_of_range, raise_all
 from fedbonsai.wire import OPTIONAL, message
 
 Schedule = Literal["constant", "step", "cosine"]
 Precision = Literal["fp32", "bf16"]
 Sparse = Literal["off", "auto", "on"]
 C = TypeVar("C", bound="Optimizer")
+
+FINITE = Range("a finite number >= 0", NOT_NEGATIVE.holds)
+EPOCHS = Range("at least 1 (or set steps)", COUNT.holds)
+DECAY = Range("a number in [0, 1)", PART.holds)
+RANGES = {
+    "lr": FINITE,
+    "weight_decay": FINITE,
+    "batch": COUNT,
+    "steps": Range("0 (whole epochs), or a number of steps", NOT_NEGATIVE.holds),
+    "proximal": FINITE,
+    "clip": Range("0 (none), or a finite norm", NOT_NEGATIVE.holds),
+    "precision": one_of("fp32", "bf16"),
+    "sparse": one_of("off", "auto", "on"),
+    "schedule": one_of("constant", "step", "cosine"),
+    "rounds": NOT_NEGATIVE,
+    "factor": Range("a share in [0, 1]", PROBABILITY.holds),
+    "warmup": Range("a number of rounds >= 0", NOT_NEGATIVE.holds),
+}
 
 
 class Moving:
@@ -167,25 +185,7 @@ class Optimizer(Choice):
 
     def faults(self) -> list[str]:
         """Values that cannot be meant."""
-        found = [
-            f"{name} = {getattr(self, name)}: expected {want}"
-            for name, want, fine in (
-                ("lr", "a finite number >= 0", 0 <= self.lr < inf),
-                ("weight_decay", "a finite number >= 0", 0 <= self.weight_decay < inf),
-                ("batch", "at least 1", self.batch >= 1),
-                ("epochs", "at least 1 (or set steps)", self.epochs >= 1 or self.steps > 0),
-                ("steps", "0 (whole epochs), or a number of steps", self.steps >= 0),
-                ("proximal", "a finite number >= 0", 0 <= self.proximal < inf),
-                ("clip", "0 (none), or a finite norm", 0 <= self.clip < inf),
-                ("precision", "'fp32' or 'bf16'", self.precision in ("fp32", "bf16")),
-                ("sparse", "'off', 'auto' or 'on'", self.sparse in ("off", "auto", "on")),
-                ("schedule", "'constant', 'step' or 'cosine'", self.schedule in ("constant", "step", "cosine")),
-                ("rounds", "a number >= 0", self.rounds >= 0),
-                ("factor", "a share in [0, 1]", 0 <= self.factor <= 1),
-                ("warmup", "a number of rounds >= 0", self.warmup >= 0),
-            )
-            if not fine
-        ]
+        found = out_of_range(self, **RANGES, **({} if self.steps > 0 else {"epochs": EPOCHS}))
         if self.schedule == "constant" and (self.rounds or self.factor != 0.1):
             found.append(
                 f"rounds = {self.rounds}, factor = {self.factor} have no effect: set schedule to step or cosine"
@@ -240,9 +240,7 @@ class SGD(Optimizer):
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        wrong = [] if 0 <= self.momentum < 1 else [f"momentum = {self.momentum}: expected a number in [0, 1)"]
-        if faults := self.faults() + wrong:
-            raise ValueError("; ".join(faults))
+        raise_all(self.faults() + out_of_range(self, momentum=DECAY))
 
     def slots(self) -> int:
         """Momentum, where there is any."""
@@ -295,17 +293,7 @@ class Adam(Optimizer):
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        faults = self.faults() + [
-            f"{name} = {getattr(self, name)}: expected {want}"
-            for name, want, fine in (
-                ("beta1", "a number in [0, 1)", 0 <= self.beta1 < 1),
-                ("beta2", "a number in [0, 1)", 0 <= self.beta2 < 1),
-                ("eps", "a number > 0", self.eps > 0),
-            )
-            if not fine
-        ]
-        if faults:
-            raise ValueError("; ".join(faults))
+        raise_all(self.faults() + out_of_range(self, beta1=DECAY, beta2=DECAY, eps=POSITIVE))
 
     def slots(self) -> int:
         """Means of gradients and of their squares."""

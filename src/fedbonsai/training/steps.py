@@ -53,13 +53,17 @@ class Net(Protocol):
 
 @dataclass(frozen=True)
 class Trained:
-    """What local training gives: ``loss`` is the mean over the samples that were seen, ``last`` that of the last batch."""
+    """What local training gives: ``loss`` is the mean over the samples that were seen, ``last`` that of the last batch.
+
+    Weights that were found to be finite are ``looked_at``, and are not looked at again.
+    """
 
     weights: Weights
     examples: int
     steps: int
     loss: float
     last: float = nan
+    looked_at: Weights | None = None
 
     def finite(self) -> Trained:
         """The same.
@@ -67,7 +71,7 @@ class Trained:
         Raises:
             NotFinite: a weight is NaN or infinite; a client whose task lets this pass counts as silent, its memory stays.
         """
-        if not finite(self.weights):
+        if self.looked_at is not self.weights and not finite(self.weights):
             raise NotFinite(f"training gave values that are not finite (loss {self.loss}); lower the learning rate")
         return self
 
@@ -83,6 +87,7 @@ class Ended:
         loss: sum of the mean losses of the batches, each times its samples.
         last: mean loss of the last batch.
         held: bytes held beside weights, a gradient and activations.
+        finite: whether all weights are known to be finite.
     """
 
     weights: Weights
@@ -91,11 +96,13 @@ class Ended:
     loss: float
     last: float
     held: int
+    finite: bool = False
 
     def book(self, model: Model, me: Client, sgd: Optimizer, masks: Tree | None) -> Trained:
         """Put it into the books of the task that runs."""
         book(model, me, sgd, self.steps, self.seen, self.held, masks)
-        return Trained(self.weights, len(me.train), self.steps, self.loss / self.seen, self.last)
+        looked_at = self.weights if self.finite else None
+        return Trained(self.weights, len(me.train), self.steps, self.loss / self.seen, self.last, looked_at)
 
 
 def prepare(me: Client) -> None:

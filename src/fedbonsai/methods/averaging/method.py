@@ -33,6 +33,7 @@ from fedbonsai.methods.averaging.faults import of_buffered, of_settings
 from fedbonsai.methods.averaging.server import Plain, ServerOptimizer
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
+from fedbonsai.settings import raise_all
 from fedbonsai.stages.broadcast import Broadcast, Downlink, Merged, Sent, grouped, last_change
 from fedbonsai.stages.codec import Chain
 from fedbonsai.stages.codec.feedback import names_with_feedback
@@ -47,7 +48,6 @@ from fedbonsai.stages.sampling import Drawn, Sticky, cohort
 from fedbonsai.stages.secure.layout import layout
 from fedbonsai.stages.secure.server import ordered, summed
 from fedbonsai.stages.secure.settings import OPEN, Secure
-from fedbonsai.stages.settings import raise_all
 from fedbonsai.stages.updates import Combined, apply_update, combine, ramped
 from fedbonsai.stages.weighting import Weighting
 from fedbonsai.training.optimizers import SGD, Optimizer

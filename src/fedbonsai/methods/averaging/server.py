@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedbonsai import tree
 from fedbonsai.choice import Choice, choice
-from fedbonsai.stages.settings import PART, POSITIVE, out_of_range, raise_all
+from fedbonsai.settings import PART, POSITIVE, out_of_range, raise_all
 from fedbonsai.stages.updates import STATISTICS
 from fedbonsai.tree import Tree, Weights
 

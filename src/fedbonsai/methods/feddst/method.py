@@ -19,6 +19,7 @@ from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Device, Fleet, Memory, forgetful, task
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
+from fedbonsai.settings import raise_all
 from fedbonsai.stages.held_masks import HeldMasks, Sent, received
 from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.masks import masked
@@ -28,7 +29,6 @@ from fedbonsai.stages.pruning.under_masks import averaged, packed
 from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.robust import Ballot, MeanRule, Plain
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.settings import raise_all
 from fedbonsai.stages.updates import Update, Usable
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import Tree, seed_of

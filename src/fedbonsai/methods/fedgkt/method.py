@@ -7,7 +7,7 @@ is cut in two: its stem with a head of its own is the client's, what follows the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from math import nan
 from typing import Any, ClassVar
@@ -87,11 +87,10 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Knowledge, Memory
         raise Forgotten("this client has lost its network")
     model = Model(request.arch, weights)
     labels, x = me.train.y, me.train.x
-    loss, rows = None, labels
+    loss, targets = None, labels
     if len(request.logits):
-        loss = guided(labels, request.logits, request.alpha, request.temperature, me.device)
-        rows = torch.arange(len(labels))
-    trained = training.train(model, replace(me, train=Samples(x, rows)), request.sgd, loss=loss).finite()
+        loss, targets = guided(request.alpha, request.temperature), taught(labels, request.logits)
+    trained = training.train(model, replace(me, train=Samples(x, targets)), request.sgd, loss=loss).finite()
     net = cached_module(model.replace(trained.weights), me.device).module
     features = outputs(net.get_submodule("stem"), x, me.device)
     scores = outputs(net.get_submodule("head"), features, me.device)
@@ -100,14 +99,18 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Knowledge, Memory
     return Knowledge(features, scores, labels, extractor, trained.loss), {"weights": trained.weights}
 
 
-def guided(labels: Tensor, teacher: Tensor, alpha: float, temperature: float, device: str) -> training.Loss:
-    """`distillation` for samples whose "label" is their row in ``labels`` and ``teacher``: batches are shuffled."""
-    labels, teacher = labels.to(device), teacher.to(device)
+def taught(labels: Tensor, teacher: Tensor) -> Tensor:
+    """Targets of `guided`: the label of each sample and the logits of its teacher, [samples, 1 + classes]."""
+    return torch.cat([labels[:, None].to(teacher.dtype), teacher], 1)
 
-    def loss(net: nn.Module, x: Tensor, row: Tensor) -> Tensor:
-        return distillation(net(x), labels[row], teacher[row], alpha, temperature)
 
-    return loss
+def guided(alpha: float, temperature: float) -> training.OwnLoss:
+    """`distillation` for samples whose targets are `taught`."""
+
+    def value(made: training.Made, seen: Sequence[training.Made], y: Tensor, held: tree.Tree) -> Tensor:
+        return distillation(made[0], y[:, 0].long(), y[:, 1:], alpha, temperature)
+
+    return training.OwnLoss(("fedgkt", alpha, temperature), training.outputs, value)
 
 
 def distillation(scores: Tensor, labels: Tensor, teacher: Tensor, alpha: float, temperature: float) -> Tensor:
@@ -121,7 +124,7 @@ def distillation(scores: Tensor, labels: Tensor, teacher: Tensor, alpha: float, 
         temperature: T.
     """
     learns, teaches = (F.log_softmax(logits / temperature, dim=1) for logits in (scores, teacher))
-    divergence = F.kl_div(learns, teaches, reduction="batchmean", log_target=True)
+    divergence = (teaches.exp() * (teaches - learns)).sum() / len(scores)  # F.kl_div, which torch.func does not have
     return F.cross_entropy(scores, labels) + alpha * temperature**2 * divergence
 
 
@@ -201,12 +204,10 @@ class FedGKT:
             {name: value for name, value in state.model.weights.items() if not name.startswith("stem.")},
         )
         labels = torch.cat([each.labels for each in got.values()])
-        pool = Samples(torch.cat([each.features for each in got.values()]), torch.arange(len(labels)))
-        teacher = torch.cat([each.logits for each in got.values()])
+        targets = taught(labels, torch.cat([each.logits for each in got.values()]))
+        pool = Samples(torch.cat([each.features for each in got.values()]), targets)
         me = Client("server", tree.seed_of(state.seed, "server", t, 0), pool, pool[:0], state.device)
-        trained = training.train(
-            server, me, self.server, loss=guided(labels, teacher, self.alpha, self.temperature, state.device)
-        )
+        trained = training.train(server, me, self.server, loss=guided(self.alpha, self.temperature))
         net = cached_module(server.replace(trained.weights), state.device).module
         new = {id: outputs(net, each.features, state.device) for id, each in got.items()}
         return replace(

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fedbonsai.objectives import Objective
+from fedbonsai.settings import NOT_NEGATIVE, POSITIVE, out_of_range, raise_all, when
 from fedbonsai.stages.pruning.masks import Masks, keep_top
-from fedbonsai.stages.settings import NOT_NEGATIVE, POSITIVE, out_of_range, raise_all, when
 from fedbonsai.tree import Tree
 from fedbonsai.wire import message
 

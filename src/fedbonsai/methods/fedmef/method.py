@@ -19,6 +19,7 @@ from fedbonsai.methods.fedmef.client import Train, Trained, train
 from fedbonsai.methods.fedmef.extrusion import Extrusion
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
+from fedbonsai.settings import PART, SHARE, TWO, out_of_range, raise_all, when
 from fedbonsai.stages.held_masks import HeldMasks
 from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.grow_prune import adjust, mean_gradients
@@ -28,7 +29,6 @@ from fedbonsai.stages.pruning.readjust import Readjustment, counts_of, start_mas
 from fedbonsai.stages.pruning.under_masks import unpacked
 from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.settings import PART, SHARE, TWO, out_of_range, raise_all, when
 from fedbonsai.stages.updates import MOST, Usable
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import Tree, Weights, seed_of

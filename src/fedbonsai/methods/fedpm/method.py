@@ -26,6 +26,7 @@ from fedbonsai.methods.fedpm.frozen import frozen, names_of, still
 from fedbonsai.methods.fedpm.levels import MOST, Coder, packed_levels, rounded
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model, parameter_specs
+from fedbonsai.settings import COUNT, Range, out_of_range, raise_all, when
 from fedbonsai.stages.codec import ranges
 from fedbonsai.stages.needs import all_trained_needed
 from fedbonsai.stages.pruning.masks import Masks
@@ -34,7 +35,6 @@ from fedbonsai.stages.secure.fixed import frame
 from fedbonsai.stages.secure.layout import layout
 from fedbonsai.stages.secure.server import not_below_zero, ordered, sums
 from fedbonsai.stages.secure.settings import OPEN, Secure
-from fedbonsai.stages.settings import COUNT, Range, out_of_range, raise_all, when
 from fedbonsai.stages.updates import MOST as SAMPLES
 from fedbonsai.stages.updates import Usable, statistics_of
 from fedbonsai.training.optimizers import Adam, Optimizer

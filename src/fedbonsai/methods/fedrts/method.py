@@ -21,6 +21,7 @@ from fedbonsai.methods.fedrts.client import Train, Trained, train
 from fedbonsai.methods.fedrts.thompson import Posterior, core, weighed
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
+from fedbonsai.settings import POSITIVE, PROBABILITY, SHARE, TWO, out_of_range, raise_all
 from fedbonsai.stages.held_masks import HeldMasks
 from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.masks import Masks, masked
@@ -29,7 +30,6 @@ from fedbonsai.stages.pruning.readjust import Readjustment, changed, counts_of, 
 from fedbonsai.stages.pruning.under_masks import unpacked
 from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.settings import POSITIVE, PROBABILITY, SHARE, TWO, out_of_range, raise_all
 from fedbonsai.stages.updates import MOST, Usable
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import Tree, Weights, seed_of

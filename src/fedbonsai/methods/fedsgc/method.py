@@ -19,6 +19,7 @@ from fedbonsai.core import Client, Device, Fleet, forgetful
 from fedbonsai.methods.fedsgc.client import SIGNS, Readjust, readjust, signs
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
+from fedbonsai.settings import PROBABILITY, SHARE, TWO, out_of_range, raise_all
 from fedbonsai.stages.held_masks import HeldMasks
 from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.masks import masked
@@ -27,7 +28,6 @@ from fedbonsai.stages.pruning.trading import epochs_of_trade, under_own_masks
 from fedbonsai.stages.pruning.under_masks import averaged
 from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.settings import PROBABILITY, SHARE, TWO, out_of_range, raise_all
 from fedbonsai.stages.updates import Usable
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import Tree, seed_of

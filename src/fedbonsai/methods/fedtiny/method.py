@@ -23,6 +23,7 @@ from fedbonsai.methods.fedtiny.selection import development, select
 from fedbonsai.methods.fedtiny.sparse_accounts import round_bytes, selection_bytes
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
+from fedbonsai.settings import SHARE, out_of_range, raise_all
 from fedbonsai.stages import masked_upload
 from fedbonsai.stages.codec import Chain
 from fedbonsai.stages.held_masks import HeldMasks
@@ -36,7 +37,6 @@ from fedbonsai.stages.robust import MeanRule, Plain
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.secure.server import ordered
 from fedbonsai.stages.secure.settings import OPEN, Secure, refused
-from fedbonsai.stages.settings import SHARE, out_of_range, raise_all
 from fedbonsai.stages.updates import statistics_of
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import Weights, seed_of, size

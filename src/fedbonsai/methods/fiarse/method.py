@@ -17,11 +17,11 @@ from fedbonsai.core import Answer, Client, Fleet
 from fedbonsai.methods.fiarse.client import Train, held, train
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
+from fedbonsai.settings import raise_all, when
 from fedbonsai.stages.codec import Chain, Packed, TopK
 from fedbonsai.stages.pruning.readjust import MaskedMean
 from fedbonsai.stages.pruning.under_masks import names_of, unpacked
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.settings import raise_all, when
 from fedbonsai.stages.static_norm import learned, settled
 from fedbonsai.stages.updates import MOST, Update, Usable
 from fedbonsai.stages.width.capacity import Capacity, Shares, ratio_of

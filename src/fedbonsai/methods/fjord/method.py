@@ -16,11 +16,11 @@ from fedbonsai.core import Client, Fleet
 from fedbonsai.methods.fjord.client import Train, train
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
+from fedbonsai.settings import raise_all, when
 from fedbonsai.stages.needs import classes_needed
 from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.robust import MeanRule, Plain
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.settings import raise_all, when
 from fedbonsai.stages.static_norm import settled
 from fedbonsai.stages.width.capacity import Capacity, Shares
 from fedbonsai.stages.width.division import Division, divided, narrowed_to_widest

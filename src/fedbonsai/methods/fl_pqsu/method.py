@@ -20,6 +20,7 @@ from fedbonsai.methods.fl_pqsu.one_shot import Score, pretrain, prune_once
 from fedbonsai.methods.fl_pqsu.selective_settings import faults
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
+from fedbonsai.settings import NOT_NEGATIVE, out_of_range, raise_all, when
 from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, grouped
 from fedbonsai.stages.codec import Chain, parse
 from fedbonsai.stages.needs import all_trained_needed
@@ -30,7 +31,6 @@ from fedbonsai.stages.pruning.units import narrowed
 from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.selective import Rule
-from fedbonsai.stages.settings import NOT_NEGATIVE, out_of_range, raise_all, when
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import message

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from fedbonsai.settings import when
 from fedbonsai.stages.codec import EF21, Chain
 from fedbonsai.stages.pruning.gates import Gate, Use
-from fedbonsai.stages.settings import when
 
 
 def faults(uplink: Chain, gate: Gate, changes: bool, cached: bool, own: bool, delta: bool) -> list[str]:

@@ -6,7 +6,7 @@ model-contrastive term (`contrast`) to the local loss and keeps the trained mode
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from math import nan
 from typing import ClassVar
@@ -61,24 +61,30 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Update, Memory]:
     return answer, {**memory, "previous": trained.weights}
 
 
-def objective(request: Train, previous: Tree, device: str) -> training.Loss:
+def objective(request: Train, previous: Tree, device: str) -> training.OwnLoss:
     """The objective's loss plus ``mu`` times `contrast`, for the network that is being trained.
 
-    Both anchors are networks of their own, since the one in training is shared by all clients of this process, and
-    run in evaluation mode: normalisation uses what they learned and no buffer of theirs moves.
+    Both anchors run in evaluation mode: normalisation uses what they learned and no buffer of theirs moves.
     """
-    anchors = [model.build().to(device).eval() for model in (request.model, request.model.replace(previous))]
+    mu, temperature, learned = request.mu, request.temperature, request.model.arch.objective
 
-    def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        features = representation(net, x)
-        with torch.no_grad():
-            towards, away = (representation(anchor, x) for anchor in anchors)
-        scores = net.get_submodule("classifier")(features)
-        return request.model.arch.objective.loss(scores, y) + request.mu * contrast(
-            features, towards, away, request.temperature
-        )
+    def value(made: training.Made, seen: Sequence[training.Made], y: Tensor, held: Tree) -> Tensor:
+        (features, scores), ((towards,), (away,)) = made, seen
+        return learned.loss(scores, y) + mu * contrast(features, towards, away, temperature)
 
-    return loss
+    anchors = (request.model, request.model.replace(previous))
+    return training.OwnLoss(("moon", mu, temperature), scored, value, anchors, represented, device=device)
+
+
+def represented(net: nn.Module, x: Tensor) -> tuple[Tensor]:
+    """`representation`, alone in a tuple."""
+    return (representation(net, x),)
+
+
+def scored(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """`representation`, and the scores of it."""
+    features = representation(net, x)
+    return features, net.get_submodule("classifier")(features)
 
 
 def anchored(request: Train, me: Client, steps: int) -> None:

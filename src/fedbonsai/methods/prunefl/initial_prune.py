@@ -18,12 +18,12 @@ from fedbonsai.errors import NotFinite, Unanswered
 from fedbonsai.methods.prunefl import local_layers
 from fedbonsai.methods.prunefl.local_layers import NOTHING, Own
 from fedbonsai.model import Model, cached_module
+from fedbonsai.settings import COUNT, NOT_NEGATIVE, PART, out_of_range, raise_all
 from fedbonsai.stages import held_masks
 from fedbonsai.stages.personal import PERSONAL, split
 from fedbonsai.stages.pruning.masks import Masks, density, masked
 from fedbonsai.stages.pruning.per_time import reconfigured, settled
 from fedbonsai.stages.pruning.time_model import Seconds
-from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, PART, out_of_range, raise_all
 from fedbonsai.stages.updates import Usable
 from fedbonsai.telling import each
 from fedbonsai.training.optimizers import Moving, Optimizer

@@ -26,6 +26,7 @@ from fedbonsai.methods.prunefl.initial_prune import InitialPrune, InitialPruneCo
 from fedbonsai.methods.prunefl.local_layers import NOTHING, Own
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model
+from fedbonsai.settings import COUNT, NOT_NEGATIVE, PART, SHARE, out_of_range, raise_all, when
 from fedbonsai.stages.held_masks import HeldMasks
 from fedbonsai.stages.needs import accuracy_needed
 from fedbonsai.stages.personal import split
@@ -37,7 +38,6 @@ from fedbonsai.stages.pruning.under_masks import names_of
 from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.robust import MeanRule, Plain
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, PART, SHARE, out_of_range, raise_all, when
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import Tree, seed_of
 from fedbonsai.wire import message

@@ -18,9 +18,9 @@ from fedbonsai import training, tree
 from fedbonsai.core import Client, Fleet, Memory, task
 from fedbonsai.methods.registry import method
 from fedbonsai.model import Model, cached_module
+from fedbonsai.settings import raise_all
 from fedbonsai.stages.needs import descent_needed
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.settings import raise_all
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.wire import message
 

@@ -20,13 +20,13 @@ from fedbonsai.errors import BadMessage
 from fedbonsai.methods.registry import method
 from fedbonsai.methods.sparsyfed.client import NONZERO, Train, powers, train
 from fedbonsai.model import Model
+from fedbonsai.settings import SHARE, Range, out_of_range, raise_all, when
 from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.pruning.criteria import kept
 from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.readjust import MaskedMean
 from fedbonsai.stages.pruning.under_masks import names_of
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.settings import SHARE, Range, out_of_range, raise_all, when
 from fedbonsai.stages.updates import MOST, Update, Usable
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import Tree, Weights, seed_of

@@ -36,12 +36,12 @@ from fedbonsai.methods.split.rounds import (
     uplink_faults,
 )
 from fedbonsai.model import Model
+from fedbonsai.settings import COUNT, NOT_NEGATIVE, POSITIVE, out_of_range, raise_all, when
 from fedbonsai.stages.broadcast import Downlink
 from fedbonsai.stages.codec import Chain, parse
 from fedbonsai.stages.needs import classes_needed
 from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, POSITIVE, out_of_range, raise_all, when
 from fedbonsai.stages.updates import ramped
 from fedbonsai.stages.weighting import Weighting
 from fedbonsai.training.optimizers import SGD, Optimizer

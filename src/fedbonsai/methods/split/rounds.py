@@ -12,10 +12,10 @@ from torch import Tensor
 from fedbonsai.core import Answer, Device, Fleet, Silence, forgetful
 from fedbonsai.errors import ConfigError, Unanswered
 from fedbonsai.model import Model
+from fedbonsai.settings import when
 from fedbonsai.stages.broadcast import Broadcast, Downlink, Sent, grouped
 from fedbonsai.stages.codec import EF21, Chain
 from fedbonsai.stages.cut import cuttable
-from fedbonsai.stages.settings import when
 from fedbonsai.stages.updates import Combined, Update, apply_update, combine, idle_ramp
 from fedbonsai.stages.weighting import Weighting
 from fedbonsai.training.gradients import draws

@@ -22,6 +22,7 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.methods.registry import method
 from fedbonsai.methods.static_mask.private import privately_averaged
 from fedbonsai.model import Model, cached_module
+from fedbonsai.settings import SHARE, out_of_range, raise_all, when
 from fedbonsai.stages.held_masks import HeldMasks
 from fedbonsai.stages.needs import descent_needed
 from fedbonsai.stages.privacy.accountant import Account
@@ -48,7 +49,6 @@ from fedbonsai.stages.pruning.under_masks import averaged, names_of
 from fedbonsai.stages.robust import MeanRule, Plain
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.secure.settings import OPEN, Secure
-from fedbonsai.stages.settings import SHARE, out_of_range, raise_all, when
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import seed_of
 from fedbonsai.wire import OPTIONAL, message

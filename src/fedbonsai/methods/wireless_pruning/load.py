@@ -23,9 +23,9 @@ from fedbonsai.errors import ConfigError
 from fedbonsai.methods.wireless_pruning.allocation import Floats, Load
 from fedbonsai.methods.wireless_pruning.client import EXACT
 from fedbonsai.model import Model, cached_module
+from fedbonsai.settings import NOT_NEGATIVE, POSITIVE, Range, out_of_range, raise_all
 from fedbonsai.stages.personal import personal_names, split
 from fedbonsai.stages.pruning.derived_masks import names_in, places
-from fedbonsai.stages.settings import NOT_NEGATIVE, POSITIVE, Range, out_of_range, raise_all
 from fedbonsai.stages.updates import STATISTICS
 from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.tree import seed_of, size

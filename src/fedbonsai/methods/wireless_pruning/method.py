@@ -44,10 +44,10 @@ from fedbonsai.methods.wireless_pruning.client import (
 from fedbonsai.methods.wireless_pruning.load import Compute, Cycles, Parts, Passes, load_of
 from fedbonsai.methods.wireless_pruning.plan import Optimum, Planner, allocated, figures
 from fedbonsai.model import Model
+from fedbonsai.settings import NOT_NEGATIVE, PART, Range, out_of_range, raise_all, when
 from fedbonsai.stages.personal import Evaluate, evaluated, merged, split
 from fedbonsai.stages.pruning.derived_masks import Derived, Rule
 from fedbonsai.stages.sampling import cohort
-from fedbonsai.stages.settings import NOT_NEGATIVE, PART, Range, out_of_range, raise_all, when
 from fedbonsai.telling import doing
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.wire import message

@@ -28,8 +28,8 @@ from fedbonsai.methods.wireless_pruning.allocation import (
     served,
 )
 from fedbonsai.methods.wireless_pruning.client import Allocation
+from fedbonsai.settings import NOT_NEGATIVE, PART, out_of_range, raise_all
 from fedbonsai.stages.pruning.derived_masks import Derived
-from fedbonsai.stages.settings import NOT_NEGATIVE, PART, out_of_range, raise_all
 from fedbonsai.tree import seed_of
 
 

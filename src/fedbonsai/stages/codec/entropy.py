@@ -7,13 +7,13 @@ from typing import Literal
 import numpy as np
 
 from fedbonsai.errors import BadMessage
+from fedbonsai.settings import raise_all, when
 from fedbonsai.stages.codec import ranges
 from fedbonsai.stages.codec.bits import Octets, pack, packed_size, unpack
 from fedbonsai.stages.codec.cursor import Cursor
 from fedbonsai.stages.codec.registry import shipped
 from fedbonsai.stages.codec.squeeze import squeeze, unsqueeze
 from fedbonsai.stages.codec.stages import EntropyCoder
-from fedbonsai.stages.settings import raise_all, when
 
 ZSTD, RANGE = 1, 2
 

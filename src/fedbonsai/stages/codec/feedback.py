@@ -12,13 +12,13 @@ from typing import Any, cast
 
 import torch
 
+from fedbonsai.settings import raise_all, when
 from fedbonsai.stages.codec.chain import Chain
 from fedbonsai.stages.codec.pack import eligible
 from fedbonsai.stages.codec.packed import Packed
 from fedbonsai.stages.codec.registry import shipped
 from fedbonsai.stages.codec.stages import Feedback
 from fedbonsai.stages.codec.tensors import Sparse
-from fedbonsai.stages.settings import raise_all, when
 from fedbonsai.tree import Tree, Weights
 
 Memory = dict[str, Any]  # "residual" (EF14) or "estimate" (EF21): name -> tensor; "round": when they were last used

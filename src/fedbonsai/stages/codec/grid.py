@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from fedbonsai.errors import BadMessage
+from fedbonsai.settings import raise_all, when
 from fedbonsai.stages.codec import integers, positions
 from fedbonsai.stages.codec.bits import Octets, Parts, length, pack, packed_size, unpack
 from fedbonsai.stages.codec.context import Context
@@ -19,7 +20,6 @@ from fedbonsai.stages.codec.quantize import Single, signed_table
 from fedbonsai.stages.codec.registry import shipped
 from fedbonsai.stages.codec.select import Floats
 from fedbonsai.stages.codec.stages import EntropyCoder, Symbols, Values
-from fedbonsai.stages.settings import raise_all, when
 
 GRID = 8  # as it stands in a record
 MOST = 127  # steps of one value

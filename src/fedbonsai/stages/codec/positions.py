@@ -11,13 +11,13 @@ from typing import Literal
 import numpy as np
 
 from fedbonsai.errors import BadMessage
+from fedbonsai.settings import raise_all, when
 from fedbonsai.stages.codec import gaps, ranges, rice
 from fedbonsai.stages.codec.bits import Ints, Parts, length, pack, packed_size, unpack
 from fedbonsai.stages.codec.context import Context
 from fedbonsai.stages.codec.cursor import Cursor
 from fedbonsai.stages.codec.registry import shipped
 from fedbonsai.stages.codec.stages import PositionCodec
-from fedbonsai.stages.settings import raise_all, when
 
 # as they stand in a record; the last two cost no bits: the seed, or both ends' memory, says which
 EMPTY, ALL, BITMAP, RICE, GAPS, RANGE, SHARED, KNOWN = range(8)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedbonsai.errors import BadMessage, NotFinite
+from fedbonsai.settings import raise_all, when
 from fedbonsai.stages.codec import positions, tensors
 from fedbonsai.stages.codec.bits import Ints, Parts
 from fedbonsai.stages.codec.context import Candidate, Context
@@ -19,7 +20,6 @@ from fedbonsai.stages.codec.draws import SUBSET
 from fedbonsai.stages.codec.registry import shipped
 from fedbonsai.stages.codec.select import above, check_finite, count_of, largest, largest_per_row
 from fedbonsai.stages.codec.stages import MIN_NUMEL, Sparsifier
-from fedbonsai.stages.settings import raise_all, when
 from fedbonsai.tree import Tree
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedbonsai.errors import BadMessage, NotFinite
+from fedbonsai.settings import raise_all, when
 from fedbonsai.stages.codec import integers, quantize
 from fedbonsai.stages.codec.bits import Parts, pack, packed_size, unpack
 from fedbonsai.stages.codec.context import Context
@@ -25,7 +26,6 @@ from fedbonsai.stages.codec.registry import shipped
 from fedbonsai.stages.codec.select import Floats
 from fedbonsai.stages.codec.stages import EntropyCoder, Members, Symbols, Values
 from fedbonsai.stages.codec.tensors import rows_of
-from fedbonsai.stages.settings import raise_all, when
 
 RAW, FP32, FP16, BF16, AFFINE, SIGNMAG, DRIVE, QSGD = range(8)  # as they stand in a record; RAW: the tensor's own type
 Rounding = Literal["nearest", "stochastic"]

@@ -11,11 +11,11 @@ import math
 from fractions import Fraction
 
 from fedbonsai.errors import ConfigError
+from fedbonsai.settings import when
 from fedbonsai.stages.privacy.settings import Privacy
 from fedbonsai.stages.secure.graph import needed
 from fedbonsai.stages.secure.messages import NONE, Noise
 from fedbonsai.stages.secure.settings import OPEN, Secure
-from fedbonsai.stages.settings import when
 
 # codes of a share's deviation: from there on what a sum of shares costs more than one Gaussian is below 1e-23
 COARSEST = 3

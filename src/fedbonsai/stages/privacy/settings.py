@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields
 from math import sqrt
 from typing import Literal
 
+from fedbonsai.settings import NOT_NEGATIVE, PART, POSITIVE, Range, out_of_range, raise_all, when
 from fedbonsai.stages.codec import Chain
-from fedbonsai.stages.settings import NOT_NEGATIVE, PART, POSITIVE, Range, out_of_range, raise_all, when
 
 DELTA = Range("a probability in (0, 1)", lambda value: 0 < value < 1)
 COUNTING = 0.05  # deviation of the noise on the count of short changes, by the expected number of devices

@@ -18,11 +18,11 @@ from safetensors.torch import load
 from fedbonsai.choice import Choice, choice
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model
+from fedbonsai.settings import COUNT, out_of_range, raise_all
 from fedbonsai.stages.pruning import scores
 from fedbonsai.stages.pruning.distributions import erk, exactly, uniform
 from fedbonsai.stages.pruning.masks import Masks, keep_each, keep_global, masked
 from fedbonsai.stages.pruning.structures import blocks, n_of_m
-from fedbonsai.stages.settings import COUNT, out_of_range, raise_all
 from fedbonsai.telling import each
 from fedbonsai.tree import Tree, Weights
 

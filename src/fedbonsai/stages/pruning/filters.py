@@ -11,9 +11,9 @@ from fedbonsai.choice import Choice, choice
 from fedbonsai.devices.networks import all_known
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model, cached_module
+from fedbonsai.settings import SHARE, out_of_range, raise_all
 from fedbonsai.stages.pruning.count import Size, layer_macs
 from fedbonsai.stages.pruning.units import Units, prune, select, silenced, units
-from fedbonsai.stages.settings import SHARE, out_of_range, raise_all
 from fedbonsai.tree import Tree
 from fedbonsai.work import Episode
 

@@ -18,7 +18,7 @@ import torch
 
 from fedbonsai import tree
 from fedbonsai.choice import Choice, registered
-from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, PART, POSITIVE, PROBABILITY, out_of_range, raise_all
+from fedbonsai.settings import COUNT, NOT_NEGATIVE, PART, POSITIVE, PROBABILITY, out_of_range, raise_all
 from fedbonsai.stages.updates import STATISTICS
 from fedbonsai.tree import Tree, Weights, generator, seed_of
 from fedbonsai.wire import message

@@ -21,8 +21,8 @@ from fedbonsai.devices.networks import all_known, layers
 from fedbonsai.devices.profile import profile
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model
+from fedbonsai.settings import NOT_NEGATIVE, out_of_range, raise_all
 from fedbonsai.stages.pruning.count import Size
-from fedbonsai.stages.settings import NOT_NEGATIVE, out_of_range, raise_all
 from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.tree import Tree
 from fedbonsai.wire import message

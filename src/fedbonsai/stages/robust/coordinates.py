@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fedbonsai.choice import choice
+from fedbonsai.settings import out_of_range, raise_all
 from fedbonsai.stages.robust.rule import MINORITY, Decided, MeanRule, liars, too_few
 from fedbonsai.stages.robust.votes import Votes
-from fedbonsai.stages.settings import out_of_range, raise_all
 from fedbonsai.tree import Weights
 
 Ends = Callable[

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedbonsai.choice import Choice, choice
+from fedbonsai.settings import Range
 from fedbonsai.stages.robust.votes import Votes
-from fedbonsai.stages.settings import Range
 from fedbonsai.tree import Weights
 
 MINORITY = Range("a share in (0, 0.5)", lambda value: 0 < value < 0.5)

@@ -9,10 +9,10 @@ import torch
 
 from fedbonsai import tree
 from fedbonsai.choice import choice
+from fedbonsai.settings import COUNT, NOT_NEGATIVE, POSITIVE, out_of_range, raise_all, when
 from fedbonsai.stages.robust.coordinates import Median
 from fedbonsai.stages.robust.rule import MINORITY, Decided, MeanRule, liars, too_few
 from fedbonsai.stages.robust.votes import Votes
-from fedbonsai.stages.settings import COUNT, NOT_NEGATIVE, POSITIVE, out_of_range, raise_all, when
 
 STILL = 1e-6  # of its own length, by which the geometric median still moves when it has arrived
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from fedbonsai.core import Fleet
 from fedbonsai.errors import ConfigError
-from fedbonsai.stages.settings import POSITIVE, Range, out_of_range, raise_all, when
+from fedbonsai.settings import POSITIVE, Range, out_of_range, raise_all, when
 from fedbonsai.wire import message
 
 FEWEST = 3  # devices of a sum: of two, each knows the other's part

@@ -13,7 +13,7 @@ from fedbonsai.devices.drawn import dealt, shared_out
 from fedbonsai.devices.memory import process_bytes
 from fedbonsai.devices.profile import profile
 from fedbonsai.errors import ConfigError
-from fedbonsai.stages.settings import POSITIVE, SHARE, out_of_range, raise_all, when
+from fedbonsai.settings import POSITIVE, SHARE, out_of_range, raise_all, when
 from fedbonsai.work import Episode
 
 Step = Callable[[float], Episode]  # a local step of the part of a ratio

@@ -22,6 +22,7 @@ from fedbonsai.stages.pruning.units import runs
 from fedbonsai.stages.static_norm import learned
 from fedbonsai.stages.updates import Update
 from fedbonsai.training.optimizers import Optimizer
+from fedbonsai.tree import Tree
 from fedbonsai.wire import message
 
 
@@ -56,7 +57,7 @@ def train(request: Train, me: Client, memory: Memory) -> tuple[Trained, Memory]:
     labels = tuple(sorted(set(me.train.y.tolist()))) if request.classes else ()
     missing = sorted(set(range(request.classes)) - set(labels))
     plain = request.ratio == 1 and not missing
-    loss = None if plain else loss_of(request.model.arch, request.ratio, missing)
+    loss = None if plain else loss_of(request, missing, me.device)
     return answer(training.train(request.model, me, request.sgd, loss=loss), labels), memory
 
 
@@ -70,20 +71,23 @@ def answer(trained: training.Trained, labels: tuple[int, ...] = ()) -> Trained:
     return Trained(Update(learned(trained.weights), trained.examples, trained.steps, trained.loss), labels)
 
 
-def loss_of(arch: Arch, ratio: float, missing: Sequence[int]) -> training.Loss:
+def loss_of(request: Train, missing: Sequence[int], device: str) -> training.OwnLoss:
     """The objective's loss of scaled outputs, where the scores of some classes are zero whatever the network says."""
+    arch, ratio = request.model.arch, request.ratio
     objective: Objective = arch.objective
+    lacks = torch.zeros(request.classes, dtype=torch.bool)
+    lacks[list(missing)] = True
 
-    def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def make(net: nn.Module, x: Tensor) -> tuple[Tensor]:
         with scaled(net, arch, ratio):
-            scores: Tensor = net(x)
-        if missing:
-            lacks = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
-            lacks[list(missing)] = True
-            scores = scores.masked_fill(lacks, 0.0)
+            return (net(x),)
+
+    def value(made: training.Made, seen: Sequence[training.Made], y: Tensor, held: Tree) -> Tensor:
+        scores = made[0].masked_fill(held["lacks"], 0.0) if held else made[0]
         return objective.loss(scores, y)
 
-    return loss
+    held = {"lacks": lacks} if missing else {}
+    return training.OwnLoss(("width", ratio), make, value, held=held, device=device)
 
 
 @contextmanager

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from fedbonsai.core import Client, Samples
-from fedbonsai.training.batches import BLOCK, Views, cut, epochs
+from fedbonsai.training.batches import BLOCK, Cuts, Views, cut, epochs
 from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.tree import generator
 
@@ -33,6 +35,15 @@ class Feed:
         first = self._samples[0]
         self._each = max(1, self._width * first.bytes // max(1, len(first)))  # bytes of a batch of one client
         self._begin = self._end = 0
+        few = self._raw and sum(s.stored.nbytes + s.y.nbytes for s in self._samples) <= BLOCK
+        self._pool = self._pooled() if few else None
+
+    def _pooled(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples of all clients, one behind another, their targets, and where each client's begin [clients, 1]."""
+        parts = self._samples
+        ends = torch.tensor([len(s) for s in parts], device=self._device).cumsum(0)
+        begins = torch.cat([ends.new_zeros(1), ends[:-1]])[:, None]
+        return torch.cat([s.stored for s in parts]), torch.cat([s.y for s in parts]), begins
 
     def counts(self, step: int, active: int) -> list[int]:
         """Samples in the batches of the first so many clients at a step."""
@@ -55,24 +66,38 @@ class Feed:
         """Put the next steps side by side, in blocks: a call for each batch would cost small networks."""
         many = max(1, min(BLOCK // (active * self._each), self._steps[0] - step))
         self._begin, self._end = step, step + many
-        first, places = self._samples[0], (active, many * self._width)
+        takes = [
+            line.take(min(many, left - step)) for line, left in zip(self._lines, self._steps[:active], strict=False)
+        ]
+        if self._pool is not None:  # one call for all, where there is memory for it
+            stored, y, begins = self._pool
+            numbers = pad_sequence([torch.cat([each for each, _ in take]) for take in takes], batch_first=True)
+            places = (numbers.to(self._device) + begins[:active]).flatten()
+            x, y = (each.index_select(0, places).unflatten(0, numbers.shape) for each in (stored, y))
+        else:
+            x, y = self._apart(takes, many)
+        scale = self._samples[0].scale if self._raw else None
+        self._x, self._y = x if scale is None else scale(x), y
+
+    def _apart(self, takes: Sequence[Iterator[tuple[Tensor, Views | None]]], many: int) -> tuple[Tensor, Tensor]:
+        """The same client by client."""
+        first, places = self._samples[0], (len(takes), many * self._width)
         kind = first.stored.dtype if self._raw else first.kind
-        self._x = torch.zeros(*places, *first.shape, dtype=kind, device=self._device)
-        self._y = torch.zeros(*places, *first.y.shape[1:], dtype=first.y.dtype, device=self._device)
-        for i, samples in enumerate(self._samples[:active]):
+        x = torch.zeros(*places, *first.shape, dtype=kind, device=self._device)
+        y = torch.zeros(*places, *first.y.shape[1:], dtype=first.y.dtype, device=self._device)
+        for samples, take, inputs, targets in zip(self._samples, takes, x, y, strict=False):
             at = 0
-            for numbers, views in self._lines[i].take(min(many, self._steps[i] - step)):
+            for numbers, views in take:
                 rows = slice(at, at + len(numbers))
                 numbers = numbers.to(self._device)
-                torch.index_select(samples.y, 0, numbers, out=self._y[i, rows])
+                torch.index_select(samples.y, 0, numbers, out=targets[rows])
                 if self._raw:
-                    torch.index_select(samples.stored, 0, numbers, out=self._x[i, rows])
+                    torch.index_select(samples.stored, 0, numbers, out=inputs[rows])
                 else:
-                    x = Samples(samples.stored[numbers], samples.y, samples.scale).x
-                    self._x[i, rows] = x if views is None else views.of(x)
+                    shown = Samples(samples.stored[numbers], samples.y, samples.scale).x
+                    inputs[rows] = shown if views is None else views.of(shown)
                 at += len(numbers)
-        if self._raw and first.scale is not None:
-            self._x = first.scale(self._x)
+        return x, y
 
 
 class Line:
@@ -102,10 +127,11 @@ class Line:
             self._row, self._left, batches = self._row + many, self._left - many, batches - many
 
 
-def spread(cuts: Sequence[tuple[int, int]], width: int) -> Tensor | None:
+@lru_cache(256)
+def spread(cuts: Cuts, width: int) -> Tensor | None:
     """Places in an epoch's order of samples [batches x width], each batch filled up with its last; None where all are full.
 
-    >>> spread([(0, 2), (2, 5)], 3)
+    >>> spread(((0, 2), (2, 5)), 3)
     tensor([0, 1, 1, 2, 3, 4])
     """
     if all(end - begin == width for begin, end in cuts):

@@ -13,6 +13,7 @@ from fedbonsai.training.optimizers import Moving
 from fedbonsai.training.stacked.feed import Feed
 from fedbonsai.training.stacked.network import losses, stack, stacked_net
 from fedbonsai.training.stacked.orders import Order
+from fedbonsai.training.stacked.own import Together
 from fedbonsai.training.steps import Ended
 from fedbonsai.tree import Weights, seeded
 
@@ -43,9 +44,11 @@ class Crew:
         shifts = [o.shift for o in orders if o.shift is not None]
         shifts = list(stack(shifts, self._names, self._device).values()) if shifts else []
         self._moving = StackedMoving(params, self._sgd.slots(), start, shifts)
+        self._own = Together([o.loss for o in orders if o.loss is not None], self._net, self._device)
         self._keeps = {name: self._keep(name) for name in lead.mask or ()}
         self._counts = [steps(len(order.me.train), self._sgd) for order in orders]
-        self._random = [torch.Generator(self._device).manual_seed(order.me.seed) for order in orders]
+        drawing = () if self._net.folds else orders  # a network that folds draws nothing
+        self._random = [torch.Generator(self._device).manual_seed(order.me.seed) for order in drawing]
         self._few(len(orders))
 
     def _keep(self, name: str) -> Tensor:
@@ -84,25 +87,23 @@ class Crew:
                     sums[: self._active] += loss * torch.tensor(counts, device=self._device)
                 seen[: self._active] = [s + count for s, count in zip(seen, counts, strict=False)]
         weights, own, totals, ends = self._apart(), self._size(), sums.tolist(), last.tolist()
-        held = [own + sample_bytes(order.me) for order in orders]
-        return [Ended(*each) for each in zip(weights, self._counts, seen, totals, ends, held, strict=True)]
+        held, fine = [own + sample_bytes(order.me) for order in orders], self._finite()
+        return [Ended(*each) for each in zip(weights, self._counts, seen, totals, ends, held, fine, strict=True)]
 
     def _gradients(self, x: Tensor, y: Tensor, counts: Sequence[int]) -> tuple[Tensor, list[Tensor | None]]:
         """Mean losses [clients], and gradients [clients, ...] of all that is trained."""
         groups: dict[int, list[int]] = {}
         for i, count in enumerate(counts):  # padded samples have no part in a loss, but they would have in statistics
-            groups.setdefault(count if self._net.mixes else 0, []).append(i)
+            groups.setdefault(count if self._net.mixes or self._own else 0, []).append(i)
         if len(groups) == 1:
-            return self._pass(self._all, self._now.params, x, y, counts, self._random[: len(counts)])
+            return self._pass(self._all, self._now.params, x, y, counts, slice(len(counts)))
         loss = torch.zeros(len(counts), device=self._device)
         total: list[Tensor | None] = [torch.zeros_like(value) for value in self._now.params]
         for count, rows in groups.items():
             at = torch.tensor(rows, device=self._device)
             some = {name: value.detach()[at] for name, value in self._all.items()}
             params = [some[name].requires_grad_() for name in self._names]
-            some_loss, grads = self._pass(
-                some, params, x[at, :count], y[at, :count], [count] * len(rows), [self._random[i] for i in rows]
-            )
+            some_loss, grads = self._pass(some, params, x[at, :count], y[at, :count], [count] * len(rows), at)
             loss[at] = some_loss.to(loss.dtype)
             for i, grad in enumerate(grads):
                 whole = total[i]
@@ -121,11 +122,16 @@ class Crew:
         x: Tensor,
         y: Tensor,
         counts: Sequence[int],
-        random: Sequence[torch.Generator],
+        rows: slice | Tensor,
     ) -> tuple[Tensor, list[Tensor | None]]:
-        self._net.draws.generators, self._net.draws.counts = random, counts
-        outputs = self._net({n: weights[n] for n in self._net.parameters}, {n: weights[n] for n in self._net.state}, x)
-        found = losses(self._orders[0].model.arch.objective, outputs, y, counts)
+        some = range(len(self._orders))[rows] if isinstance(rows, slice) else rows.tolist()
+        self._net.draws.generators = [self._random[i] for i in some if self._random]
+        self._net.draws.counts = counts
+        parameters, state = ({n: weights[n] for n in names} for names in (self._net.parameters, self._net.state))
+        if self._own:
+            found = self._own.losses(parameters, state, x, y, rows)
+        else:
+            found = losses(self._orders[0].model.arch.objective, self._net(parameters, state, x), y, counts)
         grads = torch.autograd.grad(found.sum(), params, allow_unused=True) if params else ()
         return found.detach(), list(grads)
 
@@ -147,6 +153,13 @@ class Crew:
             {name: (rows[name][i] if name in rows else value).clone() for name, value in order.model.weights.items()}
             for i, order in enumerate(self._orders)
         ]
+
+    def _finite(self) -> list[bool]:
+        """Of which clients all weights are finite, by their sums; one that is not may have left the range of its type."""
+        sums = [
+            value.sum(list(range(1, value.dim()))) if value.dim() > 1 else value for value in self._weights.values()
+        ]
+        return torch.stack([value.isfinite() for value in sums]).all(0).tolist()
 
     def _size(self) -> int:
         """Bytes that one client holds beside weights, a gradient, activations and samples."""

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fedbonsai.cached_module import CachedModule
 from fedbonsai.model import Model
 from fedbonsai.objectives import Objective
+from fedbonsai.training.own_loss import Made, Make, outputs
 from fedbonsai.training.stacked.folded import Folding, foldable
 from fedbonsai.training.stacked.layers import Draws, adapt
 from fedbonsai.tree import Tree, Weights
@@ -40,7 +41,7 @@ class StackedNet:
         floating = [name for name, value in model.weights.items() if value.is_floating_point()]
         self.state = [name for name in floating if name not in self._net.parameters]
         self.mixes = any(isinstance(layer, MIXING) for layer in self._module.modules())
-        self._call = vmap(self._one)
+        self._applied = Applied(self._module)
 
     def load(self, model: Model, training: bool) -> None:
         """Take what clients have in common: weights that are whole numbers, what the builder made, and the mode."""
@@ -55,13 +56,35 @@ class StackedNet:
             state: the same of the other weights.
             x: inputs [clients, samples, ...].
         """
-        if self._folding is not None:
-            return self._folding(parameters, x)
-        with sdpa_kernel(SDPBackend.MATH):  # the only attention that has a rule
-            return self._call(dict(parameters), dict(state), x)
+        return self.made(outputs, parameters, state, x)[0]
 
-    def _one(self, parameters: dict[str, Tensor], state: dict[str, Tensor], x: Tensor) -> Tensor:
-        return functional_call(self._module, (parameters, state), (x,))
+    def made(self, make: Make, parameters: Tree, state: Tree, x: Tensor) -> Made:
+        """The same of whatever is made of the network and inputs."""
+        if self._folding is not None:
+            return self._folding(make, parameters, x)
+        weights = {f"net.{name}": value for name, value in (*parameters.items(), *state.items())}
+        with sdpa_kernel(SDPBackend.MATH):  # the only attention that has a rule
+            return vmap(lambda own, part: functional_call(self._applied, own, (make, part)))(weights, x)
+
+    def seen(self, make: Make, weights: Tree, x: Tensor) -> Made:
+        """What is made of other weights [clients, ...] in evaluation mode, of which no gradient is taken."""
+        self._module.eval()
+        with torch.no_grad():
+            found = self.made(make, {n: weights[n] for n in self.parameters}, {n: weights[n] for n in self.state}, x)
+        self._module.train()
+        return found
+
+
+class Applied(nn.Module):
+    """A network inside of a module, so that `functional_call` can do with it what a loss wants and not its forward alone."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, make: Make, x: Tensor) -> Made:
+        """What is made of the network and inputs."""
+        return make(self.net, x)
 
 
 MIXING = (nn.modules.batchnorm._BatchNorm,)

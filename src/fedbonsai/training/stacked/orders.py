@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 from torch import Tensor
@@ -13,13 +14,14 @@ from torch import Tensor
 from fedbonsai.core import Client, Samples
 from fedbonsai.model import Model
 from fedbonsai.training.optimizers import Optimizer
+from fedbonsai.training.own_loss import OwnLoss
 from fedbonsai.training.steps import Ended, Hook
 from fedbonsai.tree import Tree, Weights
 
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """One client's local training; the fields are the arguments of `loop.train`."""
+    """One client's local training; the fields are the arguments of `loop.train`, and of losses those that can be stacked."""
 
     model: Model
     me: Client
@@ -28,8 +30,9 @@ class Order:
     hook: Hook | None = None
     shift: Tree | None = None
     frozen: frozenset[str] = frozenset()
+    loss: OwnLoss | None = None
 
-    @property
+    @cached_property
     def kind(self) -> tuple[object, ...]:
         """What orders that can be trained together have in common."""
         inputs, targets = self.me.train.stored, self.me.train.y
@@ -42,6 +45,7 @@ class Order:
             tuple(self.mask or ()),
             self.shift is None,
             self.frozen,
+            None if self.loss is None else self.loss.form,
         )
 
 
@@ -59,7 +63,7 @@ class Scan:
     training: bool = False
     slopes: bool = False
 
-    @property
+    @cached_property
     def kind(self) -> tuple[object, ...]:
         """What scans that can be done together have in common."""
         inputs, targets = self.samples.stored, self.samples.y

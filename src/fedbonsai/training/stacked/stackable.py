@@ -37,7 +37,8 @@ def refusal(order: Order) -> str:
         return "sparse steps multiply each client's kept weights alone"
     if any(not value.is_floating_point() for value in order.model.weights.values()):
         return WHOLE
-    return _once((order.kind[0], order.kind[1], order.kind[5], order.me.device), lambda: _tried(order))
+    arch, weights, *_, own = order.kind
+    return _once((arch, weights, order.kind[5], order.me.device, own), lambda: _tried(order))
 
 
 def scan_refusal(scan: Scan) -> str:
@@ -63,7 +64,10 @@ def _tried(order: Order) -> str:
     try:
         with keeping():
             ended = fit_together(small)
-            alone = [train(one.model, one.me, sgd, one.mask, shift=one.shift, frozen=one.frozen) for one in small]
+            alone = [
+                train(one.model, one.me, sgd, one.mask, loss=one.loss, shift=one.shift, frozen=one.frozen)
+                for one in small
+            ]
     except Exception as error:  # whatever torch.func, or a network of one's own, says
         return f"torch.func refuses it: {said(error, 200)}"
     if not all(_near(a.weights, b.weights, one.model.weights) for a, b, one in zip(ended, alone, small, strict=True)):

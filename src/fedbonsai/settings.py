@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import inf
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Range:
-    """What a number may be, in words and as a test."""
+    """What a setting may be, in words and as a test."""
 
     text: str
-    holds: Callable[[float], bool]
+    holds: Callable[[Any], bool]
 
 
 COUNT = Range("at least 1", lambda value: 1 <= value < inf)
@@ -23,6 +24,16 @@ POSITIVE = Range("a number > 0", lambda value: 0 < value < inf)
 SHARE = Range("a share in (0, 1]", lambda value: 0 < value <= 1)
 PROBABILITY = Range("a probability in [0, 1]", lambda value: 0 <= value <= 1)
 PART = Range("a share in [0, 1)", lambda value: 0 <= value < 1)
+
+
+def one_of(*words: str) -> Range:
+    """One of several words.
+
+    >>> one_of("off", "auto", "on").text
+    "'off', 'auto' or 'on'"
+    """
+    *first, last = (repr(word) for word in words)
+    return Range(f"{', '.join(first)} or {last}", lambda value: value in words)
 
 
 def out_of_range(settings: object, **wanted: Range) -> list[str]:
