@@ -2,24 +2,23 @@
 
     python -m bench.flower
     python -m bench.flower --no-devices
+    python -m bench.flower --devices
     python -m bench.flower --ray
 
 The first part asks 10 and 100 clients for nothing; ``--ray`` does only that, on Flower's own simulation engine too, and
 writes a file of its own: it needs an environment with ``flwr[simulation]``, which the library never needs. The second
-part weighs what a client of an unmodified FedAvg app of ResNet-18 sends, with and without the codec. The third starts
-two federations of two devices each on this machine, with TLS and authentication, whose devices have a resident worker
-in one and none in the other, and runs FedAvg in turn; a round moves a tiny model, so its seconds are Flower's and ours;
-they have a file of their own too.
+part weighs what a client of an unmodified FedAvg app of ResNet-18 sends, with and without the codec. The third
+takes an exchange with real devices apart (`bench.exchange`), ``--devices`` only that; it has a file of its own too.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -41,6 +40,7 @@ from fedbonsai.fleets.flower.fleet import FlowerFleet
 from fedbonsai.fleets.flower.frames import Form
 from fedbonsai.fleets.flower.grid import InProcessGrid
 from fedbonsai.fleets.flower.memory import Store
+from fedbonsai.fleets.flower.processes import end_by_signal
 from fedbonsai.fleets.flower.server import server_app
 from fedbonsai.fleets.flower.worker import Worker
 from fedbonsai.fleets.local import LocalFleet
@@ -49,7 +49,6 @@ from fedbonsai.model import Model
 from fedbonsai.tree import generator
 
 FORM = Form((1, 1, 1), ("0",), (0.0,), (1.0,))
-ROUNDS, TURNS = 2, 2
 
 
 def people(count: int) -> list[Client]:
@@ -174,38 +173,20 @@ def bytes_of_resnet() -> dict[str, int]:
 
 
 def on_devices() -> dict[str, object]:
-    from tests.cases import CASES
-    from tests.flower_live.federation import CLIENTS, Place
+    """Exchanges with devices, as `bench.exchange` takes them apart."""
+    from bench.exchange import measure
 
-    from fedbonsai.runs.submit import submit
-
-    seconds: dict[str, list[float]] = {"resident worker": [], "plain": []}
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        places: dict[str, Place] = {}
-        for name in seconds:
-            place = places[name] = Place(folder / name.split()[0])
-            stack.callback(place.close)
-            place.serve()
-            for number in range(CLIENTS):
-                place.wait("serve", f"{number:03} is in")
-                place.join(f"{number:03}", number, None, *(["--plain"] if name == "plain" else []))
-        for turn in range(TURNS):
-            for name, place in places.items():
-                run = submit(place.config(CASES[0], rounds=ROUNDS), folder / f"{name}-{turn}", False)
-                seconds[name] += [float(row["seconds"]) for row in run.metrics]
-    found = {
-        name: {"median": statistics.median(each), "min": min(each), "max": max(each), "rounds": len(each)}
-        for name, each in seconds.items()
-    }
-    for name, each in found.items():
-        print(f"{name:<16} {each['median']:6.2f} s a round of two devices ({each['min']:.2f} to {each['max']:.2f})")
+    end_by_signal()  # so that no daemon is left behind
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(Path(folder))
+    print(json.dumps(found, indent=1))
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--no-devices", action="store_true", help="only what runs in one process")
+    parser.add_argument("--devices", action="store_true", help="only what needs devices")
     parser.add_argument("--ray", action="store_true", help="only the first part, beside Flower's Ray engine")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -216,9 +197,10 @@ def main() -> None:
         times = import_module("bench.flower").beside_ray(5)
         save("flower_ray", {"flwr": version("flwr"), "ray": version("ray"), "ask_seconds": times})
         return
-    save("flower", {"flwr": version("flwr"), "ask_seconds": in_process(20), "resnet18_up": bytes_of_resnet()})
+    if not args.devices:
+        save("flower", {"flwr": version("flwr"), "ask_seconds": in_process(20), "resnet18_up": bytes_of_resnet()})
     if not args.no_devices:
-        save("flower_devices", {"flwr": version("flwr"), "round_seconds": on_devices()})
+        save("flower_devices", {"flwr": version("flwr"), "exchange": on_devices()})
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 NODE = "node.pid"
 LOOK = 0.5  # seconds between looks whether the node still runs
+LOOKS = "0.25"  # seconds between looks for a message to start an app for
 PAUSE = 5.0  # seconds before it is started again
 PATIENCE = 100.0  # seconds for which that is tried; Flower needs 60 to notice that a node is gone
 REFUSED = (
@@ -102,7 +103,7 @@ def _join(args: argparse.Namespace, device: DeviceConfig, folder: Path) -> int:
     end_by_signal()
     print(f"device {device.name!r} with its memory in {folder} joins {args.server}", flush=True)
     try:
-        return _keep_up(_command(args, folder), _environment(folder, args.plain), folder)
+        return _keep_up(*_commands(args, folder), _environment(folder, args.plain), folder)
     except KeyboardInterrupt:
         return 0
     finally:
@@ -110,18 +111,23 @@ def _join(args: argparse.Namespace, device: DeviceConfig, folder: Path) -> int:
             resident.close()
 
 
-def _keep_up(command: list[str], environment: dict[str, str], folder: Path) -> int:
-    """Run the node, and start it again when it ends: for a minute after a crash the server thinks it is still there."""
+def _keep_up(command: list[str], apps: list[str], environment: dict[str, str], folder: Path) -> int:
+    """Run the node and who starts its apps, and start them again when one ends.
+
+    For a minute after a crash the server thinks that the node is still there.
+    """
     from fedbonsai.fleets.flower.processes import forget, ignore_signals, remember, stop
 
     since = time.monotonic()
     while True:
         forget(folder / NODE, "flower-supernode")  # left behind by a join that was killed
         began = time.monotonic()
-        node = subprocess.Popen(command, env=environment, start_new_session=True)
+        node = subprocess.Popen(command, env=environment, process_group=0)
         remember(folder / NODE, node.pid)
         try:
-            while node.poll() is None:
+            parent = ("--parent-pid", str(node.pid))
+            executor = subprocess.Popen([*apps, *parent], env=environment, process_group=node.pid)
+            while node.poll() is None and executor.poll() is None:
                 time.sleep(LOOK)
         except KeyboardInterrupt:
             ignore_signals()
@@ -201,22 +207,34 @@ def _resident(device: DeviceConfig, folder: Path) -> Any:
     return resident
 
 
-def _command(args: argparse.Namespace, folder: Path) -> list[str]:
-    from fedbonsai.fleets.flower.app import SETTING
+def _commands(args: argparse.Namespace, folder: Path) -> tuple[list[str], list[str]]:
+    """Command of the node, and of who starts an app for each of its messages."""
+    from fedbonsai.fleets.flower.hand import SETTING
     from fedbonsai.fleets.flower.processes import free_port, program
 
-    return [
+    port = str(free_port())
+    node = [
         program("flower-supernode"),
-        *("--root-certificates", str(args.ca.resolve()), "--auth-supernode-private-key", str(args.key.resolve())),
-        *("--superlink", args.server, "--host", "127.0.0.1", "--port", str(free_port())),
+        *(
+            "--isolation",
+            "process",
+            "--root-certificates",
+            str(args.ca.resolve()),
+            "--auth-supernode-private-key",
+            str(args.key.resolve()),
+        ),
+        *("--superlink", args.server, "--host", "127.0.0.1", "--port", port),
         *("--node-config", f'{SETTING}="{folder / "device.toml"}"'),
     ]
+    where = ("--insecure", "--runtime-api-address", f"127.0.0.1:{port}")
+    return node, [sys.executable, "-m", "fedbonsai.fleets.flower.executor", *where]
 
 
 def _environment(folder: Path, plain: bool) -> dict[str, str]:
-    from fedbonsai.fleets.flower.app import PLAIN
+    from fedbonsai.fleets.flower.compat import POLL
+    from fedbonsai.fleets.flower.hand import PLAIN
     from fedbonsai.fleets.flower.processes import environment
 
     home = folder / "flower"
     home.mkdir(mode=0o700, exist_ok=True)
-    return environment(home) | ({PLAIN: "1"} if plain else {})
+    return environment(home) | {POLL: LOOKS} | ({PLAIN: "1"} if plain else {})

@@ -66,7 +66,8 @@ def _serve(host: str, port: int, federation: Federation, shown: str, most: float
     federation.sweep()
     many_files()
     page = _page(shown, port, federation)
-    gate = Gate(host, port, inner, federation.ca, federation.certificate, federation.key, quota := Quota(most))
+    files = federation.ca, federation.certificate, federation.key
+    gate = Gate(host, port, inner, *files, quota := Quota(most), federation.bell)
     end_by_signal()
     with federation.log.open("ab") as log:
         link = subprocess.Popen(

@@ -66,13 +66,19 @@ def refuse(config: RunConfig) -> None:
         raise ConfigError("fleet.kind = 'flower' excludes " + "; ".join(faults))
 
 
-def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None, job: Path | None = None) -> Build:
+def behind(
+    grid: Any,
+    who: Callable[[], Mapping[int, str]] | None = None,
+    job: Path | None = None,
+    sent: Callable[[], None] = lambda: None,
+) -> Build:
     """How to build a run's parts when its clients are behind a Flower Grid.
 
     Args:
         grid: Flower's.
         who: names under which nodes were let in.
         job: file of the run's job, beside which what is learned of devices is written.
+        sent: called when messages were handed to the Grid.
     """
 
     def build(config: RunConfig, split: Path | None = None, answers: Path | None = None) -> RunContext:
@@ -101,6 +107,7 @@ def behind(grid: Any, who: Callable[[], Mapping[int, str]] | None = None, job: P
             limit=config.fleet.guard.bytes or LIMIT,
             who=who,
             logbook=Logbook(logbook_of(job) if job else None),
+            sent=sent,
         )
         fleet = Metered(fleet, ledger)
         if config.fleet.flaky:
@@ -164,7 +171,8 @@ def drive(grid: Any, settings: Mapping[str, Any]) -> None:
     from fedbonsai.fleets.flower.processes import remember
 
     told = tomllib.loads(job.read_text(encoding="utf-8"))
-    who = Federated(Path(told["federation"])).nodes if "federation" in told else None
+    federated = Federated(Path(told["federation"])) if "federation" in told else None
+    build = behind(grid, federated.nodes, job, federated.bell.ring) if federated else behind(grid, None, job)
     try:
         with writing(job):
             remember(job.with_suffix(".pid"), os.getpid())
@@ -172,9 +180,7 @@ def drive(grid: Any, settings: Mapping[str, Any]) -> None:
         own_modules(told["config"])
         keep_memory()
         with listening(Teller(lambda now: _tell(job, now.text), every=TELL)):
-            execute(
-                structure(told["config"], RunConfig), Path(told["folder"]), told["resume"], build=behind(grid, who, job)
-            )
+            execute(structure(told["config"], RunConfig), Path(told["folder"]), told["resume"], build=build)
     except BaseException as raised:
         error = in_words(raised)
         kind, notes = type(error).__name__, getattr(raised, "__notes__", [])

@@ -1,6 +1,8 @@
 """Devices of an in-process Grid: a worker each, with its memory in a folder of its own."""
 
+from fedbonsai import core
 from fedbonsai.core import Client, Memory, task
+from fedbonsai.fleets.flower import hello
 from fedbonsai.fleets.flower.client import client_app
 from fedbonsai.fleets.flower.fleet import FlowerFleet
 from fedbonsai.fleets.flower.frames import Form
@@ -33,3 +35,9 @@ def grid_of(hands):
 def fleet_of(people, folder, form=FORM, **more):
     hands = workers(people, folder)
     return FlowerFleet(grid_of(hands), form, expect=len(people), poll=0.01, **more)
+
+
+def only_ours(monkeypatch):
+    """Let this process know the tasks of the library alone: others were registered by tests, which a device lacks."""
+    ours = tuple(sorted(name for name, each in core._tasks.items() if each.run.__module__.startswith("fedbonsai")))
+    monkeypatch.setattr(hello, "tasks", lambda: ours)

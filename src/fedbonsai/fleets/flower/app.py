@@ -11,11 +11,9 @@ from flwr.app import Context
 from flwr.clientapp import ClientApp
 
 from fedbonsai.errors import ConfigError
-from fedbonsai.fleets.flower.client import Hand, client_app
+from fedbonsai.fleets.flower.client import client_app
+from fedbonsai.fleets.flower.hand import PLAIN, SETTING, Hand
 from fedbonsai.fleets.flower.resident import Absent, Remote, connect
-
-SETTING = "fedbonsai"  # of the node's configuration: the device's file
-PLAIN = "FEDBONSAI_PLAIN"  # environment: work in the app's own process though a worker is there
 
 log = logging.getLogger("fedbonsai")
 

@@ -7,24 +7,12 @@ only disagree with it (that type must also be a Python identifier, which ``fl-pq
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from fedbonsai.fleets.flower.hand import Hand
 from fedbonsai.fleets.flower.record import pack, packed, unpack
-
-
-class Hand(Protocol):
-    """Who does the work: a `worker.Worker` of this process, or a process that keeps one."""
-
-    def hello(self, raw: bytes, payload: bytes) -> bytes:
-        """Answer a `Hello`, whose payload is a form that its head has no room for."""
-        ...
-
-    def perform(self, raw: bytes, payload: bytes) -> tuple[bytes, bytes]:
-        """Run a task."""
-        ...
 
 
 def client_app(hand_of: Callable[[Context], Hand]) -> ClientApp:

@@ -14,6 +14,7 @@ OLDEST = (
     40,
 )  # the first release whose SuperLink speaks HTTP on one port, which `gate` relies on; also in pyproject.toml
 CLIENT_FAILED = 2  # Flower's error code for an exception in a ClientApp
+POLL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"  # environment: seconds between looks for a message to start an app for
 EXPIRED = 3  # and for a question whose time was over before an answer came
 QUIET = {  # daemons and apps that we start neither call home nor fetch anything
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -56,3 +57,12 @@ def set_id(message: Any, id: str) -> None:
 def empty_run(run: int) -> Any:
     """Description of a run that no SuperLink knows."""
     return import_module("flwr.supercore.run").Run.create_empty(run)
+
+
+def executor() -> tuple[Any, Any, Any]:
+    """Main function of the SuperExec, the module in which it starts processes, and the main function of an app."""
+    return (
+        import_module("flwr.supercore.cli").flower_superexec,
+        import_module("flwr.supercore.superexec.executor.subprocess_executor"),
+        import_module("flwr.supernode.cli").flwr_clientapp,
+    )

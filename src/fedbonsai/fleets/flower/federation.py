@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedbonsai.errors import ConfigError
+from fedbonsai.fleets.flower.bell import Bell
 from fedbonsai.fleets.flower.certificates import CA, SERVER, SERVER_KEY, days_left
 from fedbonsai.fleets.flower.names import NAME
 from fedbonsai.fleets.flower.processes import environment, forget, program
@@ -85,7 +86,7 @@ class Federation:
         self.known = self.folder / "registered.json"
         self.link = self.folder / "superlink.pid"
         self.seen, self.token = self.folder / "seen.json", self.folder / "dashboard.token"
-        self.lock = self.folder / "serve.lock"
+        self.lock, self.bell = self.folder / "serve.lock", Bell(self.folder / "bell")
         self._refused: dict[str, str] = {}
         self._why: dict[str, str] = {}
 

@@ -68,6 +68,7 @@ class FlowerFleet(Remembers):
         poll: seconds between looks for answers.
         who: if given: the names under which nodes were let in, so that none can say that it is another.
         logbook: where what is learned of devices is written down.
+        sent: called when messages were handed to the Grid.
 
     Raises:
         ConfigError: too few devices came, or too few that can take part; the text says why, and what mends it.
@@ -88,9 +89,10 @@ class FlowerFleet(Remembers):
         poll: float = 0.2,
         who: Callable[[], Mapping[int, str]] | None = None,
         logbook: Logbook | None = None,
+        sent: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
-        self._grid, self._codecs = grid, frozenset(codecs)
+        self._grid, self._codecs, self._sent = grid, frozenset(codecs), sent
         self._form, self._rest = in_head(form)
         self._formless = False  # whether a device lost what of the form is in no head
         self._deadline, self._first, self._limit, self._poll = deadline, first, limit, poll
@@ -134,7 +136,7 @@ class FlowerFleet(Remembers):
             return fresh
         head = pack(encode(hello.Hello(hello.VERSION, hello.WIRE, self._form)), packed(self._rest))
         sent = {node: Message(head, node, QUERY, ttl=seconds + AFTER) for node in fresh}
-        taken = {id: node for id, node in zip(self._grid.push_messages(sent.values()), sent, strict=False) if id}
+        taken = {id: node for id, node in zip(self._push(sent.values()), sent, strict=False) if id}
         self._hailed = {id: node for id, node in self._hailed.items() if node not in fresh} | taken
         self._known |= dict.fromkeys(taken.values(), now + seconds)
         return set(taken.values())
@@ -239,7 +241,7 @@ class FlowerFleet(Remembers):
             messages.append(
                 Message(pack(raw, array), node, TRAIN, ttl=self._deadline + AFTER, group_id=str(scope.round))
             )
-        ids = iter(self._grid.push_messages(messages) if messages else ())
+        ids = iter(self._push(messages) if messages else ())
         for letter in letters:
             if not letter.trouble:
                 letter.id, letter.sent = next(ids, None) or "", time.monotonic()
@@ -311,6 +313,11 @@ class FlowerFleet(Remembers):
             return Silence(device, plain(str(error)), letter.down, letter.up, refused=True)
         self._slots.keep(device.id, reply.kept.kept() if reply.kept else {})
         return Answer(device, value, letter.down, letter.up)
+
+    def _push(self, messages: Iterable[Message]) -> list[str]:
+        ids = list(self._grid.push_messages(messages))
+        self._sent()
+        return ids
 
     def _pull(self, ids: Iterable[str]) -> list[Message]:
         """Replies that came, a few at a time."""

@@ -4,6 +4,9 @@ Since release 1.40 a SuperLink answers devices, its own processes and the comman
 prove who he is to the command line's part: whoever reaches that port may start a run, which is to run code on the
 server and on every device, or register a key of his own. So the SuperLink listens on this machine only, and what comes
 from outside comes through here.
+
+A device asks for messages and, where there are none, sleeps for three seconds, so most of a small round would be that
+sleep. The gate keeps such a question until the process of a run says that it sent something (`bell`).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from pathlib import Path
 
 import httpx
 
+from fedbonsai.fleets.flower.bell import Bell
 from fedbonsai.fleets.flower.listener import Asgi, Listener, Receive, Send
 from fedbonsai.fleets.flower.quota import Quota
 
@@ -27,6 +31,9 @@ HELD = 1 << 30  # bytes of all requests that are being read; whoever comes then 
 BODY = 600.0  # seconds in which a request must have come
 IDLE = 60.0  # seconds without a byte of it
 CONNECTIONS = 2048  # at a time
+PULL = b"/v1/fleet/pull-messages"  # the question that is kept
+KEEP = 20.0  # seconds for which it is; a device gives up after 30
+AGAIN = 3.0  # seconds after which it is asked again meanwhile, as a device would
 WHO = b"flwr-public-key"  # header in which a device names the key that signed the request; the SuperLink checks that it did
 HOP = {  # headers that concern one connection, or say who asked: the SuperLink would believe them from this machine
     b"connection",
@@ -61,19 +68,36 @@ class Gate(Listener):
         certificate: of the server.
         key: of the certificate.
         quota: how much each device may send; None: as much as it likes.
+        bell: that runs ring when they have sent something; None: no question is kept.
     """
 
     def __init__(
-        self, host: str, port: int, inner: int, ca: Path, certificate: Path, key: Path, quota: Quota | None = None
+        self,
+        host: str,
+        port: int,
+        inner: int,
+        ca: Path,
+        certificate: Path,
+        key: Path,
+        quota: Quota | None = None,
+        bell: Bell | None = None,
     ) -> None:
         files = {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
         super().__init__(self._serve, host, port, CONNECTIONS, "--host or --port", **files)
-        self._quota = quota
+        self._quota, self._bell = quota, bell
         self._inner, self._ca = f"https://127.0.0.1:{inner}", ca
         self._client: httpx.AsyncClient | None = None
+        self._closing = False
         self._held = 0  # bytes that requests have announced
         self.seen: dict[bytes, float] = {}
         """When a key was last let through, in seconds since 1970, by the header that names it."""
+
+    def close(self) -> None:
+        """Stop, and answer the questions that are kept."""
+        self._closing = True
+        if self._bell is not None:
+            self._bell.ring()
+        super().close()
 
     async def over(self) -> None:
         """Let go of the SuperLink."""
@@ -102,8 +126,7 @@ class Gate(Listener):
         try:
             async with self._room(_announced(scope)):
                 body = b"".join([part async for part in _body(receive)])
-                request = self._client.build_request("POST", path.decode(), headers=headers, content=body)
-                answer = await self._client.send(request, stream=True)
+                answer = await self._answer(self._client, path, headers, body, receive)
                 if who and answer.is_success:  # it took the signature, so these are not more than there are devices
                     self.seen[who] = time.time()
                     if self._quota is not None:
@@ -126,6 +149,33 @@ class Gate(Listener):
             await answer.aclose()
         await send({"type": "http.response.body", "body": b""})
 
+    async def _answer(
+        self, client: httpx.AsyncClient, path: bytes, headers: list[tuple[bytes, bytes]], body: bytes, receive: Receive
+    ) -> httpx.Response:
+        """What the SuperLink says; that there is no message only once there was none for a while.
+
+        Raises:
+            httpx.HTTPError: it cannot be asked, or the device went away meanwhile: a message would be lost on it.
+        """
+        until = time.monotonic() + KEEP
+        gone: asyncio.Future[object] | None = None
+        try:
+            while True:
+                heard = self._bell.last() if self._bell is not None else 0
+                request = client.build_request("POST", path.decode(), headers=headers, content=body)
+                answer = await client.send(request, stream=True)
+                left = until - time.monotonic()
+                if self._bell is None or path != PULL or left <= 0 or self._closing or not _nothing(answer):
+                    return answer
+                await answer.aclose()
+                gone = gone or asyncio.ensure_future(receive())
+                await self._bell.rung(heard, min(AGAIN, left), gone)
+                if gone.done():
+                    raise httpx.ReadError("the device went away")
+        finally:
+            if gone is not None:
+                gone.cancel()
+
     @asynccontextmanager
     async def _room(self, size: int) -> AsyncGenerator[None]:
         """Room for a request of so many bytes, as soon as there is some.
@@ -144,6 +194,11 @@ class Gate(Listener):
                 yield
             finally:
                 self._held -= size
+
+
+def _nothing(answer: httpx.Response) -> bool:
+    """Whether it is a list of no messages, which Flower writes with no byte."""
+    return answer.is_success and answer.headers.get("content-length") == "0"
 
 
 def _announced(scope: Asgi) -> int:

@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 
 from fedbonsai.errors import BadMessage, ConfigError, FedbonsaiError
-from fedbonsai.fleets.flower.client import Hand
+from fedbonsai.fleets.flower.hand import Hand
 from fedbonsai.fleets.flower.limits import HEAD, PAYLOAD
 
 NAME = "worker.sock"
