@@ -86,7 +86,7 @@ def aggregate(
                 weights = masked(found, masks)
             except BadMessage:
                 pass
-            yield Answer(answer.device, replace(value.update, result=weights), answer.down, answer.up, answer.work)
+            yield answer.of(replace(value.update, result=weights))
 
     combined = combine_if_any(answers, updates(), start, fleet, rule=rule)
     if len(ballot):
