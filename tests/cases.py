@@ -336,6 +336,18 @@ CASES = [
         label="private-by-devices",
         private=True,
     ),
+    Case(
+        "prunefl",
+        **SECURE,
+        down=STEPS | {"prunefl/secure@1"},
+        settings={
+            "method.optimizer": {"lr": 0.1, "batch": 10, "steps": 10},
+            "method.interval": 1,
+            "method.scouting": {"iterations": 0},
+            "method.secure": {"bits": 8, "clip": 0.2, "examples": 100},
+        },
+        label="secure",
+    ),
     # mixtures of docs/composing.md; personal heads, and clients as in the first row
     Case(
         "wireless-feedback",

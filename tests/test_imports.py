@@ -136,3 +136,18 @@ def test_only_the_command_line_imports_the_command_line():
 def test_only_its_own_fleet_knows_flower():
     known = [file for file in modules() if any(name.split(".")[0] == "flwr" for name in imported(file))]
     assert all(file.relative_to(SRC).parts[:2] in (("fleets", "flower"), ("fleets", "flower.py")) for file in known)
+
+
+def test_no_two_packages_of_stages_need_each_other():
+    whole = {file.parent.name for file in (SRC / "stages").glob("*/__init__.py")}
+    needs: dict[str, set[str]] = {}
+    for own in whole:
+        names = {
+            name.split(".")[2]
+            for file in (SRC / "stages" / own).rglob("*.py")
+            for name in imported(file)
+            if name.startswith("fedbonsai.stages.")
+        }
+        needs[own] = names & whole - {own}
+    assert len(whole) > 5
+    assert [(one, other) for one, others in needs.items() for other in others if one in needs[other]] == []

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -209,6 +209,10 @@ class Answer(Generic[R]):
     work: Work = ()
     stale: int = 0  # rounds since the device was asked, where rounds do not wait for those that they asked
     weight: float = 1.0  # how much it counts for that
+
+    def of(self, value: S) -> Answer[S]:
+        """The same answer with another value, such as what was made of it."""
+        return cast("Answer[S]", replace(self, value=value))
 
 
 @dataclass(frozen=True)

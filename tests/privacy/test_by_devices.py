@@ -20,7 +20,6 @@ from fedbonsai.runs.folder import Folder
 from fedbonsai.runs.loop import loop
 from fedbonsai.runs.setup import clients, federation, run_context
 from fedbonsai.stages.privacy.accountant import Release, epsilon
-from fedbonsai.stages.privacy.devices import shared_noise
 from fedbonsai.stages.privacy.distributed import distributed_epsilon, noisy_codes
 from fedbonsai.stages.privacy.settings import Privacy
 from fedbonsai.stages.secure import conversation, device
@@ -28,6 +27,7 @@ from fedbonsai.stages.secure.codes import coded, form_of
 from fedbonsai.stages.secure.fixed import frame
 from fedbonsai.stages.secure.layout import layout
 from fedbonsai.stages.secure.messages import Keys, Neighbours, Open, Order, Peer
+from fedbonsai.stages.secure.noise import shared_noise
 from fedbonsai.stages.secure.server import ordered, summed
 from fedbonsai.stages.secure.settings import Secure
 from fedbonsai.training.steps import Trained

@@ -92,6 +92,57 @@ def test_what_fedtiny_shows_of_single_devices_is_refused(settings, why):
         case("fedtiny", {**TINY, **settings}).config()
 
 
+PRUNED = {
+    "method.optimizer": {"lr": 0.1, "batch": 10, "steps": 10},
+    "method.interval": 1,
+    "method.scouting": {"iterations": 0},
+    "data.valid": 0.1,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"method.importance": "interval", "method.interval": 2},
+        {"method.personal": ["head"], "method.optimizer": {"lr": 0.1, "batch": 10, "steps": 10, "momentum": 0.5}},
+    ],
+    ids=["round", "interval", "personal"],
+)
+def test_prunefl_rebuilds_masks_by_importances_that_nobody_sees(more):
+    how = {"bits": 16, "clip": 1.0, "examples": 100, "rounding": "nearest"}  # ten steps of ten samples
+    settings = {**PRUNED, **more}
+    masked, open_ = (states(case("prunefl", settings, **how, masked=masked), rounds=5) for masked in (True, False))
+    assert masked == open_
+    secret, shown = (
+        [decode(state) for state in each]
+        for each in (masked, states(Case("prunefl", 1, frozenset(), frozenset(), settings=settings), rounds=5))
+    )
+    first = next(t for t, state in enumerate(shown) if state.held.version > 1)
+    pruned, plain = secret[first].held.masks, shown[first].held.masks
+    gone = sum(int((~mask).sum()) for mask in plain.values())
+    differ = sum(int((mask != pruned[name]).sum()) for name, mask in plain.items())
+    assert gone > 100 > 20 * differ
+    for name, value in shown[first - 1].model.weights.items():
+        assert torch.allclose(value, secret[first - 1].model.weights[name], atol=1e-3), name
+    assert secret[-1].held.version > 2
+    assert 0 <= secret[-1].clipped < 0.01
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"method.scouting": {"iterations": 60}}, "scouting.iterations cannot be with secure: .* set it to 0"),
+        ({"method.judge": 2}, "judge cannot be with secure: .* in the open; set it to 0"),
+        ({"method.mean": "median"}, "mean cannot be with secure"),
+    ],
+)
+def test_what_prunefl_shows_of_single_devices_is_refused(settings, why):
+    with pytest.raises(ConfigError, match=why):
+        case("prunefl", {**PRUNED, **settings}).config()
+
+
 PM = {"model.options": {"widths": [64]}, "method.optimizer": {"name": "adam", "lr": 0.3, "batch": 10, "epochs": 1}}
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fedbonsai.methods.averaging.server import Plain
 from fedbonsai.settings import NOT_NEGATIVE, POSITIVE, out_of_range, when
 from fedbonsai.stages.codec.sparsifiers import RandK
-from fedbonsai.stages.privacy.devices import faults as of_noise
+from fedbonsai.stages.secure.noise import faults as of_noise
 from fedbonsai.stages.secure.settings import refused
 from fedbonsai.stages.updates import idle_ramp
 from fedbonsai.stages.weighting import Weighting

@@ -38,14 +38,14 @@ from fedbonsai.stages.broadcast import Broadcast, Downlink, Merged, Sent, groupe
 from fedbonsai.stages.codec import Chain
 from fedbonsai.stages.codec.feedback import names_with_feedback
 from fedbonsai.stages.privacy.accountant import Account
-from fedbonsai.stages.privacy.devices import shared_noise
-from fedbonsai.stages.privacy.round import Sample, check, figures, private_mean, sample
+from fedbonsai.stages.privacy.round import Sample, check, figures, private_mean, release_rate, sample
 from fedbonsai.stages.privacy.settings import Privacy
 from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.robust import MeanRule
 from fedbonsai.stages.robust import Plain as PlainMean
 from fedbonsai.stages.sampling import Drawn, Sticky, cohort
 from fedbonsai.stages.secure.layout import layout
+from fedbonsai.stages.secure.noise import shared_noise
 from fedbonsai.stages.secure.server import ordered, summed
 from fedbonsai.stages.secure.settings import OPEN, Secure
 from fedbonsai.stages.updates import Combined, apply_update, combine, ramped
@@ -167,7 +167,8 @@ class Averaging:
             ConfigError: privacy or a secure sum is wanted that a model or a fleet cannot have.
         """
         if self.privacy.on:
-            check(self.privacy, model, fleet, self.cohort, self.secure)
+            check(self.privacy, model, fleet, self.cohort)
+            shared_noise(self.privacy, self.secure, self.cohort or len(fleet.devices))
         self.secure.ready(fleet, self.cohort)
         examples = 0
         if self.uplink.estimates:
@@ -207,7 +208,8 @@ class Averaging:
                 done = summed(fleet, train_in_secret, secret, order, start, places)
                 combined, silent = done.combined, done.silent
                 if noise:
-                    state = replace(state, account=state.account.with_release(1.0, self.privacy.noise))
+                    rate = release_rate(self.privacy, self.cohort, len(fleet.devices))
+                    state = replace(state, account=state.account.with_release(rate, self.privacy.noise))
             elif isinstance(drawn, Sample):
                 answers = fleet.ask(train, asked, 0)
                 model, seed = state.model, state.seed

@@ -85,7 +85,7 @@ def train_in_secret(request: Secretly, me: Client, memory: Memory) -> tuple[Keys
     masks = np.concatenate([mask.reshape(-1).numpy() for mask in drawn.values()])
     change = tree.subtract(statistics_of(found.weights), told.statistics)
     _, measured = layout(told.statistics, {}, None, 0).gather(change)
-    form = (len(masks), len(measured), order.how.bits, 1.0, order.devices, 0)
+    form = (len(masks), len(measured), order.how.bits, 1.0, order.devices, 0, False)
     none = np.empty(0, np.int64)
     finer, cut = frame(*form).fields[2].codes(measured, chance(order.how, me.seed, 1, len(measured)))
     return commit(order, framed(form, 1, found.loss, cut, masks.astype(np.int64) - 1, finer, none), (told,), me, memory)

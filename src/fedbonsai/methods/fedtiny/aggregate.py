@@ -80,7 +80,7 @@ def aggregate(
                 except BadMessage:
                     pass
                 update = Update(found, value.examples, value.steps, value.loss)
-            yield Answer(answer.device, update, answer.down, answer.up, answer.work)
+            yield answer.of(update)
 
     combined = combine_if_any(answers, updates(), start, fleet, skipped, rule)
     found = {id: (share, gradients[id]) for id, share in combined.shares.items()} if combined else {}

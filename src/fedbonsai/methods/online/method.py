@@ -211,5 +211,4 @@ def opened(
         )
         weights: Weights = unpacked(value.update, state.model.weights, state.held.masks) if fits else {}
         shown[answer.device.id] = Samples(value.x, value.y)
-        update = replace(value.update, result=weights if tree.finite(weights) else {})
-        yield Answer(answer.device, update, answer.down, answer.up, answer.work)
+        yield answer.of(replace(value.update, result=weights if tree.finite(weights) else {}))

@@ -6,20 +6,25 @@ Jiang et al., TNNLS 2023. Answers are opened one by one; the importances of an u
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import isfinite
 
 import torch
 
 from fedbonsai import tree
-from fedbonsai.core import Answer, Answers, Fleet
-from fedbonsai.errors import BadMessage
-from fedbonsai.methods.prunefl.client import Result
-from fedbonsai.methods.prunefl.importance import Wanted
+from fedbonsai.core import Answer, Answers, Device, Fleet, Silence
+from fedbonsai.errors import BadMessage, Unanswered
+from fedbonsai.methods.prunefl.client import Result, Secretly, Train, train_in_secret
+from fedbonsai.methods.prunefl.importance import Wanted, clip_of, counted, of_squares
+from fedbonsai.methods.prunefl.local_layers import Own
 from fedbonsai.stages.codec import Packed
 from fedbonsai.stages.pruning.masks import masked
+from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.robust import Ballot, MeanRule
+from fedbonsai.stages.secure.layout import layout
+from fedbonsai.stages.secure.messages import Order
+from fedbonsai.stages.secure.server import summed
 from fedbonsai.stages.updates import MOST, Combined, Update, combine_if_any
 from fedbonsai.tree import Tree, Weights
 
@@ -81,7 +86,7 @@ def aggregate(
                 weights = masked(found, masks)
             except BadMessage:
                 pass
-            yield Answer(answer.device, replace(value.update, result=weights), answer.down, answer.up, answer.work)
+            yield answer.of(replace(value.update, result=weights))
 
     combined = combine_if_any(answers, updates(), start, fleet, rule=rule)
     if len(ballot):
@@ -90,6 +95,47 @@ def aggregate(
         rest = count * statistics.median(rests)
     values = sum(int((~mask).sum()) if wanted.derived else mask.numel() for mask in masks.values())
     return Aggregate(combined, z, rest, values if wanted.asked else None)
+
+
+def aggregate_in_secret(
+    fleet: Fleet,
+    requests: Mapping[Device, Train],
+    own: Own,
+    span: int,
+    order: Order,
+    start: Tree,
+    masks: Tree,
+) -> tuple[Aggregate, Mapping[Device, Silence]]:
+    """As `aggregate`, of sums alone, and who was silent.
+
+    Args:
+        fleet: the clients.
+        requests: to them.
+        own: the local layers.
+        span: rounds whose importances add up.
+        order: of the session.
+        start: weights from which devices train.
+        masks: under which.
+
+    Raises:
+        Unanswered: too few devices stayed.
+    """
+    told = next(iter(requests.values()))
+    places, wanted = layout(start, masks, None, order.seed), told.wanted.asked
+    values = sum(mask.numel() for mask in masks.values())
+    secret = requests_for(requests, lambda request: Secretly(request, own, span, order))
+    try:
+        found = summed(fleet, train_in_secret, secret, order, start, places, (values + 1) * wanted, finer=True)
+    except Unanswered as error:
+        if not error.forgot:
+            raise
+        return Aggregate(None, {}, 0.0, None), {Device(id): Silence(Device(id), "", forgot=True) for id in error.forgot}
+    combined = replace(found.combined, mean=tree.add(start, found.combined.mean), whole=True)
+    if not wanted:
+        return Aggregate(combined, {}, 0.0, None), found.silent
+    most = clip_of(order.how.clip, told.sgd.lr, combined.examples * span)
+    z, rest = of_squares(found.wanted, masks, counted(start, masks), most)
+    return Aggregate(combined, z, rest, values), found.silent
 
 
 def importance_of(value: Result, weights: Tree, start: Tree, masks: Tree, lr: float) -> Weights:

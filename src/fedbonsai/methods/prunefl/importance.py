@@ -6,12 +6,15 @@ alone need to travel. What a device does with them is in `client`, what the serv
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedbonsai import training
 from fedbonsai.core import Client
+from fedbonsai.errors import NotFinite
 from fedbonsai.model import Model
+from fedbonsai.stages.secure.layout import Floats
 from fedbonsai.training.batches import epochs
 from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.training.sparse import Rows
@@ -74,3 +77,45 @@ def importances(summed: Tree, masks: Tree, examples: float) -> tuple[Weights, fl
     squares: dict[str, Tensor] = {name: value.square_().mul_(examples) for name, value in summed.items()}
     rest = sum(float(value.double().sum()) for name, value in squares.items() if name not in masks)
     return {name: squares[name] for name in masks}, float(rest)
+
+
+def clip_of(clip: float, lr: float, count: float) -> float:
+    """The importance of a gradient that would move a weight by ``clip``, of so many samples: the largest that a code can tell."""
+    return count * (clip / lr) ** 2
+
+
+def counted(weights: Tree, masks: Tree) -> int:
+    """How many weights are never pruned."""
+    return sum(value.numel() for name, value in weights.items() if name not in masks and value.is_floating_point())
+
+
+def squares(z: Tree, rest: float, others: int, most: float) -> Floats:
+    """Importances as parts of the largest in [0, 1], in the order of ``z``; the last is the mean of what is never pruned.
+
+    Args:
+        z: importances by name.
+        rest: of what is never pruned, together.
+        others: how many weights that are.
+        most: the largest (`clip_of`); what is beyond is cut to it.
+
+    Raises:
+        NotFinite: one is NaN or infinite; the client counts as silent.
+    """
+    values = np.concatenate([*(value.double().numpy().ravel() for value in z.values()), [rest / max(1, others)]]) / most
+    if not np.isfinite(values).all():
+        raise NotFinite("importances are not finite; lower the learning rate")
+    return np.minimum(values, 1.0)
+
+
+def of_squares(values: Floats, like: Tree, others: int, most: float) -> tuple[Weights, float]:
+    """Inverse of `squares`, of a mean of devices': importances by name, and of what is never pruned.
+
+    Args:
+        values: the means; below zero nothing is.
+        like: tensors of the same forms.
+        others: how many weights are never pruned.
+        most: the largest, of all devices together.
+    """
+    flat = torch.from_numpy(values * most).float()
+    z = zip(like.items(), flat[:-1].split([value.numel() for value in like.values()]), strict=True)
+    return {name: part.reshape(value.shape) for (name, value), part in z}, float(flat[-1]) * others

@@ -41,7 +41,7 @@ class InitialPruneConfig:
     batches: int = 10
     """B: minibatches, drawn once and used in every iteration."""
     iterations: int = 1000
-    """Most iterations, each of B steps."""
+    """Most iterations, each of B steps; 0: no device prunes alone, all begin with the dense model."""
     every: int = 50
     """Iterations from one reconfiguration to the next."""
     gate: float = 1.5
@@ -55,8 +55,9 @@ class InitialPruneConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        counts = dict.fromkeys(("batches", "iterations", "every"), COUNT)
-        raise_all(out_of_range(self, **counts, gate=NOT_NEGATIVE, tolerance=NOT_NEGATIVE, fraction=PART))
+        counts = dict.fromkeys(("batches", "every"), COUNT)
+        least = dict.fromkeys(("iterations", "gate", "tolerance"), NOT_NEGATIVE)
+        raise_all(out_of_range(self, **counts, **least, fraction=PART))
 
 
 @message("prunefl/pilot@1")

@@ -13,13 +13,14 @@ from dataclasses import field, replace
 from math import nan
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from fedbonsai import tree
 from fedbonsai.core import Client, Device, Fleet, forgetful
 from fedbonsai.methods.prunefl import accounts, local_layers
 from fedbonsai.methods.prunefl.accounts import Accounts
-from fedbonsai.methods.prunefl.aggregate import aggregate
+from fedbonsai.methods.prunefl.aggregate import aggregate, aggregate_in_secret
 from fedbonsai.methods.prunefl.client import OwnTrain, Train, train
 from fedbonsai.methods.prunefl.importance import Wanted
 from fedbonsai.methods.prunefl.initial_prune import InitialPrune, InitialPruneConfig, first_answer
@@ -38,9 +39,11 @@ from fedbonsai.stages.pruning.under_masks import names_of
 from fedbonsai.stages.requests import requests_for
 from fedbonsai.stages.robust import MeanRule, Plain
 from fedbonsai.stages.sampling import cohort
+from fedbonsai.stages.secure.server import ordered
+from fedbonsai.stages.secure.settings import OPEN, Secure, refused
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import Tree, seed_of
-from fedbonsai.wire import message
+from fedbonsai.wire import OPTIONAL, message
 
 
 @message("prunefl/state@1")
@@ -49,7 +52,7 @@ class State:
 
     ``size`` is an image's, ``since`` the round of the last reconfiguration, ``densities`` those of the initial pruning.
     With personal weights, ``own`` names them, ``owners`` are who trained some and ``verdict`` how their models did last;
-    those in ``model`` are what all began with.
+    those in ``model`` are what all began with. ``clipped`` is the share of values that a secure sum cut.
     """
 
     model: Model
@@ -66,6 +69,7 @@ class State:
     own: Own | None = None
     owners: tuple[str, ...] = ()
     verdict: Mapping[str, float] = field(default_factory=dict[str, float])
+    clipped: float = field(default=0.0, metadata=OPTIONAL)
 
     @property
     def shared(self) -> Tree:
@@ -114,6 +118,8 @@ class PruneFL:
     """Initial pruning at one device."""
     time: TimeModel = field(default_factory=Measured)
     """Seconds of a round: `measured` with one's own coefficients, `table` with the authors', or `profile` of a device."""
+    secure: Secure = OPEN
+    """Sum updates and importances up in secret, so that the server sees none of them: `bits` and more (docs/secure.md)."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -127,7 +133,15 @@ class PruneFL:
                 "optimizer.steps = 0: the time model and importances count local steps; set E, such as 5",
             ),
         )
-        raise_all(out_of_range(self, **ranges) + faults)
+        uses = {
+            "scouting.iterations": (
+                self.scouting.iterations > 0,
+                "the initial pruning shows the server a model that one device trained alone; set it to 0",
+            ),
+            "judge": (self.judge > 0, "devices would tell figures of their own in the open; set it to 0"),
+            "mean": (not self.mean.streams, "a robust mean looks at each change"),
+        }
+        raise_all(out_of_range(self, **ranges) + faults + refused(self.secure, uses) + self.secure.faults(self.cohort))
 
     def samples_before(self, people: Sequence[Client], server: Client, workers: int) -> float:
         """Samples that the initial pruning trains on at most, one after another."""
@@ -135,17 +149,21 @@ class PruneFL:
         return how.iterations * min(how.batches * self.optimizer.batch, len(people[0].train))
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
-        """Initial pruning at the first device that answers.
+        """Initial pruning at the first device that answers; without iterations all weights are kept, and nobody is asked.
 
         Raises:
             ConfigError: nothing can be pruned, or no personal weights have such names.
             Unanswered: no device answered with a model that fits.
         """
-        if self.scouting.gate > 0:
+        self.secure.ready(fleet, self.cohort)
+        if self.scouting.iterations and self.scouting.gate > 0:
             accuracy_needed(model, "scouting.gate", "waits for an accuracy above that of guessing; set it to 0")
         own = local_layers.drawn(model, self.personal, server.seed)
         names = names_of(model, self.never, own.names if own else ())
         times, stale = self.time.seconds(model, names, server.train.shape, self.optimizer), self.regrowth == "stale"
+        if not self.scouting.iterations:
+            whole = {name: torch.ones(model.weights[name].shape, dtype=torch.bool) for name in times.slopes}
+            return State(model, server.seed, HeldMasks(whole), {}, times, server.train.shape, own=own)
         most = int(self.density * sum(model.weights[name].numel() for name in names))
         shared = model.replace(split(model.weights, own.names)[0]) if own else model
         device, found = first_answer(
@@ -173,10 +191,17 @@ class PruneFL:
         new_to = sum(not held.holds(device) for device in devices)
         sent = held.send(weights, devices, seed_of(state.seed, "down", t, 0))
         requests = requests_for(sent, lambda part: Train(arch, part, sgd, wanted))
-        answers = fleet.ask(train, requests_for(requests, lambda request: OwnTrain(request, own)) if own else requests)
-        found = aggregate(answers, weights, masks, wanted, sgd.lr, fleet, self.mean)
+        if self.secure:
+            order = ordered(self.secure, len(devices), seed_of(state.seed, "secure", t, 0))
+            span = 1 + (t - state.since) * wanted.accumulate
+            found, silent = aggregate_in_secret(fleet, requests, own or NOTHING, span, order, weights, masks)
+        else:
+            asked = requests_for(requests, lambda request: OwnTrain(request, own)) if own else requests
+            answers = fleet.ask(train, asked)
+            found = aggregate(answers, weights, masks, wanted, sgd.lr, fleet, self.mean)
+            silent = answers.silent
         if found.combined is None:  # all had lost the masks that they get next time
-            return replace(state, held=held.silent(map(Device, forgetful(answers.silent))))
+            return replace(state, held=held.silent(map(Device, forgetful(silent))))
         combined, used = found.combined, found.combined.devices
         spent = state.accounts.after(weights, masks, state.seconds, len(devices), new_to, len(used), found.values)
         weights, shelf, since = masked(combined.mean, masks), state.shelf, state.since
@@ -189,7 +214,7 @@ class PruneFL:
         state = replace(
             state,
             model=state.model.replace({**state.model.weights, **weights}),
-            held=held.received(used).silent(answers.silent).renewed(masks),
+            held=held.received(used).silent(silent).renewed(masks),
             shelf=shelf,
             accounts=spent,
             since=since,
@@ -197,6 +222,7 @@ class PruneFL:
             dropped=combined.dropped,
             owners=tuple(dict.fromkeys((*state.owners, *used))) if own else (),
             verdict={},
+            clipped=combined.clipped,
         )
         if not self.judge or (t + 1) % self.judge:
             return state
@@ -208,14 +234,17 @@ class PruneFL:
         """What devices do with importances in round ``t``: a reconfiguration that failed is made up for."""
         accumulate = self.importance == "interval"
         asked = t // self.interval > since // self.interval
-        return Wanted(asked, accumulate, sgd.plain and not accumulate, since)
+        return Wanted(asked, accumulate, sgd.plain and not accumulate and not self.secure, since)
 
     def model(self, state: State) -> Model:
         """The global model, exactly zero where it is pruned; personal weights are what all devices began with."""
         return state.model
 
     def metrics(self, state: State) -> Mapping[str, float]:
-        """Loss, dropped updates, size and cost of the model (`figures`), modelled seconds, the paper's bytes, verdict."""
+        """Loss, dropped updates, size and cost of the model (`figures`), modelled seconds, the paper's bytes, verdict.
+
+        With a secure sum the share of values that it cut.
+        """
         masks, buffers = state.held.masks, 2 + (self.importance == "interval") + self.optimizer.slots()
         return {
             "train_loss": state.loss,
@@ -223,4 +252,5 @@ class PruneFL:
             **figures(state.model, masks, state.size, self.optimizer, buffers),
             **accounts.figures(state.accounts, state.seconds, masks, state.densities),
             **state.verdict,
+            **({"clipped": state.clipped} if self.secure else {}),
         }

@@ -150,7 +150,7 @@ def train(
         asked = {}
         for answer, value in usable:
             if isinstance(value, Update):
-                answers.append(Answer(answer.device, value))
+                answers.append(answer.of(value))
             else:
                 asked[answer.device] = value
         silent |= usable.silent

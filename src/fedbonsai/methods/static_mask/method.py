@@ -26,9 +26,7 @@ from fedbonsai.settings import SHARE, out_of_range, raise_all, when
 from fedbonsai.stages.held_masks import HeldMasks
 from fedbonsai.stages.needs import descent_needed
 from fedbonsai.stages.privacy.accountant import Account
-from fedbonsai.stages.privacy.devices import faults as of_noise
-from fedbonsai.stages.privacy.devices import shared_noise
-from fedbonsai.stages.privacy.round import check
+from fedbonsai.stages.privacy.round import check, release_rate
 from fedbonsai.stages.privacy.round import figures as private_figures
 from fedbonsai.stages.privacy.settings import Privacy
 from fedbonsai.stages.pruning.criteria import (
@@ -48,6 +46,8 @@ from fedbonsai.stages.pruning.masks import Masks, masked
 from fedbonsai.stages.pruning.under_masks import averaged, names_of
 from fedbonsai.stages.robust import MeanRule, Plain
 from fedbonsai.stages.sampling import cohort
+from fedbonsai.stages.secure.noise import faults as of_noise
+from fedbonsai.stages.secure.noise import shared_noise
 from fedbonsai.stages.secure.settings import OPEN, Secure
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import seed_of
@@ -156,7 +156,8 @@ class StaticMask:
                 model cannot have.
         """
         if self.privacy.on:
-            check(self.privacy, model, fleet, self.cohort, self.secure)
+            check(self.privacy, model, fleet, self.cohort)
+            shared_noise(self.privacy, self.secure, self.cohort or len(fleet.devices))
         self.secure.ready(fleet, self.cohort)
         masks = {name: torch.ones_like(model.weights[name], dtype=torch.bool) for name in names_of(model, self.never)}
         if self.criterion.source == "server" and not len(server.train):
@@ -184,7 +185,8 @@ class StaticMask:
                 state.model, state.held, self.optimizer, devices, state.seed, t, fleet, self.mean, self.secure, noise
             )
             if noise and combined is not None:
-                state = replace(state, account=state.account.with_release(1.0, self.privacy.noise))
+                rate = release_rate(self.privacy, self.cohort, len(fleet.devices))
+                state = replace(state, account=state.account.with_release(rate, self.privacy.noise))
         if combined is None:
             return replace(state, held=held)  # all had lost the masks; they get them next time
         start, mean = state.model, state.model.replace(combined.mean)

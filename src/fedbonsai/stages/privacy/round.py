@@ -14,11 +14,9 @@ from fedbonsai.core import Answer, Device, Fleet
 from fedbonsai.errors import ConfigError
 from fedbonsai.model import Model, cached_module
 from fedbonsai.stages.privacy.accountant import Account
-from fedbonsai.stages.privacy.devices import shared_noise
 from fedbonsai.stages.privacy.fixed_point import UNITS, codes
 from fedbonsai.stages.privacy.noise import draws, whole_normal
 from fedbonsai.stages.privacy.settings import COUNTING, SPEED, Privacy
-from fedbonsai.stages.secure.settings import OPEN, Secure
 from fedbonsai.stages.updates import STATISTICS, Combined, Update, Usable, change_of
 from fedbonsai.tree import Tree, Weights, seed_of
 
@@ -72,12 +70,12 @@ def sample(privacy: Privacy, devices: Sequence[Device], cohort: int, seed: int, 
     return Sample(chosen, rate, rate * len(devices))
 
 
-def check(privacy: Privacy, model: Model, fleet: Fleet, cohort: int, secure: Secure = OPEN) -> None:
+def check(privacy: Privacy, model: Model, fleet: Fleet, cohort: int) -> None:
     """Refuse, before anything is trained, what the guarantee does not cover or cannot hold for.
 
     Raises:
-        ConfigError: statistics of batch normalisation would travel, delta is too large, the noise too large for a quantile, or
-            a device's share of it too small.
+        ConfigError: statistics of batch normalisation would travel, delta is too large, or the noise too large for a
+            quantile.
     """
     if measured := [name for name in model.weights if name.endswith(STATISTICS)]:
         raise ConfigError(
@@ -101,7 +99,6 @@ def check(privacy: Privacy, model: Model, fleet: Fleet, cohort: int, secure: Sec
         privacy.update_noise(rate_of(cohort, count) * count)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    shared_noise(privacy, secure, cohort or count)
 
 
 def private_mean(

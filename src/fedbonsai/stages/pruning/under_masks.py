@@ -139,8 +139,7 @@ def _in_secret(
 def opened(answers: Iterable[Answer[Update]], like: Tree, masks: Tree) -> Iterator[Answer[Update]]:
     """Answers as weights; one that is damaged comes as no weights, which `combine` drops."""
     for answer in answers:
-        update = replace(answer.value, result=unpacked(answer.value, like, masks))
-        yield Answer(answer.device, update, answer.down, answer.up, answer.work)
+        yield answer.of(replace(answer.value, result=unpacked(answer.value, like, masks)))
 
 
 def unpacked(update: Update, like: Tree, masks: Tree) -> tree.Weights:

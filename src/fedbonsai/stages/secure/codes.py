@@ -21,10 +21,10 @@ from fedbonsai.stages.secure.settings import Secure
 from fedbonsai.training.steps import Trained
 from fedbonsai.tree import Tree, seed_of, subtract
 
-Form = tuple[int, int, int, float, int, int]
+Form = tuple[int, int, int, float, int, int, bool]
 
 
-def form_of(order: Order, learned: int, measured: int, wanted: int = 0) -> Form:
+def form_of(order: Order, learned: int, measured: int, wanted: int = 0, finer: bool = False) -> Form:
     """Arguments of the frame of an order.
 
     Args:
@@ -32,11 +32,12 @@ def form_of(order: Order, learned: int, measured: int, wanted: int = 0) -> Form:
         learned: coordinates of parameters.
         measured: of running statistics.
         wanted: values beside the update.
+        finer: whether these have finer codes.
     """
     if not order.noise:
-        return learned, measured, order.how.bits, order.how.clip, order.devices, wanted
+        return learned, measured, order.how.bits, order.how.clip, order.devices, wanted, finer
     bits = width(order.devices, order.how.largest, Fraction(order.noise.deviation)) - (order.devices - 1).bit_length()
-    return learned, 0, bits, 1.0, order.devices, 0
+    return learned, 0, bits, 1.0, order.devices, 0, False
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,13 @@ class Coded:
 
 
 def coded(
-    order: Order, trained: Trained, start: Tree, places: Layout, seed: int, wanted: Floats | None = None
+    order: Order,
+    trained: Trained,
+    start: Tree,
+    places: Layout,
+    seed: int,
+    wanted: Floats | None = None,
+    finer: bool = False,
 ) -> Coded:
     """A weighed update in fixed point.
 
@@ -58,7 +65,8 @@ def coded(
         start: from which it began.
         places: coordinates that are summed up.
         seed: of the device in this exchange, for rounding.
-        wanted: what else is summed up, weighed alike: values in [-1, 1], as many on all devices.
+        wanted: what else is summed up, weighed alike: values in [-1, 1], as many on all devices; what is beyond is cut.
+        finer: whether these have finer codes.
 
     Raises:
         NotFinite: training gave values that are NaN or infinite; the client counts as silent.
@@ -70,12 +78,12 @@ def coded(
     share = weight / how.examples if how.examples else 1.0
     learned, measured = places.gather(subtract(trained.finite().weights, start))
     also = np.empty(0) if wanted is None else wanted
-    form = form_of(order, len(learned), len(measured), len(also))
+    form = form_of(order, len(learned), len(measured), len(also), finer)
     _, parameters, statistics, others = frame(*form).fields
     codes, cut = parameters.codes(learned * share, chance(how, seed, 0, len(learned)))
-    finer, more = statistics.codes(measured * share, chance(how, seed, 1, len(measured)))
+    fine, more = statistics.codes(measured * share, chance(how, seed, 1, len(measured)))
     beside, _ = others.codes(also * share, chance(how, seed, 2, len(also)))
-    return framed(form, weight, trained.loss, cut + more, codes, finer, beside)
+    return framed(form, weight, trained.loss, cut + more, codes, fine, beside)
 
 
 def noised(order: Order, trained: Trained, start: Tree, places: Layout, seed: int) -> Coded:

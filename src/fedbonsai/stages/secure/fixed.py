@@ -174,7 +174,9 @@ def subtract(total: Sequence[Words], less: Sequence[Words]) -> None:
         np.subtract(sums, row, out=sums)
 
 
-def frame(learned: int, measured: int, bits: int, clip: float, devices: int, wanted: int = 0) -> Frame:
+def frame(
+    learned: int, measured: int, bits: int, clip: float, devices: int, wanted: int = 0, finer: bool = False
+) -> Frame:
     """What one device sends: wide fields, codes of what was learned, finer ones of running statistics, and what else is wanted.
 
     Args:
@@ -184,6 +186,7 @@ def frame(learned: int, measured: int, bits: int, clip: float, devices: int, wan
         clip: largest magnitude of a coordinate of parameters.
         devices: that are asked.
         wanted: values in [-1, 1] beside the update, such as gradients by the largest of them.
+        finer: their codes are as fine as those of running statistics.
     """
     fine = min(FINE, 32 - (devices - 1).bit_length())
     return Frame(
@@ -191,6 +194,6 @@ def frame(learned: int, measured: int, bits: int, clip: float, devices: int, wan
             Field(WIDE, 64 - (devices - 1).bit_length(), devices),
             Field(learned, bits, devices, clip),
             Field(measured, fine, devices, RANGE),
-            Field(wanted, bits, devices),
+            Field(wanted, fine if finer else bits, devices),
         )
     )

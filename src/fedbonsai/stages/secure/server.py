@@ -85,6 +85,7 @@ def summed(
     start: Tree,
     places: Layout,
     wanted: int = 0,
+    finer: bool = False,
 ) -> Summed:
     """Ask devices to train, and learn the mean of their updates alone: with noise, their noisy sum over all who were asked.
 
@@ -96,13 +97,14 @@ def summed(
         start: weights from which devices train.
         places: coordinates that are summed up.
         wanted: values that each device adds to them.
+        finer: whether these have finer codes.
 
     Raises:
         Unanswered: too few devices stayed for their masks to be taken away; nothing is known of any update then.
         ConfigError: codes of clipped updates are so coarse that they would all be zero.
     """
     how, noise = order.how, order.noise
-    form = frame(*form_of(order, *places.counts(start), wanted))
+    form = frame(*form_of(order, *places.counts(start), wanted, finer))
     if noise and form.fields[1].count > how.largest**2:
         raise ConfigError(
             f"secure.bits = {how.bits}: an update of {form.fields[1].count} coordinates that is as long as the clip has codes "
