@@ -100,9 +100,7 @@ def norm(tree: Tree) -> float:
 
 def finite(tree: Tree) -> bool:
     """Whether no value is NaN or infinite."""
-    for (
-        value
-    ) in tree.values():  # a sum that has one of them is not finite; one that is not may have left the range of its type
+    for value in tree.values():  # a sum that has one of them is not finite; another one may have left its type's range
         if value.is_floating_point() and not math.isfinite(value.sum().item()) and not value.isfinite().all():
             return False
     return True
