@@ -154,7 +154,16 @@ def test_same_state_in_worker_processes(case, reference, pools, workers):
 
 
 TOGETHER = {  # each trains in another way; the rest is left to `make test-all`
-    *("fedavg", "topk-ef", "distance-weights", "sparse-collaborative-local-loss", "scaffold", "moon", "fedgkt"),
+    *(
+        "fedavg",
+        "topk-ef",
+        "distance-weights",
+        "sparse-collaborative-local-loss",
+        "scaffold",
+        "moon",
+        "fedgkt",
+        "heterofl",
+    ),
     *("fedtiny", "fl-pqsu", "prunefl", "feddst", "wireless-pruning", "fedtiny-gated"),
 }
 

@@ -70,6 +70,20 @@ def test_settings_that_cannot_be_meant_are_refused(kind, wrong):
         kind(**wrong)
 
 
+def test_all_faults_are_told_at_once_and_steps_stand_for_epochs():
+    with pytest.raises(ValueError, match=r"^lr = -1: ") as caught:
+        SGD(lr=-1, epochs=0, clip=float("nan"), sparse="yes", momentum=1)  # type: ignore[arg-type]
+    told = str(caught.value).split("; ")
+    assert told[:4] == [
+        "lr = -1: expected a finite number >= 0",
+        "clip = nan: expected 0 (none), or a finite norm",
+        "sparse = yes: expected 'off', 'auto' or 'on'",
+        "epochs = 0: expected at least 1 (or set steps)",
+    ]
+    assert told[-1] == "momentum = 1: expected a number in [0, 1)"
+    assert SGD(epochs=0, steps=3).steps == 3
+
+
 def test_a_schedule_travels_only_where_there_is_one():
     plain = encode(SGD())
     assert b"schedule" not in plain

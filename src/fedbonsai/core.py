@@ -57,7 +57,7 @@ class Samples:
     scale: Scale | None = None
 
     def __len__(self) -> int:
-        return len(self.y)
+        return self.y.shape[0]  # which is found sooner than the length of a tensor
 
     @property
     def x(self) -> Tensor:

@@ -64,8 +64,10 @@ def seeded(seed: int, device: str = "cpu", every: bool = True) -> Generator[None
             yield
         finally:
             ours.set_state(before)
-            torch.set_default_dtype(dtype)
-            torch.set_grad_enabled(grad)
+            if torch.get_default_dtype() != dtype:
+                torch.set_default_dtype(dtype)
+            if torch.is_grad_enabled() != grad:
+                torch.set_grad_enabled(grad)
             if others is not None:
                 mtrand.set_bit_generator(others[0])
                 random.setstate(others[1])

@@ -27,3 +27,18 @@ def test_kept_memory_raises_the_peak_of_a_step_and_a_devices_environment_lowers_
         return int(done.stdout)
 
     assert peak("keep") - peak(**TIDY) > 20e6
+
+
+def test_what_is_imported_is_looked_through_for_garbage_no_more():
+    script = """
+import gc
+from fedbonsai.fleets.allocator import keep_memory
+keep_memory()
+first, later = gc.get_freeze_count(), [[] for _ in range(1000)]
+keep_memory()
+print(first, gc.get_freeze_count(), len(gc.get_objects()))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    first, second, seen = map(int, done.stdout.split())
+    assert first == second > 1000
+    assert 1000 <= seen < first

@@ -72,6 +72,7 @@ class Crew:
         feed = Feed([order.me for order in orders], self._sgd, self._counts)
         sums, seen = torch.zeros(len(orders), device=self._device), [0] * len(orders)
         last = torch.zeros(len(orders), device=self._device)
+        known, times = list[int](), last
         self._clear()
         with seeded(0, self._device):
             for step in range(self._counts[0]):
@@ -84,7 +85,9 @@ class Crew:
                     self._now.move(self._sgd, grads, lr)
                     self._clear()
                     last[: self._active] = loss.to(last.dtype)
-                    sums[: self._active] += loss * torch.tensor(counts, device=self._device)
+                    if counts != known:
+                        known, times = counts, torch.tensor(counts, device=self._device)
+                    sums[: self._active] += loss * times
                 seen[: self._active] = [s + count for s, count in zip(seen, counts, strict=False)]
         weights, own, totals, ends = self._apart(), self._size(), sums.tolist(), last.tolist()
         held, fine = [own + sample_bytes(order.me) for order in orders], self._finite()
@@ -92,11 +95,12 @@ class Crew:
 
     def _gradients(self, x: Tensor, y: Tensor, counts: Sequence[int]) -> tuple[Tensor, list[Tensor | None]]:
         """Mean losses [clients], and gradients [clients, ...] of all that is trained."""
-        groups: dict[int, list[int]] = {}
-        for i, count in enumerate(counts):  # padded samples have no part in a loss, but they would have in statistics
-            groups.setdefault(count if self._net.mixes or self._own else 0, []).append(i)
-        if len(groups) == 1:
+        # padded samples have no part in a loss of outputs, but they would have in statistics
+        if len(set(counts)) == 1 or not (self._net.mixes or self._own):
             return self._pass(self._all, self._now.params, x, y, counts, slice(len(counts)))
+        groups: dict[int, list[int]] = {}
+        for i, count in enumerate(counts):
+            groups.setdefault(count, []).append(i)
         loss = torch.zeros(len(counts), device=self._device)
         total: list[Tensor | None] = [torch.zeros_like(value) for value in self._now.params]
         for count, rows in groups.items():

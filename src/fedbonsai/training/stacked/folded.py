@@ -38,7 +38,9 @@ class Folding:
     def __call__(self, make: Make, weights: Tree, x: Tensor) -> Made:
         """What is made of inputs, each [clients, samples, ...], with weights [clients, ...] by name."""
         for layer, names in self._layers:
-            layer.stacked = {name: weights[whole] for name, whole in names.items()}
+            vars(layer)["stacked"] = {
+                name: weights[whole] for name, whole in names.items()
+            }  # a module looks at it long
         return tuple([value.unflatten(0, x.shape[:2]) for value in make(self._module, x.flatten(0, 1))])
 
 
