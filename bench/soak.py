@@ -78,6 +78,7 @@ def live(name: str, folder: Path, server: str) -> None:
     ca = (folder / "federation" / "ca.crt").read_bytes()
     with connect(server, False, ca, (key, key.public_key())) as calls:
         node, receive, send, _, _, pull, push, confirm = calls
+        print("there", flush=True)
         context = flwr["app"].Context(
             run_id=0, node_id=node, node_config={}, state=flwr["app"].RecordDict(), run_config={}
         )
@@ -160,18 +161,26 @@ class People:
 
     def _come(self, number: int) -> None:
         words = [sys.executable, "-m", "bench.soak", "--be", str(self._place.folder), f"localhost:{self._place.port}"]
-        with (self._place.folder / f"devices-{number}.log").open("ab") as log:
+        with self._log(number).open("wb") as log:
             self._running[number] = subprocess.Popen(
                 [*words, *self._groups[number]], stdout=log, stderr=log, env=ENVIRONMENT
             )
         self.told["came"] += 1
+
+    def _log(self, number: int) -> Path:
+        return self._place.folder / f"devices-{number}.log"
+
+    def _there(self) -> list[int]:
+        return [n for n, names in enumerate(self._groups) if self._log(n).read_bytes().count(b"there") >= len(names)]
 
     def unrest(self, pause: tuple[float, float]) -> threading.Thread:
         """Let one process after another be killed or ended, and come back a little later."""
 
         def go() -> None:
             while not self._over.wait(self._random.uniform(*pause)):
-                number = self._random.choice(sorted(self._running))
+                if not (there := self._there()):
+                    continue
+                number = self._random.choice(there)
                 process = self._running[number]
                 hard = self._random.random() < 0.5
                 (process.kill if hard else process.terminate)()
@@ -252,7 +261,7 @@ def main() -> None:
             people = People(place, names, TOGETHER if args.steady else 2, seed=0)
             until = time.monotonic() + 3600 * args.hours
             if not args.steady:
-                people.unrest((2.0, 15.0))
+                people.unrest((5.0, 25.0))
             while time.monotonic() < until:
                 asked = {"folder": str(place.federation), "devices": args.devices, "deadline": DEADLINE}
                 config = place.config(
