@@ -42,6 +42,11 @@ class Bell:
         except OSError:
             return 0
 
+    @property
+    def listening(self) -> int:
+        """How many wait for it."""
+        return len(self._listening)
+
     async def rung(self, since: int, seconds: float, gone: asyncio.Future[Any]) -> None:
         """Wait until it has rung, the time is over, or ``gone`` is done.
 
