@@ -215,6 +215,13 @@ def figures(pid: int) -> dict[str, int]:
         return {"mb": 0, "threads": 0, "files": 0}
 
 
+def spent(place: Place) -> dict[str, float]:
+    """Processor seconds of the server's processes that stay, so far."""
+    pids = {"serve": place.running["serve"].pid, "superlink": int(Federation(place.federation).link.read_text())}
+    rows = {name: Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split() for name, pid in pids.items()}
+    return {name: (int(row[11]) + int(row[12])) / os.sysconf("SC_CLK_TCK") for name, row in rows.items()}
+
+
 def told_of(place: Place) -> dict[str, dict[str, int]]:
     """Of the server's processes."""
     federation = Federation(place.federation)
@@ -280,6 +287,7 @@ def main() -> None:
 
                 looks = threading.Thread(target=look, daemon=True)
                 looks.start()
+                before = spent(place)
                 run = submit(config, Path(folder) / f"run-{len(rows)}", False)
                 over.set()
                 looks.join()
@@ -291,6 +299,7 @@ def main() -> None:
                     for name in ("serve", "superlink", "the run")
                     if any(name in each for each in seen)
                 }
+                used = {name: now - before[name] for name, now in spent(place).items()}
                 seconds = sorted(row["seconds"] for row in run.metrics)
                 rows.append(
                     {
@@ -299,6 +308,8 @@ def main() -> None:
                         "slowest": seconds[-1],
                         "silent": sum(row["silent"] for row in run.metrics),
                         "most": most,
+                        # the introductions before the first round included
+                        "processor seconds a round": {name: each / args.rounds for name, each in used.items()},
                         "devices mb": people.memory(),
                         **people.told,
                     }
