@@ -13,7 +13,7 @@ import os
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -201,7 +201,7 @@ def processor_seconds(pid: int) -> float:
 
 
 @contextmanager
-def watched(place: Plain | Ours, into: list[float]) -> Iterator[None]:
+def watched(place: Plain | Ours, into: list[float]) -> Generator[None]:
     """Adds the processor seconds of a device, the mean over all of them."""
     before = [processor_seconds(process.pid) for process in place.devices]
     yield

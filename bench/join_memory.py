@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from fedbonsai.fleets.flower.processes import end_by_signal
 from fedbonsai.runs.submit import submit
 
 MB = 1 << 20
-LIMITS = (640, 560, 480, 440, 400, 360, 320)  # MB
+LIMITS = (600, 420, 390, 360)  # MB
 COUNT = 1000  # samples of a device
 NETWORKS = {"cnn-bn": (1, 28, 28), "lenet5": (1, 28, 28), "ds-cnn": (49, 10)}
 CHILD = """
@@ -132,7 +132,7 @@ class Group:
 
 
 @contextmanager
-def limited(limit: int) -> Iterator[Group]:
+def limited(limit: int) -> Generator[Group]:
     """A group for a while."""
     group = Group(limit)
     try:
@@ -146,7 +146,7 @@ def works(place: Place, group: Group, limit: int, name: str) -> bool:
     where = ("--ca", str(place.federation / "ca.crt"), "--key", str(place.folder / "keys" / "000.key"))
     own = ("--data", str(place.folder / "samples.npz"), "--folder", str(place.folder / f"device-{limit}"))
     place.start("join-000", "join", f"localhost:{place.port}", *where, *own, inside=group.inside)
-    asked = {"folder": str(place.federation), "devices": 1, "patience": 60.0, "deadline": 60.0}
+    asked = {"folder": str(place.federation), "devices": 1, "patience": 120.0, "deadline": 90.0}
     more = {"fleet.flower": asked, "model.name": name, "model.options": {}}
     try:
         run = submit(place.config(CASES[0], rounds=2, **more), place.folder / f"run-{limit}", False)
@@ -172,7 +172,9 @@ def smallest(folder: Path, name: str = "cnn-bn") -> list[dict[str, object]]:
                     row = {"limit": limit, "works": good, "killed": group.killed(), "peak": group.peak()}
                     rows.append({**row, "own": group.own(), "seconds": time.perf_counter() - begin})
                 finally:
-                    place.leave("000")
+                    device = place.running.pop("join-000")
+                    device.terminate()
+                    device.wait(60)
             print(rows[-1], flush=True)
             if not good:
                 break

@@ -49,7 +49,7 @@ from fedbonsai.runs.submit import submit
 TOGETHER = 50  # devices of a process that stay
 SAMPLES = 8  # of a device
 ROUNDS = 10  # of a run
-DEADLINE = 40.0  # seconds in which a device must answer
+DEADLINE = 40.0  # seconds in which a device must answer; five times as many where nobody goes
 
 
 def few(form: Form) -> tuple[Samples, Samples]:
@@ -78,6 +78,7 @@ def live(name: str, folder: Path, server: str) -> None:
     ca = (folder / "federation" / "ca.crt").read_bytes()
     with connect(server, False, ca, (key, key.public_key())) as calls:
         node, receive, send, _, _, pull, push, confirm = calls
+        print("there", flush=True)
         context = flwr["app"].Context(
             run_id=0, node_id=node, node_config={}, state=flwr["app"].RecordDict(), run_config={}
         )
@@ -160,18 +161,26 @@ class People:
 
     def _come(self, number: int) -> None:
         words = [sys.executable, "-m", "bench.soak", "--be", str(self._place.folder), f"localhost:{self._place.port}"]
-        with (self._place.folder / f"devices-{number}.log").open("ab") as log:
+        with self._log(number).open("wb") as log:
             self._running[number] = subprocess.Popen(
                 [*words, *self._groups[number]], stdout=log, stderr=log, env=ENVIRONMENT
             )
         self.told["came"] += 1
+
+    def _log(self, number: int) -> Path:
+        return self._place.folder / f"devices-{number}.log"
+
+    def _there(self) -> list[int]:
+        return [n for n, names in enumerate(self._groups) if self._log(n).read_bytes().count(b"there") >= len(names)]
 
     def unrest(self, pause: tuple[float, float]) -> threading.Thread:
         """Let one process after another be killed or ended, and come back a little later."""
 
         def go() -> None:
             while not self._over.wait(self._random.uniform(*pause)):
-                number = self._random.choice(sorted(self._running))
+                if not (there := self._there()):
+                    continue
+                number = self._random.choice(there)
                 process = self._running[number]
                 hard = self._random.random() < 0.5
                 (process.kill if hard else process.terminate)()
@@ -204,6 +213,13 @@ def figures(pid: int) -> dict[str, int]:
         return {"mb": int(held["VmRSS"].split()[0]) >> 10, "threads": int(held["Threads"]), "files": files}
     except (OSError, KeyError):
         return {"mb": 0, "threads": 0, "files": 0}
+
+
+def spent(place: Place) -> dict[str, float]:
+    """Processor seconds of the server's processes that stay, so far."""
+    pids = {"serve": place.running["serve"].pid, "superlink": int(Federation(place.federation).link.read_text())}
+    rows = {name: Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split() for name, pid in pids.items()}
+    return {name: (int(row[11]) + int(row[12])) / os.sysconf("SC_CLK_TCK") for name, row in rows.items()}
 
 
 def told_of(place: Place) -> dict[str, dict[str, int]]:
@@ -252,9 +268,13 @@ def main() -> None:
             people = People(place, names, TOGETHER if args.steady else 2, seed=0)
             until = time.monotonic() + 3600 * args.hours
             if not args.steady:
-                people.unrest((2.0, 15.0))
+                people.unrest((5.0, 25.0))
             while time.monotonic() < until:
-                asked = {"folder": str(place.federation), "devices": args.devices, "deadline": DEADLINE}
+                asked = {
+                    "folder": str(place.federation),
+                    "devices": args.devices,
+                    "deadline": DEADLINE * (5 if args.steady else 1),
+                }
                 config = place.config(
                     CASES[0], rounds=args.rounds, **{"data.clients": 2, "fleet.flower": {**asked, "patience": 240.0}}
                 )
@@ -267,6 +287,7 @@ def main() -> None:
 
                 looks = threading.Thread(target=look, daemon=True)
                 looks.start()
+                before = spent(place)
                 run = submit(config, Path(folder) / f"run-{len(rows)}", False)
                 over.set()
                 looks.join()
@@ -278,6 +299,7 @@ def main() -> None:
                     for name in ("serve", "superlink", "the run")
                     if any(name in each for each in seen)
                 }
+                used = {name: now - before[name] for name, now in spent(place).items()}
                 seconds = sorted(row["seconds"] for row in run.metrics)
                 rows.append(
                     {
@@ -286,6 +308,8 @@ def main() -> None:
                         "slowest": seconds[-1],
                         "silent": sum(row["silent"] for row in run.metrics),
                         "most": most,
+                        # the introductions before the first round included
+                        "processor seconds a round": {name: each / args.rounds for name, each in used.items()},
                         "devices mb": people.memory(),
                         **people.told,
                     }

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedbonsai.cli import VERBS, main
+from fedbonsai.devices.room import LEAST
 
 QUICK = ["--rounds", "2", "--data.limit", "200", "--data.clients", "4", "--data.partition", "iid", "--quiet"]
 
@@ -133,6 +135,7 @@ def test_doctor(capsys):
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert "torch" in out
+    assert re.search(rf"memory: [\d,]+ MB for what runs here; a device of a federation needs {LEAST}", out)
     assert [what in out for what in ("pictures", "tables", "series", "tokens")] == [True] * 4
 
 

@@ -59,12 +59,16 @@ def _speed() -> None:
 
     from fedbonsai.arch import Arch
     from fedbonsai.core import Client, Samples
+    from fedbonsai.devices.room import LEAST, allowed
     from fedbonsai.model import Model
     from fedbonsai.objectives import Tokens
     from fedbonsai.training.loop import train
     from fedbonsai.training.optimizers import SGD
 
     print(f"cores {os.cpu_count()}, torch threads {torch.get_num_threads()}, CUDA {torch.cuda.is_available()}")
+    here = allowed()
+    told = "not known" if here is None else f"{here:,} MB for what runs here"
+    print(f"memory: {told}; a device of a federation needs {LEAST}, and what its own data and network take")
     torch.set_num_threads(1)
     source = torch.ones(16_000_000)
     target = source.clone()

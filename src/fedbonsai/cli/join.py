@@ -93,9 +93,12 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _join(args: argparse.Namespace, device: DeviceConfig, folder: Path) -> int:
+    from fedbonsai.devices.room import advice, allowed
     from fedbonsai.fleets.flower.processes import end_by_signal
     from fedbonsai.fleets.flower.reach import reach
 
+    if why := advice(allowed()):
+        print(f"fedbonsai: {why}", file=sys.stderr, flush=True)
     if why := reach(args.server, args.ca):
         print(f"fedbonsai: {why}; it is tried again", file=sys.stderr, flush=True)
     _write(device, folder)
@@ -148,7 +151,6 @@ def _device(args: argparse.Namespace, rest: list[str], name: str, folder: Path) 
 
     from fedbonsai.fleets.flower.device import DeviceConfig
     from fedbonsai.fleets.flower.samples import KINDS
-    from fedbonsai.runs import recipes
 
     trial: dict[str, Any] = {}
     seed = 0
@@ -159,6 +161,8 @@ def _device(args: argparse.Namespace, rest: list[str], name: str, folder: Path) 
             raise ConfigError(
                 "--part needs --recipe, whose data settings divide the data (and --data.x to change them)"
             )
+        from fedbonsai.runs import recipes  # with all that a run needs, which a device with own data does not
+
         config = recipes.load(args.recipe, "", recipes.overrides_of(rest))
         trial = {key: value for key, value in asdict(config.data).items() if value is not None}
         seed = config.seed if config.data.seed is None else config.data.seed

@@ -517,6 +517,15 @@ def test_who_cannot_understand_us_is_refused_with_what_mends_it(tmp_path, monkey
     assert "another node" in says(device="01")
 
 
+def test_the_reasons_of_many_are_told_in_a_line():
+    assert hello.by_reason({}) == ""
+    assert hello.by_reason({"ann": "lacks x", "bob": "has y"}) == "ann lacks x; bob has y"
+    many = {f"{number:03}": f"failed: {number % 2}" for number in range(200)}
+    assert hello.by_reason(many) == "000, 002, 004 and 97 others failed: 0; 001, 003, 005 and 97 others failed: 1"
+    told = hello.by_reason({str(number): f"failed: {number}" for number in range(200)})
+    assert told.endswith("4 failed: 4; 195 other reasons")
+
+
 def test_a_device_cannot_say_that_it_is_another(tmp_path):
     hands = workers(clients(2), tmp_path)
     let_in = {node: hand.device for node, hand in hands.items()}

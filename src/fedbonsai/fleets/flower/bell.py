@@ -10,6 +10,7 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 LOOK = 0.05  # seconds between looks at the file, while somebody listens
 
@@ -41,7 +42,12 @@ class Bell:
         except OSError:
             return 0
 
-    async def rung(self, since: int, seconds: float, gone: asyncio.Future[object]) -> None:
+    @property
+    def listening(self) -> int:
+        """How many wait for it."""
+        return len(self._listening)
+
+    async def rung(self, since: int, seconds: float, gone: asyncio.Future[Any]) -> None:
         """Wait until it has rung, the time is over, or ``gone`` is done.
 
         Args:

@@ -122,7 +122,7 @@ class FlowerFleet(Remembers):
                     break
                 time.sleep(self._poll)
         if len(self._nodes) < at_least:
-            why = "; ".join(f"{id} {reason}" for id, reason in self.refused.items())
+            why = hello.by_reason(self.refused)
             raise ConfigError(
                 f"{len(self._nodes)} devices can take part, {at_least} are needed; "
                 f"{why or 'start more: fedbonsai join'}"

@@ -16,8 +16,9 @@ import re
 import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -32,8 +33,10 @@ BODY = 600.0  # seconds in which a request must have come
 IDLE = 60.0  # seconds without a byte of it
 CONNECTIONS = 2048  # at a time
 PULL = b"/v1/fleet/pull-messages"  # the question that is kept
-KEEP = 20.0  # seconds for which it is; a device gives up after 30
-AGAIN = 3.0  # seconds after which it is asked again meanwhile, as a device would
+KEEP = 15.0  # seconds for which it is; a device gives up after 30, and what it was told then would be lost
+AGAIN = 3.0  # seconds after which it is asked again meanwhile, as a device would, for messages that nobody rang for
+RATE = 10.0  # such questions to the SuperLink a second, of all devices: each takes it some 10 ms
+ASKING = 32  # such questions to the SuperLink at a time: all devices' at once would each be a connection of its own
 WHO = b"flwr-public-key"  # header in which a device names the key that signed the request; the SuperLink checks that it did
 HOP = {  # headers that concern one connection, or say who asked: the SuperLink would believe them from this machine
     b"connection",
@@ -87,7 +90,7 @@ class Gate(Listener):
         self._quota, self._bell = quota, bell
         self._inner, self._ca = f"https://127.0.0.1:{inner}", ca
         self._client: httpx.AsyncClient | None = None
-        self._closing = False
+        self._closing, self._asking = False, asyncio.Semaphore(ASKING)
         self._held = 0  # bytes that requests have announced
         self.seen: dict[bytes, float] = {}
         """When a key was last let through, in seconds since 1970, by the header that names it."""
@@ -143,8 +146,9 @@ class Gate(Listener):
         kept = [(name.lower(), value) for name, value in answer.headers.raw if name.lower() not in HOP]
         await send({"type": "http.response.start", "status": answer.status_code, "headers": kept})
         try:
-            async for part in answer.aiter_raw():
-                await send({"type": "http.response.body", "body": part, "more_body": True})
+            if not answer.is_stream_consumed:
+                async for part in answer.aiter_raw():
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
         finally:
             await answer.aclose()
         await send({"type": "http.response.body", "body": b""})
@@ -158,20 +162,23 @@ class Gate(Listener):
             httpx.HTTPError: it cannot be asked, or the device went away meanwhile: a message would be lost on it.
         """
         until = time.monotonic() + KEEP
-        gone: asyncio.Future[object] | None = None
+        gone: asyncio.Future[Any] | None = None
         try:
             while True:
                 heard = self._bell.last() if self._bell is not None else 0
                 request = client.build_request("POST", path.decode(), headers=headers, content=body)
-                answer = await client.send(request, stream=True)
+                async with self._asking if path == PULL else nullcontext():
+                    answer = await client.send(request, stream=True)
                 left = until - time.monotonic()
                 if self._bell is None or path != PULL or left <= 0 or self._closing or not _nothing(answer):
                     return answer
-                await answer.aclose()
+                await answer.aread()  # what was read to its end leaves its connection to the next one
                 gone = gone or asyncio.ensure_future(receive())
-                await self._bell.rung(heard, min(AGAIN, left), gone)
+                await self._bell.rung(heard, min(max(AGAIN, self._bell.listening / RATE), left), gone)
                 if gone.done():
                     raise httpx.ReadError("the device went away")
+                if self._bell.last() == heard and time.monotonic() >= until:
+                    return answer
         finally:
             if gone is not None:
                 gone.cancel()

@@ -14,6 +14,7 @@ from fedbonsai.wire import MAGIC, OPTIONAL, message
 
 VERSION = version("fedbonsai")
 WIRE = MAGIC[-1]
+NAMES, REASONS = 3, 5  # that a refusal tells
 RANGE = "range"  # the one codec that needs a package of its own
 
 
@@ -90,3 +91,15 @@ def mismatch(card: Card, codecs: Iterable[str]) -> str:
             f"lacks the codecs {', '.join(missing)}; on the device: pip install 'fedbonsai[codecs]', or choose others"
         )
     return f"has no samples: {card.fault}" if card.fault else ""
+
+
+def by_reason(refused: Mapping[str, str]) -> str:
+    """Why devices cannot take part, in one line however many they are: equal reasons once, with the first names."""
+    names: dict[str, list[str]] = {}
+    for name, reason in refused.items():
+        names.setdefault(reason, []).append(name)
+    told = [
+        f"{', '.join(few[:NAMES])}{f' and {len(few) - NAMES} others' if len(few) > NAMES else ''} {reason}"
+        for reason, few in list(names.items())[:REASONS]
+    ]
+    return "; ".join(told + ([f"{len(names) - REASONS} other reasons"] if len(names) > REASONS else []))

@@ -96,12 +96,18 @@ class Worker:
         except Failed as error:
             return self._failed(request, error)
         except Silent as error:
-            return _silent(request, str(error) or "no answer", isinstance(error, Forgotten), isinstance(error, Lost))
+            return self._unanswered(
+                request, str(error) or "no answer", isinstance(error, Forgotten), isinstance(error, Lost)
+            )
         except (BadMessage, ConfigError, Missing) as error:
-            return _silent(request, str(error))
+            return self._unanswered(request, str(error))
         except Exception as error:  # of the data, the answer or a write: one device alone does not end a run by it
             return self._failed(request, failure(error))
         return bytes(encode(Reply(receipt(head), slot))), reply
+
+    def _unanswered(self, request: Request, why: str, forgot: bool = False, lost: bool = False) -> tuple[bytes, bytes]:
+        log.warning("task %r has no answer here in round %d: %s", request.head.task, request.head.round + 1, why)
+        return _silent(request, why, forgot, lost)
 
     def _failed(self, request: Request, error: Failed) -> tuple[bytes, bytes]:
         head, why = request.head, str(error)
