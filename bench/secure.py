@@ -27,7 +27,8 @@ from fedbonsai.model import Model
 from fedbonsai.stages.secure.codes import coded
 from fedbonsai.stages.secure.device import commit
 from fedbonsai.stages.secure.layout import Layout, layout
-from fedbonsai.stages.secure.messages import Keys, Open, Order
+from fedbonsai.stages.secure.messages import NONE as SILENCE
+from fedbonsai.stages.secure.messages import Keys, Noise, Open, Order
 from fedbonsai.stages.secure.server import ordered, summed
 from fedbonsai.stages.secure.settings import Secure
 from fedbonsai.training.steps import Trained
@@ -106,8 +107,8 @@ class Watched(Wrapper):
         return Answers(watched(), at_least)
 
 
-def one(network: str, devices: int, neighbours: int) -> dict[str, Any]:
-    how = Secure(bits=BITS, examples=1000, neighbours=neighbours)
+def one(network: str, how: Secure, devices: int, noise: Noise = SILENCE) -> dict[str, Any]:
+    neighbours = how.neighbours
     seconds: dict[str, list[float]] = {"device": [], "server": []}
     booked: dict[str, int] = {}
     dense = 4 * size(start(network))
@@ -116,7 +117,7 @@ def one(network: str, devices: int, neighbours: int) -> dict[str, Any]:
     repeats = REPEATS if neighbours or devices < 100 else 1
     for _ in range(repeats):
         fleet = Watched(LocalFleet([Client(f"{i:03}", i, NONE, NONE) for i in range(devices)]))
-        order = ordered(how, devices, 0)
+        order = ordered(how, devices, 0, noise)
         with scope(fleet, Scope("bench", 0, 0, 0)):
             began = time.thread_time()
             summed(
@@ -158,7 +159,8 @@ def main() -> None:
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     for network, cohort in product(NETWORKS, COHORTS):
-        rows.append(row := one(network, *cohort))
+        devices, neighbours = cohort
+        rows.append(row := one(network, Secure(bits=BITS, examples=1000, neighbours=neighbours), devices))
         print(
             f"{row['network']}, {row['devices']} devices with {row['neighbours']} neighbours: codes {row['codes']} bytes "
             f"({row['codes_share']:.2%} of dense fp32), keys and shares {row['keys_up']} up, {row['keys_down']} down; "

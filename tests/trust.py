@@ -23,6 +23,7 @@ BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
 MANY = {"data.clients": 40, "data.limit": 600, "data.minimum": 1, "rounds": 1}  # no cohort is larger
 OWN: Mapping[str, Mapping[str, object]] = {  # what a recipe needs on digits
     "feddst": {"method.optimizer.epochs": 2},
+    "fedsgc": {"method.optimizer.epochs": 2},
     "fedpm": {"method.optimizer.name": "sgd"},
     "fedtiny": {"model.name": "cnn-bn", "model.options": {"norm": "batch"}},
     "fedtiny-gated": {"model.name": "cnn-bn", "model.options": {"norm": "batch"}},

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from fedbonsai import training
+from fedbonsai.arch import Arch
 from fedbonsai.core import Client, Samples
 from fedbonsai.errors import ConfigError
 from fedbonsai.fleets.attacks import (
@@ -23,7 +25,9 @@ from fedbonsai.runs import recipes
 from fedbonsai.runs.loop import loop
 from fedbonsai.runs.setup import run_context
 from fedbonsai.training.lies import Liar
+from fedbonsai.training.optimizers import SGD
 from fedbonsai.training.steps import Trained
+from fedbonsai.training.through import train_through
 
 OWN = [{"w": torch.tensor([1.0, -2.0])}, {"w": torch.tensor([3.0, -2.0])}]
 SAMPLES = Samples(torch.arange(12.0).reshape(3, 4), torch.tensor([0, 1, 4]))
@@ -104,6 +108,45 @@ def test_liars_work_out_once_what_all_of_them_would_learn():
     assert len(train.calls) == 4
 
 
+def by_growing(model, me, sgd):
+    summed = torch.zeros(16, 64)
+    masks = {"stem.fc1.weight": torch.ones(16, 64, dtype=torch.bool)}
+
+    def growth(name, first, rows):
+        if name == "stem.fc1.weight":
+            summed[first : first + len(rows)] += rows
+
+    return training.train_growing(model, me, sgd, masks, growth), summed
+
+
+WAYS = {
+    "plain": lambda *given: (training.train(*given), None),
+    "growing": by_growing,
+    "through": lambda *given: (train_through(*given, use=dict), None),
+    "through others": lambda model, *given: (
+        train_through(model, *given, use=dict, trained={name: 2 * value for name, value in model.weights.items()}),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("attack", [SignFlip(2.0), InnerProduct(1.0)])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_liar_lies_by_whatever_way_it_trains(way, attack):
+    model, sgd = Model.init(Arch("mlp", {"channels": 1, "size": 8, "classes": 3, "widths": (16,)}), 0), SGD(batch=4)
+    samples = Samples(torch.rand(8, 1, 8, 8), torch.arange(8) % 3)
+    begun = {name: value * (2 if way == "through others" else 1) for name, value in model.weights.items()}
+    honest = [Client(str(i), i, samples, samples) for i in range(2)]
+    told, seen = WAYS[way](model, lying(honest, [0], attack, ("a", "b", "c"))[0], sgd)
+    learned, expected = WAYS[way](model, honest[0], sgd)
+    factor = 2.0 if isinstance(attack, SignFlip) else None
+    for name, value in learned.weights.items():
+        if factor:
+            assert torch.allclose(told.weights[name] - begun[name], -factor * (value - begun[name]), atol=1e-5), name
+    assert any(not torch.equal(told.weights[name], value) for name, value in learned.weights.items())
+    assert expected is None or torch.equal(seen, expected)  # what it says of its gradients is of its own, once
+
+
 TINY = {
     "rounds": 3,
     "data.clients": 10,
@@ -152,6 +195,15 @@ METHODS = {
     "fjord": {"method.weigh": "equal"},
     "moon": {},
     "small-dense": {"method.density": 0.9},
+    "fedmef": {"method.density": 0.3, "method.readjustment": {"interval": 1, "stop": 5}},
+    "fedsgc": {
+        "method.density": 0.3,
+        "method.readjustment": {"interval": 1, "stop": 5},
+        "method.optimizer.epochs": 2,
+    },
+    "fiarse": {},
+    "online": {"method.warmup": 0, "method.optimizer": {"lr": 0.1, "batch": 10, "steps": 10}},
+    "sparsyfed": {"method.density": 0.3},
     "topk": {"method.uplink": [{"topk": 0.5}]},
 }
 

@@ -85,6 +85,10 @@ class Liar(Client):
         made = replace(self, train=self.train.normalised(scale), valid=self.valid.normalised(scale))
         return replace(made, ring=self.ring.normalised(scale))
 
+    def honest(self) -> Client:
+        """The same client, which does not lie."""
+        return Client(self.id, self.seed, self.train, self.valid, self.device, self.augment, self.round)
+
     def lie(self, train: Train, model: Model) -> Trained:
         """What it says that it learned.
 
@@ -98,8 +102,7 @@ class Liar(Client):
             found = self.ring.learned(train, model, self.round)
             own, rest = found[self.id], [each for id, each in found.items() if id != self.id]
         else:
-            honest = Client(self.id, self.seed, self.train, self.valid, self.device, self.augment, self.round)
-            own, rest = train(honest), []
+            own, rest = train(self.honest()), []
         learned = [tree.subtract(each.weights, model.weights) for each in (own, *rest)]
         floating = {name: model.weights[name] for name in learned[0]}
         lied = tree.add(floating, self.attack.change(learned))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedbonsai.core import Client
 from fedbonsai.model import Model, cached_module
+from fedbonsai.training.lies import Liar
 from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.training.stacked.orders import Order, handed
 from fedbonsai.training.steps import Trained, fit, prepare
@@ -43,6 +44,9 @@ def train_growing(model: Model, me: Client, sgd: Optimizer, masks: Tree, growth:
             if sparse is None or name not in sparse.layers:
                 growth(name, 0, grad)
 
+    if isinstance(me, Liar):  # of its gradients it says what they are, once, whomever it asks
+        train_growing(model, me.honest(), sgd, masks, growth)
+        return me.lie(lambda client: train_growing(model, client, sgd, masks, lambda *_: None), model)
     prepare(me)
     sparse = sparse_form(model, me, sgd, masks)
     if sparse is None and (ended := handed(Order(model, me, sgd, masks, whole))) is not None:

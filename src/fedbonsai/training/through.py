@@ -17,6 +17,7 @@ from fedbonsai.cached_module import CachedModule
 from fedbonsai.core import Client
 from fedbonsai.model import Model, cached_module
 from fedbonsai.training.called import called
+from fedbonsai.training.lies import Liar
 from fedbonsai.training.optimizers import Optimizer
 from fedbonsai.training.steps import Loss, Trained, fit, prepare
 from fedbonsai.tree import Tree, Weights
@@ -56,6 +57,14 @@ def train_through(
     Raises:
         ConfigError: the client has no samples.
     """
+    if isinstance(me, Liar):
+        reference = model if trained is None else model.replace({**model.weights, **trained})
+        return me.lie(
+            lambda client: train_through(
+                model, client, sgd, use, trained, around=around, mask=mask, loss=loss, rate=rate
+            ),
+            reference,
+        )
     prepare(me)
     net = cached_module(model, me.device, sgd.channels_last)
     through = net if use is None else _Through(net, use, trained, model, me.device)

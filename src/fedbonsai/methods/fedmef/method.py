@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field, replace
 from math import nan
+from statistics import median
 from typing import ClassVar
 
 from fedbonsai import tree
@@ -22,12 +23,13 @@ from fedbonsai.model import Model
 from fedbonsai.settings import PART, SHARE, TWO, out_of_range, raise_all, when
 from fedbonsai.stages.held_masks import HeldMasks
 from fedbonsai.stages.pruning.figures import figures
-from fedbonsai.stages.pruning.grow_prune import adjust, mean_gradients
+from fedbonsai.stages.pruning.grow_prune import adjust, mean_gradients, shortened
 from fedbonsai.stages.pruning.masks import masked
 from fedbonsai.stages.pruning.places import Gradients, checked
 from fedbonsai.stages.pruning.readjust import Readjustment, counts_of, start_masks
 from fedbonsai.stages.pruning.under_masks import unpacked
 from fedbonsai.stages.requests import requests_for
+from fedbonsai.stages.robust import Ballot, MeanRule, Plain
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import MOST, Usable
 from fedbonsai.training.optimizers import SGD, Optimizer
@@ -73,6 +75,8 @@ class FedMef:
     """Weights whose names contain one of these are never pruned."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""
+    mean: MeanRule = Plain()
+    """How many updates become one: `plain`, or one that a few liars cannot turn."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -111,11 +115,16 @@ class FedMef:
         asked = requests_for(sent, lambda part: Train(arch, part, how, self.cut, self.extrusion, counts, self.batch))
         answers = fleet.ask(train, asked, at_least=0)
         mean, loss, found, heard = tree.Mean(), 0.0, list[tuple[float, Gradients]](), list[str]()
+        ballot, losses = Ballot(self.mean, weights), list[float]()
         usable = Usable(answers, fleet, lambda answer: opened(answer.value, weights, masks, counts))
         for answer, (trained, gradients) in usable:
             examples = answer.value.update.examples
-            mean.add(trained, examples)
+            if self.mean.streams:
+                mean.add(trained, examples)
+            else:
+                ballot.add(answer.device, tree.subtract(trained, weights))
             found.append((examples, gradients))
+            losses.append(answer.value.update.loss)
             loss += examples * answer.value.update.loss
             heard.append(answer.device.id)
         held = held.received(heard).silent(answers.silent)
@@ -123,8 +132,16 @@ class FedMef:
             if forgetful(answers.silent):
                 return replace(state, held=held)  # they get the masks next time
             raise usable.none()
-        by_share = mean_gradients([(examples / mean.weight, gradients) for examples, gradients in found])
-        adjusted = adjust(mean.result(), masks, by_share, counts)
+        if self.mean.streams:
+            new, loss = mean.result(), loss / mean.weight
+            by_share = mean_gradients([(examples / mean.weight, gradients) for examples, gradients in found])
+        else:
+            elected = ballot.close(fleet)
+            usable.refused |= elected.refused
+            sent_by = dict(zip(heard, (gradients for _, gradients in found), strict=True))
+            new, loss = elected.weights, median(losses)
+            by_share = mean_gradients(shortened([(part, sent_by[id]) for id, part in elected.shares.items()]))
+        adjusted = adjust(new, masks, by_share, counts)
         model = state.model.replace(adjusted.weights)
         moved = bool(counts or state.traded)  # growth buffers are there in adjusting rounds alone
         costs = figures(model, adjusted.masks, state.size, how, buffers=counts) if moved else state.costs
@@ -133,7 +150,7 @@ class FedMef:
             model=model,
             held=held.renewed(adjusted.masks),
             costs=costs,
-            loss=loss / mean.weight,
+            loss=loss,
             dropped=usable.dropped,
             traded=adjusted.regrown,
         )

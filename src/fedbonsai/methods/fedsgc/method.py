@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field, replace
 from math import nan
+from statistics import median
 from typing import ClassVar
 
 import torch
@@ -27,6 +28,7 @@ from fedbonsai.stages.pruning.readjust import Readjustment, changed, cut_back, s
 from fedbonsai.stages.pruning.trading import epochs_of_trade, under_own_masks
 from fedbonsai.stages.pruning.under_masks import averaged
 from fedbonsai.stages.requests import requests_for
+from fedbonsai.stages.robust import Ballot, MeanRule, Plain
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import Usable
 from fedbonsai.training.optimizers import SGD, Optimizer
@@ -76,6 +78,8 @@ class FedSGC:
     """Weights whose names contain one of these are never pruned."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""
+    mean: MeanRule = Plain()
+    """How many updates become one: `plain`, or one that a few liars cannot turn."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -101,7 +105,7 @@ class FedSGC:
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
         if fraction := self.readjustment.fraction(t):
             return self.readjusting(state, t, fleet, devices, fraction)
-        combined, held = averaged(state.model, state.held, self.optimizer, devices, state.seed, t, fleet)
+        combined, held = averaged(state.model, state.held, self.optimizer, devices, state.seed, t, fleet, self.mean)
         if combined is None:
             return replace(state, held=held)  # all had lost the masks; they get them next time
         model = state.model.replace(combined.mean)
@@ -117,11 +121,16 @@ class FedSGC:
         asked = requests_for(sent, lambda part: Readjust(arch, part, direction, how, *shares, self.after, self.batch))
         answers = fleet.ask(readjust, asked, at_least=0)
         mean, loss, heard = tree.Mean(), 0.0, list[str]()
+        ballot, losses = Ballot(self.mean, weights), list[float]()
         usable = Usable(
             answers, fleet, lambda answer: under_own_masks(answer.value.update, answer.value.masks, weights, masks)
         )
         for answer, (found, _) in usable:
-            mean.add(found, answer.value.update.examples)
+            if self.mean.streams:
+                mean.add(found, answer.value.update.examples)
+            else:
+                ballot.add(answer.device, tree.subtract(found, weights))
+            losses.append(answer.value.update.loss)
             loss += answer.value.update.examples * answer.value.update.loss
             heard.append(answer.device.id)
         held = state.held.received(heard).silent(answers.silent)
@@ -129,7 +138,13 @@ class FedSGC:
             if forgetful(answers.silent):
                 return replace(state, held=held)  # they get the masks next time
             raise usable.none()
-        kept, new = cut_back(mean.result(), masks)
+        if self.mean.streams:
+            weighed, loss = mean.result(), loss / mean.weight
+        else:
+            elected = ballot.close(fleet)
+            usable.refused |= elected.refused
+            weighed, loss = elected.weights, median(losses)
+        kept, new = cut_back(weighed, masks)
         model = state.model.replace(kept)
         return replace(
             state,
@@ -137,7 +152,7 @@ class FedSGC:
             direction=step(state, model),
             held=held.renewed(new),
             costs=figures(model, new, state.size, how),
-            loss=loss / mean.weight,
+            loss=loss,
             dropped=usable.dropped,
             traded=changed(masks, new) // 2,
         )

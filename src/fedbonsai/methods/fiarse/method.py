@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field, replace
 from math import nan
+from statistics import median
 from typing import ClassVar
 
 from fedbonsai import tree
@@ -21,11 +22,12 @@ from fedbonsai.settings import raise_all, when
 from fedbonsai.stages.codec import Chain, Packed, TopK
 from fedbonsai.stages.pruning.readjust import MaskedMean
 from fedbonsai.stages.pruning.under_masks import names_of, unpacked
+from fedbonsai.stages.robust import Ballot, MeanRule, Plain
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.static_norm import learned, settled
 from fedbonsai.stages.updates import MOST, Update, Usable
 from fedbonsai.stages.width.capacity import Capacity, Shares, ratio_of
-from fedbonsai.stages.width.holders import Weigh
+from fedbonsai.stages.width.holders import Weigh, weighed_by
 from fedbonsai.training.optimizers import SGD, Optimizer
 from fedbonsai.tree import Tree, Weights, seed_of
 from fedbonsai.wire import message
@@ -64,6 +66,8 @@ class FIARSE:
     """How devices count: `equal`, or by `examples`."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""
+    mean: MeanRule = Plain()
+    """How many updates become one: `plain`, or one that a few liars cannot turn."""
 
     def __post_init__(self) -> None:
         """Refuse sparse layers where gradients pass through the threshold."""
@@ -76,6 +80,7 @@ class FIARSE:
                     "layers; set it to 'off', or through = false",
                 )
             )
+            + weighed_by(self.weigh, self.mean)
         )
 
     def begin(self, model: Model, fleet: Fleet, server: Client) -> State:
@@ -108,23 +113,34 @@ class FIARSE:
         answers = fleet.ask(train, {device: requests[ratio] for device, ratio in sent.items()})
         starts = {ratio: held(part, many) for ratio, part in parts.items()}
         mean, loss, examples, shares = MaskedMean(), 0.0, 0, list[float]()
+        ballot, losses = Ballot(self.mean, weights), list[float]()
         usable = Usable(answers, fleet, lambda each: opened(each, learned(weights), starts[sent[each.device]][1]))
         for each, found in usable:
             start, n = {**whole, **starts[sent[each.device]][0]}, each.value.examples
-            mean.add(
-                found,
-                {name: value != start[name] for name, value in found.items()},
-                n if self.weigh == "examples" else 1,
-            )
+            if self.mean.streams:
+                mean.add(
+                    found,
+                    {name: value != start[name] for name, value in found.items()},
+                    n if self.weigh == "examples" else 1,
+                )
+            else:
+                ballot.add(each.device, tree.subtract(found, start), starts[sent[each.device]][1])
+            losses.append(each.value.loss)
             loss, examples = loss + n * each.value.loss, examples + n
             shares.append(sent[each.device])
         if not shares:
             raise usable.none()
-        model = state.model.replace({**weights, **mean.result(weights)})
+        if self.mean.streams:
+            new, loss = mean.result(weights), loss / examples
+        else:
+            elected = ballot.close(fleet)
+            usable.refused |= elected.refused
+            new, loss = elected.weights, median(losses)
+        model = state.model.replace({**weights, **new})
         return replace(
             state,
             model=settled(model, devices, sgd.batch, fleet),
-            loss=loss / examples,
+            loss=loss,
             dropped=usable.dropped,
             held=sum(shares) / len(shares),
         )

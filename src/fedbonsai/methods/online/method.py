@@ -7,9 +7,10 @@ compares losses on a few samples that devices sent, and moves k (`rounds`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from math import nan
+from statistics import median
 from typing import ClassVar
 
 import torch
@@ -31,6 +32,7 @@ from fedbonsai.stages.pruning.scores import magnitude
 from fedbonsai.stages.pruning.time_model import Measured, Seconds, TimeModel
 from fedbonsai.stages.pruning.under_masks import names_of, packed, unpacked
 from fedbonsai.stages.requests import requests_for
+from fedbonsai.stages.robust import MeanRule, Plain
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import Update, combine_if_any
 from fedbonsai.training.optimizers import SGD, Optimizer
@@ -103,6 +105,8 @@ class Online:
     """Weights whose names contain one of these are never pruned."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""
+    mean: MeanRule = Plain()
+    """How many updates become one: `plain`, or one that a few liars cannot turn."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -142,7 +146,7 @@ class Online:
             train, requests_for(sent, lambda part: Train(state.model.arch, part, self.optimizer, wanted))
         )
         shown: dict[str, Samples] = {}
-        combined = combine_if_any(answers, opened(answers, state, wanted, shown), start, fleet)
+        combined = combine_if_any(answers, opened(answers, state, wanted, shown), start, fleet, rule=self.mean)
         if combined is None:
             return replace(state, held=state.held.silent(answers.silent))  # all had lost the masks
         before, now = state.model.replace(start), state.model.replace(masked(combined.mean, masks))
@@ -152,17 +156,17 @@ class Online:
         if not wanted:
             return state
         parts = [shown[id] for id in combined.devices]
-        return self.moved(
-            state, t, before, now, Samples(torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts]))
-        )
+        if self.mean.streams:
+            parts = [Samples(torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts]))]
+        return self.moved(state, t, before, now, parts)
 
-    def moved(self, state: State, t: int, before: Model, now: Model, samples: Samples) -> State:
-        """The next size, and the mask of it."""
+    def moved(self, state: State, t: int, before: Model, now: Model, parts: Sequence[Samples]) -> State:
+        """The next size, and the mask of it; a loss is the median of those on the parts."""
         names, search = list(state.held.masks), state.search
         sizes = {name: mask.numel() for name, mask in state.held.masks.items()}
         smaller = sized(state.model.weights, names, search.probe)
         tried = state.model.replace(masked(state.model.weights, smaller))
-        losses = [training.evaluate(model, samples).loss for model in (before, now, tried)]
+        losses = [median(training.evaluate(model, part).loss for part in parts) for model in (before, now, tried)]
         spent = seconds_of(state.seconds, sizes, search.k), seconds_of(state.seconds, sizes, search.probe)
         found = search.after(t, losses[0], losses[1], losses[2], spent, seed_of(state.seed, "online", t, 0))
         masks = sized(state.model.weights, names, found.k)

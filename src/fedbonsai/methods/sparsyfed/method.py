@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field, replace
 from math import nan
+from statistics import median
 from typing import ClassVar
 
 import torch
@@ -26,6 +27,7 @@ from fedbonsai.stages.pruning.criteria import kept
 from fedbonsai.stages.pruning.figures import figures
 from fedbonsai.stages.pruning.readjust import MaskedMean
 from fedbonsai.stages.pruning.under_masks import names_of
+from fedbonsai.stages.robust import Ballot, MeanRule, Plain
 from fedbonsai.stages.sampling import cohort
 from fedbonsai.stages.updates import MOST, Update, Usable
 from fedbonsai.training.optimizers import SGD, Optimizer
@@ -68,6 +70,8 @@ class SparsyFed:
     """Weights whose names contain one of these are never pruned."""
     cohort: int = 0
     """Devices asked in a round; 0 means all."""
+    mean: MeanRule = Plain()
+    """How many updates become one: `plain`, or one that a few liars cannot turn."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -108,13 +112,22 @@ class SparsyFed:
         )
         devices = cohort(fleet.devices, self.cohort, state.seed, t)
         answers = fleet.ask(train, dict.fromkeys(devices, request))
-        mean, loss = MaskedMean(), 0.0
+        mean, loss, ballot, losses = MaskedMean(), 0.0, Ballot(self.mean, theta), list[float]()
         usable = Usable(answers, fleet, lambda answer: self.opened(answer.value, theta, state.names))
         for answer, found in usable:
+            losses.append(answer.value.loss)
+            if not self.mean.streams:
+                ballot.add(answer.device, tree.subtract(found, theta))
+                continue
             mean.add(found, {name: found[name] != 0 for name in state.names}, answer.value.examples)
             loss += answer.value.examples * answer.value.loss
-        if not mean.weight:
+        if not losses:
             raise usable.none()
+        if not self.mean.streams:
+            elected = ballot.close(fleet)
+            usable.refused |= elected.refused
+            model = state.theta.replace(elected.weights)
+            return replace(state, theta=model, loss=median(losses), dropped=usable.dropped)
         nobody = {name: torch.zeros_like(v) if name in state.names else v for name, v in theta.items()}
         model = state.theta.replace(mean.result(nobody))
         return replace(state, theta=model, loss=loss / mean.weight, dropped=usable.dropped)
