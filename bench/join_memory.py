@@ -23,7 +23,7 @@ from tests.flower_live.federation import Place
 
 from bench.record import save
 from fedbonsai.errors import FedbonsaiError
-from fedbonsai.fleets.flower.processes import end_by_signal
+from fedbonsai.fleets.flower.processes import end_by_signal, forget
 from fedbonsai.runs.submit import submit
 
 MB = 1 << 20
@@ -156,9 +156,9 @@ def works(place: Place, group: Group, limit: int, name: str) -> bool:
         return False
 
 
-def smallest(folder: Path, name: str = "cnn-bn") -> list[dict[str, object]]:
+def smallest(folder: Path, name: str = "cnn-bn") -> Generator[dict[str, object]]:
     """What a device with own data does under each limit, until one is too small."""
-    place, rows = Place(folder, count=1), list[dict[str, object]]()
+    place = Place(folder, count=1)
     x = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8), dtype=np.uint8)
     np.savez(folder / "samples.npz", x=x, y=np.arange(COUNT) % 10)
     try:
@@ -169,19 +169,24 @@ def smallest(folder: Path, name: str = "cnn-bn") -> list[dict[str, object]]:
                 begin = time.perf_counter()
                 try:
                     good = works(place, group, limit, name)
-                    row = {"limit": limit, "works": good, "killed": group.killed(), "peak": group.peak()}
-                    rows.append({**row, "own": group.own(), "seconds": time.perf_counter() - begin})
+                    row: dict[str, object] = {
+                        "limit": limit,
+                        "works": good,
+                        "killed": group.killed(),
+                        "peak": group.peak(),
+                    }
+                    row |= {"own": group.own(), "seconds": time.perf_counter() - begin}
                 finally:
                     device = place.running.pop("join-000")
                     device.terminate()
                     device.wait(60)
-            print(rows[-1], flush=True)
+                    forget(place.folder / f"device-{limit}" / "node.pid", "flower-supernode")
+            yield row
             if not good:
                 break
             time.sleep(2)
     finally:
         place.close()
-    return rows
 
 
 def main() -> None:
@@ -189,8 +194,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         held = {name: stages(name, shape, Path(folder) / name) for name, shape in NETWORKS.items()}
         print(json.dumps(held, indent=1), flush=True)
-        rows = smallest(Path(folder) / "limits")
-    save("join_memory", {"samples": COUNT, "peak_mb": held, "limits_mb": rows})
+        rows: list[dict[str, object]] = []
+        for row in smallest(Path(folder) / "limits"):
+            rows.append(row)
+            print(row, flush=True)
+            save("join_memory", {"samples": COUNT, "peak_mb": held, "limits_mb": rows})
 
 
 if __name__ == "__main__":

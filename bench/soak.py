@@ -154,7 +154,7 @@ class People:
         self._place, self._random = place, random.Random(seed)
         self._groups = [names[i : i + together] for i in range(0, len(names), together)]
         self._running: dict[int, subprocess.Popen[bytes]] = {}
-        self.told = {"killed": 0, "left": 0, "came": 0}
+        self.told = {"killed": 0, "left": 0, "came": 0, "refused": 0}
         self._over = threading.Event()
         for number in range(len(self._groups)):
             self._come(number)
@@ -178,6 +178,10 @@ class People:
 
         def go() -> None:
             while not self._over.wait(self._random.uniform(*pause)):
+                for number, process in list(self._running.items()):
+                    if process.poll() is not None:  # for a minute after a kill Flower lets nobody in by the same key
+                        self.told["refused"] += 1
+                        self._come(number)
                 if not (there := self._there()):
                     continue
                 number = self._random.choice(there)
