@@ -105,6 +105,18 @@ CASES = [
             ("fedavg", {"method__cohort": 3, "method__sticky": {"group": 3, "fresh": 1}}),
         )
     ),
+    (
+        "`prunefl`: `secure` with",
+        "prunefl",
+        {"method__secure": {"bits": 8}},
+        "scouting.iterations cannot be with secure",
+    ),
+    (
+        "`prunefl`: `secure` with",
+        "prunefl",
+        {"method__secure": {"bits": 8}, "method__scouting": {"iterations": 0}, "method__judge": 2},
+        "judge cannot be with secure",
+    ),
     ("`fedtiny`: `secure` with", "fedtiny", {"method__secure": {"bits": 8}}, "selection.by cannot be with secure"),
     *(
         ("two of `mean`, `privacy`, `secure`", recipe, two, why)
@@ -167,5 +179,5 @@ def test_what_has_no_meaning_is_refused_with_the_reason(tmp_path, row, recipe, s
 def test_every_row_of_the_page_has_a_case():
     text = COMPOSING.read_text().partition("## What is refused, and why")[2].partition("\n## ")[0]
     rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")][1:]
-    assert len(rows) == 23
+    assert len(rows) == 24
     assert {row for row in rows for case in CASES if row.startswith(case[0])} == set(rows)
