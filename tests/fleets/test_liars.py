@@ -248,3 +248,11 @@ def test_an_attack_on_classes_where_none_are_learned():
 def test_every_attack_that_ships_has_a_case_here():
     tried = {SignFlip, Scaling, ALittle, InnerProduct, LabelFlip, Backdoor, Claim, Nan, Overflow}
     assert set(Attack.choices.values()) == tried
+
+
+@pytest.mark.parametrize("recipe", ["splitfed-v1", "sparse-collaborative"])
+def test_where_no_device_trains_a_whole_network_only_its_samples_can_lie(recipe):
+    told = {"rounds": 1, "data.limit": 120, "data.clients": 4, "fleet.liars.share": 0.5}
+    with pytest.raises(ConfigError, match=r"no device trains a whole network.*such as label-flip"):
+        run_context(recipes.load(recipe, "", told))
+    assert run_context(recipes.load(recipe, "", {**told, "fleet.liars.attack": "label-flip"}))

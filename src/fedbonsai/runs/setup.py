@@ -265,9 +265,14 @@ def with_liars(people: list[Client], config: RunConfig, held: Federation) -> tup
     """The clients, of whom a share lies, and who.
 
     Raises:
-        ConfigError: the attack is on classes, and none are learned.
+        ConfigError: the attack is on classes, and none are learned, or on what devices train, and they train no network.
     """
     how = config.fleet.liars
+    if (why := getattr(config.method, "lacks", {}).get("liars")) and not how.attack.on_classes:
+        raise ConfigError(
+            f"fleet.liars.attack = {how.attack.choice_name!r}, with this method: {why}; take an attack "
+            "on samples, such as label-flip"
+        )
     if how.attack.on_classes and not isinstance(config.objective, Classification):
         raise ConfigError(
             f"fleet.liars.attack = {how.attack.choice_name!r} is on classes, and objective.name = "

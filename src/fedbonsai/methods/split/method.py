@@ -62,7 +62,8 @@ class Split:
     """SplitFed: the front on the device, the back on the server, batch by batch (T1 and T1' of specs/collaborative §1.2)."""
 
     lacks: ClassVar = {
-        "privacy": "activations and gradients of single samples cross the cut, which no clipped sum covers"
+        "privacy": "activations and gradients of single samples cross the cut, which no clipped sum covers",
+        "liars": "no device trains a whole network, whose change a liar would replace",
     }
 
     optimizer: Optimizer = field(default_factory=SGD)
@@ -215,7 +216,8 @@ class Clusters:
     """Sparse collaborative learning: clusters of devices train an ensemble (T3 of specs/collaborative §1.2)."""
 
     lacks: ClassVar = {
-        "privacy": "activations and gradients of single samples cross the cut, which no clipped sum covers"
+        "privacy": "activations and gradients of single samples cross the cut, which no clipped sum covers",
+        "liars": "no device trains a whole network, whose change a liar would replace",
     }
 
     optimizer: Optimizer = field(default_factory=SGD)
