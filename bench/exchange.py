@@ -62,8 +62,8 @@ HERTZ = os.sysconf("SC_CLK_TCK")
 
 def born():
     """When this process began, in seconds since 1970."""
-    ticks = int(open("/proc/self/stat").read().rsplit(")", 1)[1].split()[19])
-    return time.time() - float(open("/proc/uptime").read().split()[0]) + ticks / HERTZ
+    ticks = int(open("/proc/self/stat", encoding="utf-8").read().rsplit(")", 1)[1].split()[19])
+    return time.time() - float(open("/proc/uptime", encoding="utf-8").read().split()[0]) + ticks / HERTZ
 
 
 @app.query()
@@ -99,7 +99,7 @@ def main(grid, context):
                 at = dict(reply.content["at"])
                 rows.append([sent, at["born"], at["began"], at["ended"], time.time()])
             time.sleep(0.2 if ids else 0)
-    Path(told["told"]).write_text(json.dumps(rows))
+    Path(told["told"]).write_text(json.dumps(rows), encoding="utf-8")
 """
 
 
@@ -187,7 +187,7 @@ def processor_seconds(pid: int) -> float:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                row = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                row = (entry / "stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
             except OSError:
                 continue
             parents.setdefault(int(row[1]), []).append(int(entry.name))
@@ -218,7 +218,7 @@ def exchanges(place: Plain | Ours, app: Path, told: Path, spent: list[float]) ->
             assert time.monotonic() < until, "the run did not end"
             time.sleep(0.2)
     time.sleep(0.5)
-    rows = json.loads(told.read_text())
+    rows = json.loads(told.read_text(encoding="utf-8"))
     return [rows[i : i + CLIENTS] for i in range(CLIENTS, len(rows), CLIENTS)]
 
 

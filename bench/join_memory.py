@@ -36,7 +36,7 @@ import numpy as np
 
 
 def peak():
-    held = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    held = dict(line.split(":", 1) for line in open("/proc/self/status", encoding="utf-8"))
     return int(held["VmHWM"].split()[0]) >> 10
 
 
@@ -71,7 +71,7 @@ def stages(name: str, shape: tuple[int, ...], folder: Path) -> dict[str, int]:
     x = np.random.default_rng(0).integers(0, 256, (COUNT, *shape), dtype=np.uint8)
     np.savez(folder / "samples.npz", x=x, y=np.arange(COUNT) % 10)
     words = [sys.executable, "-c", CHILD, name, json.dumps(shape), str(folder), str(COUNT)]
-    return json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    return json.loads(subprocess.run(words, check=True, capture_output=True, text=True, encoding="utf-8").stdout)
 
 
 class Group:
@@ -85,7 +85,7 @@ class Group:
     """
 
     def __init__(self, limit: int) -> None:
-        rows = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().split()]
+        rows = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").split()]
         old = {name: path for _, names, path in rows for name in names.split(",")}
         self.new = "memory" not in old
         top = Path("/sys/fs/cgroup") if self.new else Path("/sys/fs/cgroup/memory")
@@ -93,9 +93,9 @@ class Group:
         self.folder.mkdir()
         try:
             names = ("memory.max", "memory.swap.max") if self.new else ("memory.limit_in_bytes", "memory.swappiness")
-            (self.folder / names[0]).write_text(str(limit * MB))
+            (self.folder / names[0]).write_text(str(limit * MB), encoding="utf-8")
             with suppress(OSError):
-                (self.folder / names[1]).write_text("0")
+                (self.folder / names[1]).write_text("0", encoding="utf-8")
         except OSError:
             self.folder.rmdir()
             raise
@@ -108,17 +108,17 @@ class Group:
     def killed(self) -> int:
         """How many of its processes the system has killed for want of memory."""
         file = self.folder / ("memory.events" if self.new else "memory.oom_control")
-        held = dict(line.split() for line in file.read_text().splitlines())
+        held = dict(line.split() for line in file.read_text(encoding="utf-8").splitlines())
         return int(held.get("oom_kill", 0))
 
     def peak(self) -> int:
         """Most memory that it had, cached pages of files included, in MB; the limit where it was reached."""
         file = self.folder / ("memory.peak" if self.new else "memory.max_usage_in_bytes")
-        return int(file.read_text()) // MB
+        return int(file.read_text(encoding="utf-8")) // MB
 
     def own(self) -> int:
         """Memory that no file backs, now, in MB."""
-        held = dict(line.split() for line in (self.folder / "memory.stat").read_text().splitlines())
+        held = dict(line.split() for line in (self.folder / "memory.stat").read_text(encoding="utf-8").splitlines())
         return int(held["anon" if self.new else "rss"]) // MB
 
     def close(self) -> None:

@@ -125,7 +125,7 @@ def enrol(place: Place, names: list[str]) -> None:
     public: dict[str, str] = {}
     for name in names:
         certificates.make_device(place.folder / "keys", name)
-        public[name] = (place.folder / "keys" / f"{name}.pub").read_text()
+        public[name] = (place.folder / "keys" / f"{name}.pub").read_text(encoding="utf-8")
         raw = keys.public_key_to_bytes(load_ssh_public_key(public[name].encode()))
         node = client.RegisterNode(proto.RegisterNodeRequest(public_key=raw)).node_id
         known[name] = {"key": " ".join(public[name].split()[:2]), "node": str(node)}
@@ -133,9 +133,9 @@ def enrol(place: Place, names: list[str]) -> None:
     serve = place.running["serve"]
     serve.send_signal(signal.SIGSTOP)  # it looks into both places and must not see one without the other
     for name, text in public.items():
-        (federation.devices / f"{name}.pub").write_text(text)
+        (federation.devices / f"{name}.pub").write_text(text, encoding="utf-8")
     fresh = federation.known.with_suffix(".new")
-    fresh.write_text(json.dumps(known))
+    fresh.write_text(json.dumps(known), encoding="utf-8")
     fresh.replace(federation.known)
     serve.send_signal(signal.SIGCONT)
 
@@ -212,7 +212,7 @@ class People:
 def figures(pid: int) -> dict[str, int]:
     """Memory of a process in MB, its threads, and its open files; zeros where it has ended."""
     try:
-        held = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        held = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines())
         files = len(os.listdir(f"/proc/{pid}/fd"))
         return {"mb": int(held["VmRSS"].split()[0]) >> 10, "threads": int(held["Threads"]), "files": files}
     except (OSError, KeyError):
@@ -221,8 +221,14 @@ def figures(pid: int) -> dict[str, int]:
 
 def spent(place: Place) -> dict[str, float]:
     """Processor seconds of the server's processes that stay, so far."""
-    pids = {"serve": place.running["serve"].pid, "superlink": int(Federation(place.federation).link.read_text())}
-    rows = {name: Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split() for name, pid in pids.items()}
+    pids = {
+        "serve": place.running["serve"].pid,
+        "superlink": int(Federation(place.federation).link.read_text(encoding="utf-8")),
+    }
+    rows = {
+        name: Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+        for name, pid in pids.items()
+    }
     return {name: (int(row[11]) + int(row[12])) / os.sysconf("SC_CLK_TCK") for name, row in rows.items()}
 
 
@@ -231,10 +237,10 @@ def told_of(place: Place) -> dict[str, dict[str, int]]:
     federation = Federation(place.federation)
     found = {"serve": figures(place.running["serve"].pid)}
     with suppress(OSError, ValueError):
-        found["superlink"] = figures(int(federation.link.read_text()))
+        found["superlink"] = figures(int(federation.link.read_text(encoding="utf-8")))
     for file in federation.jobs.glob("*.pid"):
         with suppress(OSError, ValueError):
-            found["the run"] = figures(int(file.read_text()))
+            found["the run"] = figures(int(file.read_text(encoding="utf-8")))
     return found
 
 

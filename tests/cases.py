@@ -392,7 +392,7 @@ ALIKE = {  # rows that keep and send what another one does, of which they change
 LEARNS_ALIKE = ALIKE | {  # and rows that keep and send something else, but learn as another one does
     *("sparse-collaborative", "dgc", "ef21", "fedavg-momentum", "fl-pqsu-random-skip", "fl-pqsu-lazy", "fedtiny-gated"),
     *("wireless-pruning-published", "prunefl-personal", "stc-merged", "random-mask-private", "random-mask-secure"),
-    "random-mask-private-by-devices",
+    *("random-mask-private-by-devices", "sparse-collaborative-split"),
 }
 
 

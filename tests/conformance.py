@@ -250,7 +250,7 @@ class Silent(Wrapper):
         return self.inner.ask(task, {d: m for d, m in send.items() if d.id not in self.ids}, at_least)
 
 
-@each
+@pytest.mark.parametrize("case", some(CASES, ALIKE), ids=str)
 def test_one_silent_client_does_not_stop_a_round(case):
     held = people(case)
     seen = states(case, Silent(LocalFleet(held), {held[1].id}))

@@ -122,7 +122,9 @@ def ours(words: list[str], only_check: bool, most: int) -> None:
         planned(words[1:])
         return
     try:
-        code = main([*short(words, most), "--quiet"] if words[0] == "run" else words)
+        if words[0] in ("run", "compare"):
+            words = [*short(words, most), *["--quiet"] * (words[0] == "run")]
+        code = main(words)
     except SystemExit as end:  # of --help, or of words that the parser refuses
         code = end.code or 0
     assert code == 0, f"fedbonsai {shlex.join(words)} gave {code}"

@@ -157,6 +157,7 @@ def under_way(moments, rounds):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # as a sweep, which has the same workers
 def test_killed_and_interrupted_comparisons_go_on_and_end_the_same():
     killed = under_way(Path("moments"), 3)
     killed.kill()

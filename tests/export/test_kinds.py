@@ -47,12 +47,12 @@ def written(what, form, target, int8=False):
     return compare("file", file, runner, what.network(), what.test, objective)
 
 
-LOWERED = {
-    ("char-gru", False)
-}  # by ExecuTorch, seconds each; the rest is left to `make test-all`, and pictures to test_export
+# by ExecuTorch, seconds each; the rest is left to `make test-all`, and pictures to test_export
+LOWERED = {("char-gru", False)}
 # as char-gru and tokens, and as ds-cnn; a network of pictures is written by test_export, too
 ALIKE = {
     ("series", "onnx", True),
+    ("char-gru", "onnx", True),
     *((kind, "onnx", int8) for kind in ("gru", "mobilenet-v2-small") for int8 in (False, True)),
 }
 FILES = [

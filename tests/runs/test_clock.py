@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from tests.cases import ALIKE, CASES, some
+from tests.cases import CASES, LEARNS_ALIKE, some
 from tests.moments import killed_and_resumed
 
 import fedbonsai
@@ -245,7 +245,7 @@ def test_worker_processes_cost_the_same_as_this_process(tmp_path):
     assert [{**row, "seconds": 0} for row in here.metrics] == [{**row, "seconds": 0} for row in there.metrics]
 
 
-@pytest.mark.parametrize("case", some(CASES, ALIKE), ids=str)
+@pytest.mark.parametrize("case", some(CASES, LEARNS_ALIKE), ids=str)
 def test_every_method_has_seconds_and_joules(case, tmp_path):
     run = execute(case.config(**CLOCK), tmp_path / "a")
     for row in run.metrics:
