@@ -85,9 +85,9 @@ def section() -> str:
     heads = [
         "![Accuracy against megabytes and against parameters, a line for each method, on three tasks](docs/images/pareto.svg)",
         "",
-        "Each line is a method at several densities; one that lies further up and left is better. Left column by the",
-        "[protocol](docs/evidence.md), the others by settings that were set by hand. Means over three seeds; tables with",
-        "intervals are in [all results](docs/results.md).",
+        "Each line is a method at several densities; what lies further up and left is better. Left column by the",
+        "[protocol](docs/evidence.md), the others by settings that were set by hand. Means over the seeds; tables with",
+        "their number and intervals are in [all results](docs/results.md).",
         "",
     ]
     return "\n".join([*heads, *fewest(FEWEST), "", *short(FAIR, results_of(FAIR))])
