@@ -41,7 +41,7 @@ NETWORKS = (
 )
 BATCHES = (8, 32)
 REPEATS = 10
-FEWEST = 4  # repeats, where steps are so long that more of them take twice the time that was given
+FEWEST = 4  # repeats that can be used, where steps are so long that more of them take twice the time that was given
 LEAST = 3  # steps of a call beside the one that a call takes anyway
 
 
@@ -103,7 +103,8 @@ def timed(
         for place, step in enumerate(steps):
             long[turn, place], short[turn, place] = step.train(me, batch, many[place] + 1), step.train(me, batch, 1)
         made = turn + 1
-        if made >= FEWEST and long[:made].sum() + short[:made].sum() > 2 * budget * len(steps):
+        usable = int((long[:made] > short[:made]).all(1).sum())
+        if usable >= FEWEST and 2 * usable > made and long[:made].sum() + short[:made].sum() > 2 * budget * len(steps):
             break
     long, short = long[:made], short[:made]
     if len(steps) == 1:
