@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isfinite, isnan
 from statistics import fmean
 from typing import Any
 
 from experiments.plans import experiments, highlights, plan_of
+from fedbonsai.objectives import Measure
 from fedbonsai.objectives.base import measure_named
 from fedbonsai.sweeps.statistics import estimate, holm, paired
-from fedbonsai.sweeps.tables import signed, spread, verdict
+from fedbonsai.sweeps.tables import between, chance, signed, spread, verdict
 
 Results = Mapping[int, Mapping[str, Any]]  # of one row, by seed
 
@@ -35,6 +35,9 @@ COLUMNS = [
     "p by Holm",
 ]
 COLUMNS += ["verdict", "parameters", "MB", "of its bytes", "samples"]
+
+
+TRAINED = "trained examples"  # of a result
 
 
 def keeps_protocol(experiment: str) -> bool:
@@ -67,70 +70,82 @@ def by_row(experiment: str, results: Sequence[Mapping[str, Any]]) -> dict[str, R
 def short(experiment: str, results: Sequence[Mapping[str, Any]]) -> list[str]:
     """The rows that the README shows: what they come to, their size and their bytes."""
     rows = by_row(experiment, results)
-    shown = [name for name in rows if name in highlights(experiment)]
-    wanted = ["row", "seeds", "mean", "95 % interval", "parameters", "MB", "of its bytes"]
-    places = [COLUMNS.index(name) for name in wanted]
-    head, rule, *body = [line for line in table(experiment, rows) if line.startswith("|")]
-    kept = [head, rule, *(line for line in body if line.split("|")[1].strip() in shown)]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in kept]
+    shown = [line for line in cells(experiment, rows) if line[0] in highlights(experiment)]
+    places = [
+        COLUMNS.index(name) for name in ("row", "seeds", "mean", "95 % interval", "parameters", "MB", "of its bytes")
+    ]
     return [
         f"Movements told from phones and watches (`{experiment}`): accuracy in percent on five people of no device; each row",
         "with the learning rate that suits it, trained until it is flat; megabytes of all devices, both ways, and their share of",
         "FedAvg's.",
         "",
-        *("| " + " | ".join(line[place] for place in places) + " |" for line in cells),
+        *markdown([[line[place] for place in places] for line in (COLUMNS, *shown)]),
     ]
 
 
 def table(experiment: str, rows: Mapping[str, Results]) -> list[str]:
-    """The lines of one experiment's table, with the baseline first among the words above it."""
-    plan = plan_of(experiment)
-    if plan.baseline not in rows:
+    """The lines of one experiment's table, and what its figures are above it."""
+    baseline = plan_of(experiment).baseline
+    if baseline not in rows:
         return [f"### {experiment}", "", "No result of the baseline yet."]
-    measure = measure_named(next(iter(rows[plan.baseline].values()))["metric"])
-    own = any(personal(each) for found in rows.values() for each in found.values())
-    scores = {name: {seed: score(each, own) for seed, each in found.items()} for name, found in rows.items()}
-    base = rows[plan.baseline]
-    gaps = {name: paired(found, scores[plan.baseline]) for name, found in scores.items() if name != plan.baseline}
-    corrected = dict(zip(gaps, holm([gap.p for gap in gaps.values()]), strict=True))
-    lines = [
-        f"### {experiment}",
-        "",
-        f"{measure.headed(measure.words)}{' on the validation parts of the devices' if own else ''}, beside `{plan.baseline}`.",
-        "",
-        f"| {' | '.join(COLUMNS)} |",
-        "|---" * len(COLUMNS) + "|",
-    ]
-    for name, found in rows.items():
-        cells = [name, rate(found), mean(each["curve"][-1][0] for each in found.values()), str(len(found))]
-        cells += spread(measure, estimate(list(scores[name].values())))
-        gap = gaps.get(name)
-        if gap is None or not gap.n:
-            cells += [""] * 4
-        else:
-            p = corrected[name]
-            cells += [
-                signed(measure, gap.mean),
-                f"{signed(measure, gap.low)} to {signed(measure, gap.high)}" if isfinite(gap.half) else "",
-                "" if isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}",
-                verdict(measure, gap, p),
-            ]
-        both = found.keys() & base.keys()
-        cells += [
-            size(found),
-            f"{fmean(sum(each['bytes'].values()) for each in found.values()) / 1e6:.2f}",
-            ratio(
-                [sum(found[seed]["bytes"].values()) for seed in both],
-                [sum(base[seed]["bytes"].values()) for seed in both],
-            ),
-            ratio(
-                [found[seed]["trained examples"] for seed in both], [base[seed]["trained examples"] for seed in both]
-            ),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+    measure, own = judged(rows, baseline)
     commits = sorted({str(each["commit"]) for found in rows.values() for each in found.values()})
     processors = sorted({each["processor"] for found in rows.values() for each in found.values()})
-    return [*lines, "", f"Commit {', '.join(commits)}; {', '.join(processors)}."]
+    return [
+        f"### {experiment}",
+        "",
+        f"{measure.headed(measure.words)}{' on the validation parts of the devices' if own else ''}, beside `{baseline}`.",
+        "",
+        *markdown([COLUMNS, *cells(experiment, rows)]),
+        "",
+        f"Commit {', '.join(commits)}; {', '.join(processors)}.",
+    ]
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> list[str]:
+    """A table of cells, whose first line is its heading."""
+    head, *body = [f"| {' | '.join(line)} |" for line in lines]
+    return [head, "|---" * len(lines[0]) + "|", *body]
+
+
+def judged(rows: Mapping[str, Results], baseline: str) -> tuple[Measure, bool]:
+    """By which measure the rows are judged, and whether on the devices' own data."""
+    measure = measure_named(next(iter(rows[baseline].values()))["metric"])
+    return measure, any(personal(each) for found in rows.values() for each in found.values())
+
+
+def cells(experiment: str, rows: Mapping[str, Results]) -> list[list[str]]:
+    """The cells of each row, by `COLUMNS`."""
+    baseline = plan_of(experiment).baseline
+    measure, own = judged(rows, baseline)
+    scores = {name: {seed: score(each, own) for seed, each in found.items()} for name, found in rows.items()}
+    base = rows[baseline]
+    gaps = {name: paired(found, scores[baseline]) for name, found in scores.items() if name != baseline}
+    corrected = dict(zip(gaps, holm([gap.p for gap in gaps.values()]), strict=True))
+    lines: list[list[str]] = []
+    for name, found in rows.items():
+        line = [name, rate(found), mean(each["curve"][-1][0] for each in found.values()), str(len(found))]
+        line += spread(measure, estimate(list(scores[name].values())))
+        gap = gaps.get(name)
+        if gap is None or not gap.n:
+            line += [""] * 4
+        else:
+            p = corrected[name]
+            line += [signed(measure, gap.mean), between(measure, gap), chance(p), verdict(measure, gap, p)]
+        both = found.keys() & base.keys()
+        line += [
+            size(found),
+            f"{fmean(map(moved, found.values())) / 1e6:.2f}",
+            ratio([moved(found[seed]) for seed in both], [moved(base[seed]) for seed in both]),
+            ratio([found[seed][TRAINED] for seed in both], [base[seed][TRAINED] for seed in both]),
+        ]
+        lines.append(line)
+    return lines
+
+
+def moved(result: Mapping[str, Any]) -> int:
+    """Bytes of a run, both ways."""
+    return sum(result["bytes"].values())
 
 
 def personal(result: Mapping[str, Any]) -> bool:

@@ -218,15 +218,8 @@ def _commands(args: argparse.Namespace, folder: Path) -> tuple[list[str], list[s
 
     port = str(free_port())
     node = [
-        program("flower-supernode"),
-        *(
-            "--isolation",
-            "process",
-            "--root-certificates",
-            str(args.ca.resolve()),
-            "--auth-supernode-private-key",
-            str(args.key.resolve()),
-        ),
+        *(program("flower-supernode"), "--isolation", "process"),
+        *("--root-certificates", str(args.ca.resolve()), "--auth-supernode-private-key", str(args.key.resolve())),
         *("--superlink", args.server, "--host", "127.0.0.1", "--port", port),
         *("--node-config", f'{SETTING}="{folder / "device.toml"}"'),
     ]

@@ -93,22 +93,30 @@ def differences(sweep: Sweep, group: Group) -> Table:
     """What `compared` finds, in words; no rows without a baseline."""
     measure, rows = group.measure, list[list[str]]()
     for variant, other, gap, corrected in compared(sweep, group):
-        interval = f"{signed(measure, gap.low)} to {signed(measure, gap.high)}" if isfinite(gap.half) else ""
-        ps = ["" if isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}" for p in (gap.p, corrected)]
         rows.append(
             [
                 variant.name,
                 other,
                 str(gap.n),
                 signed(measure, gap.mean),
-                interval,
-                *ps,
+                between(measure, gap),
+                *map(chance, (gap.p, corrected)),
                 verdict(measure, gap, corrected),
             ]
         )
     unit = ", points" if measure.unit == "%" else ""
     head = ["variant", "beside", "seeds", f"difference{unit}", "95 % interval", "p", "p by Holm", "verdict"]
     return Table(f"{group.data}: {measure.words}, seed by seed against the baseline", head, rows)
+
+
+def between(measure: Measure, gap: Difference) -> str:
+    """The interval of a difference, in words; empty of one seed."""
+    return f"{signed(measure, gap.low)} to {signed(measure, gap.high)}" if isfinite(gap.half) else ""
+
+
+def chance(p: float) -> str:
+    """A p-value as it is shown; empty where there is none."""
+    return "" if isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def signed(measure: Measure, value: float) -> str:

@@ -5,14 +5,15 @@ import http.client
 import ssl
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
-from fedbonsai.fleets.flower import certificates, gate
+from fedbonsai.fleets.flower import gate
 from fedbonsai.fleets.flower.bell import Bell
 from fedbonsai.fleets.flower.gate import Gate
 from fedbonsai.fleets.flower.processes import free_port
+from tests.fleets.flower.link import link_of
 from tests.moments import HANGS
 
 PULL = "/v1/fleet/pull-messages"
@@ -83,26 +84,17 @@ class Link(BaseHTTPRequestHandler):
 @pytest.fixture
 def link(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bell")
-    certificates.make_server(folder, ["localhost"])
-    files = [folder / name for name in (certificates.CA, certificates.SERVER, certificates.SERVER_KEY)]
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(files[1], files[2])
     made = type("Held", (Link,), {"asked": [], "messages": b""})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), made)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    made.bell, made.port = Bell(folder / "bell"), free_port()
-    made.trusted = ssl.create_default_context(cafile=files[0])
-    made.gate = Gate("127.0.0.1", made.port, server.server_port, *files, None, made.bell)
-    made.gate.start()
-    made.open = []
-    yield made
-    for connection in made.open:
-        connection.close()
-    made.gate.close()
-    server.shutdown()
-    server.server_close()
+    with link_of(folder, made) as (inner, files):
+        made.bell, made.port = Bell(folder / "bell"), free_port()
+        made.trusted = ssl.create_default_context(cafile=files[0])
+        made.gate = Gate("127.0.0.1", made.port, inner, *files, None, made.bell)
+        made.gate.start()
+        made.open = []
+        yield made
+        for connection in made.open:
+            connection.close()
+        made.gate.close()
 
 
 def question(link, path=PULL):

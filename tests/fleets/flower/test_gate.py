@@ -4,16 +4,16 @@ import contextlib
 import http.client
 import socket
 import ssl
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
 from fedbonsai.errors import ConfigError
-from fedbonsai.fleets.flower import certificates, gate, listener
+from fedbonsai.fleets.flower import gate, listener
 from fedbonsai.fleets.flower.gate import Gate
 from fedbonsai.fleets.flower.processes import free_port
+from tests.fleets.flower.link import link_of
 from tests.moments import HANGS
 
 SEEN = []
@@ -44,23 +44,14 @@ class Link(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def door(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gate")
-    certificates.make_server(folder, ["localhost"])
-    files = [folder / name for name in (certificates.CA, certificates.SERVER, certificates.SERVER_KEY)]
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(files[1], files[2])
-    link = ThreadingHTTPServer(("127.0.0.1", 0), Link)
-    link.socket = context.wrap_socket(link.socket, server_side=True)
-    link.daemon_threads = True
-    INNER_PORT[:] = [link.server_port]
-    threading.Thread(target=link.serve_forever, daemon=True).start()
-    port = free_port()
-    made = Gate("127.0.0.1", port, link.server_port, *files)
-    made.start()
-    GATE[:] = [made]
-    yield port, files
-    made.close()
-    link.shutdown()
-    link.server_close()
+    with link_of(folder, Link) as (inner, files):
+        INNER_PORT[:] = [inner]
+        port = free_port()
+        made = Gate("127.0.0.1", port, inner, *files)
+        made.start()
+        GATE[:] = [made]
+        yield port, files
+        made.close()
 
 
 def ask(door, path, body=b"", method="POST", chunked=False, headers=None, **more):

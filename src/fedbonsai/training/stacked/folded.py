@@ -38,9 +38,8 @@ class Folding:
     def __call__(self, make: Make, weights: Tree, x: Tensor) -> Made:
         """What is made of inputs, each [clients, samples, ...], with weights [clients, ...] by name."""
         for layer, names in self._layers:
-            vars(layer)["stacked"] = {
-                name: weights[whole] for name, whole in names.items()
-            }  # a module looks at it long
+            # a module that is given an attribute looks long at what it is
+            vars(layer)["stacked"] = {name: weights[whole] for name, whole in names.items()}
         return tuple([value.unflatten(0, x.shape[:2]) for value in make(self._module, x.flatten(0, 1))])
 
 
